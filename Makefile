@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a bare clone: python3, make and a package index are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help demo test lint types quick slow clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
+	@echo "make test   everything CI checks: style, types, import rules, all tests"
+	@echo "make quick  the tests without the slow ones"
+	@echo "make clean  remove the virtual environment and the caches"
+
+# Installed once, and again only when the list of dependencies changes.
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing convattn into $(VENV) (PyTorch included: about 6 GB, a few minutes, only once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,dev]"
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m examples.demo
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types: $(READY)
+	@$(BIN)/mypy
+
+quick: $(READY)
+	@$(BIN)/pytest -q -m "not slow" --durations=10
+
+slow: $(READY)
+	@$(BIN)/pytest -q -m slow --durations=10
+
+test: lint types quick slow
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,3 @@
+"""Convolution and attention in one operator: ACmix, X-volution and GLMix."""
+
+__version__ = "0.1.0"
