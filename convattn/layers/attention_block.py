@@ -1,0 +1,58 @@
+"""Global attention over every position: the other block of GLNet."""
+
+from __future__ import annotations
+
+from timm.layers import Attention
+from torch import Tensor
+
+from convattn.layers.block import PreNormBlock, resolve_num_heads
+
+
+class AttentionBlock(PreNormBlock):
+    """Residual block with multi-head attention over all positions of the map.
+
+    ``x = x0 + DW3x3(x0);  x = x + ls1 * MHA(LN(x));  x = x + ls2 * FFN(LN(x))``
+
+    Args:
+        dim: channels.
+        num_heads: heads of the attention; None for one per ``head_dim`` channels.
+        head_dim: channels of a head, where ``num_heads`` is None.
+        pos_embed: whether to add the depth-wise 3x3 convolution.
+        mlp_ratio: hidden channels of the FFN over ``dim``.
+        mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
+        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        drop_path: rate at which a branch of an image is dropped in training.
+
+    Raises:
+        ValueError: channels that the heads do not divide, or a rate out of range.
+
+    GLMix (arXiv 2411.14429), the blocks "mha" of GLNet and the odd ones of its hybrid stages.
+    In GLNet-STL they have neither position embedding nor depth-wise convolution.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        pos_embed: bool = True,
+        mlp_ratio: float = 4.0,
+        mlp_dwconv: bool = False,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim,
+            pos_embed=pos_embed,
+            mlp_ratio=mlp_ratio,
+            mlp_dwconv=mlp_dwconv,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+        )
+        self.attn = Attention(dim, resolve_num_heads(dim, num_heads, head_dim), qkv_bias=True)
+
+    def mix(self, u: Tensor, context: Tensor) -> Tensor:
+        """Attend from every position to every position."""
+        mixed = self.attn(u.flatten(2).transpose(1, 2))
+        return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])

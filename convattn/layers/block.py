@@ -1,0 +1,84 @@
+"""What every GLNet block shares: position embedding, two normed residual branches, an FFN."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath, LayerNorm2d, LayerScale2d
+from torch import Tensor, nn
+
+from convattn.layers.ffn import ConvMlp, depthwise
+from convattn.ops._checks import check_divisible, check_map, check_positive
+
+NORM_EPS = 1e-6
+
+
+class PreNormBlock(nn.Module):
+    """Residual block around a way of mixing positions, which a subclass gives.
+
+    ``x = x0 + DW3x3(x0);  x = x + ls1 * mix(LN(x), x0);  x = x + ls2 * FFN(LN(x))``
+
+    Args:
+        dim: channels.
+        pos_embed: whether to add the depth-wise 3x3 convolution.
+        mlp_ratio: hidden channels of the FFN over ``dim``.
+        mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
+        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        drop_path: rate at which a branch of an image is dropped in training.
+
+    Raises:
+        ValueError: a size or a rate out of range.
+
+    GLMix (arXiv 2411.14429), the block of GLNet.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        pos_embed: bool = True,
+        mlp_ratio: float = 4.0,
+        mlp_dwconv: bool = False,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_positive("dim", dim)
+        if mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be at least 0 and less than 1, got {drop_path}")
+        self.dim = dim
+        self.pos_embed = depthwise(dim, 3) if pos_embed else None
+        self.norm1 = LayerNorm2d(dim, eps=NORM_EPS)
+        self.ls1 = _layer_scale(dim, layer_scale)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = LayerNorm2d(dim, eps=NORM_EPS)
+        self.mlp = ConvMlp(dim, max(1, int(dim * mlp_ratio)), dwconv=mlp_dwconv)
+        self.ls2 = _layer_scale(dim, layer_scale)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def mix(self, u: Tensor, context: Tensor) -> Tensor:
+        """Mix the positions of the normed map ``u``; ``context`` is what the block was given."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
+        check_map(x, channels=self.dim)
+        context = x
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(x)
+        # Under autocast the scales, kept in float32, would widen everything that follows.
+        x = x + self.drop_path1(self.ls1(self.mix(self.norm1(x), context))).to(x.dtype)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
+
+
+def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:
+    """Return ``num_heads``, or one head per ``head_dim`` channels; raise unless they fit."""
+    if num_heads is None:
+        check_divisible("dim", dim, "head_dim", head_dim)
+        return dim // head_dim
+    check_divisible("dim", dim, "num_heads", num_heads)
+    return num_heads
+
+
+def _layer_scale(dim: int, init: float | None) -> nn.Module:
+    return nn.Identity() if init is None else LayerScale2d(dim, init)

@@ -1,0 +1,274 @@
+"""GLMix: convolutions on the pixels beside attention on a few semantic slots."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import Attention, trunc_normal_
+from torch import Tensor, nn
+
+from convattn.layers.block import PreNormBlock, resolve_num_heads
+from convattn.layers.ffn import depthwise
+from convattn.ops._checks import (
+    check_choice,
+    check_map,
+    check_odd,
+    check_positive,
+)
+from convattn.ops.glmix import (
+    BACKENDS,
+    check_grid,
+    dispatch,
+    kmeans_clustering,
+    pool_slots,
+    soft_clustering,
+)
+
+SLOT_INITS = ("pooled", "learned")
+CLUSTERINGS = ("soft", "kmeans", "static")
+BRANCHES = ("parallel", "sequential", "local", "global")
+
+
+class GLMix(nn.Module):
+    """Mix a map by a local convolution and by attention between a few slots.
+
+    ``S0 = pool(context);  S = cluster(S0, u);  g = dispatch(S0, MHA(S), u)``,
+    ``l = 1x1(DW(1x1(u)));  y = g + l``
+
+    Args:
+        in_chans: channels of the input.
+        out_chans: channels of the output; None for ``in_chans``. Where they differ, a 1x1
+            convolution follows the sum.
+        num_heads: heads of the attention between slots; None for one per ``head_dim`` channels.
+        head_dim: channels of a head, where ``num_heads`` is None.
+        slots: the grid (rows, columns), or the number of slots. Pooled slots need a square number.
+        slot_init: "pooled" from the context, or "learned", the same for every image.
+        clustering: how pixels are gathered: "soft", "kmeans" (hard, ``kmeans_iterations`` rounds;
+            its centroids are also what pixels are compared with when the slots are given back) or
+            "static" (averages of ``u`` over the grid). All give back by a softmax over slots.
+        kmeans_iterations: rounds of k-means.
+        branches: "parallel" (g + l), "sequential" (the local branch, then the global one on its
+            output), "local" or "global" alone.
+        kernel_size: kernel of the local branch, odd.
+        backend: path of ``convattn.ops.soft_clustering`` and ``dispatch``.
+
+    Raises:
+        ValueError: sizes, names or combinations that do not fit; the message says what would.
+
+    GLMix (NeurIPS 2024, arXiv 2411.14429). The published code takes square grids and equal
+    channels, has soft clustering and parallel branches alone, and keeps the inverse temperature
+    as a 0-dimensional parameter; such a checkpoint loads. The paper leaves the order of the
+    sequence open: local first is our choice.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int | None = None,
+        *,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        slots: int | tuple[int, int] = (8, 8),
+        slot_init: str = "pooled",
+        clustering: str = "soft",
+        kmeans_iterations: int = 3,
+        branches: str = "parallel",
+        kernel_size: int = 5,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        out_chans = in_chans if out_chans is None else out_chans
+        check_positive("in_chans", in_chans)
+        check_positive("out_chans", out_chans)
+        check_choice("slot_init", slot_init, SLOT_INITS)
+        check_choice("clustering", clustering, CLUSTERINGS)
+        check_choice("branches", branches, BRANCHES)
+        check_choice("backend", backend, ("auto", *BACKENDS))
+        check_positive("kmeans_iterations", kmeans_iterations)
+        check_odd("kernel_size", kernel_size)
+        if slot_init == "learned" and clustering != "soft":
+            raise ValueError(
+                f"clustering {clustering!r} leaves learned slots without a gradient; "
+                "use slot_init='pooled', or clustering='soft'"
+            )
+        self.in_chans = in_chans
+        self.clustering = clustering
+        self.kmeans_iterations = kmeans_iterations
+        self.branches = branches
+        self.backend = backend
+        self._slot_grid: tuple[int, int] | None = None
+        if branches != "local":
+            num_heads = resolve_num_heads(in_chans, num_heads, head_dim)
+            self.slot_scale = nn.Parameter(torch.full((1,), in_chans**-0.5))
+            self.slot_attn = Attention(in_chans, num_heads, qkv_bias=True)
+            if slot_init == "learned":
+                self.slots = nn.Parameter(torch.empty(1, _number_of_slots(slots), in_chans))
+                trunc_normal_(self.slots, std=0.02)
+            else:
+                self._slot_grid = _grid_of_slots(slots)
+            self.register_load_state_dict_pre_hook(_accept_scalar_slot_scale)
+        if branches != "global":
+            self.local = nn.Sequential(
+                nn.Conv2d(in_chans, in_chans, 1),
+                depthwise(in_chans, kernel_size),
+                nn.Conv2d(in_chans, in_chans, 1),
+            )
+        same = in_chans == out_chans
+        self.proj = nn.Identity() if same else nn.Conv2d(in_chans, out_chans, 1)
+
+    @property
+    def slot_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the pooled slots; None where slots are learned or there are none.
+
+        Pooling has no parameters: a trained model runs with whatever grid is set here.
+        """
+        return self._slot_grid
+
+    @slot_grid.setter
+    def slot_grid(self, grid: int | tuple[int, int]) -> None:
+        if self._slot_grid is None:
+            raise ValueError(
+                f"slot_grid={grid!r} needs pooled slots; this mixer has "
+                + ("none" if self.branches == "local" else "learned ones, whose number is fixed")
+            )
+        self._slot_grid = _grid_of_slots(grid)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mix the map ``x`` (B, in_chans, H, W) into (B, out_chans, H, W).
+
+        Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
+        """
+        check_map(x, channels=self.in_chans)
+        context = x if context is None else context
+        if self.branches == "parallel":
+            y = self._global(x, context) + self.local(x)
+        elif self.branches == "sequential":
+            y = self._global(self.local(x), context)
+        elif self.branches == "local":
+            y = self.local(x)
+        else:
+            y = self._global(x, context)
+        return self.proj(y)
+
+    def _global(self, u: Tensor, context: Tensor) -> Tensor:
+        prototypes = self._initial_slots(u, context)
+        if self.clustering == "soft":
+            slots = soft_clustering(prototypes, u, self.slot_scale, backend=self.backend)
+        elif self.clustering == "kmeans":
+            slots = prototypes = kmeans_clustering(prototypes, u, self.kmeans_iterations)
+        else:
+            assert self._slot_grid is not None
+            slots = pool_slots(u, self._slot_grid)
+        return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=self.backend)
+
+    def _initial_slots(self, u: Tensor, context: Tensor) -> Tensor:
+        if self._slot_grid is None:
+            return self.slots.expand(u.shape[0], -1, -1)
+        return pool_slots(context, self._slot_grid)
+
+
+class GLMixBlock(PreNormBlock):
+    """Residual block of GLMix and a feed-forward network.
+
+    ``x = x0 + DW3x3(x0);  x = x + ls1 * GLMix(LN(x), x0);  x = x + ls2 * FFN(LN(x))``
+
+    Args:
+        dim: channels.
+        num_heads: heads of the attention between slots; None for one per ``head_dim`` channels.
+        head_dim: channels of a head, where ``num_heads`` is None.
+        slots: the grid (rows, columns), or the number of slots. Pooled slots need a square number.
+        slot_init: "pooled" from the block's input, or "learned".
+        clustering: "soft", "kmeans" or "static".
+        kmeans_iterations: rounds of k-means.
+        branches: "parallel", "sequential", "local" or "global".
+        kernel_size: kernel of the local branch, odd.
+        pos_embed: whether to add the depth-wise 3x3 convolution.
+        mlp_ratio: hidden channels of the FFN over ``dim``.
+        mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
+        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        drop_path: rate at which a branch of an image is dropped in training.
+        backend: path of ``convattn.ops.soft_clustering`` and ``dispatch``.
+
+    Raises:
+        ValueError: sizes, names or combinations that do not fit; the message says what would.
+
+    GLMix (NeurIPS 2024, arXiv 2411.14429), the block of GLNet. The initial slots are pooled from
+    the block's input, before the position embedding and the norm, as in the published code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        slots: int | tuple[int, int] = (8, 8),
+        slot_init: str = "pooled",
+        clustering: str = "soft",
+        kmeans_iterations: int = 3,
+        branches: str = "parallel",
+        kernel_size: int = 5,
+        pos_embed: bool = True,
+        mlp_ratio: float = 4.0,
+        mlp_dwconv: bool = False,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            dim,
+            pos_embed=pos_embed,
+            mlp_ratio=mlp_ratio,
+            mlp_dwconv=mlp_dwconv,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+        )
+        self.mixer = GLMix(
+            dim,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            slots=slots,
+            slot_init=slot_init,
+            clustering=clustering,
+            kmeans_iterations=kmeans_iterations,
+            branches=branches,
+            kernel_size=kernel_size,
+            backend=backend,
+        )
+
+    def mix(self, u: Tensor, context: Tensor) -> Tensor:
+        """Mix ``u`` by GLMix, with slots pooled from the block's input."""
+        return self.mixer(u, context)
+
+
+def _number_of_slots(slots: int | tuple[int, int]) -> int:
+    if isinstance(slots, int):
+        check_positive("slots", slots)
+        return slots
+    check_grid(slots)
+    return slots[0] * slots[1]
+
+
+def _grid_of_slots(slots: int | tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(slots, int):
+        check_grid(slots)
+        return slots[0], slots[1]
+    check_positive("slots", slots)
+    side = math.isqrt(slots)
+    if side * side != slots:
+        raise ValueError(
+            f"a number of pooled slots must be a square, got slots={slots}; use {side * side}, "
+            f"{(side + 1) ** 2}, or a grid (rows, columns)"
+        )
+    return side, side
+
+
+def _accept_scalar_slot_scale(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Published checkpoints hold the scale without a dimension, which FSDP refuses."""
+    scale = state_dict.get(f"{prefix}slot_scale")
+    if isinstance(scale, Tensor) and scale.dim() == 0:
+        state_dict[f"{prefix}slot_scale"] = scale.reshape(1)

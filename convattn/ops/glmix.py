@@ -1,0 +1,196 @@
+"""GLMix: pool slots from a map, cluster the map softly into them, give the slots back to it.
+
+B batch, C channels, H W size of the map, M slots. Both similarity steps are scaled dot-product
+attention with one head, so the (M, HW) maps are never stored where the kernel is fused.
+
+Paths of ``soft_clustering`` and ``dispatch``:
+
+| backend     | computes                                                              |
+|-------------|-----------------------------------------------------------------------|
+| "sdpa"      | ``scaled_dot_product_attention`` on unit vectors; what "auto" takes   |
+| "reference" | the formulas, similarity maps in full                                 |
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn.ops._backend import resolve
+from convattn.ops._checks import check_map, check_positive
+from convattn.ops.reference import glmix as reference
+from convattn.ops.reference.glmix import MIN_NORM
+
+BACKENDS = ("sdpa", "reference")
+
+
+def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average a map over a grid of bins: the slots before clustering.
+
+    ``S0[i * columns + j] = mean of x over rows floor(iH / rows) .. ceil((i + 1)H / rows)`` and the
+    like for columns. Bins of a map that the grid does not divide overlap; those of a map smaller
+    than the grid repeat pixels.
+
+    Args:
+        x: the map (B, C, H, W).
+        grid: rows and columns of slots.
+
+    Returns:
+        Slots (B, rows * columns, C), row by row.
+
+    Raises:
+        ValueError: ``x`` is no map, or ``grid`` is not two positive integers.
+
+    GLMix (arXiv 2411.14429), initialisation of the slots. The published code takes square grids.
+    """
+    check_map(x)
+    check_grid(grid)
+    # reshape would copy slots of a channels-last map twice: the pooled map keeps its layout
+    return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
+
+
+def soft_clustering(
+    slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
+) -> Tensor:
+    """Gather a map into slots, each a mean over the positions that resemble it.
+
+    ``slots'_m = sum_p softmax_p(scale * cos(slots_m, u_p)) u_p``
+
+    Args:
+        slots: initial slots (B, M, C), or (1, M, C) for the whole batch.
+        u: the map (B, C, H, W).
+        scale: inverse temperature, a number or a tensor of shape (1,).
+        backend: "auto", "sdpa" or "reference".
+
+    Returns:
+        Clustered slots (B, M, C).
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown backend.
+
+    GLMix (arXiv 2411.14429), soft clustering. A vector that is zero has cosine 0 with everything
+    and gets no gradient through it; the published code divides by a tiny number there.
+    """
+    slots = _check_slots(slots, u, "slots")
+    if resolve(backend, BACKENDS) == "reference":
+        return reference.soft_clustering(slots, u, scale)
+    tokens = _tokens(u)
+    return _attend(scale * _unit(slots), _unit(tokens), tokens)
+
+
+def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
+    """Gather a map into slots by k-means with cosine similarity.
+
+    Each iteration assigns every position to the slot of the largest cosine, then replaces every
+    slot by the mean of its positions; a slot without positions stays where it is.
+
+    Args:
+        slots: initial slots (B, M, C), or (1, M, C) for the whole batch.
+        u: the map (B, C, H, W).
+        iterations: rounds of assignment and mean.
+
+    Returns:
+        Centroids (B, M, C). Gradients reach ``u`` through the means of the last iteration alone:
+        an assignment has none, and neither have the slots that it started from.
+
+    Raises:
+        ValueError: shapes that do not fit, or no iteration.
+
+    GLMix (arXiv 2411.14429), the hard clustering of its ablation, whose code is not published.
+    """
+    check_positive("iterations", iterations)
+    centroids = _check_slots(slots, u, "slots").detach()
+    tokens = _tokens(u)
+    with torch.no_grad():
+        directions = _unit(tokens)
+        for _ in range(iterations - 1):
+            centroids = _cluster_means(_assign(centroids, directions), tokens, centroids)
+        members = _assign(centroids, directions)
+    return _cluster_means(members, tokens, centroids)
+
+
+def dispatch(
+    prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
+) -> Tensor:
+    """Give every position a mixture of slots, by its resemblance to their prototypes.
+
+    ``g_p = sum_m softmax_m(scale * cos(prototypes_m, u_p)) slots_m``
+
+    Args:
+        prototypes: what positions are compared with, the slots before clustering: (B, M, C), or
+            (1, M, C) for the whole batch.
+        slots: what positions receive (B, M, C).
+        u: the map (B, C, H, W).
+        scale: inverse temperature, a number or a tensor of shape (1,).
+        backend: "auto", "sdpa" or "reference".
+
+    Returns:
+        A map (B, C, H, W); its memory is channels-last on the fast path.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown backend.
+
+    GLMix (arXiv 2411.14429), dispatching.
+    """
+    prototypes = _check_slots(prototypes, u, "prototypes")
+    slots = _check_slots(slots, u, "slots")
+    if prototypes.shape[1] != slots.shape[1]:
+        raise ValueError(
+            f"prototypes and slots must be equally many, got {prototypes.shape[1]} and "
+            f"{slots.shape[1]}"
+        )
+    if resolve(backend, BACKENDS) == "reference":
+        return reference.dispatch(prototypes, slots, u, scale)
+    mixed = _attend(_unit(_tokens(u)), scale * _unit(prototypes), slots)
+    return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+
+def check_grid(grid: tuple[int, int]) -> None:
+    """Raise unless ``grid`` is (rows, columns), both positive integers."""
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise ValueError(f"grid must be (rows, columns), got {grid!r}")
+    check_positive("rows of the grid", grid[0])
+    check_positive("columns of the grid", grid[1])
+
+
+def _check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
+    check_map(u, "u")
+    B, C = u.shape[:2]
+    if slots.dim() != 3 or slots.shape[0] not in (1, B) or slots.shape[2] != C:
+        raise ValueError(
+            f"{name} must have shape ({B}, slots, {C}) for u of shape {tuple(u.shape)}, "
+            f"got {tuple(slots.shape)}"
+        )
+    return slots.expand(B, -1, -1)
+
+
+def _tokens(u: Tensor) -> Tensor:
+    """(B, HW, C) with channels innermost, as fused attention wants it: channels-last costs nothing."""
+    return u.flatten(2).transpose(1, 2).contiguous()
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension; those without a direction become zero."""
+    # Squares of half-precision values overflow: the norm is taken in float32 at least.
+    wide = x if x.dtype == torch.float64 else x.float()
+    square = wide.square().sum(dim=-1, keepdim=True)
+    inverse = square.clamp_min(MIN_NORM**2).rsqrt() * (square > MIN_NORM**2)
+    return (wide * inverse).to(x.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    heads = (t.to(v.dtype).unsqueeze(1) for t in (q, k, v))
+    return F.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+
+
+def _assign(centroids: Tensor, directions: Tensor) -> Tensor:
+    """One-hot membership (B, M, HW) of every position in its most similar centroid."""
+    nearest = (directions @ _unit(centroids).transpose(1, 2)).argmax(dim=2)
+    return F.one_hot(nearest, centroids.shape[1]).transpose(1, 2)
+
+
+def _cluster_means(members: Tensor, tokens: Tensor, centroids: Tensor) -> Tensor:
+    count = members.sum(dim=2, keepdim=True)
+    weights = (members / count.clamp_min(1)).to(tokens.dtype)
+    return torch.where(count > 0, weights @ tokens, centroids)

@@ -1,0 +1,68 @@
+"""GLMix from its formulas, plain and slow: bins in loops, similarity maps in full.
+
+B batch, C channels, H W size of the map, M slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A vector shorter than this has no direction: its cosine with anything is 0.
+MIN_NORM = 1e-6
+
+
+def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average each bin of the grid, one after another."""
+    H, W = x.shape[-2:]
+    rows, columns = grid
+    slots = [
+        x[
+            :,
+            :,
+            i * H // rows : -(-(i + 1) * H // rows),
+            j * W // columns : -(-(j + 1) * W // columns),
+        ].mean(dim=(2, 3))
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return torch.stack(slots, dim=1)
+
+
+def soft_clustering(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
+    """Mean of the map under a softmax over positions of each slot's similarity map."""
+    logits = scale * _cosine(slots, u)
+    return torch.einsum("bmp,bcp->bmc", logits.softmax(dim=2), u.flatten(2)).to(u.dtype)
+
+
+def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
+    """Mean of the positions nearest to each slot, repeated; an empty slot stays where it is."""
+    for _ in range(iterations):
+        nearest = _cosine(slots.detach(), u.detach()).argmax(dim=1)
+        start, images = slots.detach(), []
+        for b in range(u.shape[0]):
+            tokens = u[b].flatten(1).T
+            members = [tokens[nearest[b] == m] for m in range(start.shape[1])]
+            means = [t.mean(dim=0) if len(t) else start[b, m] for m, t in enumerate(members)]
+            images.append(torch.stack(means))
+        slots = torch.stack(images)
+    return slots
+
+
+def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
+    """Mean of the slots under a softmax over slots of each position's similarities."""
+    weights = (scale * _cosine(prototypes, u)).softmax(dim=1)
+    mixed = torch.einsum("bmp,bmc->bcp", weights, slots)
+    return mixed.unflatten(2, u.shape[-2:]).to(u.dtype)
+
+
+def _cosine(slots: Tensor, u: Tensor) -> Tensor:
+    """Cosine of every slot with every position, (B, M, HW)."""
+    return torch.einsum("bmc,bcp->bmp", _unit(slots, dim=2), _unit(u.flatten(2), dim=1))
+
+
+def _unit(x: Tensor, dim: int) -> Tensor:
+    # Squares of half-precision values overflow: the norm is taken in float32 at least.
+    wide = x if x.dtype == torch.float64 else x.float()
+    norm = wide.square().sum(dim=dim, keepdim=True).clamp_min(MIN_NORM**2).sqrt()
+    return torch.where(norm > MIN_NORM, wide / norm, 0.0).to(x.dtype)
