@@ -127,8 +127,7 @@ def _draw_learning_rate(axes: Axes, epochs: Epochs) -> None:
     _plot(axes, epochs, {"lr": ""})
     _style(axes, title="Learning rate")
     axes.set_ylim(bottom=0)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
-    axes.yaxis.get_offset_text().set(color=MUTED, fontsize=_SMALL_TEXT)
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
 
 
 CURVES: dict[str, Callable[[Axes, Epochs], None]] = {

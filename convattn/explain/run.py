@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -47,6 +49,12 @@ class Run:
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their labels."""
         return [str(name) for name in self.evaluation.get("class_names", [])]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration as keys and values."""
+        settings = yaml.safe_load(self.config)
+        return settings if isinstance(settings, dict) else {}
 
     @property
     def confusion(self) -> list[list[int]]:

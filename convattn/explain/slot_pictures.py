@@ -1,0 +1,67 @@
+"""Slot maps as pictures: every slot a colour, laid over what the network saw."""
+
+from __future__ import annotations
+
+import colorsys
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+_GOLDEN_RATIO = 0.618034
+# How much of a pixel's colour is the slot's; the rest is the image in grey.
+_STRENGTH = 0.55
+
+
+def slot_colours(number: int) -> Tensor:
+    """Return ``number`` colours (number, 3) in 0..1; neighbours in the list differ clearly."""
+    lightness = (0.45, 0.58, 0.70)
+    colours = [
+        colorsys.hls_to_rgb(slot * _GOLDEN_RATIO % 1, lightness[slot % 3], 0.65)
+        for slot in range(number)
+    ]
+    return torch.tensor(colours)
+
+
+def input_picture(x: Tensor, *, size: int = 192) -> Image.Image:
+    """Show a normalised network input (C, H, W), its values stretched to the full range."""
+    return _to_image(_stretch(x, size))
+
+
+def slot_picture(maps: Tensor, x: Tensor, *, size: int = 192) -> Image.Image:
+    """Colour every pixel by the slot it belongs to most, over the image in grey.
+
+    The maps are enlarged before the strongest slot is taken, so that borders between slots are
+    smooth even where the map has 8 x 8 positions.
+
+    Args:
+        maps: soft assignment (M, h, w) of positions to slots, from ``slot_maps``.
+        x: the network input (C, H, W) that they belong to.
+        size: longer side of the picture in pixels.
+
+    Returns:
+        A picture of the input's proportions.
+    """
+    grey = _stretch(x, size).mean(dim=0, keepdim=True)
+    enlarged = F.interpolate(
+        maps[None].float().cpu(), grey.shape[-2:], mode="bicubic", align_corners=False
+    )
+    colours = slot_colours(len(maps))[enlarged[0].argmax(dim=0)].permute(2, 0, 1)
+    return _to_image(_STRENGTH * colours + (1 - _STRENGTH) * grey)
+
+
+def _stretch(x: Tensor, size: int) -> Tensor:
+    """Bring an input to 0..1, three channels and a longer side of ``size``."""
+    x = x.detach().float().cpu()
+    low, high = x.amin(), x.amax()
+    x = (x - low) / (high - low).clamp_min(1e-6)
+    x = x[:3] if x.shape[0] >= 3 else x[:1].expand(3, -1, -1)
+    scale = size / max(x.shape[-2:])
+    height, width = (max(1, round(side * scale)) for side in x.shape[-2:])
+    return F.interpolate(x[None], (height, width), mode="nearest")[0]
+
+
+def _to_image(pixels: Tensor) -> Image.Image:
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(array)
