@@ -1,1 +1,12 @@
-"""."""
+"""Backbones, one file per family, registered with timm when this package is imported."""
+
+from convattn.models import glnet as glnet
+from convattn.models._complexity import PaperRow as PaperRow
+from convattn.models._complexity import count_macs as count_macs
+from convattn.models._complexity import count_parameters as count_parameters
+from convattn.models._complexity import paper_row as paper_row
+from convattn.models._complexity import paper_rows as paper_rows
+from convattn.models._official import LoadReport as LoadReport
+from convattn.models._official import load_official as load_official
+from convattn.models._registry import create_model as create_model
+from convattn.models._registry import list_models as list_models

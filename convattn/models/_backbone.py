@@ -1,0 +1,242 @@
+"""What pyramid-shaped backbones share: a stem, stages, a norm, a classifier, timm's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, overload
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+
+class Stage(nn.Module):
+    """A transition to the stage's width and resolution, then its blocks.
+
+    Args:
+        downsample: Applied first; an identity where the stem already did it.
+        blocks: Modules from (B, C, H, W) to the same shape.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C, H', W')."""
+        x = self.downsample(x)
+        if self.grad_checkpointing and self.training:
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class Pyramid(nn.Module):
+    """`head(norm(stages(stem(x))))`, with maps at strides 4, 8, 16 and 32 on the way.
+
+    A family gives the parts; this class gives timm's backbone contract.
+
+    Args:
+        stem: From the image to the first stage's input, at stride 4.
+        stages: One per resolution, each halving it except the first.
+        norm: Applied to the last stage's map.
+        widths: Channels of each stage.
+        in_chans: Channels of the image.
+        num_classes: Size of the output; 0 gives the pooled features.
+        global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
+            the map itself.
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        norm: nn.Module,
+        widths: Sequence[int],
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.num_features = widths[-1]
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"}
+            for i, width in enumerate(widths)
+        ]
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.norm = norm
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
+        )
+        self.head_hidden_size = self.head.num_features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        intermediates_only: Literal[False] = ...,
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        *,
+        intermediates_only: Literal[True],
+    ) -> list[Tensor]: ...
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the final map and the maps of chosen stages.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages to return: a list, the last n, or None for all.
+            norm: Whether the last stage's map among them is normed.
+            stop_early: Whether to leave out the stages after the last one returned; the final map
+                is then that stage's.
+            output_fmt: Only "NCHW".
+            intermediates_only: Whether to leave out the final map.
+
+        Returns:
+            ``(final, [map, ...])``, or the list alone.
+
+        Raises:
+            ValueError: For another ``output_fmt``.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        count = len(self.stages)
+        chosen, last = feature_take_indices(count, indices)
+        x = self.stem(x)
+        maps: dict[int, Tensor] = {}
+        for i in range(last + 1 if stop_early else count):
+            x = self.stages[i](x)
+            maps[i] = x
+        if len(maps) == len(self.feature_info):  # the norm belongs to the last stage built
+            x = self.norm(x)
+            if norm:
+                maps[len(maps) - 1] = x
+        intermediates = [maps[i] for i in sorted(set(chosen))]
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the stages after the last of ``indices``, the norm and the head; return the rest.
+
+        Args:
+            indices: Stages to keep maps of: a list, or the last n.
+            prune_norm: Whether to remove the final norm; it goes anyway with the last stage.
+            prune_head: Whether to remove the classifier; it goes anyway with the last stage.
+
+        Returns:
+            The stages' indices, counted from the first.
+        """
+        chosen, last = feature_take_indices(len(self.stages), indices)
+        shorter = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if shorter:
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_norm or shorter:
+            self.norm = nn.Identity()
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer that gives the logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in place.
+
+        Args:
+            num_classes: Its size; 0 for none.
+            global_pool: How it pools; as before if None.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, in_features=self.num_features)
+        self.head_hidden_size = self.head.num_features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass instead of storing them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns for layer-wise learning rates: by stage, or by block."""
+        by_block = [
+            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
+        by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^stem", "blocks": by_stage if coarse else by_block}
+
+
+@contextmanager
+def placed(device: torch.device | str | None) -> Iterator[None]:
+    """Build modules on a device, for those that take no ``device`` argument themselves."""
+    if device is None:
+        yield
+        return
+    with torch.device(device):
+        yield
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return each block's drop-path rate, by stage: from 0 at the first to ``rate`` at the last."""
+    total = sum(depths)
+    rates = iter(rate * i / max(total - 1, 1) for i in range(total))
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def only_stride_32(family: str, output_stride: int) -> None:
+    """Raise for an ``output_stride`` that a family without dilated stages cannot give."""
+    if output_stride != 32:
+        raise ValueError(
+            f"{family} has output stride 32 only, got output_stride={output_stride}; use "
+            "features_only=True for maps at strides 4, 8 and 16"
+        )

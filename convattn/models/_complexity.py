@@ -1,0 +1,96 @@
+"""What a model costs, and what its paper says: parameters, multiply-adds, published accuracy."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convattn.models._registry import create_model
+from convattn.ops._backend import use_backend
+
+_TABLE = Path(__file__).with_name("papers.csv")
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of a paper's ImageNet-1k results."""
+
+    name: str  # as registered here, "" where the model is not
+    paper: str
+    model: str  # as the paper calls it
+    params_m: float
+    macs_g: float
+    top1: float
+    training: str
+    source: str
+
+
+def count_parameters(model: nn.Module | str) -> int:
+    """Return the number of learnt values of a model, or of the one of that name.
+
+    Args:
+        model: A module, or a name as `create_model` takes it; the latter allocates nothing.
+    """
+    return sum(p.numel() for p in _on_meta(model).parameters())
+
+
+def count_macs(model: nn.Module | str, input_size: tuple[int, ...] | None = None) -> int:
+    """Return the multiply-adds of one image's forward pass.
+
+    Half of what `torch.utils.flop_counter` counts with every operator in matrix or convolution
+    form, on the meta device: nothing is computed. Papers write the same number as "FLOPs".
+
+    Args:
+        model: A module, or a name as `create_model` takes it.
+        input_size: (channels, height, width); by default the model's own.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    built = _on_meta(model).eval()
+    if input_size is None:
+        input_size = built.pretrained_cfg["input_size"]  # type: ignore[index]
+    image = torch.empty((1, *input_size), device="meta", dtype=_dtype(built))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
+        built(image)
+    return counter.get_total_flops() // 2
+
+
+def paper_row(name: str) -> PaperRow | None:
+    """Return what the paper says of a model, by its registered name; None if nothing."""
+    return next((row for row in paper_rows() if row.name == name), None)
+
+
+@cache
+def paper_rows() -> tuple[PaperRow, ...]:
+    """Return every row of the papers' ImageNet-1k tables, baselines included."""
+    with _TABLE.open(newline="", encoding="utf-8") as file:
+        return tuple(
+            PaperRow(
+                name=row["name"],
+                paper=row["paper"],
+                model=row["model"],
+                params_m=float(row["params_m"]),
+                macs_g=float(row["macs_g"]),
+                top1=float(row["top1"]),
+                training=row["training"],
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def _on_meta(model: nn.Module | str) -> nn.Module:
+    if isinstance(model, str):
+        with torch.device("meta"):
+            return create_model(model)
+    return copy.deepcopy(model).to("meta")
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())

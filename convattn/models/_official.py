@@ -1,0 +1,254 @@
+"""Loads the authors' checkpoint files into this package's modules, strictly.
+
+A table per class says what each published name is called here. Tables of a model and of the
+operators inside it apply one after the other, from the outside in, so a bare operator loads too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from convattn.layers.acmix import ACmix
+except ImportError:
+    class ACmix(nn.Module): pass
+from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.glmix import GLMixBlock
+
+_log = logging.getLogger(__name__)
+
+# A published name as a regular expression, and our name for it; several names split it evenly.
+Renames = Sequence[tuple[str, "str | tuple[str, ...]"]]
+Table = Callable[[nn.Module], Renames]  # what the names are may depend on the variant
+
+_MLP: Renames = (
+    (r"mlp\.0\.(.*)", r"mlp.fc1.\1"),
+    (r"mlp\.1\.(.*)", r"mlp.dwconv.\1"),
+    (r"mlp\.[23]\.(.*)", r"mlp.fc2.\1"),
+    (r"pos_conv\.(.*)", r"pos_embed.\1"),
+)
+_OPERATORS: dict[type[nn.Module], Renames] = {
+    ACmix: (
+        (r"rate1", "alpha"),
+        (r"rate2", "beta"),
+        (r"conv1\.(.*)", r"q_proj.\1"),
+        (r"conv2\.(.*)", r"k_proj.\1"),
+        (r"conv3\.(.*)", r"v_proj.\1"),
+        (r"conv_p\.(.*)", r"attn.pos_proj.\1"),
+        (r"qkv\.(.*)", (r"q_proj.\1", r"k_proj.\1", r"v_proj.\1")),
+        (r"(proj\..*|relative_position_bias_table)", r"attn.\1"),
+    ),
+    GLMixBlock: (
+        (r"slot_scale", "mixer.slot_scale"),
+        (r"init_slots", "mixer.slots"),
+        (r"relation_mha\.in_proj_(.*)", r"mixer.slot_attn.qkv.\1"),
+        (r"relation_mha\.out_proj\.(.*)", r"mixer.slot_attn.proj.\1"),
+        (r"feature_conv\.(.*)", r"mixer.local.\1"),
+        *_MLP,
+    ),
+    AttentionBlock: (
+        (r"mha_op\.in_proj_(.*)", r"attn.qkv.\1"),
+        (r"mha_op\.out_proj\.(.*)", r"attn.proj.\1"),
+        *_MLP,
+    ),
+}
+_TABLES: dict[type[nn.Module], Table] = {
+    module_class: lambda _module, renames=renames: renames
+    for module_class, renames in _OPERATORS.items()
+}
+_WRAPPERS = ("model_ema", "model", "state_dict_ema", "state_dict")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# Recomputed by the model, or of no effect: published files have or lack them.
+_IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_official` did."""
+
+    source: str  # the file, or "state dict"
+    wrapper: str  # the key under which the file keeps the weights, "" for none
+    sha256: str  # of the file, "" for a state dict
+    entries: int  # tensors loaded
+    ignored: tuple[str, ...]  # names in the file that carry no weights
+
+    def __str__(self) -> str:
+        checksum = f", sha256 {self.sha256}" if self.sha256 else ""
+        where = f" under {self.wrapper!r}" if self.wrapper else ""
+        return f"{self.source}: {self.entries} entries{where}{checksum}"
+
+
+def add_names(module_class: type[nn.Module], table: Table) -> None:
+    """Say what the published names of a family are called in a model of ``module_class``."""
+    _TABLES[module_class] = table
+
+
+def load_official(
+    model: nn.Module, source: str | Path | Mapping[str, Any], *, wrapper: str | None = None
+) -> LoadReport:
+    """Load an authors' checkpoint into a model, an operator or a block, strictly.
+
+    Every weight of the model must be in the file and every weight of the file in the model, of the
+    same shape but for dimensions of size 1. Integer buffers, norm counters and attention masks may
+    be there or not.
+
+    Args:
+        model: Changed in place.
+        source: A file (a PyTorch pickle or .safetensors), or the state dict itself.
+        wrapper: Key of the file that holds the weights, where there are several; by default the
+            first of ``model_ema``, ``model``, ``state_dict_ema``, ``state_dict``.
+
+    Returns:
+        What was loaded, with the file's SHA-256, which is logged too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file needs more than tensors to be read, has no weights, or they are not
+            exactly the model's.
+    """
+    if isinstance(source, Mapping):
+        name, checksum, content = "state dict", "", source
+    else:
+        path = Path(source)
+        name, checksum, content = str(path), _sha256(path), _read(path)
+    key, state = _unwrap(content, name, wrapper)
+    ours = model.state_dict()
+    theirs = rename(model, state)
+    ignored = tuple(sorted(k for k in theirs if k not in ours and _is_ignored(k, theirs[k])))
+    theirs = {k: v for k, v in theirs.items() if k not in ignored}
+    _check_same(model, ours, theirs, name)
+    kept = {k: v for k, v in ours.items() if k not in theirs}
+    model.load_state_dict({**kept, **theirs}, strict=True)
+    report = LoadReport(name, key, checksum, len(theirs), ignored)
+    _log.info("loaded %s", report)
+    return report
+
+
+def rename(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a published state dict under ``model``'s names and in its shapes."""
+    renamed = dict(state)
+    for prefix, module in model.named_modules():
+        tables = [_TABLES[base] for base in type(module).__mro__ if base in _TABLES]
+        if tables:
+            renamed = _apply(tables[0](module), f"{prefix}." if prefix else "", renamed)
+    ours = model.state_dict()
+    return {k: _reshaped(v, ours[k]) if k in ours else v for k, v in renamed.items()}
+
+
+def checkpoint_filter(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Let timm load a published file too, where its ``pretrained_cfg_overlay`` names one."""
+    return rename(model, state)
+
+
+def _apply(renames: Renames, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        targets: tuple[str, ...] = (key,)
+        if key.startswith(prefix):
+            targets = tuple(prefix + t for t in _targets(renames, key.removeprefix(prefix)))
+        parts = value.chunk(len(targets)) if len(targets) > 1 else (value,)
+        result.update(zip(targets, parts, strict=True))
+    return result
+
+
+def _targets(renames: Renames, name: str) -> tuple[str, ...]:
+    for pattern, replacement in renames:
+        match = re.fullmatch(pattern, name)
+        if match:
+            names = (replacement,) if isinstance(replacement, str) else replacement
+            return tuple(match.expand(n) for n in names)
+    return (name,)
+
+
+def _reshaped(value: Tensor, like: Tensor) -> Tensor:
+    """Add or drop dimensions of size 1: a linear layer is a 1x1 convolution, a scalar is (1,)."""
+    same = [n for n in value.shape if n != 1] == [n for n in like.shape if n != 1]
+    return value.reshape(like.shape) if same else value
+
+
+def _is_ignored(key: str, value: Tensor) -> bool:
+    return key.rsplit(".", 1)[-1] in _IGNORED or not value.is_floating_point()
+
+
+def _check_same(
+    model: nn.Module, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str
+) -> None:
+    missing = [k for k in ours if k not in theirs and not _is_ignored(k, ours[k])]
+    left_over = [k for k in theirs if k not in ours]
+    differ = [
+        f"{k} {tuple(v.shape)} instead of {tuple(ours[k].shape)}"
+        for k, v in theirs.items()
+        if k in ours and v.shape != ours[k].shape
+    ]
+    problems = {"missing": missing, "left over": left_over, "of another shape": differ}
+    text = "; ".join(f"{len(v)} {what} ({_some(v)})" for what, v in problems.items() if v)
+    if text:
+        raise ValueError(
+            f"{name} does not hold the weights of this {type(model).__name__}: {text}. Build the "
+            "variant and the num_classes that the file was trained with"
+        )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _unwrap(
+    content: Any, name: str, wrapper: str | None
+) -> tuple[str, dict[str, Tensor]]:
+    keys = list(content) if isinstance(content, Mapping) else []
+    key = wrapper or next((k for k in _WRAPPERS if isinstance(content, Mapping) and content.get(k)), "")
+    state = content if not key else content.get(key) if keys else None
+    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"{name} holds no weights{f' under {key!r}' if key else ''}; "
+            f"it is a {type(content).__name__} with the keys {keys[:8]}"
+        )
+    strange = [k for k, v in state.items() if not isinstance(v, Tensor)]
+    if strange:
+        raise ValueError(f"{name} holds entries that are no tensors: {_some(strange)}")
+    return key, {_without_prefixes(str(k)): v for k, v in state.items()}
+
+
+def _without_prefixes(key: str) -> str:
+    for prefix in _WRAPPER_PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} needs more than tensors to be read, and a pickle that does can run any code, "
+            f"so it was refused ({_first_line(error)}). If you trust where it comes from, allow "
+            "what it names with torch.serialization.add_safe_globals, or save its state dict alone"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
+    return lines[0] if lines else str(error).splitlines()[0]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

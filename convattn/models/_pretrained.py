@@ -1,0 +1,62 @@
+"""What timm is told about each model: its input, its names, and that no weights can be downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import resolve_pretrained_cfg
+
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id")
+
+
+def pretrained_cfg(
+    *,
+    first_conv: str,
+    classifier: str | tuple[str, ...],
+    image_size: int = 224,
+    crop_pct: float = 0.875,
+    interpolation: str = "bicubic",
+) -> dict[str, Any]:
+    """Return timm's description of a model whose final map is 1/32 of the image.
+
+    Args:
+        first_conv: Name of the convolution that sees the image.
+        classifier: Name of the linear layer, or of several.
+        image_size: Side of the square image that the model is meant for.
+        crop_pct: Share of the resized image that is cropped in evaluation.
+        interpolation: How images are resized.
+    """
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, image_size, image_size),
+        "pool_size": (image_size // 32, image_size // 32),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
+        "classifier": classifier,
+        "license": "apache-2.0",
+    }
+
+
+def check_weights_exist(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> None:
+    """Raise if weights are asked for and neither the registry nor the caller names a source."""
+    if not pretrained:
+        return
+    cfg = resolve_pretrained_cfg(
+        name,
+        pretrained_cfg=arguments.get("pretrained_cfg"),
+        pretrained_cfg_overlay=arguments.get("pretrained_cfg_overlay"),
+    )
+    if any(getattr(cfg, source) for source in _SOURCES):
+        return
+    raise RuntimeError(
+        f"no weights of {name} can be downloaded, and pretrained=True never means random weights. "
+        f"Load a file: model = convattn.create_model({name!r}) and then "
+        "convattn.load_official(model, PATH) for the authors' checkpoint, or "
+        f"convattn.create_model({name!r}, checkpoint_path=PATH) for one of this package"
+    )

@@ -1,0 +1,136 @@
+"""Models by name: one loop registers a family's variants with timm, two functions look them up."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from torch import nn
+
+from convattn.models._pretrained import check_weights_exist
+
+_NAMES: set[str] = set()
+
+# What timm's builder takes besides the arguments of the model's class.
+_BUILDER_ARGUMENTS = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "pretrained_model_args",
+    "cache_dir",
+    "features_only",
+    "out_indices",
+    "feature_cls",
+)
+
+
+def register_family(
+    module: str,
+    model_class: type[nn.Module],
+    configs: Mapping[str, Any],
+    pretrained_cfgs: Mapping[str, Mapping[str, Any]],
+    *,
+    feature_cfg: Mapping[str, Any],
+    checkpoint_filter: Callable[[dict[str, Any], nn.Module], dict[str, Any]],
+) -> None:
+    """Register every variant of a family with timm, as functions of the module that defines it.
+
+    Args:
+        module: ``__name__`` of the family's file.
+        model_class: Its constructor takes ``config`` and timm's keyword arguments.
+        configs: Variant name to frozen config dataclass, whose fields are keyword arguments too.
+        pretrained_cfgs: Variant name to timm's pretrained_cfg.
+        feature_cfg: What ``features_only=True`` gives, in timm's terms.
+        checkpoint_filter: Renames the entries of a weight file that timm loads.
+    """
+    home = sys.modules[module]
+    home.default_cfgs = generate_default_cfgs(  # type: ignore[attr-defined]
+        {name: dict(pretrained_cfgs[name]) for name in configs}
+    )
+    fields = {field.name for config in configs.values() for field in dataclasses.fields(config)}
+    own = set(inspect.signature(model_class).parameters) - {"config"}
+    known = sorted({*fields, *own, *_BUILDER_ARGUMENTS})
+    for name in configs:
+
+        def entrypoint(pretrained: bool = False, _name: str = name, **arguments: Any) -> nn.Module:
+            _check_arguments(_name, arguments, known)
+            check_weights_exist(_name, pretrained, arguments)
+            changes = {k: arguments.pop(k) for k in list(arguments) if k in fields}
+            return build_model_with_cfg(
+                model_class,
+                _name,
+                pretrained,
+                pretrained_filter_fn=checkpoint_filter,
+                feature_cfg=dict(feature_cfg),  # timm changes it
+                config=dataclasses.replace(configs[_name], **changes),
+                **arguments,
+            )
+
+        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint.__module__ = module
+        entrypoint.__doc__ = f"Build `{name}`; takes timm's arguments for {model_class.__name__}."
+        setattr(home, name, register_model(entrypoint))
+        _NAMES.add(name)
+
+
+def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> nn.Module:
+    """Build a model by name: one of this package's, or any of timm's.
+
+    Args:
+        name: As `list_models` prints it.
+        pretrained: Whether to load weights; this package's models have none to download, so
+            they raise. Give ``checkpoint_path=`` for a file, or see `convattn.load_official`.
+        **timm_arguments: Passed to `timm.create_model`: ``num_classes, in_chans, global_pool,
+            drop_rate, drop_path_rate, features_only, out_indices, output_stride`` and more. A
+            name that the model does not take is an error.
+
+    Returns:
+        The model, in training mode, or with ``features_only=True`` timm's feature extractor.
+
+    Raises:
+        ValueError: If no model has this name.
+        RuntimeError: If ``pretrained=True`` and there are no weights.
+        TypeError: If the model takes no such argument.
+    """
+    if ":" not in name and "/" not in name and not is_model(name.split(".", 1)[0]):
+        raise ValueError(_unknown(name))
+    return timm.create_model(name, pretrained=pretrained, **timm_arguments)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of this package's models that match a shell-style pattern, sorted.
+
+    Args:
+        pattern: For example ``"glnet*"`` or ``"*nano*"``.
+
+    Returns:
+        The names; empty if none matches.
+    """
+    return sorted(fnmatch.filter(_NAMES, pattern))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, list_models(), n=1)
+    near = near or difflib.get_close_matches(name, timm.list_models(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return (
+        f"unknown model {name!r}{hint} convattn.list_models() lists this package's models, "
+        "timm.list_models() the others"
+    )
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any], known: list[str]) -> None:
+    for argument in arguments:
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"{name} takes no argument {argument!r}{hint} Known: {', '.join(known)}"
+            )

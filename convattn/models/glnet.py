@@ -1,0 +1,323 @@
+"""GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.glmix import GLMix, GLMixBlock
+from convattn.models._backbone import Pyramid, Stage, drop_path_rates, only_stride_32, placed
+from convattn.models._official import Renames, add_names, checkpoint_filter
+from convattn.models._pretrained import pretrained_cfg
+from convattn.models._registry import register_family
+from convattn.ops._checks import check_choice
+
+BLOCKS = ("glmix", "hybrid", "mha")
+STEMS = ("conv", "patch")
+
+
+@dataclass(frozen=True)
+class GLNetConfig:
+    """Everything that tells one GLNet from another; each field is also a keyword of its models."""
+
+    embed_dims: tuple[int, ...]  # channels of the stages
+    depths: tuple[int, ...]  # blocks of the stages
+    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # their kinds
+    stem: str = "conv"  # "conv" 3x3 convolutions with norms, "patch" convolutions without overlap
+    pos_embed: bool = True  # depth-wise 3x3 position embedding in each block
+    mlp_ratio: float = 3.0
+    mlp_dwconv: bool = True  # depth-wise 3x3 convolution in each FFN
+    head_dim: int = 32
+    slots: int | tuple[int, int] = 64
+    slot_init: str = "pooled"  # or "learned"
+    clustering: str = "soft"  # or "kmeans", "static"
+    branches: str = "parallel"  # or "sequential", "local", "global"
+    kernel_size: int = 5  # of the local branch
+    layer_scale: float | None = None
+    drop_path_rate: float = 0.0
+    token_labelling: bool = False  # a second classifier on every position
+
+
+_STL = GLNetConfig(
+    embed_dims=(96, 192, 384, 768),
+    depths=(2, 2, 6, 2),
+    blocks=("glmix", "glmix", "glmix", "mha"),
+    stem="patch",
+    pos_embed=False,
+    mlp_ratio=4.0,
+    mlp_dwconv=False,
+    drop_path_rate=0.1,
+)
+_4G = GLNetConfig(embed_dims=(64, 128, 256, 512), depths=(4, 4, 18, 4), drop_path_rate=0.15)
+_9G = replace(_4G, embed_dims=(96, 192, 384, 768), drop_path_rate=0.3)
+_16G = replace(_4G, embed_dims=(128, 256, 512, 1024), drop_path_rate=0.4, layer_scale=1e-4)
+
+VARIANTS: dict[str, GLNetConfig] = {
+    "glnet_stl": _STL,
+    "glnet_stl_paramslot": replace(_STL, slot_init="learned"),
+    "glnet_4g": _4G,
+    "glnet_9g": _9G,
+    "glnet_16g": _16G,
+    "glnet_4g_tklb": replace(_4G, token_labelling=True, drop_path_rate=0.1),
+    "glnet_9g_tklb": replace(_9G, token_labelling=True, drop_path_rate=0.1),
+    "glnet_nano": GLNetConfig(embed_dims=(32, 64, 96, 128), depths=(1, 1, 2, 1), slots=16),
+}
+
+
+class GLNet(Pyramid):
+    """Convolutions on pixels beside attention on a few slots, in a pyramid of four stages.
+
+    ``logits = Linear(mean(BN(stages(stem(x)))))``; with token labelling
+    ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and evaluation alike, so
+    that every parameter has a gradient under any loss; `forward_token_labels` gives the two apart.
+
+    Args:
+        config: The variant.
+        in_chans: Channels of the image.
+        num_classes: Size of the output; 0 for the pooled features.
+        global_pool: How timm's classifier pools, "" for the map itself.
+        output_stride: Only 32.
+        drop_rate: Dropout before the classifier.
+        device: Where to build the parameters.
+        dtype: Their type.
+
+    Raises:
+        ValueError: For sizes, names or a stride that do not fit.
+
+    GLMix (NeurIPS 2024, arXiv 2411.14429). Departures from the published code: ``num_features`` is
+    a number, the temperatures have shape (1,), any input size from 32 pixels is taken.
+    """
+
+    def __init__(
+        self,
+        config: GLNetConfig,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check(config)
+        only_stride_32("GLNet", output_stride)
+        widths = config.embed_dims
+        with placed(device):
+            super().__init__(
+                stem=_stem(config, in_chans),
+                stages=_stages(config),
+                norm=nn.BatchNorm2d(widths[-1]),
+                widths=widths,
+                in_chans=in_chans,
+                num_classes=num_classes,
+                global_pool=global_pool,
+                drop_rate=drop_rate,
+            )
+            self.config = config
+            self.token_head = self._token_head(num_classes)
+        self.init_weights()
+        self.to(dtype=dtype)
+
+    def init_weights(self) -> None:
+        """Start every convolution and linear layer at a narrow normal, its bias at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
+        logits = super().forward_head(x, pre_logits=pre_logits)
+        if self.token_head is None or pre_logits:
+            return logits
+        return logits + 0.5 * self._position_logits(x).amax((2, 3))
+
+    def forward_token_labels(
+        self, x: Tensor, box: tuple[int, int, int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the token-labelling loss needs: the image's logits and each position's.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            box: Mix-token: (top, left, bottom, right), ends excluded, on the final grid. There the
+                stem's output is taken from the batch in reverse order, and the position logits are
+                put back in their place.
+
+        Returns:
+            Logits (B, num_classes) of the mixed images; position logits (B, num_classes, h, w).
+
+        Raises:
+            ValueError: If the model has no position head, or the box is not on the final grid.
+        """
+        if self.token_head is None:
+            raise ValueError("this model has no position head; build it with token_labelling=True")
+        x = self.stem(x)
+        if box is not None:
+            x = _swap(x, box, scale=8)
+        x = self.norm(self.stages(x))
+        positions = self._position_logits(x)
+        if box is not None:
+            _check_box(box, positions.shape[-2:])
+            positions = _swap(positions, box)
+        return super().forward_head(x), positions
+
+    def set_slot_grid(self, grid: tuple[int, int]) -> None:
+        """Pool the slots of every block on another grid (rows, columns), trained or not.
+
+        Raises:
+            ValueError: If the model has no pooled slots.
+        """
+        mixers = [m for m in self.modules() if isinstance(m, GLMix) and m.slot_grid is not None]
+        if not mixers:
+            raise ValueError(f"slot grid {grid} needs pooled slots; this model has none")
+        for mixer in mixers:
+            mixer.slot_grid = grid
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put fresh classifiers in place; see `Pyramid.reset_classifier`."""
+        weight = self.stem_weight
+        super().reset_classifier(num_classes, global_pool)
+        with placed(weight.device):
+            head = self._token_head(num_classes)
+        self.token_head = head if head is None else head.to(weight.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the slots and temperatures, which are no weights of a map."""
+        leaves = ("slots", "slot_scale")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+
+    @property
+    def stem_weight(self) -> Tensor:
+        """The weight of the first convolution."""
+        return self.get_submodule("stem.0").weight  # type: ignore[return-value]
+
+    def _token_head(self, num_classes: int) -> nn.Linear | None:
+        wanted = self.config.token_labelling and num_classes > 0
+        return nn.Linear(self.num_features, num_classes) if wanted else None
+
+    def _position_logits(self, x: Tensor) -> Tensor:
+        assert self.token_head is not None
+        return self.token_head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _stem(config: GLNetConfig, in_chans: int) -> nn.Module:
+    width = config.embed_dims[0]
+    if config.stem == "patch":
+        return nn.Sequential(nn.Conv2d(in_chans, width, 4, stride=4), nn.BatchNorm2d(width))
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width // 2, 3, stride=2, padding=1),
+        nn.BatchNorm2d(width // 2),
+        nn.GELU(),
+        nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        nn.BatchNorm2d(width),
+    )
+
+
+def _transition(config: GLNetConfig, width: int, next_width: int) -> nn.Module:
+    if config.stem == "patch":
+        return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, next_width, 2, stride=2))
+    return nn.Sequential(
+        nn.Conv2d(width, next_width, 3, stride=2, padding=1), nn.BatchNorm2d(next_width)
+    )
+
+
+def _stages(config: GLNetConfig) -> list[Stage]:
+    widths = config.embed_dims
+    rates = drop_path_rates(config.drop_path_rate, config.depths)
+    stages = []
+    for i, (width, kind) in enumerate(zip(widths, config.blocks, strict=True)):
+        down = _transition(config, widths[i - 1], width) if i else nn.Identity()
+        stages.append(Stage(down, [_block(config, kind, width, j, r) for j, r in enumerate(rates[i])]))
+    return stages
+
+
+def _block(
+    config: GLNetConfig, kind: str, width: int, position: int, drop_path: float
+) -> nn.Module:
+    shared: dict[str, Any] = {
+        "head_dim": config.head_dim,
+        "pos_embed": config.pos_embed,
+        "mlp_ratio": config.mlp_ratio,
+        "mlp_dwconv": config.mlp_dwconv,
+        "layer_scale": config.layer_scale,
+        "drop_path": drop_path,
+    }
+    if kind == "mha" or (kind == "hybrid" and position % 2):
+        return AttentionBlock(width, **shared)
+    return GLMixBlock(
+        width,
+        slots=config.slots,
+        slot_init=config.slot_init,
+        clustering=config.clustering,
+        branches=config.branches,
+        kernel_size=config.kernel_size,
+        **shared,
+    )
+
+
+def _check(config: GLNetConfig) -> None:
+    check_choice("stem", config.stem, STEMS)
+    for kind in config.blocks:
+        check_choice("block", kind, BLOCKS)
+    lengths = [len(config.embed_dims), len(config.depths), len(config.blocks)]
+    if lengths != [4, 4, 4]:
+        raise ValueError(
+            f"embed_dims, depths and blocks must each name 4 stages, got {config.embed_dims}, "
+            f"{config.depths}, {config.blocks}"
+        )
+
+
+def _check_box(box: tuple[int, int, int, int], size: Sequence[int]) -> None:
+    top, left, bottom, right = box
+    if not (0 <= top <= bottom <= size[0] and 0 <= left <= right <= size[1]):
+        raise ValueError(
+            f"box must be (top, left, bottom, right) on the final grid of {tuple(size)}, got {box}"
+        )
+
+
+def _swap(x: Tensor, box: tuple[int, int, int, int], scale: int = 1) -> Tensor:
+    """Take the box of each map from the batch in reverse order."""
+    top, left, bottom, right = (scale * side for side in box)
+    mixed = x.clone()
+    mixed[..., top:bottom, left:right] = x.flip(0)[..., top:bottom, left:right]
+    return mixed
+
+
+def _cfg(name: str, config: GLNetConfig) -> dict[str, Any]:
+    heads = ("head.fc", "token_head") if config.token_labelling else "head.fc"
+    size = 32 if "nano" in name else 224
+    return pretrained_cfg(first_conv="stem.0", classifier=heads, image_size=size)
+
+
+_CONV_STEM = {1: 0, 2: 1, 4: 3, 5: 4}  # the published stem begins with a module without weights
+_PATCH_STEM = {0: 0, 1: 1}
+
+
+def _published_names(model: nn.Module) -> Renames:
+    assert isinstance(model, GLNet)
+    stem = _PATCH_STEM if model.config.stem == "patch" else _CONV_STEM
+    return (
+        *((rf"downsample_layers\.0\.{i}\.(.*)", rf"stem.{j}.\1") for i, j in stem.items()),
+        (r"downsample_layers\.(\d+)\.(.*)", r"stages.\1.downsample.\2"),
+        (r"tklb_aux_head\.(.*)", r"token_head.\1"),
+        (r"head\.(weight|bias)", r"head.fc.\1"),
+    )
+
+
+add_names(GLNet, _published_names)
+register_family(
+    __name__,
+    GLNet,
+    VARIANTS,
+    {name: _cfg(name, config) for name, config in VARIANTS.items()},
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    checkpoint_filter=checkpoint_filter,
+)
