@@ -44,7 +44,7 @@ def curves_figure(epochs: Epochs) -> Figure:
 
 def curve_figure(name: str, epochs: Epochs) -> Figure:
     """Draw one panel of the curves: ``loss``, ``accuracy`` or ``learning rate``."""
-    figure = _figure(width=4.4, height=2.9)
+    figure = _figure(width=4.0, height=2.7)
     CURVES[name](figure.subplots(), epochs)
     return figure
 
@@ -66,14 +66,14 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     figure = _figure(width=side, height=side)
     axes = figure.subplots()
     # The square root keeps a confusion of a few per cent visible beside the diagonal.
-    cells = shares if numbered else np.sqrt(_merge_cells(shares))
+    opacity = np.sqrt(shares)
     extent = (-0.5, len(counts) - 0.5, len(counts) - 0.5, -0.5)
-    axes.imshow(_tint(cells), interpolation="none", extent=extent)
+    axes.imshow(_tint(_merge_cells(opacity)), interpolation="none", extent=extent)
     axes.set_xlabel("predicted", color=MUTED, fontsize=_SMALL_TEXT)
     axes.set_ylabel("true", color=MUTED, fontsize=_SMALL_TEXT)
     _style(axes, grid=False)
     if numbered:
-        _number_cells(axes, counts, shares)
+        _number_cells(axes, counts, opacity)
         _name_classes(axes, class_names)
     return figure
 
@@ -164,28 +164,28 @@ def _style(axes: Axes, *, title: str = "", grid: bool = True) -> None:
         axes.set_xlabel("epoch", color=MUTED, fontsize=_SMALL_TEXT)
 
 
-def _merge_cells(shares: np.ndarray) -> np.ndarray:
-    """Keep the largest share of each block, so that at most 200 x 200 cells are left."""
-    block = -(-len(shares) // _MAX_CELLS)
-    padded = np.pad(shares, (0, -len(shares) % block))
+def _merge_cells(opacity: np.ndarray) -> np.ndarray:
+    """Keep the strongest cell of each block, so that at most 200 x 200 cells are left."""
+    block = -(-len(opacity) // _MAX_CELLS)
+    padded = np.pad(opacity, (0, -len(opacity) % block))
     cells = len(padded) // block
     return padded.reshape(cells, block, cells, block).max(axis=(1, 3))
 
 
-def _tint(shares: np.ndarray) -> np.ndarray:
+def _tint(opacity: np.ndarray) -> np.ndarray:
     """Colour cells by the opacity of the accent: it reads on a light and on a dark page."""
     from matplotlib.colors import to_rgb
 
-    tinted = np.empty((*shares.shape, 4))
+    tinted = np.empty((*opacity.shape, 4))
     tinted[..., :3] = to_rgb(ACCENT)
-    tinted[..., 3] = shares
+    tinted[..., 3] = opacity
     return tinted
 
 
-def _number_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
     size = _SMALL_TEXT if counts.max(initial=0) < 1000 else _SMALL_TEXT - 2
     for row, column in np.argwhere(counts > 0):
-        colour = "white" if shares[row, column] > 0.5 else INK
+        colour = "white" if opacity[row, column] > 0.6 else INK
         count = str(counts[row, column])
         axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
     lines = np.arange(len(counts) + 1) - 0.5

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor, nn
 
-from convattn.explain.run import read_run
+from convattn.explain import figures, sections
+from convattn.explain.run import Run, read_run
 
 ImageSource = Callable[[int], Image.Image]
 Preprocess = Callable[[Image.Image], Tensor]
+
+# Longer lists of classes are cut to the hardest, the rest folded away.
+_FULL_TABLE = 30
+_HARDEST = 15
 
 
 def write_report(
@@ -28,6 +35,7 @@ def write_report(
 
     The page is one file without any outside reference. What the folder does not hold yet is
     left out: after an interrupted training the page shows the curves and the configuration.
+    Accuracies in the files are shares from 0 to 1.
 
     Args:
         run_dir: folder with any of ``metrics.csv``, ``evaluation.json``, ``predictions.csv``,
@@ -47,9 +55,99 @@ def write_report(
         FileNotFoundError: ``run_dir`` is not a folder.
     """
     run = read_run(run_dir)
-    pages = Environment(
-        loader=PackageLoader("convattn.explain"), autoescape=True, undefined=StrictUndefined
+    if run.epochs:
+        figures.save_png(figures.curves_figure(run.epochs), Path(run_dir) / "curves.png")
+    slots = None
+    if model is not None and image is not None and preprocess is not None:
+        slots = sections.slot_section(run, model, image, preprocess, slot_images)
+    page = _pages().get_template("report.html")
+    path = Path(run_dir) / "report.html"
+    path.write_text(
+        page.render(
+            **_summary(run),
+            **_charts(run),
+            classes=sections.class_rows(run),
+            full_table=_FULL_TABLE,
+            hardest=_HARDEST,
+            pairs=sections.confused_pairs(run),
+            mistakes=sections.mistakes(run, image, max_mistakes),
+            slots=slots,
+        ),
+        encoding="utf-8",
     )
-    page = Path(run_dir) / "report.html"
-    page.write_text(pages.get_template("report.html").render(run=run), encoding="utf-8")
-    return page
+    return path
+
+
+def _pages() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("convattn.explain"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["percent"] = _percent
+    pages.filters["number"] = _number
+    return pages
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {
+        "run": run,
+        "model_name": run.described("model"),
+        "data_name": run.described("data"),
+        "when": run.environment.get("started", ""),
+        "version": run.environment.get("convattn", ""),
+        "headline": _headline(run),
+        "best": sections.best_epoch(run),
+        "environment": sections.environment_rows(run),
+    }
+
+
+def _headline(run: Run) -> list[tuple[str, str]]:
+    """Return the numbers at the top of the page, those that the run has."""
+    formats: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "top1": ("top-1 accuracy", lambda share: _percent(share, 2)),
+        "top5": ("top-5 accuracy", lambda share: _percent(share, 2)),
+        "loss": ("validation loss", lambda loss: f"{loss:.4f}"),
+        "images_per_second": ("images/s, evaluation", _number),
+        "parameters": ("parameters", _number),
+    }
+    numbers = [
+        (label, text(run.evaluation[key]))
+        for key, (label, text) in formats.items()
+        if run.evaluation.get(key) is not None
+    ]
+    seconds = run.environment.get("duration_seconds")
+    if seconds is not None:
+        numbers.append(("training time", _duration(seconds)))
+    return numbers
+
+
+def _charts(run: Run) -> dict[str, Any]:
+    curves = [
+        (f"{name} by epoch", Markup(figures.to_svg(figures.curve_figure(name, run.epochs))))
+        for name in figures.CURVES
+        if run.epochs
+    ]
+    matrix = None
+    if run.confusion:
+        names = [run.class_name(label) for label in range(len(run.confusion))]
+        matrix = Markup(figures.to_svg(figures.confusion_figure(run.confusion, names)))
+    return {"curves": curves, "matrix": matrix}
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{share:.{digits}%}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

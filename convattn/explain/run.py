@@ -67,6 +67,10 @@ class Run:
         wrong = [p for p in self.predictions or [] if p.is_wrong]
         return sorted(wrong, key=lambda p: (-p.probability, p.index))
 
+    def described(self, key: str) -> str:
+        """Return an entry of the evaluation, or of the configuration before there is one."""
+        return str(self.evaluation.get(key) or self.settings.get(key) or f"unnamed {key}")
+
     def class_name(self, label: int) -> str:
         """Return the name of class ``label``, or its number where names are missing."""
         names = self.class_names

@@ -1,0 +1,188 @@
+"""What each section of a report says, computed from a run: plain data for the template."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convattn.explain.run import Prediction, Run
+from convattn.explain.slot_pictures import input_picture, slot_picture
+from convattn.explain.slots import last_of_each_size, slot_maps
+
+_THUMBNAIL = 192
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """How well one class is recognised, and what it is most often taken for."""
+
+    name: str
+    images: int
+    accuracy: float
+    taken_for: str = ""
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A true class taken for another: how often, and for which share of its images."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction in words, with its picture where there is one."""
+
+    prediction: Prediction
+    true: str
+    predicted: str
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class SlotStage:
+    """The slots of one GLMix, and how unevenly positions draw on them."""
+
+    module: str
+    slots: int
+    height: int
+    width: int
+    strongest: float
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """One image and its slot pictures, a picture per stage."""
+
+    true: str
+    picture: str
+    stages: list[str]
+
+
+@dataclass(frozen=True)
+class SlotSection:
+    """Slot pictures of several images: rows of images, columns of stages."""
+
+    stages: list[SlotStage]
+    rows: list[SlotRow]
+
+
+def class_rows(run: Run) -> list[ClassRow]:
+    """One row per class in the order of the labels; classes without images are left out."""
+    rows = []
+    for label, entry in enumerate(run.evaluation.get("per_class", [])):
+        if entry["images"]:
+            worst = max(_confusions_of(run, label), key=lambda p: p.count, default=None)
+            taken_for = worst.predicted if worst else ""
+            rows.append(ClassRow(str(entry["name"]), entry["images"], entry["accuracy"], taken_for))
+    return rows
+
+
+def confused_pairs(run: Run, limit: int = 10) -> list[ConfusedPair]:
+    """Return the pairs of classes that are confused most often."""
+    pairs = [pair for label in range(len(run.confusion)) for pair in _confusions_of(run, label)]
+    return sorted(pairs, key=lambda p: (-p.count, -p.share))[:limit]
+
+
+def mistakes(run: Run, image: Callable[[int], Image.Image] | None, limit: int) -> list[Mistake]:
+    """Return the most confident mistakes, with thumbnails where ``image`` gives pictures."""
+    return [
+        Mistake(
+            prediction=p,
+            true=run.class_name(p.label),
+            predicted=run.class_name(p.predicted),
+            picture=_thumbnail(image(p.index)) if image else None,
+        )
+        for p in run.mistakes[:limit]
+    ]
+
+
+def slot_section(
+    run: Run,
+    model: nn.Module,
+    image: Callable[[int], Image.Image],
+    preprocess: Callable[[Image.Image], Tensor],
+    limit: int,
+) -> SlotSection | None:
+    """Return slot pictures of the first image of each class; None without slots or images."""
+    chosen = _first_of_each_class(run, limit)
+    if not chosen:
+        return None
+    weight = next(model.parameters())
+    x = torch.stack([preprocess(image(p.index)) for p in chosen])
+    maps = last_of_each_size(slot_maps(model, x.to(weight.device, weight.dtype)))
+    rows = [
+        SlotRow(
+            true=run.class_name(p.label),
+            picture=data_uri(input_picture(x[i])),
+            stages=[data_uri(slot_picture(m[i], x[i])) for m in maps.values()],
+        )
+        for i, p in enumerate(chosen)
+    ]
+    return SlotSection([_stage(name, m) for name, m in maps.items()], rows) if maps else None
+
+
+def best_epoch(run: Run) -> dict[str, float] | None:
+    """Return the epoch of the highest validation accuracy; None if none was validated."""
+    validated = [e for e in run.epochs if math.isfinite(e.get("val_top1", math.nan))]
+    return max(validated, key=lambda epoch: epoch["val_top1"], default=None)
+
+
+def environment_rows(run: Run) -> list[tuple[str, str]]:
+    """Return the environment as text; what is nested is written as JSON."""
+    return [
+        (key.replace("_", " "), value if isinstance(value, str) else json.dumps(value))
+        for key, value in run.environment.items()
+    ]
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as text that a page can hold."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _confusions_of(run: Run, label: int) -> list[ConfusedPair]:
+    if label >= len(run.confusion):
+        return []
+    counts = run.confusion[label]
+    return [
+        ConfusedPair(run.class_name(label), run.class_name(other), count, count / sum(counts))
+        for other, count in enumerate(counts)
+        if count and other != label
+    ]
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    """Bring to the size of a thumbnail; a scan of 8 x 8 keeps its square pixels."""
+    picture = picture.convert("RGB")
+    scale = _THUMBNAIL / max(picture.size)
+    if scale > 1:
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return data_uri(picture)
+
+
+def _first_of_each_class(run: Run, limit: int) -> list[Prediction]:
+    first: dict[int, Prediction] = {}
+    for prediction in run.predictions or []:
+        first.setdefault(prediction.label, prediction)
+    return [first[label] for label in sorted(first)][:limit]
+
+
+def _stage(name: str, maps: Tensor) -> SlotStage:
+    slots, height, width = maps.shape[1:]
+    return SlotStage(name, slots, height, width, maps.amax(dim=1).mean().item())
