@@ -5,3 +5,4 @@ from convattn.layers.block import PreNormBlock as PreNormBlock
 from convattn.layers.ffn import ConvMlp as ConvMlp
 from convattn.layers.glmix import GLMix as GLMix
 from convattn.layers.glmix import GLMixBlock as GLMixBlock
+from convattn.layers.xvolution import XVolution as XVolution

@@ -45,6 +45,6 @@ class ConvMlp(nn.Module):
         return self.fc2(self.act(z))
 
 
-def depthwise(dim: int, kernel_size: int) -> nn.Conv2d:
-    """Return a depth-wise convolution with bias that keeps the size of the map."""
-    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+def depthwise(dim: int, kernel_size: int, *, bias: bool = True) -> nn.Conv2d:
+    """Return a depth-wise convolution that keeps the size of the map."""
+    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)

@@ -1,4 +1,4 @@
-"""Which path of an operator runs: the caller's word, else the override, else the operator's rule."""
+"""Which path of an operator runs: what the caller says, else the override, else its own rule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from convattn.ops._checks import check_choice
 
 # Every path of any operator. An operator that lacks the overriding one keeps its own rule.
-PATHS = ("reference", "tiled", "dense", "folded", "grouped", "sdpa")
+PATHS = ("reference", "tiled", "dense", "folded", "grouped", "sdpa", "shifted")
 
 # A plain variable: torch.compile reads it once and guards on it.
 _override: str | None = None
@@ -28,7 +28,7 @@ def resolve(backend: str, choices: Collection[str]) -> str:
         ValueError: ``backend`` is neither "auto" nor one of ``choices``.
     """
     check_choice("backend", backend, ("auto", *choices))
-    if backend == "auto" and _override in choices:
+    if backend == "auto" and _override is not None and _override in choices:
         return _override
     return backend
 

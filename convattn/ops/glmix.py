@@ -166,22 +166,22 @@ def _check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
 
 
 def _tokens(u: Tensor) -> Tensor:
-    """(B, HW, C) with channels innermost, as fused attention wants it: channels-last costs nothing."""
+    """(B, HW, C), channels innermost for the fused kernel; channels-last maps are not copied."""
     return u.flatten(2).transpose(1, 2).contiguous()
 
 
 def _unit(x: Tensor) -> Tensor:
     """Vectors of length 1 along the last dimension; those without a direction become zero."""
-    # Squares of half-precision values overflow: the norm is taken in float32 at least.
-    wide = x if x.dtype == torch.float64 else x.float()
-    square = wide.square().sum(dim=-1, keepdim=True)
-    inverse = square.clamp_min(MIN_NORM**2).rsqrt() * (square > MIN_NORM**2)
-    return (wide * inverse).to(x.dtype)
+    # Half precision overflows in the squares: the norm is taken in float32 at least.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
+    return (x * inverse).to(x.dtype)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    heads = (t.to(v.dtype).unsqueeze(1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+    q, k, v = (t.to(v.dtype).unsqueeze(1) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
 
 
 def _assign(centroids: Tensor, directions: Tensor) -> Tensor:

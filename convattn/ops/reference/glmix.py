@@ -31,8 +31,8 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def soft_clustering(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """Mean of the map under a softmax over positions of each slot's similarity map."""
-    logits = scale * _cosine(slots, u)
-    return torch.einsum("bmp,bcp->bmc", logits.softmax(dim=2), u.flatten(2)).to(u.dtype)
+    weights = (scale * _cosine(slots, u)).softmax(dim=2).to(u.dtype)
+    return torch.einsum("bmp,bcp->bmc", weights, u.flatten(2))
 
 
 def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
@@ -51,9 +51,9 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
 
 def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """Mean of the slots under a softmax over slots of each position's similarities."""
-    weights = (scale * _cosine(prototypes, u)).softmax(dim=1)
+    weights = (scale * _cosine(prototypes, u)).softmax(dim=1).to(slots.dtype)
     mixed = torch.einsum("bmp,bmc->bcp", weights, slots)
-    return mixed.unflatten(2, u.shape[-2:]).to(u.dtype)
+    return mixed.unflatten(2, u.shape[-2:])
 
 
 def _cosine(slots: Tensor, u: Tensor) -> Tensor:
