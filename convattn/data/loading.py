@@ -1,0 +1,256 @@
+"""Batches: reproducible whatever the number of workers, of processes and of interruptions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from convattn.data.images import BrokenImageError
+from convattn.data.source import ArrayImages, ImageSet
+from convattn.data.transforms import Transform
+
+READABLE, BROKEN, PADDING = 0, 1, 2
+_TRIES = 20
+
+
+class SampleKey(NamedTuple):
+    """Which image to load, the seed of its batch's augmentation, and whether it only fills up."""
+
+    number: int
+    seed: int | None = None
+    padding: bool = False
+
+
+class Sample(TypedDict):
+    """One image, or after collation a batch of them.
+
+    ``image`` (C, H, W), ``label``, ``index`` in the `ImageSet`, and ``status``: READABLE, BROKEN
+    (another image stands in its place) or PADDING (a repetition that must not be counted).
+    """
+
+    image: Tensor
+    label: int | Tensor
+    index: int | Tensor
+    status: int | Tensor
+
+
+class TransformedImages(Dataset[Sample]):
+    """An `ImageSet` seen through a transform."""
+
+    def __init__(self, images: ImageSet, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[Sample]:
+        """Load the images of one batch, which the loader hands to one process as a whole."""
+        with _seeded(keys[0].seed):
+            return [self._sample(key) for key in keys]
+
+    def _sample(self, key: SampleKey) -> Sample:
+        image, found, status = self._read(key.number)
+        return Sample(
+            image=self.transform(image),
+            label=self.images.label(found),
+            index=key.number,
+            status=PADDING if key.padding else status,
+        )
+
+    def _read(self, index: int) -> tuple[Image.Image, int, int]:
+        """The image, or the next one that can be read: one broken file must not end a training."""
+        errors: list[BrokenImageError] = []
+        for step in range(min(_TRIES, len(self))):
+            found = (index + step) % len(self)
+            try:
+                return self.images.image(found), found, BROKEN if step else READABLE
+            except BrokenImageError as error:
+                errors.append(error)
+        raise errors[0]
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """The order of an epoch and the seeds of the augmentations, from ``seed`` and epoch.
+
+    Both depend on nothing else, so that a training gives the same batches with any number of
+    workers, and goes on with the right ones after an interruption in the middle of an epoch.
+
+    Args:
+        length: number of images.
+        shuffle: a new order and new augmentations every epoch; else the natural order, padded so
+            that every process gets the same number.
+        seed: of the order and of the augmentations.
+        repeats: how often an image comes up, differently augmented, among 1 / repeats of the
+            images of an epoch (repeated augmentation; Hoffer et al. 2020, arXiv 1901.09335).
+        rank: number of this process.
+        world_size: number of processes, which share the images out among themselves.
+        epoch: the epoch to start with.
+        skip: images to leave out at the beginning of that first epoch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> None:
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.repeats = repeats
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = epoch
+        self._skip = {epoch: skip}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.length // self.world_size
+        return math.ceil(self.length / self.world_size)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        keys = self._shuffled() if self.shuffle else self._in_order()
+        return itertools.islice(keys, self._skip.get(self.epoch, 0), None)
+
+    def _shuffled(self) -> Iterator[SampleKey]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        mine = range(self.rank, len(self) * self.world_size, self.world_size)
+        seeds = np.random.default_rng((self.seed, self.epoch, self.rank)).integers(
+            2**31, size=len(self)
+        )
+        for place, seed in zip(mine, seeds, strict=True):
+            yield SampleKey(int(order[place // self.repeats]), int(seed))
+
+    def _in_order(self) -> Iterator[SampleKey]:
+        for place in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield SampleKey(place % self.length, padding=place >= self.length)
+
+
+def train_loader(
+    images: ImageSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    seed: int = 0,
+    repeats: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    epoch: int = 0,
+    batches_done: int = 0,
+) -> DataLoader[Sample]:
+    """Return shuffled batches of exactly ``batch_size`` images, fewer only if there are fewer.
+
+    Args:
+        images: what to learn from.
+        transform: applied to each image, seeded per image and epoch.
+        batch_size: images per batch and process.
+        workers: processes that load.
+        pin_memory: for a faster copy to a GPU.
+        seed: of the order and the augmentations.
+        repeats: see `EpochSampler`.
+        rank: number of this process.
+        world_size: number of processes.
+        epoch: the epoch to start with.
+        batches_done: batches of that epoch that a training has already seen.
+    """
+    size = min(batch_size, len(images) // world_size)
+    if size < 1:
+        raise ValueError(f"{len(images)} images cannot be shared among {world_size} processes")
+    sampler = EpochSampler(
+        len(images),
+        shuffle=True,
+        seed=seed,
+        repeats=repeats,
+        rank=rank,
+        world_size=world_size,
+        epoch=epoch,
+        skip=batches_done * size,
+    )
+    return _loader(TransformedImages(images, transform), sampler, size, workers, pin_memory, True)
+
+
+def eval_loader(
+    images: ImageSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Sample]:
+    """Return all images in order; arguments as in `train_loader`."""
+    sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
+    dataset = TransformedImages(images, transform)
+    return _loader(dataset, sampler, batch_size, workers, pin_memory, False)
+
+
+def default_workers(images: ImageSet) -> int:
+    """Return how many loading processes are worth it: none for images held in memory."""
+    if isinstance(images, ArrayImages):
+        return 0
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+
+
+def _loader(
+    dataset: TransformedImages,
+    sampler: EpochSampler,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+    drop_last: bool,
+) -> DataLoader[Sample]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        drop_last=drop_last,
+        persistent_workers=workers > 0,
+    )
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from generators seeded with ``seed``, and leave the process's own as they were."""
+    if seed is None:
+        yield
+        return
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])

@@ -1,0 +1,65 @@
+"""A data set from its name: "digits", "folder:PATH" or "timm:NAME"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convattn.data.digits import open_digits
+from convattn.data.folder import open_folder
+from convattn.data.source import DataSource
+from convattn.data.timm_reader import open_timm
+
+
+def open_dataset(
+    name: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    max_broken: float = 0.01,
+    root: str | Path | None = None,
+    download: bool = False,
+    train_split: str = "train",
+    val_split: str = "validation",
+) -> DataSource:
+    """Open a data set by name.
+
+    Args:
+        name: "digits", "folder:PATH" or "timm:NAME".
+        class_names: for folders, see `open_folder`.
+        val_fraction: for folders without a held-out part: the share to hold out.
+        split_seed: for the same folders: which split.
+        max_broken: for folders: the share of unreadable images that may be skipped.
+        root: for timm's: where the data is stored.
+        download: for timm's: fetch what is missing.
+        train_split: for timm's: the part to learn from.
+        val_split: for timm's: the part held out.
+
+    Returns:
+        A `DataSource`.
+
+    Raises:
+        ValueError: the name has none of the three forms, or the data is unusable.
+        FileNotFoundError: there is nothing at the path.
+    """
+    kind, colon, rest = name.partition(":")
+    if name == "digits":
+        return open_digits()
+    if kind == "folder" and rest:
+        return open_folder(
+            rest,
+            class_names=class_names,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            max_broken=max_broken,
+        )
+    if kind == "timm" and colon:
+        return open_timm(
+            rest, root=root, download=download, train_split=train_split, val_split=val_split
+        )
+    hint = f"; did you mean folder:{name}?" if Path(name).expanduser().is_dir() else ""
+    raise ValueError(
+        f"unknown data {name!r}{hint} Known: digits, folder:PATH, timm:NAME "
+        "(such as timm:torch/cifar10)"
+    )

@@ -1,0 +1,48 @@
+"""Finding the images that cannot be read before a training starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from convattn.data.images import BrokenImageError, check_image
+from convattn.data.source import BrokenFile
+
+_log = logging.getLogger(__name__)
+
+# Up to this many images every pixel is decoded, which takes seconds. Of more only the headers are
+# read at the start; damage further inside is met, counted and judged while training.
+DECODE_AT_MOST = 20_000
+_SHOWN = 10
+
+
+def find_broken(paths: Sequence[str]) -> list[BrokenFile]:
+    """Return the files among ``paths`` that are not readable images, in the same order."""
+    decode = len(paths) <= DECODE_AT_MOST
+
+    def check(path: str) -> BrokenFile | None:
+        try:
+            check_image(path, decode=decode)
+        except BrokenImageError as error:
+            return BrokenFile(error.path, error.reason)
+        return None
+
+    if len(paths) > 2_000:
+        _log.info("checking %s images ...", f"{len(paths):,}")
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
+        return [broken for broken in pool.map(check, paths) if broken is not None]
+
+
+def check_share(broken: Sequence[BrokenFile], total: int, max_broken: float, where: str) -> None:
+    """Raise `ValueError` that lists them if more than ``max_broken`` of ``total`` are broken."""
+    if len(broken) <= max_broken * total:
+        return
+    listed = "\n".join(f"  {file.path}: {file.reason}" for file in broken[:_SHOWN])
+    more = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+    raise ValueError(
+        f"{len(broken)} of {total} images in {where} cannot be read "
+        f"({len(broken) / total:.1%}, at most {max_broken:.1%} are skipped):\n{listed}{more}\n"
+        f"Replace or delete them, or allow more with max_broken=0.1"
+    )

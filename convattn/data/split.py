@@ -1,0 +1,49 @@
+"""Holding images out, the same ones every time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+
+def stratified_split(
+    labels: Sequence[int], *, fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Split the indices of ``labels`` into (kept, held out), each class in the same proportion.
+
+    The result depends on the labels, the fraction and the seed alone, on every machine and in
+    every version of every library. ``ceil(fraction * N)`` are held out in all; classes whose share
+    is not whole are rounded so that the total is exact. A class of one image stays in training.
+
+    Args:
+        labels: the class of each image.
+        fraction: the share to hold out, between 0 and 1.
+        seed: which split.
+
+    Returns:
+        Two sorted lists of indices.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction must lie between 0 and 1, got {fraction}; 0.2 is usual")
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        members[label].append(index)
+    rng = random.Random(seed)
+    held_out: list[int] = []
+    for label, count in _shares(members, fraction).items():
+        held_out += rng.sample(members[label], count)
+    chosen = set(held_out)
+    return [i for i in range(len(labels)) if i not in chosen], sorted(held_out)
+
+
+def _shares(members: dict[int, list[int]], fraction: float) -> dict[int, int]:
+    """How many of each class to hold out: whole parts first, the rest by largest remainder."""
+    exact = {label: fraction * len(members[label]) for label in sorted(members)}
+    shares = {label: math.floor(value) for label, value in exact.items()}
+    missing = math.ceil(round(sum(exact.values()), 6)) - sum(shares.values())
+    by_remainder = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
+    for label in by_remainder[:missing]:
+        shares[label] += 1
+    return {label: min(share, len(members[label]) - 1) for label, share in shares.items()}

@@ -1,0 +1,160 @@
+"""Data sets that timm's readers open: torchvision's own, Hugging Face's, tar files, folders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import create_dataset
+
+from convattn.data.images import BrokenImageError, to_8bit
+from convattn.data.source import DataSource, ImageSet
+
+TORCH_NAMES = (
+    "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist",
+    "places365", "imagenet", "image_folder",
+)  # fmt: skip
+_STREAMS = ("hfids", "tfds", "wds")
+_NOT_MIRRORED = ("mnist", "kmnist", "qmnist", "svhn")
+
+
+class ReaderImages(ImageSet):
+    """A data set of timm or torchvision that is indexed by number."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._labels = getattr(dataset, "targets", None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def image(self, index: int) -> Image.Image:
+        """Read the image."""
+        try:
+            return to_8bit(self._dataset[index][0])
+        except Exception as error:  # the readers hand on whatever their decoder raises
+            name = self.path(index) or f"number {index}"
+            raise BrokenImageError(name, str(error) or type(error).__name__) from error
+
+    def label(self, index: int) -> int:
+        """Return the class number."""
+        if self._labels is None:
+            self._labels = _read_labels(self._dataset)
+        return int(self._labels[index])
+
+    def path(self, index: int) -> str:
+        """Return the file's path where the reader knows one."""
+        reader = getattr(self._dataset, "reader", None)
+        if reader is None:
+            return ""
+        return str(reader.filename(index, absolute=True) or "")
+
+
+def open_timm(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    train_split: str = "train",
+    val_split: str = "validation",
+) -> DataSource:
+    """Open a data set by timm's name for it, such as "torch/cifar10" or "hfds/uoft-cs/cifar10".
+
+    Args:
+        name: as timm's ``create_dataset`` takes it; an empty prefix reads a folder or tar file at
+            ``root``.
+        root: where it is stored; by default ``~/.cache/convattn/<name>`` for torchvision's sets.
+        download: fetch it if it is not there.
+        train_split: name of the part to learn from.
+        val_split: name of the part held out.
+
+    Returns:
+        A `DataSource`.
+
+    Raises:
+        ValueError: the name is unknown, or names a stream without random access.
+        FileNotFoundError: the data is not at ``root`` and ``download`` is off.
+    """
+    prefix, _, rest = name.partition("/")
+    prefix = prefix.lower()
+    if prefix in _STREAMS:
+        raise ValueError(
+            f"timm:{name} is a stream without random access, which training here needs; "
+            "use timm:hfds/NAME or folder:PATH instead"
+        )
+    if prefix == "torch":
+        _check_torch_name(rest)
+    where = Path(root).expanduser() if root else _default_root(prefix, rest)
+    parts = [_create(name, where, split, download) for split in (train_split, val_split)]
+    train, val = (ReaderImages(part) for part in parts)
+    first = train.image(0)
+    return DataSource(
+        name=f"timm:{name}",
+        class_names=tuple(_class_names(parts[0])),
+        train=train,
+        val=val,
+        in_chans=1 if first.mode == "L" else 3,
+        hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
+    )
+
+
+def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
+    if root is not None and download:
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        return create_dataset(
+            name,
+            root=None if root is None else str(root),
+            split=split,
+            download=download,
+            input_img_mode="",
+        )
+    except (RuntimeError, FileNotFoundError, AssertionError) as error:
+        if download:
+            raise
+        raise FileNotFoundError(
+            f"timm:{name} is not in {root} ({_first_line(error)}); "
+            "add download=true to fetch it, or root=PATH if it is elsewhere"
+        ) from error
+
+
+def _check_torch_name(name: str) -> None:
+    if name.lower() not in TORCH_NAMES:
+        near = difflib.get_close_matches(name.lower(), TORCH_NAMES, n=1)
+        hint = f"; did you mean 'torch/{near[0]}'?" if near else ""
+        raise ValueError(
+            f"torchvision has no data set {name!r} that timm opens{hint} "
+            f"Known: {', '.join(TORCH_NAMES)}"
+        )
+
+
+def _default_root(prefix: str, name: str) -> Path | None:
+    if prefix == "hfds":
+        return None  # its own cache
+    base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return base / "convattn" / name.lower()
+
+
+def _class_names(dataset: Any) -> Sequence[str]:
+    if hasattr(dataset, "classes"):
+        return [str(name) for name in dataset.classes]
+    numbers: dict[str, int] = dataset.reader.class_to_idx
+    if numbers:
+        return [str(name) for name in sorted(numbers, key=lambda key: numbers[key])]
+    count = max(_read_labels(dataset)) + 1
+    return [str(number) for number in range(count)]
+
+
+def _read_labels(dataset: Any) -> Sequence[int]:
+    reader = getattr(dataset, "reader", None)
+    if reader is not None and hasattr(reader, "iter_targets"):
+        return [int(target) for target in reader.iter_targets()]
+    return [int(dataset[index][1]) for index in range(len(dataset))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0] or "no such folder"

@@ -1,0 +1,190 @@
+"""From a PIL image to a model's input: timm's transforms, and a random affine map beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image, ImageOps
+from timm.data import auto_augment, create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import transforms as T
+
+from convattn.data.images import to_channels
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of its input; a checkpoint keeps it.
+
+    Args:
+        input_size: channels, height, width.
+        mean: per channel, of values in 0..1.
+        std: per channel.
+        interpolation: "bilinear", "bicubic", ...
+        crop_pct: the share of the resized image that the crop keeps.
+        crop_mode: "center", "squash" or "border".
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if self.input_size[0] not in (1, 3):
+            raise ValueError(f"images have 1 or 3 channels, got in_chans={self.input_size[0]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, such as JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Preprocess:
+        """Read what `to_dict` wrote."""
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return Preprocess(**plain)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied; names and meanings are those of timm's `create_transform`.
+
+    Args:
+        scale: the share of the area that a random crop keeps, (least, most).
+        ratio: the crop's width over its height, (least, most).
+        hflip: probability of mirroring left and right.
+        vflip: probability of mirroring up and down.
+        color_jitter: strength of the change of brightness, contrast and saturation.
+        auto_augment: a policy in timm's notation, e.g. "rand-m9-mstd0.5-inc1".
+        erasing: probability of erasing a rectangle.
+        degrees: largest random rotation, in degrees.
+        translate: largest random shift, as a share of the image.
+        zoom: random magnification, (least, most).
+        shear: largest random shear, in degrees.
+        background: grey level behind a moved image; None for the model's mean colour.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    auto_augment: str | None = None
+    erasing: float = 0.0
+    degrees: float = 0.0
+    translate: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    background: int | None = None
+
+
+def preprocess_for(
+    model: nn.Module, *, in_chans: int, img_size: int | None = None, crop_pct: float | None = None
+) -> Preprocess:
+    """Return what ``model`` expects, from its timm configuration.
+
+    Args:
+        model: a timm model.
+        in_chans: channels of the images; a single one takes the average of the colours' statistics.
+        img_size: height and width, where they differ from the model's own.
+        crop_pct: the centre crop, where it differs from the model's own.
+    """
+    config = resolve_model_data_config(model)
+    height, width = config["input_size"][1:]
+    mean, std = (_for_channels(config[key], in_chans) for key in ("mean", "std"))
+    return Preprocess(
+        input_size=(in_chans, img_size or height, img_size or width),
+        mean=mean,
+        std=std,
+        interpolation=config["interpolation"],
+        crop_pct=crop_pct or config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+
+
+def eval_transform(preprocess: Preprocess) -> Transform:
+    """Return the fixed transform of evaluation: resize, crop, normalise."""
+    return _Steps(preprocess.input_size[0], [create_transform(**_common(preprocess))])
+
+
+def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
+    """Return the random transform of training."""
+    crop, vary, finish = create_transform(
+        **_common(preprocess),
+        is_training=True,
+        separate=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        vflip=augment.vflip,
+        color_jitter=(augment.color_jitter,) * 3,
+        auto_augment=augment.auto_augment,
+        re_prob=augment.erasing,
+        re_mode="pixel",
+    )
+    for policy in vary.transforms:
+        for op in getattr(policy, "ops", ()):
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+    return _Steps(preprocess.input_size[0], [crop, *_affine(preprocess, augment), vary, finish])
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """As timm's, which may ask for 0 bits: that Pillow 13 refuses."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
+
+
+class _Steps:
+    """Grey or colour first, then the steps; a class, so that worker processes can receive it."""
+
+    def __init__(self, channels: int, steps: list[Callable[[Any], Any]]) -> None:
+        self.channels = channels
+        self.steps = steps
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        value: Any = to_channels(image, self.channels)
+        for step in self.steps:
+            value = step(value)
+        return value
+
+    def __repr__(self) -> str:
+        return " -> ".join(map(str, self.steps))
+
+
+def _common(preprocess: Preprocess) -> dict[str, Any]:
+    values = asdict(preprocess)
+    if values["input_size"][1] != values["input_size"][2] and values["crop_mode"] == "squash":
+        values["crop_mode"] = "center"  # timm squashes to squares only
+    return values
+
+
+def _affine(preprocess: Preprocess, augment: Augment) -> list[Callable[[Any], Any]]:
+    if not (augment.degrees or augment.translate or augment.shear or augment.zoom != (1.0, 1.0)):
+        return []
+    fill = [255 * m for m in preprocess.mean]
+    if augment.background is not None:
+        fill = [float(augment.background)] * len(preprocess.mean)
+    return [
+        T.RandomAffine(
+            augment.degrees,
+            translate=(augment.translate, augment.translate),
+            scale=augment.zoom,
+            shear=augment.shear,
+            interpolation=T.InterpolationMode.BILINEAR,
+            fill=fill,
+        )
+    ]
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
