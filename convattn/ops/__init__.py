@@ -1,5 +1,12 @@
 """Functions on tensors, without parameters: torch is all they need."""
 
+from convattn.ops._backend import use_backend as use_backend
+from convattn.ops.acmix import acmix_convolution as acmix_convolution
+from convattn.ops.acmix import shift_convolution as shift_convolution
+from convattn.ops.attention import global_attention as global_attention
+from convattn.ops.attention import patchwise_aggregate as patchwise_aggregate
+from convattn.ops.attention import sliding_window_attention as sliding_window_attention
+from convattn.ops.attention import window_attention as window_attention
 from convattn.ops.glmix import dispatch as dispatch
 from convattn.ops.glmix import kmeans_clustering as kmeans_clustering
 from convattn.ops.glmix import pool_slots as pool_slots

@@ -1,0 +1,298 @@
+"""ACmix: convolution and attention that share their projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convattn.layers.attention import (
+    AttentionPart,
+    GlobalAttention,
+    PatchwiseAttention,
+    SlidingWindowAttention,
+    SpatialReductionAttention,
+    WindowAttention,
+)
+from convattn.ops._checks import (
+    check_choice,
+    check_divisible,
+    check_map,
+    check_odd,
+    check_positive,
+)
+from convattn.ops.acmix import acmix_convolution, shift_convolution
+from convattn.ops.fuse import shift_kernels
+
+AttentionFactory = Callable[[int], AttentionPart]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A built-in attention, which of ACmix's arguments it takes, and what its name fixes."""
+
+    part: Callable[..., AttentionPart]
+    takes: tuple[str, ...]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    sees_all: bool = False  # nothing is left to dilate
+
+
+ATTENTIONS = {
+    "sliding_window": _Named(
+        SlidingWindowAttention, ("num_heads", "window_size", "stride", "dilation", "backend")
+    ),
+    "window": _Named(WindowAttention, ("num_heads", "window_size", "backend")),
+    "shifted_window": _Named(
+        WindowAttention, ("num_heads", "window_size", "backend"), fixed={"shifted": True}
+    ),
+    "global": _Named(GlobalAttention, ("num_heads", "stride", "backend"), sees_all=True),
+    "spatial_reduction": _Named(
+        SpatialReductionAttention,
+        ("in_chans", "num_heads", "reduction", "stride", "backend"),
+        sees_all=True,
+    ),
+    "patchwise": _Named(PatchwiseAttention, ("window_size", "stride", "dilation", "backend")),
+}
+
+# How the maps of the fully connected layer are shifted and summed.
+SHIFTS = ("learned", "random", "fixed", "tensor")
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """Where alpha and beta start, and which are learnt; without a beta it is 1 - alpha."""
+
+    alpha: float
+    beta: float | None
+    learnt: tuple[str, ...] = ()
+
+
+MIXES = {
+    "learned": _Mix(0.5, 0.5, learnt=("alpha", "beta")),
+    "complement": _Mix(0.5, None, learnt=("alpha",)),
+    "learned_alpha": _Mix(0.5, 1.0, learnt=("alpha",)),
+    "sum": _Mix(1.0, 1.0),
+    "attention": _Mix(1.0, 0.0),
+    "convolution": _Mix(0.0, 1.0),
+}
+
+
+class ACmix(nn.Module):
+    """Aggregate one projection twice, by attention and by convolution, and add the two.
+
+    ``q, k, v = W_q x + b_q, W_k x + b_k, W_v x + b_v``,
+    ``y = alpha * attention(q, k, v) + beta * shift_and_sum(fc(q, k, v))``
+
+    Args:
+        in_chans: channels of the input.
+        out_chans: channels C of the output; None for ``in_chans``.
+        attention: "sliding_window", "window", "shifted_window", "global", "spatial_reduction" or
+            "patchwise"; or an ``AttentionPart``, or what makes one of ``out_chans``.
+        num_heads: N, divides C; None for 4. Patch-wise attention has 4 groups and takes no other.
+        kernel_size: K_c of the convolution, odd.
+        window_size: K_a of a sliding window, a window or a patch; None for 7.
+        reduction: R of spatial reduction; None for 2.
+        stride: s. Windows cannot skip queries: with them both paths work at full resolution and the
+            sum is sampled.
+        dilation: distance between the pixels that the convolution, a sliding window or a patch
+            takes.
+        shift: "learned" (a group convolution that starts at the shifts), "random" (one that does
+            not), "fixed" (its kernels are the shifts), "tensor" (tensors are shifted).
+        mix: "learned" (alpha and beta), "complement" (alpha; beta = 1 - alpha), "learned_alpha"
+            (alpha; beta = 1), "sum" (1, 1), "attention" (1, 0) or "convolution" (0, 1) alone,
+            without the parameters of the other.
+        fc_bias: whether ``fc`` has a bias.
+        backend: "auto", or "reference" for the formulas in both paths.
+
+    Shape:
+        (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s)), any H and W from 1.
+
+    Raises:
+        TypeError: sizes that are not integers.
+        ValueError: sizes, names or combinations that do not fit; the message says what would.
+
+    ACmix (CVPR 2022, arXiv 2111.14556), "Integration of Self-Attention and Convolution"; the
+    variants of ``shift`` and ``mix`` are those of its ablations. The published code ignores the
+    dilation; its model builder overwrites the start of the group convolution (call
+    ``reset_parameters`` last); its position grid is float32 on the default GPU; its sizes are
+    limited by reflection and windows.
+    """
+
+    alpha: nn.Parameter | float
+    beta: nn.Parameter | float | None
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int | None = None,
+        *,
+        attention: str | AttentionPart | AttentionFactory = "sliding_window",
+        num_heads: int | None = None,
+        kernel_size: int = 3,
+        window_size: int | None = None,
+        reduction: int | None = None,
+        stride: int = 1,
+        dilation: int = 1,
+        shift: str = "learned",
+        mix: str = "learned",
+        fc_bias: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        out_chans = in_chans if out_chans is None else out_chans
+        check_positive("in_chans", in_chans)
+        check_positive("out_chans", out_chans)
+        check_odd("kernel_size", kernel_size)
+        check_positive("stride", stride)
+        check_positive("dilation", dilation)
+        check_choice("shift", shift, SHIFTS)
+        check_choice("mix", mix, MIXES)
+        check_choice("backend", backend, ("auto", "reference"))
+        part = _make_part(
+            attention,
+            out_chans,
+            {"num_heads": num_heads, "window_size": window_size, "reduction": reduction},
+            {"stride": stride, "dilation": dilation, "in_chans": in_chans, "backend": backend},
+        )
+        if part.stride not in (1, stride):
+            raise ValueError(
+                f"the stride of the attention must be 1 or that of ACmix, got {part.stride} "
+                f"and stride={stride}"
+            )
+        groups = part.groups
+        check_divisible("out_chans", out_chans, "groups of v", groups[2])
+        self.in_chans, self.out_chans = in_chans, out_chans
+        self.head_dim = out_chans // groups[2]
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.shift, self.mix, self.backend = shift, mix, backend
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Conv2d(in_chans, number * self.head_dim, 1) for number in groups
+        )
+        # alone, the convolution needs no more of the attention than its way of grouping channels
+        self.attn = AttentionPart(groups, stride=stride) if mix == "convolution" else part
+        self.fc: nn.Conv2d | None = None
+        self.dep_conv: nn.Conv2d | None = None
+        if mix != "attention":
+            self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
+            self.dep_conv = self._make_dep_conv()
+        for name in ("alpha", "beta"):
+            start = getattr(MIXES[mix], name)
+            learnt = name in MIXES[mix].learnt
+            setattr(self, name, nn.Parameter(torch.full((1,), start)) if learnt else start)
+
+    def reset_parameters(self) -> None:
+        """Start alpha, beta and the group convolution anew: last, after a builder's own start."""
+        for parameter in (self.alpha, self.beta):
+            if isinstance(parameter, nn.Parameter):
+                nn.init.constant_(parameter, 0.5)
+        if self.dep_conv is not None:
+            self.dep_conv.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
+        check_map(x, "x", self.in_chans)
+        x = self.attn.prepare(x)
+        context = self.attn.context(x)
+        q, k, v = self.q_proj(x), self.k_proj(context), self.v_proj(context)
+        y = self.attn.restore(self._aggregate(q, k, v))
+        skip = self.stride // self.attn.stride
+        return y[:, :, ::skip, ::skip] if skip > 1 else y
+
+    def extra_repr(self) -> str:
+        """Name what the submodules do not show."""
+        return (
+            f"{self.in_chans}, {self.out_chans}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, dilation={self.dilation}, shift={self.shift}, mix={self.mix}"
+        )
+
+    def _aggregate(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fc is None:
+            return self.attn(q, k, v)
+        H, W = q.shape[2:]
+        maps = q, self.attn.spread(k, (H, W)), self.attn.spread(v, (H, W))
+        convolved = self._convolve(self.fc, *maps)
+        if self.mix == "convolution":
+            return convolved
+        attended = self.attn(q, k, v)
+        alpha = _number(self.alpha, attended)
+        beta = 1 - alpha if self.beta is None else _number(self.beta, attended)
+        return alpha * attended + beta * convolved
+
+    def _convolve(self, fc: nn.Conv2d, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        options: dict[str, Any] = {
+            "head_dim": self.head_dim,
+            "fc_bias": fc.bias,
+            "stride": self.attn.stride,
+            "dilation": self.dilation,
+        }
+        if self.shift == "tensor":
+            num_outputs = self.out_chans // self.head_dim
+            return shift_convolution(q, k, v, fc.weight, num_outputs=num_outputs, **options)
+        if self.dep_conv is None:
+            kernels = shift_kernels(
+                self.kernel_size, self.out_chans, device=q.device, dtype=q.dtype
+            )
+        else:
+            kernels = self.dep_conv.weight
+        return acmix_convolution(q, k, v, fc.weight, kernels, backend=self.backend, **options)
+
+    def _make_dep_conv(self) -> nn.Conv2d | None:
+        if self.shift in ("fixed", "tensor"):
+            return None
+        conv = _ShiftConv2d if self.shift == "learned" else nn.Conv2d
+        return conv(
+            self.head_dim * self.kernel_size**2,
+            self.out_chans,
+            self.kernel_size,
+            groups=self.head_dim,
+            bias=False,
+        )
+
+
+class _ShiftConv2d(nn.Conv2d):
+    """A group convolution that starts as a sum of shifts, whoever resets it."""
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.weight.copy_(shift_kernels(self.kernel_size[0], self.out_channels))
+
+
+def _number(value: Tensor | float, like: Tensor) -> Tensor | float:
+    """Give a learnt factor the type of the map, or autocast would widen the map."""
+    return value.to(like.dtype) if isinstance(value, Tensor) else value
+
+
+def _make_part(
+    attention: str | AttentionPart | AttentionFactory,
+    out_chans: int,
+    chosen: dict[str, int | None],
+    given: dict[str, Any],
+) -> AttentionPart:
+    """Return the attention, and raise for arguments that it would ignore."""
+    said = {name: value for name, value in chosen.items() if value is not None}
+    if isinstance(attention, str):
+        return _make_named_part(attention, out_chans, said, given)
+    if said:
+        raise ValueError(f"the attention that is plugged in has its own {', '.join(said)}")
+    part = attention if isinstance(attention, nn.Module) else attention(out_chans)
+    if not isinstance(part, AttentionPart):
+        raise TypeError(f"attention must be a name or an AttentionPart, got {type(part).__name__}")
+    return part
+
+
+def _make_named_part(
+    name: str, out_chans: int, said: dict[str, int], given: dict[str, Any]
+) -> AttentionPart:
+    check_choice("attention", name, ATTENTIONS)
+    named = ATTENTIONS[name]
+    if given["dilation"] == 1 or named.sees_all:
+        given = {key: value for key, value in given.items() if key != "dilation"}
+    options = given | said
+    for key in ("num_heads", "window_size", "reduction", "dilation"):
+        if key in options and key not in named.takes:
+            raise ValueError(f"attention {name!r} takes no {key}, got {key}={options[key]}")
+    options = {key: value for key, value in options.items() if key in named.takes}
+    return named.part(out_chans, **options, **named.fixed)

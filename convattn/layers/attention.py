@@ -1,0 +1,367 @@
+"""The attentions that ACmix takes as parts: their parameters and one call into ops.
+
+B batch, C channels, N heads of d = C / N channels, H W size of the map, s stride. A part is any
+module with the methods of ``AttentionPart``; ACmix projects q, k and v, and the part does the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, trunc_normal_
+from torch import Tensor, nn
+
+from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops.attention import (
+    global_attention,
+    neighbourhoods,
+    patchwise_aggregate,
+    sliding_window_attention,
+    window_attention,
+)
+
+
+class AttentionPart(nn.Module):
+    """An attention over q, k and v that ACmix made: derive from it and write ``forward``.
+
+    ACmix computes ``x = prepare(x)``; q from x, k and v from ``context(x)``;
+    ``restore(alpha * forward(q, k, v) + beta * convolution(q, spread(k), spread(v)))``.
+
+    Args:
+        groups: how many groups of d channels q, k and v have, where v has all output channels: (N,
+            N, N) for N heads.
+        stride: s of ``forward``'s result; 1 where the part cannot skip queries: ACmix then skips
+            pixels of the sum.
+    """
+
+    def __init__(self, groups: tuple[int, int, int], *, stride: int = 1) -> None:
+        super().__init__()
+        check_positive("stride", stride)
+        self.groups = groups
+        self.stride = stride
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Move the map (B, C_in, H, W) to where both paths work."""
+        return x
+
+    def context(self, x: Tensor) -> Tensor:
+        """Return the map that keys and values are projected from."""
+        return x
+
+    def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring keys or values to the size (H, W) of the queries for the convolution path."""
+        return x
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        raise NotImplementedError
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Move the sum of the paths back to where the input was."""
+        return y
+
+
+class SlidingWindowAttention(AttentionPart):
+    """Attention to the K x K pixels around each one, with learnt relative positions.
+
+    ``y_i = sum_j softmax_j(q_i . (k_j + p_i - p_j) / sqrt(d)) v_j``, ``p = W_p (x, y) + b``, x and
+    y from -1 to 1 over the map.
+
+    Args:
+        dim: channels C.
+        num_heads: N.
+        window_size: K, odd.
+        stride: s.
+        dilation: distance between the pixels of a window.
+        backend: path of ``convattn.ops.sliding_window_attention``.
+
+    Raises:
+        ValueError: sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), after SASA (arXiv 1906.05909). The position grid has the type and the
+    device of the map at every call; the published one is float32 on the default GPU.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        window_size: int = 7,
+        stride: int = 1,
+        dilation: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        check_divisible("dim", dim, "num_heads", num_heads)
+        check_odd("window_size", window_size)
+        check_positive("dilation", dilation)
+        super().__init__((num_heads, num_heads, num_heads), stride=stride)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.dilation = dilation
+        self.backend = backend
+        self.pos_proj = nn.Conv2d(2, dim // num_heads, 1)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        return sliding_window_attention(
+            q,
+            k,
+            v,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            position=self.pos_proj(position_grid(q)),
+            backend=self.backend,
+        )
+
+
+class WindowAttention(AttentionPart):
+    """Attention inside each K x K window of the map's grid of windows, then a projection.
+
+    ``y = W_o (softmax(q k^T / sqrt(d) + b) v) + b_o``, with a learnt bias b per head and relative
+    position.
+
+    Args:
+        dim: channels C.
+        num_heads: N.
+        window_size: K.
+        shifted: whether the grid of windows is moved by K // 2 rows and columns; along an axis that
+            is no longer than the window it is not.
+        backend: path of ``convattn.ops.window_attention``.
+
+    Raises:
+        ValueError: sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after Swin (arXiv
+    2103.14030), section 3.2. The published code needs maps that the window divides.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        window_size: int = 7,
+        shifted: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        check_divisible("dim", dim, "num_heads", num_heads)
+        check_positive("window_size", window_size)
+        super().__init__((num_heads, num_heads, num_heads))
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift = window_size // 2 if shifted else 0
+        self.backend = backend
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        self.proj = nn.Conv2d(dim, dim, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the bias table at small random values."""
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Roll the map, so that the shifted windows become the grid's."""
+        rows, columns = self._shifts(x)
+        return torch.roll(x, (-rows, -columns), (2, 3)) if rows or columns else x
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Roll the map back."""
+        rows, columns = self._shifts(y)
+        return torch.roll(y, (rows, columns), (2, 3)) if rows or columns else y
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: (B, C, H, W)."""
+        attended = window_attention(
+            q,
+            k,
+            v,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            shift=self._shifts(q),
+            bias=self._bias(),
+            backend=self.backend,
+        )
+        return self.proj(attended)
+
+    def _shifts(self, x: Tensor) -> tuple[int, int]:
+        rows, columns = (self.shift if size > self.window_size else 0 for size in x.shape[2:])
+        return rows, columns
+
+    def _bias(self) -> Tensor:
+        """Look up the bias of every pair of pixels: (N, K^2, K^2)."""
+        places = torch.arange(self.window_size, device=self.relative_position_bias_table.device)
+        apart = places[:, None] - places + self.window_size - 1
+        width = 2 * self.window_size - 1
+        index = width * apart[:, None, :, None] + apart[None, :, None, :]
+        table = self.relative_position_bias_table[index.flatten()]
+        return table.T.unflatten(1, (self.window_size**2, self.window_size**2))
+
+
+class GlobalAttention(AttentionPart):
+    """Attention from every pixel to every pixel.
+
+    ``y_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j``
+
+    Args:
+        dim: channels C.
+        num_heads: N.
+        stride: s.
+        backend: path of ``convattn.ops.global_attention``.
+
+    Raises:
+        ValueError: sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT. The paper gives
+    no position term and no projection.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int = 4, stride: int = 1, backend: str = "auto"
+    ) -> None:
+        check_divisible("dim", dim, "num_heads", num_heads)
+        super().__init__((num_heads, num_heads, num_heads), stride=stride)
+        self.num_heads = num_heads
+        self.backend = backend
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        q = q[:, :, :: self.stride, :: self.stride]
+        return global_attention(q, k, v, num_heads=self.num_heads, backend=self.backend)
+
+
+class SpatialReductionAttention(GlobalAttention):
+    """Attention from every pixel to a map reduced R times along each axis.
+
+    ``k, v`` from ``LayerNorm(Conv_RxR,stride R(x))``, then as in ``GlobalAttention``
+
+    Args:
+        dim: channels C.
+        in_chans: channels of the map that is reduced; None for ``dim``.
+        num_heads: N.
+        reduction: R; 1 reduces nothing and has no parameters.
+        stride: s.
+        backend: path of ``convattn.ops.global_attention``.
+
+    Raises:
+        ValueError: sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after PVT (arXiv
+    2102.12122), section 3.3. PVT drops what R does not divide: here zeros are added at the bottom
+    and the right, so that every pixel is seen.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        in_chans: int | None = None,
+        num_heads: int = 4,
+        reduction: int = 2,
+        stride: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        check_positive("reduction", reduction)
+        super().__init__(dim, num_heads=num_heads, stride=stride, backend=backend)
+        in_chans = dim if in_chans is None else in_chans
+        self.reduction = reduction
+        self.reduce: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if reduction > 1:
+            self.reduce = nn.Conv2d(in_chans, in_chans, reduction, stride=reduction)
+            self.norm = LayerNorm2d(in_chans, eps=1e-6)
+
+    def context(self, x: Tensor) -> Tensor:
+        """Reduce the map: (B, C_in, ceil(H / R), ceil(W / R))."""
+        bottom, right = -x.shape[2] % self.reduction, -x.shape[3] % self.reduction
+        return self.norm(self.reduce(F.pad(x, (0, right, 0, bottom))))
+
+    def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Repeat each pixel R x R times, then cut to the size of the queries."""
+        repeated = x.repeat_interleave(self.reduction, 2).repeat_interleave(self.reduction, 3)
+        return repeated[:, :, : size[0], : size[1]]
+
+
+class PatchwiseAttention(AttentionPart):
+    """Weights for the K x K pixels around each one, from a small network on the whole patch.
+
+    ``y[c, i] = sum_t w[c mod M, t, i] v[c, i + t]``, ``w_i = MLP([q_i, k_j for all j of the
+    patch])``
+
+    Args:
+        dim: channels C of v, read as 4 groups of C / 4: q and k have one such group each.
+        window_size: K, odd.
+        stride: s.
+        dilation: distance between the pixels of a patch.
+        share: how many channels of v share weights: M = C / share.
+        backend: path of ``convattn.ops.patchwise_aggregate``.
+
+    Raises:
+        ValueError: sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after the patch-wise SAN
+    (arXiv 2004.13621), section 3.2. The network copies k K^2 times, as its batch norm has
+    parameters for each place of the patch; v is not copied. In training, batch norm needs more than
+    one position in the batch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        window_size: int = 7,
+        stride: int = 1,
+        dilation: int = 1,
+        share: int = 8,
+        backend: str = "auto",
+    ) -> None:
+        check_divisible("dim", dim, "groups of v", 4)
+        check_divisible("dim", dim, "share", share)
+        check_odd("window_size", window_size)
+        check_positive("dilation", dilation)
+        super().__init__((1, 1, 4), stride=stride)
+        self.window_size = window_size
+        self.dilation = dilation
+        self.backend = backend
+        maps, places = dim // share, window_size**2
+        seen = dim // 4 * (1 + places)
+        self.mlp = nn.Sequential(
+            nn.BatchNorm2d(seen),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(seen, maps, 1, bias=False),
+            nn.BatchNorm2d(maps),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(maps, maps * places, 1),
+        )
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        around = neighbourhoods(
+            k, kernel_size=self.window_size, stride=self.stride, dilation=self.dilation
+        )
+        q = q[:, :, :: self.stride, :: self.stride]
+        weights = self.mlp(torch.cat([q, around.flatten(1, 2)], dim=1))
+        return patchwise_aggregate(
+            weights.unflatten(1, (-1, self.window_size**2)),
+            v,
+            kernel_size=self.window_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
+
+
+def position_grid(x: Tensor) -> Tensor:
+    """Return columns and rows as numbers from -1 to 1, like ``x`` in type: (1, 2, H, W)."""
+    check_map(x)
+    # steps of a half-precision linspace would add up their rounding
+    precise = torch.promote_types(x.dtype, torch.float32)
+    rows, columns = (
+        torch.linspace(-1, 1, size, device=x.device, dtype=precise) for size in x.shape[2:]
+    )
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+    return grid[None].to(x.dtype)

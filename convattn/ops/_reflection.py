@@ -1,0 +1,30 @@
+"""Positions that a window sees of a map which is mirrored at its borders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reflect(positions: Tensor, size: int) -> Tensor:
+    """Mirror positions at the borders of an axis, as often as it takes to get inside.
+
+    ``0 1 2`` continues as ``... 2 1 [0 1 2] 1 0 1 2 ...``; an axis of one pixel repeats it.
+    """
+    period = max(2 * size - 2, 1)
+    inside = positions.abs() % period
+    return torch.minimum(inside, period - inside)
+
+
+def padded_positions(size: int, reach: int, device: torch.device) -> Tensor:
+    """Return the position shown at each place of an axis that is padded by ``reach``."""
+    return reflect(torch.arange(-reach, size + reach, device=device), size)
+
+
+def window_positions(
+    size: int, *, window_size: int, stride: int, dilation: int, device: torch.device
+) -> Tensor:
+    """Return what the window around every ``stride``-th position shows: (size / stride, K)."""
+    centres = torch.arange(0, size, stride, device=device)
+    taps = torch.arange(window_size, device=device) - window_size // 2
+    return reflect(centres[:, None] + dilation * taps, size)

@@ -1,0 +1,191 @@
+"""The convolution path of ACmix: public functions, argument checks, choice of path.
+
+B batch, H W size of the map, J groups of d channels each (those of q, then of k, then of v), M =
+K^2 maps per channel, N outputs per channel, K kernel, s stride. Maps are (B, C, H, W) with the
+groups one after another in C; the result has its channels in the order (d, N), as published
+checkpoints do.
+
+| backend     | computes                                                                        |
+|-------------|---------------------------------------------------------------------------------|
+| "folded"    | both layers as one convolution from J to N maps in each of d groups             |
+| "grouped"   | the fully connected layer, then the convolution from M to N maps in each group  |
+| "reference" | the formula: K^2 copies of the M maps, einsum                                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn.ops._backend import resolve
+from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops.fuse import fold_fc_group_conv
+from convattn.ops.reference import acmix as reference
+
+BACKENDS = ("folded", "grouped", "reference")
+
+
+def acmix_convolution(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fc_weight: Tensor,
+    dep_weight: Tensor,
+    *,
+    head_dim: int,
+    fc_bias: Tensor | None = None,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve q, k and v: connect their groups into K^2 maps per channel, shift and sum those.
+
+    ``f[c, m] = sum_j fc_weight[m, j] g_j[c] + fc_bias[m]``, g_j the groups of q, k and v;
+    ``y[c, n, i] = sum_m sum_t dep_weight[c N + n, m, t] f[c, m, s i + r (t - K // 2)]``, zero
+    outside
+
+    Args:
+        q: queries (B, C_q, H, W).
+        k: keys (B, C_k, H, W); the numbers of channels may differ.
+        v: values (B, C_v, H, W).
+        fc_weight: (K^2, J) or (K^2, J, 1, 1), the same for all channels of a group.
+        dep_weight: kernels of the group convolution (d N, K^2, K, K).
+        head_dim: d.
+        fc_bias: (K^2,) or None.
+        stride: s.
+        dilation: r.
+        backend: "auto", "folded", "grouped" or "reference". "auto" folds while that is no more
+            work: J N K^2 multiplications a pixel against J K^2 + N K^4.
+
+    Returns:
+        A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
+
+    Raises:
+        TypeError: maps that are not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+
+    ACmix (arXiv 2111.14556), "Improved Shift and Summation". The published code ignores the
+    dilation.
+    """
+    outputs, _, kernel_size, _ = dep_weight.shape
+    groups = _check(q, k, v, fc_weight, head_dim, stride, dilation)
+    check_odd("kernel size of dep_weight", kernel_size)
+    check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
+    chosen = resolve(backend, BACKENDS)
+    if chosen == "reference":
+        return reference.acmix_convolution(
+            q,
+            k,
+            v,
+            fc_weight,
+            dep_weight,
+            head_dim=head_dim,
+            fc_bias=fc_bias,
+            stride=stride,
+            dilation=dilation,
+        )
+    if chosen == "auto":
+        per_channel = outputs // head_dim
+        pays = groups * per_channel <= groups + per_channel * kernel_size**2
+        chosen = "folded" if pays else "grouped"
+    padding = dilation * (kernel_size // 2)
+    x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
+    if chosen == "folded":
+        kernels = fold_fc_group_conv(weight, dep_weight, groups=head_dim)
+    else:
+        x, kernels = torch.einsum("mj,bdjhw->bdmhw", weight, x), dep_weight
+    return F.conv2d(x.flatten(1, 2), kernels, None, stride, padding, dilation, groups=head_dim)
+
+
+def shift_convolution(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fc_weight: Tensor,
+    *,
+    head_dim: int,
+    num_outputs: int,
+    fc_bias: Tensor | None = None,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """Compute ``acmix_convolution`` with the kernels of ``shift_kernels``, by moving tensors.
+
+    ``y[c, n, i] = sum_m f[c, m, s i + r (t_m - K // 2)]``, t_m = (m // K, m % K), zero outside
+
+    Args:
+        q: queries (B, C_q, H, W).
+        k: keys (B, C_k, H, W).
+        v: values (B, C_v, H, W).
+        fc_weight: (K^2, J) or (K^2, J, 1, 1).
+        head_dim: d.
+        num_outputs: N, outputs per channel, all alike.
+        fc_bias: (K^2,) or None.
+        stride: s.
+        dilation: r.
+
+    Returns:
+        A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
+
+    Raises:
+        TypeError: maps that are not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+
+    ACmix (arXiv 2111.14556), "Improved Shift and Summation": the tensor shifts that its ablation
+    starts from.
+    """
+    _check(q, k, v, fc_weight, head_dim, stride, dilation)
+    check_positive("num_outputs", num_outputs)
+    maps, (H, W) = fc_weight.shape[0], q.shape[2:]
+    kernel_size = round(maps**0.5)
+    check_odd("square root of the maps of fc_weight", kernel_size)
+    x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
+    features = torch.einsum("mj,bdjhw->mbdhw", weight, x)
+    reach = dilation * (kernel_size // 2)
+    total = torch.zeros_like(features[0])
+    for m, shifted in enumerate(F.pad(features, (reach, reach, reach, reach)).unbind()):
+        top, left = dilation * (m // kernel_size), dilation * (m % kernel_size)
+        total = total + shifted[..., top : top + H, left : left + W]
+    return total[..., ::stride, ::stride].repeat_interleave(num_outputs, dim=1)
+
+
+def _connectable(
+    maps: Sequence[Tensor], fc_weight: Tensor, fc_bias: Tensor | None, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return the groups (B, d, J, H, W) and the weight (M, J) that connects them.
+
+    A bias becomes one more group of ones, so that zero padding cuts it off at the border.
+    """
+    weight = fc_weight.flatten(1)
+    groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
+    if fc_bias is not None:
+        weight = torch.cat([weight, fc_bias[:, None]], dim=1)
+        groups.append(torch.ones_like(groups[0][:, :, :1]))
+    return torch.cat(groups, dim=2), weight
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, fc_weight: Tensor, head_dim: int, stride: int, dilation: int
+) -> int:
+    """Raise unless the maps are groups that ``fc_weight`` takes; return their number J."""
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    groups = 0
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_map(x, name)
+        check_divisible(f"channels of {name}", x.shape[1], "head_dim", head_dim)
+        groups += x.shape[1] // head_dim
+    if not q.shape[2:] == k.shape[2:] == v.shape[2:]:
+        raise ValueError(
+            f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
+    if fc_weight.shape[1] != groups:
+        raise ValueError(
+            f"fc_weight must take the {groups} groups of {head_dim} channels in q, k and v, "
+            f"got shape {tuple(fc_weight.shape)}"
+        )
+    return groups

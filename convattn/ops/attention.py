@@ -1,0 +1,315 @@
+"""The attentions that ACmix takes: public functions, argument checks, choice of path.
+
+B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
+r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
+
+| backend     | computes                                                                 |
+|-------------|--------------------------------------------------------------------------|
+| "dense"     | sliding window: all keys of the map, each counted as often as it is seen |
+| "tiled"     | sliding window: tiles of queries with a halo of keys                     |
+| "sdpa"      | windows, global: one call of ``scaled_dot_product_attention``            |
+| "taps"      | patch-wise: one product for each of the K^2 places of a window           |
+| "reference" | the formulas, with K^2 copies of what a window shows                     |
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn.ops._backend import resolve
+from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops._reflection import padded_positions, window_positions
+from convattn.ops._sliding_window import attend_dense
+from convattn.ops._tokens import to_heads, to_map
+from convattn.ops._windows import attend_in_windows
+from convattn.ops.reference import attention as reference
+
+SLIDING_BACKENDS = ("tiled", "dense", "reference")
+SDPA_BACKENDS = ("sdpa", "reference")
+PATCH_BACKENDS = ("taps", "reference")
+
+# Up to this many pixels, the halo of a map's tiles would be as large as the map.
+DENSE_PIXELS = 256
+
+
+def sliding_window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    window_size: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    position: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Let every s-th pixel attend to the K x K pixels around it, the map mirrored at its borders.
+
+    ``y_i = sum_j softmax_j(scale * q_i . (k_j + p_i - p_j)) v_j``, j in the K x K window around i
+
+    Args:
+        q: queries (B, C, H, W); those at ``[::stride, ::stride]`` are answered.
+        k: keys, shaped like ``q``.
+        v: values, shaped like ``q``.
+        num_heads: N; head n has channels n d to (n + 1) d.
+        window_size: K, odd.
+        stride: s.
+        dilation: distance between the pixels of a window.
+        position: p, a map (B or 1, d, H, W) that all heads share; None for none.
+        scale: factor of the logits; None for 1 / sqrt(d).
+        backend: "auto", "tiled", "dense" or "reference". "auto" takes "dense" for maps of up to
+            ``DENSE_PIXELS`` pixels, else "tiled".
+
+    Returns:
+        A map (B, C, ceil(H / s), ceil(W / s)).
+
+    Raises:
+        TypeError: maps that are not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+
+    ACmix (arXiv 2111.14556), after SASA (arXiv 1906.05909). The published code copies keys
+    and values K^2 times, ignores the dilation and needs maps larger than K / 2: here a reflection
+    that is longer than the map reflects again. The fast paths use that softmax cancels ``q_i .
+    p_i``: the keys are ``k - p``.
+    """
+    check_odd("window_size", window_size)
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    _check_heads(q, k, v, num_heads)
+    if k.shape != q.shape:
+        raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
+    _check_position(position, q, num_heads)
+    chosen = resolve(backend, SLIDING_BACKENDS)
+    if chosen == "auto":
+        chosen = "dense" if q.shape[2] * q.shape[3] <= DENSE_PIXELS else "tiled"
+    options = {"window_size": window_size, "stride": stride, "dilation": dilation}
+    if chosen == "reference":
+        return reference.sliding_window_attention(
+            q, k, v, num_heads=num_heads, position=position, scale=scale, **options
+        )
+    if position is not None:
+        k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
+    attend = attend_dense
+    return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    window_size: int = 7,
+    shift: int | tuple[int, int] = 0,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Let every pixel attend to the K x K window of the map's grid of windows that it lies in.
+
+    ``y_i = sum_j softmax_j(scale * q_i . k_j + bias_ij) v_j``, j in the window of i
+
+    Args:
+        q: queries (B, C, H, W). For shifted windows the caller has rolled the map by ``-shift``.
+        k: keys, shaped like ``q``.
+        v: values, shaped like ``q``.
+        num_heads: N; head n has channels n d to (n + 1) d.
+        window_size: K. A map that K does not divide is padded; nothing attends to padding.
+        shift: by how much the map was rolled, or (rows, columns). Pixels that were rolled around
+            the border do not attend to those that were not.
+        bias: added to the logits (N, K^2, K^2), query by key; None for none.
+        scale: factor of the logits; None for 1 / sqrt(d).
+        backend: "auto", "sdpa" or "reference".
+
+    Returns:
+        A map (B, C, H, W), still rolled.
+
+    Raises:
+        TypeError: maps that are not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after Swin (arXiv
+    2103.14030), equation 4 and figure 4. The published code needs maps that the window divides.
+    """
+    check_positive("window_size", window_size)
+    _check_heads(q, k, v, num_heads)
+    if k.shape != q.shape:
+        raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
+    shift = (shift, shift) if isinstance(shift, int) else shift
+    if len(shift) != 2 or not all(0 <= x < window_size for x in shift):
+        raise ValueError(
+            f"shift must lie between 0 and window_size - 1 = {window_size - 1}, got {shift}"
+        )
+    pixels = window_size**2
+    if bias is not None and bias.shape != (num_heads, pixels, pixels):
+        raise ValueError(
+            f"bias must have shape (num_heads, window_size^2, window_size^2) = "
+            f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
+        )
+    reference_asked = resolve(backend, SDPA_BACKENDS) == "reference"
+    attend = reference.window_attention if reference_asked else attend_in_windows
+    return attend(
+        q, k, v, num_heads=num_heads, window_size=window_size, shift=shift, bias=bias, scale=scale
+    )
+
+
+def global_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Let every pixel attend to every pixel of the map of keys.
+
+    ``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, j anywhere
+
+    Args:
+        q: queries (B, C, H, W).
+        k: keys (B, C, h, w), on a map of any size: a reduced one is spatial-reduction attention.
+        v: values, shaped like ``k``.
+        num_heads: N; head n has channels n d to (n + 1) d.
+        scale: factor of the logits; None for 1 / sqrt(d).
+        backend: "auto", "sdpa" or "reference".
+
+    Returns:
+        A map (B, C, H, W).
+
+    Raises:
+        TypeError: maps that are not floating point.
+        ValueError: shapes or a backend that do not fit.
+
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT and PVT (arXiv
+    2102.12122).
+    """
+    _check_heads(q, k, v, num_heads)
+    if resolve(backend, SDPA_BACKENDS) == "reference":
+        return reference.global_attention(q, k, v, num_heads=num_heads, scale=scale)
+    H, W = q.shape[2:]
+    q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
+    return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
+
+
+def patchwise_aggregate(
+    weights: Tensor,
+    v: Tensor,
+    *,
+    kernel_size: int = 7,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum the K x K pixels around every s-th one with weights of its own, the map mirrored.
+
+    ``y[c, i] = sum_t weights[c mod M, t, i] v[c, i + t]``, t in the K x K window
+
+    Args:
+        weights: M weight maps (B, M, K^2, ceil(H / s), ceil(W / s)); M divides C.
+        v: the map (B, C, H, W).
+        kernel_size: K, odd.
+        stride: s.
+        dilation: distance between the pixels of a window.
+        backend: "auto", "taps" or "reference".
+
+    Returns:
+        A map (B, C, ceil(H / s), ceil(W / s)).
+
+    Raises:
+        TypeError: a map that is not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+
+    The aggregation of patch-wise SAN (arXiv 2004.13621), section 3.2, that ACmix takes as one of
+    its attentions. Reflection longer than the map reflects again.
+    """
+    check_odd("kernel_size", kernel_size)
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    check_map(v, "v")
+    maps, size = weights.shape[1], (-(-v.shape[2] // stride), -(-v.shape[3] // stride))
+    if weights.dim() != 5 or weights.shape[2:] != (kernel_size**2, *size):
+        raise ValueError(
+            f"weights must have shape (B, M, {kernel_size**2}, {size[0]}, {size[1]}), "
+            f"got {tuple(weights.shape)}"
+        )
+    check_divisible("channels of v", v.shape[1], "weight maps", maps)
+    if resolve(backend, PATCH_BACKENDS) == "reference":
+        return reference.patchwise_aggregate(
+            weights, v, kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
+    return _aggregate_taps(weights, v, kernel_size, stride, dilation)
+
+
+def neighbourhoods(x: Tensor, *, kernel_size: int, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Copy the K x K pixels around every s-th one, the map mirrored at its borders.
+
+    This is K^2 copies of the map: for narrow maps only.
+
+    Args:
+        x: the map (B, C, H, W).
+        kernel_size: K, odd.
+        stride: s.
+        dilation: distance between the pixels of a window.
+
+    Returns:
+        (B, C, K^2, ceil(H / s), ceil(W / s)).
+
+    Raises:
+        TypeError: a map that is not floating point, sizes that are not integers.
+        ValueError: a map of another rank, sizes that do not fit.
+    """
+    check_odd("kernel_size", kernel_size)
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    check_map(x)
+    rows, columns = (
+        window_positions(
+            size, window_size=kernel_size, stride=stride, dilation=dilation, device=x.device
+        )
+        for size in x.shape[2:]
+    )
+    x = x[:, :, rows][..., columns]
+    return x.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+
+
+def _aggregate_taps(
+    weights: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
+) -> Tensor:
+    """Add one product per place in the window: views of the padded map, never copies."""
+    reach = dilation * (kernel_size // 2)
+    for dim in (2, 3):
+        v = v.index_select(dim, padded_positions(v.shape[dim], reach, v.device))
+    v = v.unflatten(1, (-1, weights.shape[1]))
+    H, W = weights.shape[3:]
+    out = v.new_zeros(())
+    for t, weight in enumerate(weights.unbind(2)):
+        top, left = dilation * (t // kernel_size), dilation * (t % kernel_size)
+        shown = v[..., top : top + stride * H : stride, left : left + stride * W : stride]
+        out = out + weight[:, None] * shown[..., :H, :W]
+    return out.flatten(1, 2)
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
+    check_map(q, "q")
+    check_map(k, "k", q.shape[1])
+    check_divisible("channels of q", q.shape[1], "num_heads", num_heads)
+    if v.shape != k.shape or k.shape[0] != q.shape[0]:
+        raise ValueError(
+            f"k and v must have one shape and the batch of q, got q {tuple(q.shape)}, "
+            f"k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+
+
+def _check_position(position: Tensor | None, q: Tensor, num_heads: int) -> None:
+    if position is None:
+        return
+    check_map(position, "position", q.shape[1] // num_heads)
+    if position.shape[0] not in (1, q.shape[0]) or position.shape[2:] != q.shape[2:]:
+        raise ValueError(
+            f"position must have the size of q and its batch or 1, got {tuple(position.shape)} "
+            f"for q {tuple(q.shape)}"
+        )
