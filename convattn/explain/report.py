@@ -118,6 +118,9 @@ def _headline(run: Run) -> list[tuple[str, str]]:
         for key, (label, text) in formats.items()
         if run.evaluation.get(key) is not None
     ]
+    best = sections.best_epoch(run)
+    if best and not run.evaluation:
+        numbers.append(("best validation accuracy so far", _percent(best["val_top1"], 2)))
     seconds = run.environment.get("duration_seconds")
     if seconds is not None:
         numbers.append(("training time", _duration(seconds)))

@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,23 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     broken_images: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of their labels."""
         return [str(name) for name in self.evaluation.get("class_names", [])]
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as keys and values."""
         settings = yaml.safe_load(self.config)
         return settings if isinstance(settings, dict) else {}
 
-    @property
+    @cached_property
     def confusion(self) -> list[list[int]]:
         """Counts of images by (true class, predicted class)."""
         return [[int(count) for count in row] for row in self.evaluation.get("confusion", [])]
 
-    @property
+    @cached_property
     def mistakes(self) -> list[Prediction]:
         """The wrong predictions, the most confident first."""
         wrong = [p for p in self.predictions or [] if p.is_wrong]

@@ -18,6 +18,8 @@ from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
 
 _THUMBNAIL = 192
+# A map of 2 x 2 positions has nothing to show.
+_SMALLEST_MAP = 4
 
 
 @dataclass(frozen=True)
@@ -51,31 +53,31 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class SlotExample:
+    """An image whose slots are shown."""
+
+    true: str
+    picture: str
+
+
+@dataclass(frozen=True)
 class SlotStage:
-    """The slots of one GLMix, and how unevenly positions draw on them."""
+    """The slots of one GLMix: a picture per example, and how unevenly positions draw on them."""
 
     module: str
     slots: int
     height: int
     width: int
     strongest: float
-
-
-@dataclass(frozen=True)
-class SlotRow:
-    """One image and its slot pictures, a picture per stage."""
-
-    true: str
-    picture: str
-    stages: list[str]
+    pictures: list[str]
 
 
 @dataclass(frozen=True)
 class SlotSection:
-    """Slot pictures of several images: rows of images, columns of stages."""
+    """Slot pictures of a few images at a few stages."""
 
+    examples: list[SlotExample]
     stages: list[SlotStage]
-    rows: list[SlotRow]
 
 
 def class_rows(run: Run) -> list[ClassRow]:
@@ -122,15 +124,12 @@ def slot_section(
     weight = next(model.parameters())
     x = torch.stack([preprocess(image(p.index)) for p in chosen])
     maps = last_of_each_size(slot_maps(model, x.to(weight.device, weight.dtype)))
-    rows = [
-        SlotRow(
-            true=run.class_name(p.label),
-            picture=data_uri(input_picture(x[i])),
-            stages=[data_uri(slot_picture(m[i], x[i])) for m in maps.values()],
-        )
-        for i, p in enumerate(chosen)
+    stages = [_stage(n, m, x) for n, m in maps.items() if min(m.shape[-2:]) >= _SMALLEST_MAP]
+    examples = [
+        SlotExample(run.class_name(p.label), data_uri(input_picture(picture)))
+        for p, picture in zip(chosen, x, strict=True)
     ]
-    return SlotSection([_stage(name, m) for name, m in maps.items()], rows) if maps else None
+    return SlotSection(examples, stages) if stages else None
 
 
 def best_epoch(run: Run) -> dict[str, float] | None:
@@ -183,6 +182,8 @@ def _first_of_each_class(run: Run, limit: int) -> list[Prediction]:
     return [first[label] for label in sorted(first)][:limit]
 
 
-def _stage(name: str, maps: Tensor) -> SlotStage:
+def _stage(name: str, maps: Tensor, x: Tensor) -> SlotStage:
     slots, height, width = maps.shape[1:]
-    return SlotStage(name, slots, height, width, maps.amax(dim=1).mean().item())
+    strongest = maps.amax(dim=1).mean().item()
+    pictures = [data_uri(slot_picture(*pair)) for pair in zip(maps, x, strict=True)]
+    return SlotStage(name, slots, height, width, strongest, pictures)

@@ -10,15 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 _GOLDEN_RATIO = 0.618034
-# How much of a pixel's colour is the slot's; the rest is the image in grey.
-_STRENGTH = 0.55
+# How much of a pixel's colour is the slot's; the rest is the image in grey, its black lifted so
+# that colours differ there too.
+_STRENGTH = 0.6
+_BLACK = 0.2
 
 
 def slot_colours(number: int) -> Tensor:
     """Return ``number`` colours (number, 3) in 0..1; neighbours in the list differ clearly."""
-    lightness = (0.45, 0.58, 0.70)
+    lightness = (0.50, 0.60, 0.72)
     colours = [
-        colorsys.hls_to_rgb(slot * _GOLDEN_RATIO % 1, lightness[slot % 3], 0.65)
+        colorsys.hls_to_rgb(slot * _GOLDEN_RATIO % 1, lightness[slot % 3], 0.6)
         for slot in range(number)
     ]
     return torch.tensor(colours)
@@ -48,6 +50,7 @@ def slot_picture(maps: Tensor, x: Tensor, *, size: int = 192) -> Image.Image:
         maps[None].float().cpu(), grey.shape[-2:], mode="bicubic", align_corners=False
     )
     colours = slot_colours(len(maps))[enlarged[0].argmax(dim=0)].permute(2, 0, 1)
+    grey = _BLACK + (1 - _BLACK) * grey
     return _to_image(_STRENGTH * colours + (1 - _STRENGTH) * grey)
 
 

@@ -46,11 +46,6 @@ def last_of_each_size(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: maps[name] for name in last.values()}
 
 
-def has_slots(model: nn.Module) -> bool:
-    """Whether any module of ``model`` has slot maps."""
-    return any(True for _ in _mixers_with_slots(model))
-
-
 def _mixers_with_slots(model: nn.Module) -> Iterator[tuple[str, GLMix]]:
     for name, module in model.named_modules():
         if isinstance(module, GLMix) and module.branches != "local":
@@ -65,16 +60,19 @@ def _record(
 
 def _assignment(mixer: GLMix, x: Tensor, context: Tensor | None = None) -> Tensor:
     u = mixer.local(x) if mixer.branches == "sequential" else x
-    if mixer.slot_grid is None:
-        slots = mixer.slots
-    else:
-        slots = pool_slots(x if context is None else context, mixer.slot_grid)
+    slots = _initial_slots(mixer, x if context is None else context)
     if mixer.clustering == "kmeans":
         slots = kmeans_clustering(slots, u, mixer.kmeans_iterations)
     # What a position receives from one-hot slots is its share of each.
     number = slots.shape[1]
     one_hot = torch.eye(number, dtype=u.dtype, device=u.device).expand(len(u), -1, -1)
-    return reference.dispatch(slots.expand(len(u), -1, -1), one_hot, u, mixer.slot_scale)
+    return reference.dispatch(slots, one_hot, u, mixer.slot_scale)
+
+
+def _initial_slots(mixer: GLMix, context: Tensor) -> Tensor:
+    if mixer.slot_grid is None:
+        return mixer.slots.expand(len(context), -1, -1)
+    return pool_slots(context, mixer.slot_grid)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convattn.explain.figures import confusion_figure, curves_figure, save_png, to_svg
+
+EPOCHS = [
+    {"epoch": e, "lr": 0.1 / e, "train_loss": 2 / e, "val_loss": 3 / e, "val_top1": 1 - 1 / e}
+    for e in (1.0, 2.0, 3.0)
+]
+
+
+def words_of(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def lines_of(epochs: list[dict[str, float]]) -> list[int]:
+    return [len(axes.lines) for axes in curves_figure(epochs).axes]
+
+
+def test_curves_have_a_line_for_each_column_that_is_there() -> None:
+    assert lines_of(EPOCHS) == [2, 1, 1]
+    assert lines_of([{"epoch": 1.0, "train_loss": 2.0}]) == [1, 0, 0]
+    assert lines_of([]) == [0, 0, 0]
+
+
+def test_curves_hold_the_values_of_the_epochs() -> None:
+    loss = curves_figure(EPOCHS).axes[0]
+    training, validation = (np.asarray(line.get_xydata()) for line in loss.lines)
+    np.testing.assert_allclose(training, [(1, 2), (2, 1), (3, 2 / 3)])
+    np.testing.assert_allclose(validation, [(1, 3), (2, 1.5), (3, 1)])
+
+
+def test_curves_are_saved_as_a_picture(tmp_path: Path) -> None:
+    with Image.open(save_png(curves_figure(EPOCHS), tmp_path / "curves.png")) as picture:
+        assert picture.size == (1650, 495)
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_svg_leaves_colours_and_fonts_to_the_page() -> None:
+    svg = to_svg(curves_figure(EPOCHS))
+    assert svg.startswith("<svg")
+    assert "var(--ink)" in svg
+    assert "var(--accent)" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert set(re.findall(r"font-family: ([^;\"]*)", svg)) == {"inherit"}
+    assert {"Loss", "training", "validation", "100%"} <= set(words_of(svg))
+
+
+def test_small_matrices_have_names_and_counts() -> None:
+    svg = to_svg(confusion_figure([[7, 0], [2, 5]], ["cat & dog", "a name that is far too long"]))
+    words = words_of(svg)
+    assert {"7", "2", "5", "cat &amp; dog", "a name that is …"} <= set(words)
+    assert "0" not in words
+
+
+def test_large_matrices_have_no_numbers() -> None:
+    figure = confusion_figure(np.diag(np.full(31, 77)).tolist(), [f"kind {i}" for i in range(31)])
+    assert not figure.axes[0].texts
+    assert "kind 1" not in words_of(to_svg(figure))
+
+
+@pytest.mark.parametrize("classes", [200, 201, 1000])
+def test_a_single_confusion_stays_visible_among_many_classes(classes: int) -> None:
+    confusion = np.diag(np.full(classes, 9))
+    confusion[3, classes - 1] = 1
+    (picture,) = confusion_figure(confusion.tolist(), [""] * classes).axes[0].images
+    opacity = np.asarray(picture.get_array())[..., 3]
+    assert opacity.shape[0] == opacity.shape[1] <= 200
+    np.testing.assert_allclose(opacity[3 * len(opacity) // classes, -1], np.sqrt(1 / 10))
+    assert np.count_nonzero(opacity) == len(opacity) + 1
+
+
+def test_a_class_without_images_is_an_empty_row() -> None:
+    (picture,) = confusion_figure([[0, 0], [0, 3]], ["none", "some"]).axes[0].images
+    assert np.asarray(picture.get_array())[0, :, 3].max() == 0
+
+
+def test_pyplot_and_its_global_state_stay_out() -> None:
+    # a fresh interpreter: other tests import libraries that import pyplot
+    code = (
+        "import sys; from convattn.explain import figures, report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "figures.to_svg(figures.curves_figure([]))\n"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
+
+from convattn.explain.report import write_report
+from convattn.layers.glmix import GLMixBlock
+from tests.explain.runs import write_run
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """The words of a page, its links, its ids, and whether every element is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.words = ""
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.elements: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+        if tag == "img":
+            assert dict(attrs)["alt"]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.words += " " + " ".join(data.split())
+
+    def pictures(self) -> int:
+        return self.elements.count("img")
+
+
+def square(index: int) -> Image.Image:
+    return Image.new("RGB", (32, 24), (index * 20 % 256, 0, 90))
+
+
+def test_the_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path / "first-run"))
+    assert path == tmp_path / "first-run" / "report.html"
+    words = Page(path).words
+    for number in ("83.33%", "98.76%", "0.1235", "2,143", "187,432", "2 min 14 s", "12 validation"):
+        assert number in words, number
+    assert "glnet_nano on insects" in words
+    assert "2026-01-02 03:04" in words
+    assert "Best validation accuracy: 92.59%, in epoch 3 (of 3)" in words
+    assert (path.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path / "run"), image=square)
+    page = Page(path)
+    assert page.pictures() == 2
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert not {"script", "link", "iframe"} & set(page.elements)
+    assert not re.search(r"@import|url\((?!#)", path.read_text())
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    ids = Page(write_report(write_run(tmp_path / "run"))).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    words = Page(write_report(run, image=square)).words
+    assert "2 of 12 validation images are classified wrongly" in words
+    first, second = words.index("87.5%"), words.index("62.5%")
+    assert first < second
+    page = Page(write_report(run, image=square, max_mistakes=1))
+    assert page.pictures() == 1
+    assert "The 1 most confident" in page.words
+    assert "62.5%" not in page.words
+
+
+def test_mistakes_are_listed_in_words_without_images(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run")))
+    assert page.pictures() == 0
+    assert "val/5.png bee ant 87.5%" in " ".join(page.words.split())
+
+
+def test_names_and_paths_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    run = write_run(tmp_path / "a & b", class_names=(evil, '"><img src=x>', "$cat$"))
+    (run / "config.yaml").write_text(f"model: {evil}\n")
+    (run / "broken_images.txt").write_text(f"{evil}.png\n")
+    page = Page(write_report(run, image=square))
+    assert "script" not in page.elements
+    assert page.pictures() == 2
+    assert page.words.count(evil) >= 4
+    assert "$cat$" in page.words
+
+
+def test_a_perfect_run_says_that_nothing_is_wrong(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run", mistakes=()), image=square))
+    assert "100.00%" in page.words
+    assert "There are none: all 12 validation images are classified correctly" in page.words
+    assert "No two classes are confused" in page.words
+
+
+@pytest.mark.parametrize("classes", [2, 30, 31, 200])
+def test_any_number_of_classes(tmp_path: Path, classes: int) -> None:
+    names = [f"kind {i}" for i in range(classes)]
+    run = write_run(tmp_path / "run", class_names=names, mistakes=[(0, 1, 0.5)])
+    words = Page(write_report(run)).words
+    assert (f"The 15 hardest of {classes} classes" in words) == (classes > 30)
+    assert f"kind {classes - 1} 4 100.0%" in " ".join(words.split())
+    assert "kind 0 kind 1 1 25.0%" in " ".join(words.split())
+
+
+def test_a_run_that_was_stopped_shows_what_there_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    (run / "predictions.csv").unlink()
+    page = Page(write_report(run, image=square))
+    assert "no evaluation yet" in page.words
+    assert "glnet_nano on insects" in page.words
+    assert "92.59% best validation accuracy so far" in _by_value(page.words)
+    assert "Wrong examples" not in page.words
+    assert page.elements.count("svg") == 3
+
+
+def _by_value(words: str) -> str:
+    """A headline's name stands before its value in the page, and below it on the screen."""
+    return re.sub(r"(best validation accuracy so far)\s+(\S+%)", r"\2 \1", words)
+
+
+def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path))
+    assert "no evaluation yet" in page.words
+    assert "neither configuration nor environment" in page.words
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_epochs_without_validation_or_with_diverged_loss(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "metrics.csv").write_text(
+        "epoch,step,lr,train_loss,train_acc,val_loss,val_top1\n0,9,0.1,nan,,,\n1,18,0.1,inf,,,\n"
+    )
+    assert "No epoch has been validated" in Page(write_report(run)).words
+
+
+def test_broken_images_are_listed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "broken_images.txt").write_text("train/ant/7.png\ntrain/bee/9.png\n")
+    words = Page(write_report(run)).words
+    assert "2, skipped in training" in words
+    assert "train/bee/9.png" in words
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-run"):
+        write_report(tmp_path / "no-such-run")
+
+
+class TinyGLNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.block = GLMixBlock(8, num_heads=2, slots=(2, 2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x)).mean(dim=(2, 3)))
+
+
+def test_slot_maps_of_a_model_with_slots(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mistakes=())
+    model = TinyGLNet().train()
+    page = Page(write_report(run, model=model, image=square, preprocess=to_tensor))
+    assert "6 \N{MULTIPLICATION SIGN} 8 positions 4 slots" in " ".join(page.words.split())
+    assert page.pictures() == 6  # the first image of each of three classes, and its map
+    assert model.training
+
+
+def test_no_slot_maps_without_slots_or_predictions(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    plain = nn.Conv2d(3, 8, 3)
+    page = Page(write_report(run, model=plain, image=square, preprocess=to_tensor))
+    assert "Slot maps" not in page.words
+    (run / "predictions.csv").unlink()
+    page = Page(write_report(run, model=TinyGLNet(), image=square, preprocess=to_tensor))
+    assert "Slot maps" not in page.words
+
+
+def test_slot_maps_of_a_half_precision_model(tmp_path: Path) -> None:
+    model = TinyGLNet().to(torch.bfloat16)
+    page = Page(
+        write_report(write_run(tmp_path / "run"), model=model, image=square, preprocess=to_tensor)
+    )
+    assert "Slot maps" in page.words
