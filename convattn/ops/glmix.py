@@ -192,5 +192,7 @@ def _assign(centroids: Tensor, directions: Tensor) -> Tensor:
 
 def _cluster_means(members: Tensor, tokens: Tensor, centroids: Tensor) -> Tensor:
     count = members.sum(dim=2, keepdim=True)
-    weights = (members / count.clamp_min(1)).to(tokens.dtype)
+    # Divided before the product: a sum of thousands of pixels leaves half precision.
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    weights = (members / count.clamp_min(1).to(wide)).to(tokens.dtype)
     return torch.where(count > 0, weights @ tokens, centroids)

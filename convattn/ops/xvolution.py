@@ -68,10 +68,8 @@ def pixel_shift_attention(
     check_positive("stride", stride)
     if scale is None:
         scale = (q.shape[1] // num_heads) ** -0.5 / kernel_size**2
-    path = reference.pixel_shift_attention
-    if resolve(backend, BACKENDS) != "reference":
-        path = _shifted
-    return path(
+    plain = resolve(backend, BACKENDS) == "reference"
+    return (reference.pixel_shift_attention if plain else _shifted)(
         q,
         k,
         v,

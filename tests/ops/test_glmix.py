@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from convattn import ops
+from convattn.ops.reference import glmix as reference
+from tests.compare import assert_same
+from tests.memory import largest_tensor, saved_for_backward
+from tests.ops.properties import OperatorProperties
+from tests.tolerances import TOLERANCE
+
+SLOTS = 5
+
+
+def _slots(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape[0], SLOTS, shape[1], dtype=torch.float64).to(dtype)
+
+
+def _map(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def _scale(dtype: torch.dtype) -> Tensor:
+    return torch.tensor([2.5], dtype=dtype)
+
+
+class TestPoolSlots(OperatorProperties):
+    def fast(self, *tensors: Tensor) -> Tensor:
+        return ops.pool_slots(*tensors, (3, 4))
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        return reference.pool_slots(*tensors, (3, 4))
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        return [_map(shape, dtype)]
+
+
+class TestSoftClustering(OperatorProperties):
+    def fast(self, *tensors: Tensor) -> Tensor:
+        return ops.soft_clustering(*tensors)
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        return ops.soft_clustering(*tensors, backend="reference")
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        return [_slots(shape, dtype), _map(shape, dtype), _scale(dtype)]
+
+
+class TestDispatch(OperatorProperties):
+    def fast(self, *tensors: Tensor) -> Tensor:
+        return ops.dispatch(*tensors)
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        return ops.dispatch(*tensors, backend="reference")
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        slots = [_slots(shape, dtype), _slots(shape, dtype)]
+        return [*slots, _map(shape, dtype), _scale(dtype)]
+
+
+class TestKmeansClustering(OperatorProperties):
+    def fast(self, *tensors: Tensor) -> Tensor:
+        return ops.kmeans_clustering(*tensors, 2)
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        return reference.kmeans_clustering(*tensors, 2)
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        # Pixels close to one of the slots each, so that rounding moves none to another.
+        B, C, H, W = shape
+        slots = torch.eye(min(C, SLOTS), C).expand(B, -1, -1)
+        nearest = torch.arange(H * W) % slots.shape[1]
+        u = slots[:, nearest].transpose(1, 2).unflatten(2, (H, W)) + 0.1 * torch.randn(shape)
+        return [slots.clone().to(dtype), u.to(dtype)]
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 4), st.tuples(*[st.integers(1, 6)] * 2))
+def test_pooling_is_adaptive_average_pooling(shape, grid):
+    x = _map(shape, torch.float64)
+    expected = F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
+    for pool in (ops.pool_slots, reference.pool_slots):
+        torch.testing.assert_close(pool(x, grid), expected, **TOLERANCE[torch.float64])
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 4), st.integers(1, 7), st.floats(-9, 9))
+def test_every_size_matches_the_reference(shape, number, scale):
+    B, C = shape[:2]
+    slots, mixed = torch.randn(2, B, number, C, dtype=torch.float64)
+    tensors = [slots, mixed, _map(shape, torch.float64), torch.tensor([scale]).double()]
+    assert_same(ops.dispatch, reference.dispatch, tensors)
+    del tensors[1]
+    assert_same(ops.soft_clustering, reference.soft_clustering, tensors)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_a_sharp_clustering_picks_the_nearest_pixel(backend):
+    u = torch.eye(4, dtype=torch.float64).reshape(1, 4, 2, 2)
+    slots = torch.tensor([[[0, 0, 3.0, 0], [7.0, 0, 0, 0]]], dtype=torch.float64)
+    expected = torch.tensor([[[0, 0, 1.0, 0], [1.0, 0, 0, 0]]], dtype=torch.float64)
+    actual = ops.soft_clustering(slots, u, 1e3, backend=backend)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_no_scale_means_the_plain_mean(backend):
+    u, slots = _map((2, 8, 5, 3), torch.float64), _slots((2, 8), torch.float64)
+    clustered = ops.soft_clustering(slots, u, 0.0, backend=backend)
+    torch.testing.assert_close(clustered, u.mean(dim=(2, 3))[:, None].expand_as(clustered))
+    given_back = ops.dispatch(slots, slots, u, 0.0, backend=backend)
+    torch.testing.assert_close(given_back, slots.mean(dim=1)[..., None, None].expand_as(u))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_slots_of_the_whole_batch_are_shared(backend):
+    u, slots = _map((3, 8, 4, 4), torch.float64), _slots((1, 8), torch.float64)
+    one = ops.soft_clustering(slots, u, 3.0, backend=backend)
+    torch.testing.assert_close(one, ops.soft_clustering(slots.expand(3, -1, -1), u, 3.0))
+    torch.testing.assert_close(
+        ops.dispatch(slots, one, u, 3.0, backend=backend),
+        ops.dispatch(slots.expand(3, -1, -1), one, u, 3.0),
+    )
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_vector_without_direction_gives_no_nan(dtype, backend):
+    u = torch.zeros(1, 8, 3, 3, dtype=dtype, requires_grad=True)
+    slots = torch.zeros(1, SLOTS, 8, dtype=dtype, requires_grad=True)
+    clustered = ops.soft_clustering(slots, u, 5.0, backend=backend)
+    y = ops.dispatch(slots, clustered, u, 5.0, backend=backend)
+    gradients = torch.autograd.grad(y.sum(), (u, slots))
+    assert not y.any()
+    # What is left is the gradient through the values: a mean over nine pixels, given back to nine.
+    torch.testing.assert_close(gradients[0], torch.ones_like(u), **TOLERANCE[dtype])
+    assert not gradients[1].any()
+
+
+def test_kmeans_keeps_an_empty_slot_where_it_is():
+    u = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 3, 3)
+    slots = torch.tensor([[[5.0, 1.0], [-2.0, 3.0]]])
+    centroids = ops.kmeans_clustering(slots, u, 3)
+    torch.testing.assert_close(centroids, torch.tensor([[[1.0, 0.0], [-2.0, 3.0]]]))
+
+
+def test_kmeans_moves_with_each_iteration():
+    u = _map((1, 4, 8, 8), torch.float64)
+    slots = u[:, :, :1, :SLOTS].flatten(2).transpose(1, 2)
+    one, three = (ops.kmeans_clustering(slots, u, n) for n in (1, 3))
+    again = ops.kmeans_clustering(ops.kmeans_clustering(one, u, 1), u, 1)
+    torch.testing.assert_close(three, again)
+    assert not torch.allclose(one, three)
+
+
+def _clustering_and_back(backend: str) -> Callable[[], Tensor]:
+    B, C, H, W, M = 2, 8, 24, 20, 64
+    u = torch.randn(B, C, H, W).contiguous(memory_format=torch.channels_last).requires_grad_()
+    slots = torch.randn(B, M, C, requires_grad=True)
+    scale = torch.ones(1, requires_grad=True)
+
+    def run() -> Tensor:
+        gathered = ops.soft_clustering(slots, u, scale, backend=backend)
+        return ops.dispatch(slots, gathered, u, scale, backend=backend)
+
+    return run
+
+
+def test_similarity_maps_are_never_stored():
+    similarity_map = 2 * 64 * 24 * 20 * 4
+    assert largest_tensor(_clustering_and_back("sdpa")) < similarity_map / 4
+    assert largest_tensor(_clustering_and_back("reference")) >= similarity_map
+
+
+def test_less_than_a_similarity_map_is_kept_for_backward():
+    similarity_map = 2 * 64 * 24 * 20 * 4
+    assert saved_for_backward(_clustering_and_back("sdpa")) < similarity_map
+    assert saved_for_backward(_clustering_and_back("reference")) > 2 * similarity_map
+
+
+@pytest.mark.parametrize("grid", [(0, 4), (3, -1)])
+def test_a_grid_must_be_positive(grid):
+    with pytest.raises(ValueError, match="of the grid must be at least 1"):
+        ops.pool_slots(torch.randn(1, 2, 3, 3), grid)
+
+
+@pytest.mark.parametrize("grid", [4, (2,), (2, 2, 2)])
+def test_a_grid_must_have_rows_and_columns(grid):
+    with pytest.raises(ValueError, match=r"grid must be \(rows, columns\), got"):
+        ops.pool_slots(torch.randn(1, 2, 3, 3), grid)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 7), (3, 5, 8)])
+def test_slots_must_fit_the_map(shape):
+    u, slots = torch.randn(2, 8, 4, 4), torch.randn(shape)
+    message = r"slots must have shape \(2, slots, 8\) for u of shape \(2, 8, 4, 4\), got"
+    with pytest.raises(ValueError, match=message):
+        ops.soft_clustering(slots, u, 1.0)
+    with pytest.raises(ValueError, match=message):
+        ops.kmeans_clustering(slots, u, 1)
+    with pytest.raises(ValueError, match=message):
+        ops.dispatch(torch.randn(2, 5, 8), slots, u, 1.0)
+
+
+def test_there_must_be_a_prototype_for_each_slot():
+    with pytest.raises(ValueError, match="must be equally many, got 4 and 5"):
+        ops.dispatch(torch.randn(1, 4, 8), torch.randn(1, 5, 8), torch.randn(1, 8, 2, 2), 1.0)
+
+
+def test_an_unknown_backend_suggests_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'sdpa'"):
+        ops.soft_clustering(torch.randn(1, 4, 8), torch.randn(1, 8, 2, 2), 1.0, backend="spda")
+
+
+def test_a_map_has_four_dimensions():
+    with pytest.raises(ValueError, match=r"must have shape \(B, C, H, W\), got \(1, 8, 2\)"):
+        ops.soft_clustering(torch.randn(1, 4, 8), torch.randn(1, 8, 2), 1.0)
+
+
+def test_kmeans_needs_an_iteration():
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+        ops.kmeans_clustering(torch.randn(1, 4, 8), torch.randn(1, 8, 2, 2), 0)
