@@ -1,7 +1,9 @@
 """Convolution and attention in one operator: ACmix, X-volution and GLMix."""
 
+from convattn.layers.acmix import ACmix as ACmix
 from convattn.layers.glmix import GLMix as GLMix
 from convattn.layers.glmix import GLMixBlock as GLMixBlock
+from convattn.layers.xvolution import XVolution as XVolution
 from convattn.models import create_model as create_model
 from convattn.models import list_models as list_models
 from convattn.models import load_official as load_official

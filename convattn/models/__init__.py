@@ -1,6 +1,7 @@
 """Backbones, one file per family, registered with timm when this package is imported."""
 
 from convattn.models import glnet as glnet
+from convattn.models import resnet as resnet
 from convattn.models._complexity import PaperRow as PaperRow
 from convattn.models._complexity import count_macs as count_macs
 from convattn.models._complexity import count_parameters as count_parameters

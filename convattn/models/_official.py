@@ -18,10 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-try:
-    from convattn.layers.acmix import ACmix
-except ImportError:
-    class ACmix(nn.Module): pass
+from convattn.layers.acmix import ACmix
 from convattn.layers.attention_block import AttentionBlock
 from convattn.layers.glmix import GLMixBlock
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from timm.models.resnet import Bottleneck, ResNet
-from torch import nn
 
 from convattn.layers.acmix import ACmix
 from convattn.models._backbone import placed
@@ -23,8 +22,8 @@ class ACmixResNetConfig:
     layers: tuple[int, ...]  # blocks of the stages
     channels: tuple[int, ...] = (64, 128, 256, 512)  # a quarter of the stages' widths
     stem_width: int = 0  # of three 3x3 convolutions ending in twice that; 0 for one 7x7 to 64
-    num_heads: int = 4
-    window_size: int = 7
+    num_heads: int | None = None  # of ACmix, as the rest: None for 4
+    window_size: int | None = None  # None for 7
     kernel_size: int = 3
     attention: str = "sliding_window"
     mix: str = "learned"
@@ -131,12 +130,16 @@ class ACmixResNet(ResNet):
         )
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Start as timm's ResNet does, but leave ACmix's group convolution at the shifts."""
-        convs = [m.dep_conv for m in self.modules() if isinstance(m, ACmix)]
-        starts = [(c, c.weight.detach().clone()) for c in convs if isinstance(c, nn.Conv2d)]
+        """Start as timm's ResNet does, and ACmix's group convolutions at the shifts."""
         super().init_weights(zero_init_last=zero_init_last)
-        for conv, start in starts:
-            conv.weight.data.copy_(start)
+        for module in self.modules():
+            if isinstance(module, ACmix):
+                module.reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of alpha and beta, which weigh two paths and should not shrink."""
+        leaves = ("alpha", "beta")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
 
 
 def _cfg(name: str, config: ACmixResNetConfig) -> dict[str, Any]:

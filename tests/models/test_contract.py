@@ -1,0 +1,291 @@
+"""What timm expects of a backbone, held by every family on its smallest model."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+import convattn
+from tests.golden import relative_error
+from tests.tolerances import TOLERANCE
+
+NANO = convattn.list_models("*nano*")
+FLOAT32 = TOLERANCE[torch.float32]
+
+pytestmark = pytest.mark.parametrize("name", NANO)
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters())
+
+
+def test_pretrained_cfg_names_modules_and_sizes_that_exist(name, build):
+    model = build(name)
+    cfg = model.pretrained_cfg
+    assert model.default_cfg is cfg
+    assert cfg["architecture"] == name
+    classifiers = cfg["classifier"]
+    for module in [cfg["first_conv"], *([classifiers] if isinstance(classifiers, str) else classifiers)]:
+        assert f"{module}.weight" in model.state_dict()
+    features = model.forward_features(torch.randn(1, *cfg["input_size"]))
+    assert features.shape == (1, model.num_features, *cfg["pool_size"])
+    config = timm.data.resolve_model_data_config(model)
+    assert config["input_size"] == cfg["input_size"]
+
+
+def test_is_under_a_million_parameters(name):
+    assert convattn.models.count_parameters(name) < 1_000_000
+
+
+def test_state_dict_names_and_shapes_are_frozen(name):
+    lines = [f"{k} {tuple(v.shape)}" for k, v in convattn.create_model(name).state_dict().items()]
+    frozen = Path(__file__).with_name("state_dicts") / f"{name}.txt"
+    assert lines == frozen.read_text().splitlines()
+
+
+def test_takes_any_size_from_32_pixels_changing_from_call_to_call(name, build):
+    model = build(name, num_classes=7)
+    for size in [(32, 32), (33, 47), (64, 40), (32, 32)]:
+        assert model(torch.randn(2, 3, *size)).shape == (2, 7)
+    assert model(torch.randn(1, 3, 35, 35)).shape == (1, 7)
+
+
+def test_an_image_does_not_see_the_rest_of_its_batch(name, build):
+    model, x = build(name, num_classes=7), torch.randn(3, 3, 40, 32)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]), **FLOAT32)
+
+
+def test_takes_grey_images(name, build):
+    model = build(name, in_chans=1, num_classes=3)
+    assert model.in_chans == 1
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
+
+
+def test_every_parameter_gets_a_gradient(name, build):
+    model = build(name, num_classes=5).train()
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    without = [n for n, p in parameters(model).items() if p.grad is None or not p.grad.any()]
+    # A bias before a softmax over keys, and one before a batch norm, move nothing: rounding alone
+    # may make their gradients other than zero.
+    moves_nothing = ("k_proj.bias", "pos_proj.bias")
+    assert [n for n in without if not n.endswith(moves_nothing)] == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_features_only_gives_strides_4_8_16_32(name, build):
+    x = torch.randn(2, 3, 64, 96)
+    model = build(name, features_only=True)
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    maps = model(x)
+    assert [m.shape[1] for m in maps] == model.feature_info.channels()
+    assert [m.shape[2:] for m in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+
+
+def test_features_are_the_outputs_of_the_stages(name, build):
+    x = torch.randn(2, 3, 33, 64)
+    model = build(name)
+    seen: list[torch.Tensor] = []
+    last_four = [info["module"] for info in model.feature_info][-4:]
+    for module in last_four:
+        model.get_submodule(module).register_forward_hook(lambda _m, _i, out: seen.append(out))
+    final, maps = model.forward_intermediates(x)
+    assert [m.shape for m in maps[-4:]] == [s.shape for s in seen]
+    for ours, real in zip(maps[-4:], seen, strict=True):
+        torch.testing.assert_close(ours, real)
+    torch.testing.assert_close(final, model.forward_features(x))
+    extractor = build(name, features_only=True)
+    for ours, real in zip(extractor(x), seen[:4], strict=True):
+        torch.testing.assert_close(ours, real)
+
+
+def test_features_only_takes_out_indices(name, build):
+    x = torch.randn(1, 3, 64, 64)
+    model = build(name, features_only=True, out_indices=(1, 2))
+    assert len(model(x)) == 2
+    assert [m.shape[1] for m in model(x)] == model.feature_info.channels()
+    last = build(name, features_only=True, out_indices=(-1,))
+    assert last.feature_info.reduction() == [32]
+    assert [tuple(m.shape[2:]) for m in last(x)] == [(2, 2)]
+
+
+def test_forward_intermediates_takes_what_timm_takes(name, build):
+    model, x = build(name), torch.randn(1, 3, 64, 64)
+    final, every = model.forward_intermediates(x)
+    count = len(every)
+    _, last_two = model.forward_intermediates(x, indices=2)
+    torch.testing.assert_close(last_two, every[-2:])
+    only = model.forward_intermediates(x, indices=[1, -1], intermediates_only=True)
+    torch.testing.assert_close(only, [every[1], every[count - 1]])
+    stopped, maps = model.forward_intermediates(x, indices=[count - 2], stop_early=True)
+    torch.testing.assert_close(stopped, maps[0])
+    torch.testing.assert_close(maps[0], every[count - 2])
+    normed, _ = model.forward_intermediates(x, norm=True)
+    torch.testing.assert_close(normed, final)
+
+
+def test_prune_intermediate_layers_drops_what_follows(name, build):
+    x = torch.randn(1, 3, 64, 64)
+    whole, pruned = build(name), build(name)
+    index = len(whole.feature_info) - 2
+    before = convattn.models.count_parameters(pruned)
+    assert pruned.prune_intermediate_layers([index]) == [index]
+    assert convattn.models.count_parameters(pruned) < before
+    maps = pruned.forward_intermediates(x, indices=[index], intermediates_only=True)
+    torch.testing.assert_close(maps[0], whole.forward_intermediates(x, [index])[1][0])
+    torch.testing.assert_close(pruned(x), maps[0])
+    assert pruned.num_features == maps[0].shape[1]
+
+
+def test_classifier_can_be_replaced_and_removed(name, build):
+    model, x = build(name), torch.randn(2, 3, 32, 64)
+    assert isinstance(model.get_classifier(), nn.Linear)
+    model.reset_classifier(9)
+    assert (model(x).shape, model.num_classes) == ((2, 9), 9)
+    model.reset_classifier(9, "catavgmax")
+    assert model.head_hidden_size == 2 * model.num_features
+    assert model.get_classifier().in_features == model.head_hidden_size
+    assert model(x).shape == (2, 9)
+    model.reset_classifier(0, "max")
+    torch.testing.assert_close(model(x), model.forward_features(x).amax((2, 3)))
+    model.reset_classifier(0, "")
+    torch.testing.assert_close(model(x), model.forward_features(x))
+
+
+def test_head_without_classifier_gives_pooled_features(name, build):
+    model, x = build(name, num_classes=4), torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert isinstance(model.num_features, int)
+    assert isinstance(model.head_hidden_size, int)
+    assert pooled.shape == (2, model.head_hidden_size)
+    torch.testing.assert_close(pooled, features.mean((2, 3)), **FLOAT32)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    torch.testing.assert_close(build(name, num_classes=0)(x), pooled)
+    torch.testing.assert_close(build(name, num_classes=0, global_pool="")(x), features)
+
+
+def test_gradient_checkpointing_changes_no_gradient(name, build):
+    x = torch.randn(2, 3, 64, 32)
+    gradients = []
+    for enable in (False, True):
+        model = build(name, num_classes=5).train()
+        model.set_grad_checkpointing(enable)
+        model(x).square().sum().backward()
+        gradients.append({n: p.grad for n, p in parameters(model).items()})
+    torch.testing.assert_close(gradients[0], gradients[1], **FLOAT32)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_groups_cover_each_parameter_once(name, build, coarse):
+    model = build(name)
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
+    grouped = [n for names in groups.values() for n in names]
+    assert sorted(grouped) == sorted(parameters(model))
+    classifier = model.pretrained_cfg["classifier"]
+    assert all(n.startswith(classifier) for n in groups[max(groups)])
+    assert len(groups) == 6 if coarse else len(groups) > 6
+
+
+def test_timm_builds_optimiser_groups(name, build):
+    model = build(name)
+    layers = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
+    assert sum(len(g["params"]) for g in layers) == len(parameters(model))
+    plain, decayed = param_groups_weight_decay(
+        model, 0.05, no_weight_decay_list=getattr(model, "no_weight_decay", set)()
+    )
+    assert (plain["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    assert all(p.ndim > 1 for p in decayed["params"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)], ids=["bf16", "fp16"]
+)
+def test_half_precision_keeps_dtype_and_value(name, build, dtype, bound):
+    model, x = build(name, num_classes=50), torch.randn(2, 3, 32, 48)
+    expected = model(x)
+    half = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert half.dtype == dtype
+    assert relative_error(half, expected) < bound
+    with torch.autocast("cpu", dtype):
+        mixed = model(x)
+    assert relative_error(mixed, expected) < bound
+
+
+def test_half_precision_trains(name, build):
+    model = build(name, num_classes=5, dtype=torch.bfloat16).train()
+    model(torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)).float().square().sum().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_channels_last_and_strided_images_give_the_same(name, build):
+    model, x = build(name, num_classes=5), torch.randn(2, 3, 40, 64)
+    expected = model(x)
+    strided = torch.empty(2, 3, 40, 128)[..., ::2].copy_(x)
+    torch.testing.assert_close(model(strided), expected, **FLOAT32)
+    model.to(memory_format=torch.channels_last)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(last), expected, **FLOAT32)
+
+
+def test_copies_and_pickles_compute_the_same(name, build):
+    model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+def test_builds_on_the_meta_device_and_in_another_dtype(name):
+    model = convattn.create_model(name, num_classes=3, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    out = model(torch.empty(2, 3, 45, 32, device="meta", dtype=torch.bfloat16))
+    assert (out.shape, out.dtype) == ((2, 3), torch.bfloat16)
+
+
+def test_trained_weights_come_back_from_a_file(name, build, tmp_path):
+    model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 32)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    again = convattn.create_model(name, num_classes=5, checkpoint_path=tmp_path / "model.pth")
+    torch.testing.assert_close(again.eval()(x), model(x))
+
+
+def test_traces(name, build):
+    model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 40)
+    traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(2 * x), model(2 * x), **FLOAT32)
+
+
+def test_drop_rates_act_in_training_alone(name, build):
+    x = torch.randn(8, 3, 32, 32)
+    for rate in ({"drop_rate": 0.5}, {"drop_path_rate": 0.5}):
+        model = build(name, num_classes=5, **rate)
+        torch.testing.assert_close(model(x), build(name, num_classes=5)(x))
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        assert not torch.allclose(model(x), model(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph(name, build, dynamic):
+    model = build(name, num_classes=5)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=dynamic)
+    for size in [(32, 32), (64, 32)] if dynamic else [(32, 32)]:
+        x = torch.randn(2, 3, *size)
+        model.zero_grad()
+        compiled.zero_grad()
+        out, expected = compiled(x), model(x)
+        torch.testing.assert_close(out, expected, **FLOAT32)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        for p, q in zip(compiled.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)

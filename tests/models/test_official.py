@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import convattn
+from convattn import ACmix, GLMixBlock
+from tests.golden import Fixture, relative_error
+
+
+def published() -> dict[str, Tensor]:
+    return Fixture("glnet_demo").state(torch.float32)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return convattn.create_model("glnet_nano", num_classes=10).eval()
+
+
+def matches(model: nn.Module) -> bool:
+    golden = Fixture("glnet_demo")
+    with torch.no_grad():
+        return relative_error(model(golden.images(torch.float32)), golden.output()) < 1e-3
+
+
+@pytest.mark.parametrize("wrapper", ["", "model", "model_ema", "state_dict"])
+def test_reads_the_authors_wrappings(model, tmp_path, wrapper):
+    path = tmp_path / "weights.pth"
+    torch.save({wrapper: published(), "epoch": 3} if wrapper else published(), path)
+    report = convattn.load_official(model, path)
+    assert (report.wrapper, report.source) == (wrapper, str(path))
+    assert matches(model)
+
+
+def test_prefers_averaged_weights_unless_told(model, tmp_path):
+    zeros = {k: torch.zeros_like(v) for k, v in published().items()}
+    torch.save({"model": zeros, "model_ema": published()}, tmp_path / "both.pth")
+    convattn.load_official(model, tmp_path / "both.pth")
+    assert matches(model)
+    report = convattn.load_official(model, tmp_path / "both.pth", wrapper="model")
+    assert report.wrapper == "model"
+    assert not model.head.fc.weight.any()
+
+
+def test_reads_safetensors_and_state_dicts(model, tmp_path):
+    state = {k: v.contiguous() for k, v in published().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    convattn.load_official(model, tmp_path / "weights.safetensors")
+    assert matches(model)
+    again = convattn.create_model("glnet_nano", num_classes=10).eval()
+    assert convattn.load_official(again, state).sha256 == ""
+    assert matches(again)
+
+
+def test_reports_and_logs_the_checksum(model, tmp_path, caplog):
+    path: Path = tmp_path / "weights.pth"
+    torch.save({"model": published()}, path)
+    with caplog.at_level(logging.INFO, logger="convattn"):
+        report = convattn.load_official(model, path)
+    assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert report.entries == len(published())
+    assert report.sha256 in caplog.text
+
+
+def test_strips_what_parallel_training_puts_before_names(model):
+    convattn.load_official(model, {f"module.{k}": v for k, v in published().items()})
+    assert matches(model)
+
+
+def test_counters_masks_and_integer_buffers_may_be_there_or_not(model):
+    extra = {
+        "norm.num_batches_tracked": torch.tensor(7),
+        "stages.0.attn_mask": torch.zeros(3, 3),
+        "stages.0.relative_position_index": torch.zeros(3, 3, dtype=torch.long),
+    }
+    report = convattn.load_official(model, published() | extra)
+    assert report.ignored == ("stages.0.attn_mask", "stages.0.relative_position_index")
+    assert model.norm.num_batches_tracked.item() == 7
+    assert matches(model)
+
+
+def test_missing_left_over_and_misshapen_entries_raise_and_change_nothing(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = published()
+    del state["norm.bias"]
+    with pytest.raises(ValueError, match=r"1 missing \(norm\.bias\)"):
+        convattn.load_official(model, state)
+    with pytest.raises(ValueError, match=r"1 left over \(strange\)"):
+        convattn.load_official(model, published() | {"strange": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"head\.fc\.weight \(9, 128\) instead of \(10, 128\)"):
+        convattn.load_official(model, published() | {"head.weight": torch.zeros(9, 128)})
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_another_variant_is_refused():
+    with pytest.raises(ValueError, match="does not hold the weights of this GLNet"):
+        convattn.load_official(convattn.create_model("glnet_nano", stem="patch"), published())
+
+
+class Optimiser:
+    """Something a pickle can hold that is no tensor."""
+
+
+def test_pickle_that_needs_code_is_refused_by_name(model, tmp_path):
+    path = tmp_path / "unsafe.pth"
+    torch.save({"model": published(), "args": Optimiser()}, path)
+    with pytest.raises(ValueError, match=r"unsafe\.pth needs more than tensors.*Optimiser"):
+        convattn.load_official(model, path)
+
+
+def test_missing_file_raises(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no_such\.pth"):
+        convattn.load_official(model, tmp_path / "no_such.pth")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"epoch": 3}}])
+def test_file_without_weights_is_refused(model, tmp_path, content):
+    torch.save(content, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match=r"empty\.pth holds no weights"):
+        convattn.load_official(model, tmp_path / "empty.pth")
+
+
+def test_absent_wrapper_is_named(model, tmp_path):
+    torch.save({"model": published()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="holds no weights under 'ema'"):
+        convattn.load_official(model, tmp_path / "weights.pth", wrapper="ema")
+
+
+def test_timm_loads_a_published_file_through_its_overlay(tmp_path):
+    torch.save({"model": published()}, tmp_path / "weights.pth")
+    model = convattn.create_model(
+        "glnet_nano",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth"), "num_classes": 10},
+    )
+    assert matches(model.eval())
+
+
+@pytest.mark.parametrize("fixture", ["acmix_local", "acmix_window"])
+def test_loads_a_bare_operator_in_either_naming(fixture):
+    golden = Fixture(fixture)
+    if fixture == "acmix_window":
+        operator, order, back = ACmix(24, attention="window", num_heads=3, fc_bias=True), (0, 3, 1, 2), (0, 2, 3, 1)
+    else:
+        operator, order, back = ACmix(32), (0, 1, 2, 3), (0, 1, 2, 3)
+    operator.double().eval()
+    convattn.load_official(operator, golden.state())
+    out = operator(golden.images().permute(order)).permute(back)
+    assert relative_error(out, golden.output()) < 1e-8
+
+
+def test_loads_a_bare_block_with_a_scalar_temperature():
+    golden = Fixture("glmix_block_pooled")
+    assert golden.state()["slot_scale"].dim() == 0
+    block = GLMixBlock(48, num_heads=3, slots=16, mlp_ratio=3.0, mlp_dwconv=True).double().eval()
+    convattn.load_official(block, golden.state())
+    assert block.mixer.slot_scale.shape == (1,)
+    assert relative_error(block(golden.images()), golden.output()) < 1e-8

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+import convattn
+
+OURS = convattn.list_models()
+
+
+def test_names_match_shell_patterns():
+    assert convattn.list_models("acmix_resnet?8") == ["acmix_resnet38"]
+    assert convattn.list_models("*nano*") == ["acmix_resnet_nano", "glnet_nano"]
+    assert convattn.list_models("no_such*") == []
+    assert sorted(OURS) == OURS
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_timm_builds_every_model_by_name(name):
+    assert timm.is_model(name)
+    model = timm.create_model(name, num_classes=3, in_chans=5, device="meta")
+    assert (model.num_classes, model.in_chans) == (3, 5)
+    size = model.pretrained_cfg["input_size"][1:]
+    assert model(torch.empty(1, 5, *size, device="meta")).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_pretrained_weights_are_never_random(name):
+    with pytest.raises(RuntimeError, match=f"no weights of {name} .*load_official"):
+        convattn.create_model(name, pretrained=True)
+    with pytest.raises(RuntimeError, match="checkpoint_path=PATH"):
+        timm.create_model(name, pretrained=True, features_only=True)
+
+
+def test_timm_models_are_built_too():
+    model = convattn.create_model("resnet10t", num_classes=2, device="meta")
+    assert type(model).__module__ == "timm.models.resnet"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("glnet_nan", "glnet_nano"), ("resnet-50", "resnet50")]
+)
+def test_unknown_name_suggests_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean '{nearest}'"):
+        convattn.create_model(name)
+
+
+def test_hopeless_name_says_where_the_lists_are():
+    with pytest.raises(ValueError, match=r"unknown model 'q'\. convattn\.list_models\(\)"):
+        convattn.create_model("q")
+
+
+@pytest.mark.parametrize("name", ["glnet_nano", "acmix_resnet_nano"])
+def test_unknown_argument_suggests_the_nearest(name):
+    with pytest.raises(TypeError, match=f"{name} takes no argument 'in_chan'; did you mean 'in_chans'"):
+        convattn.create_model(name, in_chan=1)
+
+
+def test_variants_are_functions_of_their_family():
+    from convattn.models import glnet
+
+    assert glnet.glnet_nano(num_classes=2).num_classes == 2  # type: ignore[attr-defined]
