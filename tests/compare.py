@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,14 @@ def assert_same(
     ours: Callable[..., Tensor], theirs: Callable[..., Tensor], tensors: Sequence[Tensor]
 ) -> None:
     """Compare two functions of the same tensors, values and all gradients."""
-    torch.testing.assert_close(
+    assert_close(
         values_and_gradients(ours, tensors),
         values_and_gradients(theirs, tensors),
-        **TOLERANCE[tensors[0].dtype],
+        tensors[0].dtype,
     )
+
+
+def assert_close(actual: Any, expected: Any, dtype: torch.dtype) -> None:
+    """Compare tensors, or sequences of them, with the tolerance of ``dtype``."""
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance["rtol"], atol=tolerance["atol"])

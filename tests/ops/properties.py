@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compare import assert_same, values_and_gradients
-from tests.tolerances import TOLERANCE
+from tests.compare import assert_close, assert_same, values_and_gradients
 
 SHAPES = [(2, 8, 6, 9), (1, 8, 7, 7), (2, 8, 1, 1), (1, 8, 1, 11), (2, 8, 13, 2)]
 
@@ -40,7 +39,7 @@ class OperatorProperties:
         theirs = values_and_gradients(self.reference, [t.float() for t in tensors])
         for half, single in zip(ours, theirs, strict=True):
             assert half.dtype == dtype
-            torch.testing.assert_close(half.float(), single, **TOLERANCE[dtype])
+            assert_close(half.float(), single, dtype)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_bears_large_values(self, dtype):
@@ -51,23 +50,19 @@ class OperatorProperties:
         tensors = self.inputs((2, 8, 6, 9), torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = self.fast(*tensors)
-        torch.testing.assert_close(
-            output.float(), self.reference(*tensors), **TOLERANCE[torch.bfloat16]
-        )
+        assert_close(output.float(), self.reference(*tensors), torch.bfloat16)
 
     def test_memory_layout_does_not_matter(self):
         tensors = self.inputs((2, 8, 6, 9), torch.float64)
         expected = values_and_gradients(self.fast, tensors)
         for layout in (_channels_last, _every_second, _transposed):
             actual = values_and_gradients(lambda *ts, f=layout: self.fast(*map(f, ts)), tensors)
-            torch.testing.assert_close(actual, expected, **TOLERANCE[torch.float64])
+            assert_close(actual, expected, torch.float64)
 
     def test_images_do_not_mix(self):
         tensors = self.inputs((3, 8, 6, 9), torch.float64)
         alone = [t[1:2] if t.dim() > 1 else t for t in tensors]
-        torch.testing.assert_close(
-            self.fast(*tensors)[1:2], self.fast(*alone), **TOLERANCE[torch.float64]
-        )
+        assert_close(self.fast(*tensors)[1:2], self.fast(*alone), torch.float64)
 
     def test_runs_on_the_meta_device(self):
         tensors = self.inputs((2, 8, 6, 9), torch.float32)

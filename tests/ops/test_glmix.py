@@ -11,10 +11,9 @@ from torch import Tensor
 
 from convattn import ops
 from convattn.ops.reference import glmix as reference
-from tests.compare import assert_same
+from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor, saved_for_backward
 from tests.ops.properties import OperatorProperties
-from tests.tolerances import TOLERANCE
 
 SLOTS = 5
 
@@ -33,10 +32,10 @@ def _scale(dtype: torch.dtype) -> Tensor:
 
 class TestPoolSlots(OperatorProperties):
     def fast(self, *tensors: Tensor) -> Tensor:
-        return ops.pool_slots(*tensors, (3, 4))
+        return ops.pool_slots(tensors[0], (3, 4))
 
     def reference(self, *tensors: Tensor) -> Tensor:
-        return reference.pool_slots(*tensors, (3, 4))
+        return reference.pool_slots(tensors[0], (3, 4))
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         return [_map(shape, dtype)]
@@ -67,10 +66,12 @@ class TestDispatch(OperatorProperties):
 
 class TestKmeansClustering(OperatorProperties):
     def fast(self, *tensors: Tensor) -> Tensor:
-        return ops.kmeans_clustering(*tensors, 2)
+        slots, u = tensors
+        return ops.kmeans_clustering(slots, u, 2)
 
     def reference(self, *tensors: Tensor) -> Tensor:
-        return reference.kmeans_clustering(*tensors, 2)
+        slots, u = tensors
+        return reference.kmeans_clustering(slots, u, 2)
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         # Pixels close to one of the slots each, so that rounding moves none to another.
@@ -86,7 +87,7 @@ def test_pooling_is_adaptive_average_pooling(shape, grid):
     x = _map(shape, torch.float64)
     expected = F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
     for pool in (ops.pool_slots, reference.pool_slots):
-        torch.testing.assert_close(pool(x, grid), expected, **TOLERANCE[torch.float64])
+        assert_close(pool(x, grid), expected, torch.float64)
 
 
 @given(st.tuples(*[st.integers(1, 9)] * 4), st.integers(1, 7), st.floats(-9, 9))
@@ -138,7 +139,7 @@ def test_a_vector_without_direction_gives_no_nan(dtype, backend):
     gradients = torch.autograd.grad(y.sum(), (u, slots))
     assert not y.any()
     # What is left is the gradient through the values: a mean over nine pixels, given back to nine.
-    torch.testing.assert_close(gradients[0], torch.ones_like(u), **TOLERANCE[dtype])
+    assert_close(gradients[0], torch.ones_like(u), dtype)
     assert not gradients[1].any()
 
 

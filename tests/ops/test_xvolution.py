@@ -135,10 +135,17 @@ def test_a_kernel_must_be_odd():
 
 @pytest.mark.parametrize("name", ["stride", "distance", "num_heads"])
 def test_sizes_must_be_positive(name):
-    maps = _maps((1, 4, 4, 4), torch.float32)
-    sizes = {"num_heads": 2, name: 0}
+    q, k, v = _maps((1, 4, 4, 4), torch.float32)
+    sizes: dict[str, int] = {"num_heads": 2, "stride": 1, "distance": 1, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        ops.pixel_shift_attention(*maps, **sizes)
+        ops.pixel_shift_attention(
+            q,
+            k,
+            v,
+            num_heads=sizes["num_heads"],
+            stride=sizes["stride"],
+            distance=sizes["distance"],
+        )
 
 
 def test_an_unknown_backend_suggests_the_nearest():
