@@ -32,6 +32,10 @@ def block() -> GLMixBlock:
     return GLMixBlock(8, num_heads=2, slots=(2, 2))
 
 
+def number_of_slots(variant: str) -> int:
+    return 6 if variant == "rows and columns" else 4
+
+
 class Stages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -42,23 +46,7 @@ class Stages(nn.Module):
         return self.stages(self.stem(x))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_maps_are_the_weights_by_which_the_mixer_gives_slots_back(variant: str) -> None:
-    mixer = mixer_of(variant)
-    x, context = torch.randn(2, 2, 8, 5, 7).unbind()
-    slots: list[Tensor] = []
-    mixer.slot_attn.register_forward_hook(lambda *call: slots.append(call[-1]))
-    y = mixer(x, context)
-    # the global branch alone
-    if mixer.branches == "parallel":
-        y = y - mixer.local(x)
-    maps = slot_maps(_WithContext(mixer, context), x)["mixer"]
-    expected = torch.einsum("bmhw,bmc->bchw", maps, slots[0])
-    tolerance = TOLERANCE[torch.float32]
-    torch.testing.assert_close(expected, y, rtol=tolerance["rtol"], atol=tolerance["atol"])
-
-
-class _WithContext(nn.Module):
+class WithContext(nn.Module):
     def __init__(self, mixer: GLMix, context: Tensor) -> None:
         super().__init__()
         self.mixer = mixer
@@ -69,10 +57,26 @@ class _WithContext(nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_maps_are_the_weights_by_which_the_mixer_gives_slots_back(variant: str) -> None:
+    mixer = mixer_of(variant)
+    x, context = torch.randn(2, 2, 8, 5, 7).unbind()
+    # slots that differ from each other, so that every weight counts
+    slots = torch.randn(2, number_of_slots(variant), 8)
+    mixer.slot_attn.register_forward_hook(lambda *_: slots)
+    y = mixer(x, context)
+    if mixer.branches == "parallel":
+        y = y - mixer.local(x)  # the global branch alone
+    maps = slot_maps(WithContext(mixer, context), x)["mixer"]
+    expected = torch.einsum("bmhw,bmc->bchw", maps, slots)
+    tolerance = TOLERANCE[torch.float32]
+    torch.testing.assert_close(expected, y, rtol=tolerance["rtol"], atol=tolerance["atol"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_maps_have_a_share_for_every_slot_and_sum_to_one(variant: str) -> None:
     mixer = mixer_of(variant)
     maps = slot_maps(nn.Sequential(mixer), torch.randn(2, 8, 5, 7))["0"]
-    assert maps.shape == (2, 6 if variant == "rows and columns" else 4, 5, 7)
+    assert maps.shape == (2, number_of_slots(variant), 5, 7)
     torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 5, 7))
     assert maps.std(dim=1).max() > 0.05
 
