@@ -6,12 +6,19 @@ r dilation, T queries and U keys of a tile along one axis.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._reflection import window_positions
-from convattn.ops._tokens import to_heads, to_map
+from convattn.ops._reflection import reflect, window_positions
+from convattn.ops._tokens import to_heads, to_map, to_tokens
+
+# Queries of a tile along one axis reach over this many pixels, or over a window if that is more:
+# fewer copy more of the halo, more compute products that the mask throws away.
+TILE_REACH = 8
 
 
 def attend_dense(
@@ -35,6 +42,92 @@ def attend_dense(
     H, W = q.shape[2:]
     q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
     return to_map(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), H, W)
+
+
+def attend_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float | None,
+) -> Tensor:
+    """Attend tile by tile: T x T queries and the U x U keys that they see, under one mask.
+
+    The keys of neighbouring tiles overlap: together they are about four copies of the map at most.
+    """
+    B, C, H, W = q.shape
+    rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in q.shape[2:])
+    seen = rows.seen[:, None, :, None] & columns.seen[None, :, None, :]
+    mask = q.new_zeros(()).masked_fill(~seen.flatten(2).flatten(0, 1), float("-inf"))
+    q, k, v = (
+        _cut(x, by_row, by_column, num_heads)
+        for x, by_row, by_column in (
+            (q, rows.queries, columns.queries),
+            (k, rows.keys, columns.keys),
+            (v, rows.keys, columns.keys),
+        )
+    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    # phases and blocks of both axes, then the queries of a tile: to rows, to columns
+    out = out.transpose(1, 2).reshape(
+        B, rows.step, -1, columns.step, columns.blocks, rows.tile, columns.tile, C
+    )
+    out = out.permute(0, 7, 2, 5, 1, 4, 6, 3).flatten(5, 7).flatten(2, 4)
+    return out[:, :, : -(-H // stride), : -(-W // stride)]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The tiles of one axis: ``step`` phases, each of ``blocks`` tiles of ``tile`` queries.
+
+    A dilated window shows every r-th pixel: the queries of a tile lie as many outputs apart
+    (``step``) as it takes to show the same ones.
+    """
+
+    step: int
+    blocks: int
+    tile: int
+    queries: Tensor  # (step * blocks, T) positions
+    keys: Tensor  # (step * blocks, U) positions
+    seen: Tensor  # (T, U) whether the query's window shows the key
+
+
+def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch.device) -> _Plan:
+    """Divide the queries of an axis into tiles of nearly equal length."""
+    step = dilation // math.gcd(dilation, stride)
+    apart = stride * step // dilation  # of two queries of a tile, counted in keys
+    outputs = -(-size // stride)
+    longest = max(1, max(TILE_REACH, window_size + 1) // apart)
+    in_phase = -(-outputs // step)
+    blocks = -(-in_phase // longest)
+    tile = -(-in_phase // blocks)
+    first = torch.arange(step, device=device)[:, None] + (
+        step * tile * torch.arange(blocks, device=device)
+    )
+    first = stride * first.flatten()[:, None]
+    query = apart * torch.arange(tile, device=device)
+    key = torch.arange(apart * (tile - 1) + window_size, device=device)
+    offset = key - query[:, None]
+    return _Plan(
+        step,
+        blocks,
+        tile,
+        queries=(first + dilation * query).clamp(max=size - 1),  # past the end: dropped later
+        keys=reflect(first + dilation * (key - window_size // 2), size),
+        seen=(offset >= 0) & (offset < window_size),
+    )
+
+
+def _cut(x: Tensor, rows: Tensor, columns: Tensor, num_heads: int) -> Tensor:
+    """Copy the pixels of every tile: (B tiles, N, pixels, d)."""
+    pixels = rows[:, None, :, None] * x.shape[3] + columns[None, :, None, :]
+    tiles = to_tokens(x).index_select(1, pixels.flatten())
+    tiles = tiles.unflatten(1, (-1, rows.shape[1] * columns.shape[1])).flatten(0, 1)
+    return tiles.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 def _log_counts(size: int, window_size: int, stride: int, dilation: int, like: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def to_tokens(x: Tensor) -> Tensor:
+    """Turn a map (B, C, H, W) into tokens (B, HW, C); a channels-last one is not copied."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
 def to_heads(x: Tensor, num_heads: int) -> Tensor:
-    """View a map (B, C, H, W) as tokens (B, N, HW, d), with d contiguous as fused kernels need."""
-    tokens = x.flatten(2).transpose(1, 2).contiguous()
-    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    """Turn a map into the tokens of its heads (B, N, HW, d), d contiguous as fused kernels need."""
+    return to_tokens(x).unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
 from convattn.ops._reflection import padded_positions, window_positions
-from convattn.ops._sliding_window import attend_dense
+from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
 from convattn.ops._windows import attend_in_windows
 from convattn.ops.reference import attention as reference
@@ -92,7 +92,7 @@ def sliding_window_attention(
         )
     if position is not None:
         k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
-    attend = attend_dense
+    attend = attend_dense if chosen == "dense" else attend_tiled
     return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 
 
