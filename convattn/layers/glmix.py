@@ -141,7 +141,9 @@ class GLMix(nn.Module):
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
         check_map(x, channels=self.in_chans)
-        context = x if context is None else context
+        if context is None:
+            context = x
+        check_map(context, "context", channels=self.in_chans)
         if self.branches == "parallel":
             y = self._global(x, context) + self.local(x)
         elif self.branches == "sequential":

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import convattn
+from convattn import GLMix, GLMixBlock, ops
+from convattn.models._official import rename
+from tests.compare import assert_close
+from tests.golden import Fixture, relative_error
+from tests.layers.properties import LayerProperties, randomise
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "glmix_block_pooled": {
+        "dim": 48,
+        "num_heads": 3,
+        "slots": 16,
+        "mlp_ratio": 3,
+        "mlp_dwconv": True,
+    },
+    "glmix_block_param": {"dim": 32, "slots": 25, "slot_init": "learned", "pos_embed": False},
+    "glmix_block_layerscale": {
+        "dim": 32,
+        "num_heads": 2,
+        "slots": 9,
+        "mlp_ratio": 3,
+        "mlp_dwconv": True,
+        "layer_scale": 1e-4,
+    },
+}
+
+
+class TestGLMix(LayerProperties):
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMix(16, head_dim=8, slots=(2, 3), backend=backend)
+
+
+class TestGLMixWithLearnedSlotsAndMoreChannels(LayerProperties):
+    out_channels = 24
+
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMix(16, 24, num_heads=4, slots=5, slot_init="learned", backend=backend)
+
+
+class TestGLMixInSequenceWithStaticClusters(LayerProperties):
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMix(
+            16, head_dim=8, slots=4, branches="sequential", clustering="static", backend=backend
+        )
+
+
+class TestGLMixBlock(LayerProperties):
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMixBlock(
+            16, head_dim=8, slots=4, mlp_ratio=2, mlp_dwconv=True, layer_scale=0.5, backend=backend
+        )
+
+
+class TestGLMixBlockWithKmeans(LayerProperties):
+    continuous = False
+
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMixBlock(16, head_dim=8, slots=4, clustering="kmeans", backend=backend)
+
+
+def _loaded(name: str, dtype: torch.dtype, backend: str) -> GLMixBlock:
+    block = GLMixBlock(**BLOCKS[name], backend=backend).to(dtype).eval()
+    convattn.load_official(block, Fixture(name).state(dtype))
+    return block
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_computes_what_the_published_code_computes(name, dtype, bound, backend):
+    fixture = Fixture(name)
+    y = _loaded(name, dtype, backend)(fixture.images(dtype))
+    assert relative_error(y, fixture.output()) < bound
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-5)])
+def test_has_the_gradients_of_the_published_code(dtype, bound, backend):
+    fixture = Fixture("glmix_block_pooled")
+    block = _loaded(fixture.name, dtype, backend)
+    x = fixture.images(dtype).requires_grad_()
+    (block(x) * fixture.probe(dtype)).sum().backward()
+    expected = fixture.gradients()
+    assert x.grad is not None
+    assert relative_error(x.grad, expected.pop("input")) < bound
+    ours = dict(block.named_parameters())
+    for name, gradient in rename(block, expected).items():
+        actual = ours[name].grad
+        assert actual is not None, name
+        spread = gradient.std() if gradient.numel() > 1 else gradient.abs()
+        assert ((actual.double() - gradient).abs().max() / spread).item() < bound, name
+
+
+def test_the_names_of_the_state_dict_are_frozen():
+    block = GLMixBlock(32, slots=4, mlp_dwconv=True, layer_scale=1e-4)
+    modules = ["norm1", "norm2", "pos_embed", "mixer.slot_attn.qkv", "mixer.slot_attn.proj"]
+    modules += [f"mixer.local.{i}" for i in range(3)] + ["mlp.fc1", "mlp.dwconv", "mlp.fc2"]
+    names = {f"{m}.{leaf}" for m in modules for leaf in ("weight", "bias")}
+    assert set(block.state_dict()) == names | {"mixer.slot_scale", "ls1.gamma", "ls2.gamma"}
+    learned = GLMix(32, 16, slots=4, slot_init="learned").state_dict()
+    assert {"slots", "proj.weight", "proj.bias"} <= set(learned)
+
+
+@pytest.mark.parametrize(
+    ("branches", "absent"),
+    [("local", ("slot", "slots")), ("global", ("local",))],
+)
+def test_a_branch_alone_owns_no_parameter_of_the_other(branches, absent):
+    names = list(GLMix(32, branches=branches).state_dict())
+    assert names
+    assert not [n for n in names if n.startswith(absent)]
+
+
+def test_branches_in_parallel_are_the_sum_of_both():
+    x = torch.randn(2, 16, 7, 5)
+    both = randomise(GLMix(16, head_dim=8, slots=4))
+    state = both.state_dict()
+    parts = []
+    for branches in ("local", "global"):
+        part = GLMix(16, head_dim=8, slots=4, branches=branches)
+        part.load_state_dict({k: state[k] for k in part.state_dict()})
+        parts.append(part)
+    local, global_ = parts
+    assert_close(both(x), local(x) + global_(x), torch.float32)
+    chained = GLMix(16, head_dim=8, slots=4, branches="sequential")
+    chained.load_state_dict(state)
+    assert_close(chained(x), global_(local(x), context=x), torch.float32)
+
+
+def test_slots_are_pooled_from_the_context():
+    mixer = randomise(GLMix(16, head_dim=8, slots=4, branches="global"))
+    x, context = torch.randn(1, 16, 6, 6), torch.randn(1, 16, 10, 3)
+    assert not torch.allclose(mixer(x), mixer(x, context))
+    # What pooling cannot see of the context changes nothing.
+    pooled = ops.pool_slots(context, (2, 2)).transpose(1, 2).unflatten(2, (2, 2))
+    assert_close(mixer(x, context), mixer(x, pooled), torch.float32)
+
+
+def test_a_context_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="context must have 16 channels"):
+        GLMix(16, head_dim=8)(torch.randn(1, 16, 6, 6), torch.randn(1, 8, 6, 6))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 7), (2, 1), 9])
+def test_a_trained_model_takes_another_grid(grid):
+    x = torch.randn(1, 16, 6, 6)
+    trained = randomise(GLMix(16, head_dim=8, slots=(4, 4)))
+    trained.slot_grid = grid
+    built = GLMix(16, head_dim=8, slots=grid)
+    built.load_state_dict(trained.state_dict())
+    assert trained.slot_grid == built.slot_grid
+    assert_close(trained(x), built(x), torch.float32)
+
+
+@pytest.mark.parametrize("grid", [(0, 3), (3,), 7])
+def test_a_grid_is_checked_when_it_is_set(grid):
+    mixer = GLMix(32, slots=4)
+    with pytest.raises(ValueError, match=r"grid|square"):
+        mixer.slot_grid = grid
+    assert mixer.slot_grid == (2, 2)
+
+
+def test_learned_slots_have_no_grid():
+    mixer = GLMix(32, slots=(2, 3), slot_init="learned")
+    assert mixer.slots.shape == (1, 6, 32)
+    assert mixer.slot_grid is None
+    with pytest.raises(ValueError, match=r"slot_grid=\(2, 2\) needs pooled slots.* learned ones"):
+        mixer.slot_grid = (2, 2)
+
+
+def test_the_scale_starts_at_one_over_the_root_of_the_width():
+    torch.testing.assert_close(GLMix(64).slot_scale.data, torch.tensor([1 / 8]))
+
+
+def test_a_scale_without_dimension_loads():
+    block = GLMixBlock(32, slots=4)
+    state = block.state_dict()
+    state["mixer.slot_scale"] = torch.tensor(7.0)
+    block.load_state_dict(state)
+    torch.testing.assert_close(block.mixer.slot_scale.data, torch.tensor([7.0]))
+    assert state["mixer.slot_scale"].dim() == 0
+
+
+def test_no_parameter_is_without_dimension():
+    assert all(p.dim() > 0 for p in GLMixBlock(32, layer_scale=1e-4).parameters())
+
+
+def test_drop_path_drops_branches_in_training_alone():
+    block = randomise(GLMixBlock(16, head_dim=8, slots=4, pos_embed=False, drop_path=0.5))
+    x = torch.randn(64, 16, 3, 3)
+    kept = (block.train()(x) - x).abs().sum(dim=(1, 2, 3)) > 1e-3
+    assert 0 < kept.sum() < 64
+    assert torch.equal(block.eval()(x), block(x))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_the_local_kernel_can_be_chosen(kernel_size):
+    mixer = GLMix(16, head_dim=8, slots=4, kernel_size=kernel_size)
+    assert mixer.local[1].weight.shape == (16, 1, kernel_size, kernel_size)
+    assert mixer(torch.randn(1, 16, 5, 4)).shape == (1, 16, 5, 4)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"head_dim": 20}, "got dim=32, head_dim=20; the nearest head_dim that fits is 16"),
+    ({"num_heads": 5}, "got dim=32, num_heads=5; the nearest num_heads that fits is 4"),
+    ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+    ({"slots": 50}, "must be a square, got slots=50; use 49, 64, or a grid"),
+    ({"slots": 0}, "slots must be at least 1, got 0"),
+    ({"slots": (8, 0)}, "columns of the grid must be at least 1, got 0"),
+    ({"slots": (8, 8, 8)}, r"grid must be \(rows, columns\), got"),
+    ({"slot_init": "pool"}, "unknown slot_init 'pool'; did you mean 'pooled'"),
+    ({"clustering": "k-means"}, "unknown clustering 'k-means'; did you mean 'kmeans'"),
+    ({"branches": "paralel"}, "unknown branches 'paralel'; did you mean 'parallel'"),
+    ({"backend": "spda"}, "unknown backend 'spda'; did you mean 'sdpa'"),
+    ({"kernel_size": 4}, "kernel_size must be odd, got 4; use 3 or 5"),
+    ({"kmeans_iterations": 0}, "kmeans_iterations must be at least 1, got 0"),
+    ({"slot_init": "learned", "clustering": "kmeans"}, "'kmeans' leaves learned slots without"),
+    ({"slot_init": "learned", "clustering": "static"}, "'static' leaves learned slots without"),
+]
+
+
+@pytest.mark.parametrize("layer", [GLMix, GLMixBlock])
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_rejects(layer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        layer(32, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mlp_ratio": 0}, "mlp_ratio must be positive, got 0"),
+        ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1, got 1.0"),
+    ],
+)
+def test_a_block_rejects(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GLMixBlock(32, **arguments)
+
+
+@pytest.mark.parametrize("layer", [GLMix, GLMixBlock])
+def test_unknown_keywords_are_refused(layer):
+    with pytest.raises(TypeError, match="slot_number"):
+        layer(32, slot_number=4)
+
+
+@pytest.mark.parametrize("chans", [0, -4])
+def test_channels_must_be_positive(chans):
+    with pytest.raises(ValueError, match=f"must be at least 1, got {chans}"):
+        GLMix(chans)
+    with pytest.raises(ValueError, match=f"must be at least 1, got {chans}"):
+        GLMix(32, chans)

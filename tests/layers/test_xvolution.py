@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convattn import XVolution
+from tests.compare import assert_close
+from tests.layers.properties import LayerProperties, randomise
+
+
+class TestXVolution(LayerProperties):
+    def build(self, backend: str = "auto") -> nn.Module:
+        return XVolution(16, backend=backend)
+
+
+class TestXVolutionWithStride(LayerProperties):
+    out_channels, stride = 24, 2
+
+    def build(self, backend: str = "auto") -> nn.Module:
+        return XVolution(16, 24, stride=2, distance=2, weighting=False, backend=backend)
+
+
+class TestXVolutionWithSoftmaxAttention(LayerProperties):
+    stride = 2
+
+    def build(self, backend: str = "auto") -> nn.Module:
+        return XVolution(16, stride=2, attention="sa", backend=backend)
+
+
+ATTENTIONS = ["pssa", "sa"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_starts_as_the_convolution_alone(attention, training):
+    layer = XVolution(16, 24, stride=2, attention=attention).train(training)
+    x = torch.randn(2, 16, 9, 7)
+    assert torch.equal(layer(x), layer.conv_norm(layer.conv(x)))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_attention_learns_from_the_start(attention):
+    layer = XVolution(16, attention=attention)
+    layer(torch.randn(2, 16, 9, 7)).square().sum().backward()
+    assert layer.attn_norm.weight.grad is not None
+    assert layer.attn_norm.weight.grad.all()
+
+
+def test_the_convolution_branch_is_a_convolution_of_torch():
+    layer = randomise(XVolution(16, 24, kernel_size=5, stride=2)).eval()
+    nn.init.zeros_(layer.get_parameter("attn_norm.weight"))
+    nn.init.zeros_(layer.get_parameter("attn_norm.bias"))
+    norm = nn.BatchNorm2d(24).eval()
+    conv = nn.Conv2d(16, 24, 5, stride=2, padding=2, bias=False)
+    state = layer.state_dict()
+    conv.load_state_dict({"weight": state["conv.weight"]})
+    norm.load_state_dict({k: state[f"conv_norm.{k}"] for k in norm.state_dict()})
+    x = torch.randn(2, 16, 9, 7)
+    assert_close(layer(x), norm(conv(x)), torch.float32)
+
+
+@pytest.mark.parametrize("weighting", [False, True])
+def test_a_pixel_reaches_only_its_neighbourhood(weighting):
+    layer = randomise(XVolution(16, distance=2, weighting=weighting)).eval()
+    x = torch.randn(1, 16, 13, 13, requires_grad=True)
+    layer(x)[0, :, 6, 6].sum().backward()
+    assert x.grad is not None
+    rows = x.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+    reach = 2 + weighting  # the displacements, and one more pixel of the weighting
+    assert (rows.min(), rows.max()) == (6 - reach, 6 + reach)
+
+
+def test_softmax_attention_sees_the_whole_map():
+    layer = randomise(XVolution(16, attention="sa")).eval()
+    x = torch.randn(1, 16, 13, 13, requires_grad=True)
+    layer(x)[0, :, 6, 6].sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum(dim=1).gt(0).all()
+
+
+def test_the_names_of_the_state_dict_are_frozen():
+    weights = ["conv", "q_proj", "k_proj", "v_proj", "weighting"]
+    statistics = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    names = {f"{name}.weight" for name in weights}
+    names |= {f"{norm}.{s}" for norm in ("conv_norm", "attn_norm") for s in statistics}
+    assert set(XVolution(16).state_dict()) == names
+    assert set(XVolution(16, weighting=False).state_dict()) == names - {"weighting.weight"}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"num_heads": 3}, "got out_chans=16, num_heads=3; the nearest num_heads that fits is 2"),
+    ({"num_heads": -1}, "num_heads must be at least 1, got -1"),
+    ({"kernel_size": 2}, "kernel_size must be odd, got 2; use 1 or 3"),
+    ({"stride": 0}, "stride must be at least 1, got 0"),
+    ({"distance": 0}, "distance must be at least 1, got 0"),
+    ({"out_chans": 0}, "out_chans must be at least 1, got 0"),
+    ({"attention": "psa"}, "unknown attention 'psa'; did you mean 'pssa'"),
+    ({"backend": "sdpa"}, "unknown backend 'sdpa'"),
+    ({"attention": "sa", "backend": "shifted"}, "unknown backend 'shifted'"),
+    ({"attention": "sa", "distance": 2}, "distance is for attention='pssa', got distance=2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_rejects(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        XVolution(16, **arguments)
+
+
+def test_unknown_keywords_are_refused():
+    with pytest.raises(TypeError, match="dilation"):
+        XVolution(16, dilation=2)  # type: ignore[call-arg]
