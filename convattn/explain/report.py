@@ -28,6 +28,7 @@ def write_report(
     model: nn.Module | None = None,
     image: ImageSource | None = None,
     preprocess: Preprocess | None = None,
+    seconds: float | None = None,
     max_mistakes: int = 24,
     slot_images: int = 6,
 ) -> Path:
@@ -45,6 +46,7 @@ def write_report(
             ``predictions.csv``, as it is on disk; without it mistakes are listed in words.
         preprocess: turns such a picture into the network's input (C, H, W), the evaluation
             transform; slot maps need ``model``, ``image`` and ``preprocess``.
+        seconds: how long the training took.
         max_mistakes: how many wrong examples to show, the most confident ones.
         slot_images: for how many images to show slot maps.
 
@@ -64,7 +66,7 @@ def write_report(
     path = Path(run_dir) / "report.html"
     path.write_text(
         page.render(
-            **_summary(run),
+            **_summary(run, seconds),
             **_charts(run),
             classes=sections.class_rows(run),
             full_table=_FULL_TABLE,
@@ -91,20 +93,20 @@ def _pages() -> Environment:
     return pages
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, seconds: float | None) -> dict[str, Any]:
     return {
         "run": run,
         "model_name": run.described("model"),
         "data_name": run.described("data"),
-        "when": run.environment.get("started", ""),
         "version": run.environment.get("convattn", ""),
-        "headline": _headline(run),
+        "headline": _headline(run, seconds),
+        "starts": run.environment.get("starts", []),
         "best": sections.best_epoch(run),
         "environment": sections.environment_rows(run),
     }
 
 
-def _headline(run: Run) -> list[tuple[str, str]]:
+def _headline(run: Run, seconds: float | None) -> list[tuple[str, str]]:
     """Return the numbers at the top of the page, those that the run has."""
     formats: dict[str, tuple[str, Callable[[Any], str]]] = {
         "top1": ("top-1 accuracy", lambda share: _percent(share, 2)),
@@ -113,15 +115,16 @@ def _headline(run: Run) -> list[tuple[str, str]]:
         "images_per_second": ("images/s, evaluation", _number),
         "parameters": ("parameters", _number),
     }
+    if len(run.class_names) <= 5:
+        del formats["top5"]  # always right
     numbers = [
         (label, text(run.evaluation[key]))
         for key, (label, text) in formats.items()
-        if run.evaluation.get(key) is not None
+        if key in run.evaluation
     ]
     best = sections.best_epoch(run)
     if best and not run.evaluation:
         numbers.append(("best validation accuracy so far", _percent(best["val_top1"], 2)))
-    seconds = run.environment.get("duration_seconds")
     if seconds is not None:
         numbers.append(("training time", _duration(seconds)))
     return numbers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -133,17 +133,14 @@ def slot_section(
 
 
 def best_epoch(run: Run) -> dict[str, float] | None:
-    """Return the epoch of the highest validation accuracy; None if none was validated."""
+    """Return the validated epoch of the highest accuracy, among equals of the lowest loss."""
     validated = [e for e in run.epochs if math.isfinite(e.get("val_top1", math.nan))]
-    return max(validated, key=lambda epoch: epoch["val_top1"], default=None)
+    return max(validated, key=lambda e: (e["val_top1"], -e.get("val_loss", 0)), default=None)
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """Return the environment as text; what is nested is written as JSON."""
-    return [
-        (key.replace("_", " "), value if isinstance(value, str) else json.dumps(value))
-        for key, value in run.environment.items()
-    ]
+    """Return the environment as text; how the run was started stands elsewhere."""
+    return [(k.replace("_", " "), _text(v)) for k, v in run.environment.items() if k != "starts"]
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -151,6 +148,12 @@ def data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
 def _confusions_of(run: Run, label: int) -> list[ConfusedPair]:

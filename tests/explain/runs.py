@@ -50,14 +50,15 @@ def write_run(
         "images_per_second": 2143.4,
         "parameters": 187432,
         "per_class": [
-            {"name": n, "images": sum(row), "accuracy": row[i] / max(1, sum(row))}
+            {"name": n, "images": sum(row), "accuracy": row[i] / sum(row)}
             for i, (n, row) in enumerate(zip(class_names, confusion, strict=True))
         ],
         "confusion": confusion,
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     (folder / "config.yaml").write_text("model: glnet_nano\ndata: insects\nepochs: 3\n")
-    environment = {"started": "2026-01-02 03:04", "duration_seconds": 134.2, "torch": "2.8.0"}
+    start = {"time": "2026-01-02 03:04:05 +0000", "command": "convattn train --data insects"}
+    environment = {"torch": "2.8.0", "git_commit": None, "gpus": [], "starts": [start]}
     (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
