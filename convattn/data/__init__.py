@@ -1,16 +1,18 @@
 """Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
 
+from convattn.data.folder import find_images
 from convattn.data.images import BrokenImageError, load_image
 from convattn.data.loading import (
     BROKEN,
     PADDING,
     READABLE,
-    Sample,
+    Batch,
     default_workers,
     eval_loader,
     train_loader,
 )
 from convattn.data.named import open_dataset
+from convattn.data.scan import check_share, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
 from convattn.data.transforms import (
     Augment,
@@ -25,6 +27,7 @@ __all__ = [
     "PADDING",
     "READABLE",
     "Augment",
+    "Batch",
     "BrokenFile",
     "BrokenImageError",
     "DataSource",
@@ -32,13 +35,15 @@ __all__ = [
     "ImageSet",
     "Joined",
     "Preprocess",
-    "Sample",
+    "check_share",
     "default_workers",
     "eval_loader",
     "eval_transform",
+    "find_images",
     "load_image",
     "open_dataset",
     "preprocess_for",
+    "reread",
     "train_loader",
     "train_transform",
 ]

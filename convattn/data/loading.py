@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -33,19 +33,27 @@ class SampleKey(NamedTuple):
 
 
 class Sample(TypedDict):
-    """One image, or after collation a batch of them.
+    """One image (C, H, W), its class, its number, and READABLE, BROKEN or PADDING.
 
-    ``image`` (C, H, W), ``label``, ``index`` in the `ImageSet`, and ``status``: READABLE, BROKEN
-    (another image stands in its place) or PADDING (a repetition that must not be counted).
+    BROKEN: another image stands in its place. PADDING: a repetition that must not be counted.
     """
 
     image: Tensor
-    label: int | Tensor
-    index: int | Tensor
-    status: int | Tensor
+    label: int
+    index: int
+    status: int
 
 
-class TransformedImages(Dataset[Sample]):
+class Batch(TypedDict):
+    """Samples put together: images (B, C, H, W), the rest (B,)."""
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    status: Tensor
+
+
+class TransformedImages(Dataset[Any]):
     """An `ImageSet` seen through a transform."""
 
     def __init__(self, images: ImageSet, transform: Transform) -> None:
@@ -164,7 +172,7 @@ def train_loader(
     world_size: int = 1,
     epoch: int = 0,
     batches_done: int = 0,
-) -> DataLoader[Sample]:
+) -> DataLoader[Batch]:
     """Return shuffled batches of exactly ``batch_size`` images, fewer only if there are fewer.
 
     Args:
@@ -205,7 +213,7 @@ def eval_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[Sample]:
+) -> DataLoader[Batch]:
     """Return all images in order; arguments as in `train_loader`."""
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
@@ -226,7 +234,7 @@ def _loader(
     workers: int,
     pin_memory: bool,
     drop_last: bool,
-) -> DataLoader[Sample]:
+) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_size=batch_size,

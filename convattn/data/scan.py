@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from convattn.data.images import BrokenImageError, check_image
-from convattn.data.source import BrokenFile
+from convattn.data.source import BrokenFile, ImageSet
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,17 @@ def find_broken(paths: Sequence[str]) -> list[BrokenFile]:
         _log.info("checking %s images ...", f"{len(paths):,}")
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
         return [broken for broken in pool.map(check, paths) if broken is not None]
+
+
+def reread(images: ImageSet, numbers: Iterable[int]) -> list[BrokenFile]:
+    """Return those of the numbered images that cannot be read, and why."""
+    found = []
+    for number in numbers:
+        try:
+            images.image(number)
+        except BrokenImageError as error:
+            found.append(BrokenFile(error.path, error.reason))
+    return found
 
 
 def check_share(broken: Sequence[BrokenFile], total: int, max_broken: float, where: str) -> None:

@@ -1,1 +1,1 @@
-"""."""
+"""What the models are trained for: classification."""

@@ -1,0 +1,100 @@
+"""The data and the model that a configuration asks for."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
+from convattn.models import create_model
+from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
+from convattn.tasks.classification.config import TrainConfig
+
+_DATA_OPTIONS = (
+    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken"
+)  # fmt: skip
+
+
+def build_source(config: TrainConfig) -> DataSource:
+    """Open the configuration's data set."""
+    return open_dataset(config.data, **data_options(config))
+
+
+def data_options(config: TrainConfig) -> dict[str, Any]:
+    """Return what `open_dataset` needs beside the name."""
+    return {key: getattr(config, key) for key in _DATA_OPTIONS}
+
+
+def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard]:
+    """Build the model, with the weights it starts from, and the card that its checkpoints carry.
+
+    Args:
+        config: names the model.
+        source: gives the number of classes and of channels.
+
+    Raises:
+        ValueError: no such model, or ``init`` is a checkpoint of another one.
+    """
+    in_chans = config.in_chans or source.in_chans
+    arguments = {**config.model_args, **_optional(config)}
+    model = create_model(
+        config.model,
+        pretrained=config.pretrained,
+        num_classes=source.num_classes,
+        in_chans=in_chans,
+        **arguments,
+    )
+    if config.init is not None:
+        _start_from(model, config, source)
+    if config.grad_checkpointing:
+        cast(Any, model).set_grad_checkpointing(True)
+    card = ModelCard(
+        model=config.model,
+        model_args=arguments,
+        class_names=source.class_names,
+        preprocess=_preprocess(model, config, source, in_chans),
+        data=config.data,
+        data_options=data_options(config),
+    )
+    return model, card
+
+
+def _optional(config: TrainConfig) -> dict[str, float]:
+    """Rates that are left to the model unless the configuration sets them."""
+    rates = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _preprocess(
+    model: nn.Module, config: TrainConfig, source: DataSource, in_chans: int
+) -> Preprocess:
+    size = config.img_size or config.model_args.get("img_size")
+    return preprocess_for(
+        model, in_chans=in_chans, img_size=size, crop_pct=config.crop_pct or source.crop_pct
+    )
+
+
+def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> None:
+    """Copy the weights of ``init``; the head only where the classes are the same."""
+    assert config.init is not None
+    start = load_checkpoint(config.init)
+    if start.card.model != config.model:
+        raise ValueError(
+            f"init={config.init} holds a {start.card.model}, not a {config.model}; "
+            f"add model={start.card.model}"
+        )
+    weights = start.model.state_dict()
+    if start.card.class_names != source.class_names:
+        heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
+        heads = (heads,) if isinstance(heads, str) else heads
+        own = model.state_dict()
+        weights = {k: own[k] if k.startswith(tuple(heads)) else v for k, v in weights.items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights of init={config.init} do not fit: {str(error).splitlines()[-1].strip()}. "
+            f"It was made with model_args={start.card.model_args} and in_chans="
+            f"{start.card.preprocess.input_size[0]}"
+        ) from error

@@ -1,0 +1,169 @@
+"""What happens beside the steps: checkpoints, the table of metrics, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from convattn.tasks.classification.checkpoint import ModelCard, save_weights
+from convattn.tasks.classification.module import Classifier
+from convattn.tasks.classification.run_folder import METRICS, RunFolder
+
+
+class TrainingInterruptedError(Exception):
+    """The training was asked to stop and has saved where it stands."""
+
+
+class KeepCheckpoints(Checkpoint):
+    """Write ``last`` after every epoch and ``best`` after every best one, each in two forms.
+
+    Lightning's .ckpt holds everything to go on with; the .safetensors beside it holds the weights
+    that were validated and a `ModelCard`. The best epoch has the highest top-1 accuracy, and among
+    equals the lowest loss.
+
+    Args:
+        run: where to write.
+        card: of the model, without epoch and metrics.
+    """
+
+    def __init__(self, run: RunFolder, card: ModelCard) -> None:
+        self.run = run
+        self.card = card
+        self.best: tuple[float, float] = (-1.0, float("-inf"))
+        self.best_epoch = 0
+        self._epochs_done = 0
+        self._batches_done = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after validation."""
+        self._epochs_done, self._batches_done = trainer.current_epoch + 1, 0
+        found = epoch_metrics(trainer)
+        self.card = replace(self.card, epoch=self._epochs_done, metrics=found)
+        is_best = score(found) > self.best
+        if is_best:
+            self.best, self.best_epoch = score(found), self._epochs_done
+        for name in ("last", "best") if is_best else ("last",):
+            trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
+            if trainer.is_global_zero:
+                assert isinstance(pl_module, Classifier)
+                weights = self.run.checkpoints / f"{name}.safetensors"
+                save_weights(pl_module.evaluated, self.card, weights)
+
+    def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
+        """Save in the middle of an epoch, to go on from there."""
+        self._epochs_done, self._batches_done = trainer.current_epoch, batches_done
+        trainer.save_checkpoint(self.run.last)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the card and how far the training is."""
+        checkpoint["convattn"] = {
+            "card": self.card.to_json(),
+            "epochs_done": self._epochs_done,
+            "batches_done": self._batches_done,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training has to beat."""
+        return {"best": list(self.best), "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read it back."""
+        self.best = tuple(state_dict["best"])
+        self.best_epoch = state_dict["best_epoch"]
+
+
+class WriteMetrics(Callback):
+    """Add a row to ``metrics.csv`` after every epoch.
+
+    Args:
+        run: where to write.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row."""
+        if trainer.is_global_zero:
+            row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            self.run.add_metrics({**row, **epoch_metrics(trainer)})
+
+
+def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Return what the epoch that ends has logged."""
+    return {name: float(trainer.callback_metrics[name]) for name in METRICS[2:]}
+
+
+def score(metrics: dict[str, float]) -> tuple[float, float]:
+    """Return what the best epoch has most of: top-1 accuracy, and among equals the least loss."""
+    return metrics["val_top1"], -metrics["val_loss"]
+
+
+class StopOnSignal(Callback):
+    """End cleanly on Ctrl-C: after the step at hand, with a checkpoint to go on from.
+
+    A second Ctrl-C ends at once. With several processes they agree every few steps, since one of
+    them alone cannot stop.
+
+    Args:
+        checkpoints: saves where the training stands.
+        say: shows a message.
+    """
+
+    _AGREE_EVERY = 20
+
+    def __init__(self, checkpoints: KeepCheckpoints, say: Callable[[str], None]) -> None:
+        self.checkpoints = checkpoints
+        self.say = say
+        self.asked = False
+        self._before: Any = None
+
+    def listen(self) -> None:
+        """Take over Ctrl-C until `release`."""
+        self._before = signal.signal(signal.SIGINT, self._handle)
+
+    def release(self) -> None:
+        """Give Ctrl-C back."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop in the middle of an epoch; its last batch leaves that to the epoch's end."""
+        done = batch_idx + 1
+        if trainer.world_size > 1 and done % self._AGREE_EVERY:
+            return
+        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+            return
+        if self._all_asked(trainer):
+            self.checkpoints.save_now(trainer, done)
+            raise TrainingInterruptedError
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop between two epochs, of which the first has been validated and saved."""
+        if self._all_asked(trainer):
+            raise TrainingInterruptedError
+
+    def _all_asked(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked
+        return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.release()
+        self.say("Stopping after this step ... (Ctrl-C again: at once, without saving)")

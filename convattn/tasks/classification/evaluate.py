@@ -1,0 +1,264 @@
+"""How good a checkpoint is on a data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convattn.data import (
+    READABLE,
+    DataSource,
+    ImageSet,
+    Joined,
+    default_workers,
+    eval_loader,
+    eval_transform,
+    open_dataset,
+)
+from convattn.ops._checks import check_choice
+from convattn.tasks.classification.checkpoint import Checkpoint, ModelCard, load_checkpoint
+from convattn.tasks.classification.run_folder import write_csv, write_json
+
+Split = Literal["auto", "train", "val", "all"]
+PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The images of one class and the share of them that was recognised; None without images."""
+
+    name: str
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model said about one image."""
+
+    index: int
+    path: str
+    label: int
+    predicted: int
+    probability: float
+    label_probability: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found. ``confusion[true][predicted]`` counts images; shares are in 0..1."""
+
+    model: str
+    data: str
+    split: str
+    num_classes: int
+    class_names: list[str]
+    images: int
+    top1: float
+    top5: float
+    loss: float
+    images_per_second: float
+    per_class: list[ClassResult]
+    confusion: list[list[int]]
+    parameters: int
+    broken: list[str]
+    predictions: list[Prediction]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single predictions, as plain values."""
+        values = asdict(self)
+        del values["predictions"]
+        return values
+
+    def write(self, folder: Path) -> None:
+        """Write ``evaluation.json`` and ``predictions.csv``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "evaluation.json", self.to_dict())
+        rows = [
+            {key: _short(value) for key, value in asdict(line).items()} for line in self.predictions
+        ]
+        write_csv(folder / "predictions.csv", PREDICTION_COLUMNS, rows)
+
+
+def evaluate(
+    checkpoint: str | Path | Checkpoint,
+    data: str | DataSource | None = None,
+    *,
+    split: Split = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str | torch.device = "auto",
+    **data_options: Any,
+) -> Evaluation:
+    """Evaluate a checkpoint.
+
+    Args:
+        checkpoint: a run folder, a file, or what `load_checkpoint` returned.
+        data: a name as for `open_dataset`, or an open `DataSource`; by default what the model was
+            trained on.
+        split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
+            one it is all images, unless the model was trained on this very folder.
+        batch_size: images at a time; the result does not depend on it.
+        workers: loading processes.
+        device: "auto" takes a GPU if there is one.
+        **data_options: further arguments of `open_dataset`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: the data has classes that the checkpoint does not know.
+    """
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    check_choice("split", split, ("auto", "train", "val", "all"))
+    if not isinstance(data, DataSource):
+        data = _open(loaded.card, data or loaded.card.data, data_options)
+    check_classes(loaded, data)
+    images, part = _choose(data, split, loaded.card)
+    place = best_device(device)
+    loader = eval_loader(
+        images,
+        eval_transform(loaded.card.preprocess),
+        batch_size=batch_size,
+        workers=default_workers(images) if workers is None else workers,
+        pin_memory=place.type == "cuda",
+    )
+    start = time.perf_counter()
+    scores, labels, numbers = _run(loaded.model, loader, place)
+    seconds = time.perf_counter() - start
+    return _summarise(loaded, data, images, part, scores, labels, numbers, seconds)
+
+
+def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+    """Raise `ValueError` unless the data has exactly the checkpoint's classes."""
+    known, given = checkpoint.card.class_names, data.class_names
+    if known == given:
+        return
+    if len(known) != len(given):
+        raise ValueError(
+            f"{checkpoint.path} knows {len(known)} classes ({_listed(known)}), but {data.name} has "
+            f"{len(given)} ({_listed(given)}); evaluate on data of the same classes, or adapt the "
+            "model to them: convattn train --recipe finetune init=CHECKPOINT"
+        )
+    number = next(i for i, (a, b) in enumerate(zip(known, given, strict=True)) if a != b)
+    raise ValueError(
+        f"{checkpoint.path} and {data.name} name their classes differently: class {number} is "
+        f"{known[number]!r} for the checkpoint and {given[number]!r} in the data"
+    )
+
+
+def best_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device: a GPU if there is one, unless another is asked for."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _open(card: ModelCard, name: str, options: dict[str, Any]) -> DataSource:
+    """The data set, numbered by the card's classes, and split as in training if it is the same."""
+    before = card.data_options if _is_same(name, card.data) else {}
+    names = card.class_names if name.startswith("folder:") else None
+    return open_dataset(name, class_names=names, **{**before, **options})
+
+
+def _choose(data: DataSource, split: Split, card: ModelCard) -> tuple[ImageSet, str]:
+    if split == "auto":
+        is_new = data.split_here and not _is_same(data.name, card.data)
+        split = "all" if is_new else "val"
+    if split == "all":
+        return Joined(data.train, data.val), split
+    return (data.train if split == "train" else data.val), split
+
+
+def _is_same(name: str, other: str) -> bool:
+    """Whether two names of data sets mean the same; folders may be written in several ways."""
+    if not (name.startswith("folder:") and other.startswith("folder:")):
+        return name == other
+    first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
+    return first == second
+
+
+@torch.inference_mode()
+def _run(model: nn.Module, loader: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and numbers of all readable images."""
+    model = model.to(device).eval()
+    scores, labels, numbers = [], [], []
+    for batch in loader:
+        readable = batch["status"] == READABLE
+        found = model(batch["image"].to(device, non_blocking=True)).float().cpu()
+        scores.append(found[readable])
+        labels.append(batch["label"][readable])
+        numbers.append(batch["index"][readable])
+    return torch.cat(scores), torch.cat(labels), torch.cat(numbers)
+
+
+def _summarise(
+    loaded: Checkpoint,
+    data: DataSource,
+    images: ImageSet,
+    split: str,
+    scores: Tensor,
+    labels: Tensor,
+    numbers: Tensor,
+    seconds: float,
+) -> Evaluation:
+    classes = data.num_classes
+    probabilities = scores.softmax(-1)
+    best = scores.topk(min(5, classes)).indices
+    hits = best == labels[:, None]
+    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
+    confusion = confusion.view(classes, classes)
+    return Evaluation(
+        model=loaded.card.model,
+        data=data.name,
+        split=split,
+        num_classes=classes,
+        class_names=list(data.class_names),
+        images=len(labels),
+        top1=hits[:, 0].float().mean().item(),
+        top5=hits.any(-1).float().mean().item(),
+        loss=F.cross_entropy(scores, labels).item(),
+        images_per_second=len(labels) / seconds,
+        per_class=_per_class(data.class_names, confusion),
+        confusion=confusion.tolist(),
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        broken=[file.path for file in data.broken],
+        predictions=[
+            Prediction(
+                index=number,
+                path=images.path(number),
+                label=label,
+                predicted=predicted,
+                probability=row[predicted].item(),
+                label_probability=row[label].item(),
+            )
+            for number, label, predicted, row in zip(
+                numbers.tolist(), labels.tolist(), best[:, 0].tolist(), probabilities, strict=True
+            )
+        ],
+    )
+
+
+def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
+    counts, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    return [
+        ClassResult(name, count, hit / count if count else None)
+        for name, count, hit in zip(names, counts, right, strict=True)
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6f}" if isinstance(value, float) else value

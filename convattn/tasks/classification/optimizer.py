@@ -1,0 +1,82 @@
+"""The optimiser, its learning rate for the batch in use, and the schedule: all of them timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from convattn.ops._checks import check_choice
+from convattn.tasks.classification.config import TrainConfig
+
+
+def rate_factor(config: TrainConfig, images_per_update: int) -> float:
+    """Return what lr, warmup_lr and min_lr are multiplied by for ``images_per_update``.
+
+    ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its square root, or
+    1 where the configuration names no ``lr_batch``.
+    """
+    if config.lr_batch is None:
+        return 1.0
+    growth = images_per_update / config.lr_batch
+    return growth if config.lr_growth == "linear" else growth**0.5
+
+
+def check_optimizer(name: str) -> None:
+    """Raise `ValueError`, with the nearest name, if timm has no such optimiser."""
+    known = [str(opt) for opt in list_optimizers(exclude_filters=["bnb*", "fused*"])]
+    check_choice("optimiser", name.lower(), known)
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
+    """Return timm's optimiser, with weight decay and layer decay where they belong.
+
+    Args:
+        config: names it and gives its settings.
+        model: whose parameters it updates; ``no_weight_decay`` and ``group_matcher`` are asked.
+        factor: see `rate_factor`.
+    """
+    further: dict[str, Any] = {}
+    if config.opt_betas is not None:
+        further["betas"] = config.opt_betas
+    return create_optimizer_v2(
+        model,
+        opt=config.opt,
+        lr=config.lr * factor,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        layer_decay=config.layer_decay,
+        **further,
+    )
+
+
+def build_schedule(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
+) -> Scheduler:
+    """Return timm's schedule, to be stepped with the number of updates done.
+
+    Args:
+        config: names it and gives its settings.
+        optimizer: whose learning rates it sets.
+        updates_per_epoch: of the weights.
+        factor: see `rate_factor`.
+    """
+    settings: dict[str, Any] = {
+        "sched": config.sched,
+        "num_epochs": config.epochs - config.cooldown_epochs,
+        "cooldown_epochs": config.cooldown_epochs,
+        "decay_epochs": config.decay_epochs,
+        "decay_milestones": list(config.decay_milestones),
+        "decay_rate": config.decay_rate,
+        "warmup_epochs": config.warmup_epochs,
+        "warmup_lr": config.warmup_lr * factor,
+        "min_lr": config.min_lr * factor,
+    }
+    schedule, _ = create_scheduler_v2(
+        optimizer, **settings, step_on_epochs=False, updates_per_epoch=updates_per_epoch
+    )
+    return schedule

@@ -1,0 +1,123 @@
+"""What a checkpoint sees in images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convattn.data import BrokenFile, BrokenImageError, eval_transform, find_images, load_image
+from convattn.ops._checks import check_positive
+from convattn.tasks.classification.checkpoint import Checkpoint, load_checkpoint
+from convattn.tasks.classification.evaluate import best_device
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The most probable classes of one image, the best first."""
+
+    path: str
+    guesses: tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One entry per image, and the files that could not be read."""
+
+    images: tuple[ImagePrediction, ...]
+    broken: tuple[BrokenFile, ...]
+
+
+def predict(
+    checkpoint: str | Path | Checkpoint,
+    paths: Iterable[str | Path],
+    *,
+    top_k: int = 5,
+    batch_size: int = 64,
+    device: str | torch.device = "auto",
+) -> Predictions:
+    """Classify images.
+
+    Args:
+        checkpoint: a run folder, a file, or what `load_checkpoint` returned.
+        paths: image files, and folders, of which all images are taken.
+        top_k: classes to name per image, at most as many as there are.
+        batch_size: images at a time.
+        device: "auto" takes a GPU if there is one.
+
+    Returns:
+        `Predictions`, in the order of the paths.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder holds no images, or none of the images can be read.
+    """
+    check_positive("top_k", top_k)
+    files = [file for path in paths for file in _files(Path(path).expanduser())]
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    place = best_device(device)
+    loaded.model.to(place).eval()
+    broken: list[BrokenFile] = []
+    images: list[ImagePrediction] = []
+    for names, batch in _batches(loaded, files, batch_size, broken):
+        images += _guess(loaded, names, batch.to(place), top_k)
+    if files and not images:
+        raise ValueError(
+            f"none of the {len(files)} images can be read, the first because: "
+            f"{broken[0].path}: {broken[0].reason}"
+        )
+    return Predictions(tuple(images), tuple(broken))
+
+
+def _files(path: Path) -> list[str]:
+    if path.is_file():
+        return [str(path)]
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no image or folder {path}")
+    found = find_images(path)
+    if not found:
+        raise ValueError(f"no images in the folder {path}")
+    return found
+
+
+def _batches(
+    loaded: Checkpoint, files: Sequence[str], batch_size: int, broken: list[BrokenFile]
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Batches of readable images; the others are added to ``broken``."""
+    transform = eval_transform(loaded.card.preprocess)
+    for start in range(0, len(files), batch_size):
+        names, tensors = [], []
+        for file in files[start : start + batch_size]:
+            try:
+                tensors.append(transform(load_image(file)))
+                names.append(file)
+            except BrokenImageError as error:
+                broken.append(BrokenFile(error.path, error.reason))
+        if tensors:
+            yield names, torch.stack(tensors)
+
+
+@torch.inference_mode()
+def _guess(
+    loaded: Checkpoint, names: Sequence[str], batch: Tensor, top_k: int
+) -> list[ImagePrediction]:
+    classes = loaded.card.class_names
+    best = loaded.model(batch).float().softmax(-1).topk(min(top_k, len(classes)))
+    rows = zip(names, best.values.tolist(), best.indices.tolist(), strict=True)
+    return [
+        ImagePrediction(
+            name, tuple(Guess(classes[i], p) for p, i in zip(values, numbers, strict=True))
+        )
+        for name, values, numbers in rows
+    ]

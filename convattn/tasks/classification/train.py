@@ -1,0 +1,284 @@
+"""One training run, from a configuration to a folder with the best weights and their evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from convattn.tasks.classification.build import build_model, build_source
+from convattn.tasks.classification.callbacks import (
+    KeepCheckpoints,
+    StopOnSignal,
+    TrainingInterruptedError,
+    WriteMetrics,
+)
+from convattn.tasks.classification.checkpoint import find_checkpoint, read_ckpt
+from convattn.tasks.classification.config import TrainConfig
+from convattn.tasks.classification.datamodule import ClassificationData
+from convattn.tasks.classification.evaluate import Evaluation, evaluate
+from convattn.tasks.classification.module import Classifier
+from convattn.tasks.classification.optimizer import check_optimizer, rate_factor
+from convattn.tasks.classification.progress import EpochLines
+from convattn.tasks.classification.run_folder import RunFolder
+from convattn.tasks.classification.settings import make_config
+
+# What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
+_FIXED = (
+    "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
+    "split_seed", "in_chans", "img_size", "batch_size", "accumulate", "repeats", "opt", "ema",
+    "seed", "runs", "name",
+)  # fmt: skip
+
+_NOISE = (
+    ".*LeafSpec.*is deprecated.*",
+    ".*does not have many workers.*",
+    ".*modules in eval mode.*",
+    ".*in eval mode at the start of training.*",
+    ".*smaller than the logging interval.*",
+    ".*your dataloader is not resumable.*",  # ours is: see EpochSampler
+    ".*Checkpoint directory.*exists and is not empty.*",
+    ".*GPU available but not used.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached; ``evaluation`` of its best epoch is None if it was interrupted."""
+
+    run_dir: Path
+    evaluation: Evaluation | None
+    best_epoch: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins or goes on."""
+
+    checkpoint: Path | None = None
+    epochs_done: int = 0
+    batches_done: int = 0
+
+
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> TrainResult:
+    """Train a classifier and evaluate its best epoch.
+
+    Args:
+        config: from `load_config`.
+        callbacks: further callbacks for Lightning.
+        console: where the progress is shown; ``Console(quiet=True)`` for nowhere.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        ValueError: the configuration does not fit the data or the model.
+        FileExistsError: the run's name is taken.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    return _Training(config, None, _Start(), console).run(callbacks)
+
+
+def resume(
+    path: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> TrainResult:
+    """Go on with a run where it stopped, to the same result as if it had not.
+
+    Args:
+        path: the run's folder, or one of its .ckpt files.
+        overrides: settings to change, such as more epochs.
+        callbacks: further callbacks for Lightning.
+        console: where the progress is shown.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        FileNotFoundError: there is no run or no checkpoint.
+        ValueError: a setting cannot change in the middle of a run.
+    """
+    checkpoint = find_checkpoint(path, "last.ckpt")
+    folder = RunFolder(checkpoint.parent.parent)
+    if checkpoint.suffix != ".ckpt" or not (folder.path / "config.yaml").is_file():
+        raise ValueError(
+            f"cannot go on from {checkpoint}: give a run folder, or a .ckpt file in one"
+        )
+    config = folder.read_config()
+    for key in overrides or {}:
+        if key in _FIXED:
+            raise ValueError(
+                f"{key} cannot change in a run that goes on (it is {getattr(config, key)!r}); "
+                "start a new run, with init=RUN_DIR to start from these weights"
+            )
+    config = make_config({**config.model_dump(), **(overrides or {})})
+    progress = read_ckpt(checkpoint)["convattn"]
+    start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"])
+    return _Training(config, folder, start, console).run(callbacks)
+
+
+class _Training:
+    """The parts of a run, put together."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder | None, start: _Start, console: Console | None
+    ) -> None:
+        check_optimizer(config.opt)
+        self.is_first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes
+        self.console = (console or Console()) if self.is_first else Console(quiet=True)
+        self.config = config
+        self.start = start
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.source = build_source(config)
+        model, self.card = build_model(config, self.source)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.data = ClassificationData(
+            self.source,
+            config,
+            self.card.preprocess,
+            epoch=start.epochs_done,
+            batches_done=start.batches_done,
+        )
+        self.module = Classifier(model, config, self.data)
+        self.folder = folder or self._new_folder()
+        self.keep = KeepCheckpoints(self.folder, self.card)
+        self.stop = StopOnSignal(self.keep, self.console.print)
+
+    def run(self, callbacks: Sequence[Callback]) -> TrainResult:
+        """Train, evaluate, and write both down."""
+        begin = time.perf_counter()
+        if self.is_first:
+            self.folder.write_config(self.config)
+            self.folder.write_environment()
+            self.folder.keep_metrics(self.start.epochs_done)
+        self._introduce()
+        finished = self._fit(callbacks)
+        seconds = time.perf_counter() - begin
+        evaluation = None
+        if self.is_first:
+            broken = [*self.source.broken, *self.data.broken_files()]
+            self.folder.write_broken(broken)
+            if finished:
+                evaluation = evaluate(find_checkpoint(self.folder.path), self.source, split="val")
+                evaluation.write(self.folder.path)
+        return TrainResult(self.folder.path, evaluation, self.keep.best_epoch, seconds)
+
+    def _fit(self, callbacks: Sequence[Callback]) -> bool:
+        """Whether the training came to its end."""
+        with _quiet_lightning():
+            trainer = self._trainer(callbacks)
+            if self.config.compile:
+                self.module.model.compile()
+            self.stop.listen()
+            try:
+                trainer.fit(
+                    self.module, self.data, ckpt_path=self.start.checkpoint, weights_only=True
+                )
+            except TrainingInterruptedError:
+                return False
+            finally:
+                self.stop.release()
+        return True
+
+    def _trainer(self, callbacks: Sequence[Callback]) -> pl.Trainer:
+        config = self.config
+        logger = (
+            TensorBoardLogger(self.folder.path, name="", version="tensorboard")
+            if config.tensorboard
+            else False
+        )
+        return pl.Trainer(
+            default_root_dir=self.folder.path,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=_precision(config),
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_grad,
+            callbacks=[
+                EpochLines(self.console),
+                WriteMetrics(self.folder),
+                self.stop,
+                *callbacks,
+                self.keep,
+            ],
+            logger=logger,
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # ours are distributed already
+        )
+
+    def _new_folder(self) -> RunFolder:
+        """Only the first process writes, so that only it needs a folder of its own."""
+        return RunFolder.create(self.config) if self.is_first else RunFolder(self.config.runs)
+
+    def _introduce(self) -> None:
+        config, source, size = self.config, self.source, self.card.preprocess.input_size
+        parameters = sum(p.numel() for p in self.module.model.parameters())
+        factor = rate_factor(config, self.data.images_per_update)
+        scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
+        lines = [
+            f"run       {self.folder.path}",
+            f"model     {config.model}, {parameters:,} parameters, input "
+            + "x".join(map(str, size)),
+            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
+            f"to learn from, {len(source.val):,} held out",
+            f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
+            f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
+        ]
+        if source.broken:
+            lines.append(f"skipped   {len(source.broken)} images that cannot be read")
+        if self.start.checkpoint is not None:
+            lines.append(f"going on  after {self.start.epochs_done} epochs" + _and(self.start))
+        self.console.print("\n".join(lines), highlight=False)
+
+
+def _and(start: _Start) -> str:
+    return f" and {start.batches_done} batches" if start.batches_done else ""
+
+
+def _precision(config: TrainConfig) -> Any:
+    if config.precision != "auto":
+        return {"32": "32-true", "64": "64-true"}.get(config.precision, config.precision)
+    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning from advertising and from warning about what is meant to be so."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
