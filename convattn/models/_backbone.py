@@ -82,7 +82,7 @@ class Pyramid(nn.Module):
         self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
+        """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -145,7 +145,7 @@ class Pyramid(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         count = len(self.stages)
-        chosen, last = feature_take_indices(count, indices)
+        chosen, last = feature_take_indices(count, _as_list(indices))
         x = self.stem(x)
         maps: dict[int, Tensor] = {}
         for i in range(last + 1 if stop_early else count):
@@ -174,7 +174,7 @@ class Pyramid(nn.Module):
         Returns:
             The stages' indices, counted from the first.
         """
-        chosen, last = feature_take_indices(len(self.stages), indices)
+        chosen, last = feature_take_indices(len(self.stages), _as_list(indices))
         shorter = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if shorter:
@@ -202,7 +202,8 @@ class Pyramid(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of storing them."""
-        for stage in self.stages:
+        for stage in self.stages.children():
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -214,6 +215,10 @@ class Pyramid(nn.Module):
         ]
         by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": by_stage if coarse else by_block}
+
+
+def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    return indices if indices is None or isinstance(indices, int) else list(indices)
 
 
 @contextmanager

@@ -53,9 +53,8 @@ def count_macs(model: nn.Module | str, input_size: tuple[int, ...] | None = None
     from torch.utils.flop_counter import FlopCounterMode
 
     built = _on_meta(model).eval()
-    if input_size is None:
-        input_size = built.pretrained_cfg["input_size"]  # type: ignore[index]
-    image = torch.empty((1, *input_size), device="meta", dtype=_dtype(built))
+    size = input_size or _own_size(built)
+    image = torch.empty((1, *size), device="meta", dtype=_dtype(built))
     with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
         built(image)
     return counter.get_total_flops() // 2
@@ -90,6 +89,16 @@ def _on_meta(model: nn.Module | str) -> nn.Module:
         with torch.device("meta"):
             return create_model(model)
     return copy.deepcopy(model).to("meta")
+
+
+def _own_size(model: nn.Module) -> tuple[int, ...]:
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, dict):
+        raise ValueError(
+            f"a {type(model).__name__} has no input size of its own; give "
+            "input_size=(channels, height, width)"
+        )
+    return (getattr(model, "in_chans", cfg["input_size"][0]), *cfg["input_size"][1:])
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

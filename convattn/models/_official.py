@@ -59,10 +59,7 @@ _OPERATORS: dict[type[nn.Module], Renames] = {
         *_MLP,
     ),
 }
-_TABLES: dict[type[nn.Module], Table] = {
-    module_class: lambda _module, renames=renames: renames
-    for module_class, renames in _OPERATORS.items()
-}
+_MODELS: dict[type[nn.Module], Table] = {}
 _WRAPPERS = ("model_ema", "model", "state_dict_ema", "state_dict")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # Recomputed by the model, or of no effect: published files have or lack them.
@@ -87,7 +84,7 @@ class LoadReport:
 
 def add_names(module_class: type[nn.Module], table: Table) -> None:
     """Say what the published names of a family are called in a model of ``module_class``."""
-    _TABLES[module_class] = table
+    _MODELS[module_class] = table
 
 
 def load_official(
@@ -135,9 +132,7 @@ def rename(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published state dict under ``model``'s names and in its shapes."""
     renamed = dict(state)
     for prefix, module in model.named_modules():
-        tables = [_TABLES[base] for base in type(module).__mro__ if base in _TABLES]
-        if tables:
-            renamed = _apply(tables[0](module), f"{prefix}." if prefix else "", renamed)
+        renamed = _apply(_table(module), f"{prefix}." if prefix else "", renamed)
     ours = model.state_dict()
     return {k: _reshaped(v, ours[k]) if k in ours else v for k, v in renamed.items()}
 
@@ -147,7 +142,18 @@ def checkpoint_filter(state: dict[str, Any], model: nn.Module) -> dict[str, Any]
     return rename(model, state)
 
 
+def _table(module: nn.Module) -> Renames:
+    for base in type(module).__mro__:
+        if base in _MODELS:
+            return _MODELS[base](module)
+        if base in _OPERATORS:
+            return _OPERATORS[base]
+    return ()
+
+
 def _apply(renames: Renames, prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not renames:
+        return dict(state)
     result: dict[str, Tensor] = {}
     for key, value in state.items():
         targets: tuple[str, ...] = (key,)
@@ -200,11 +206,11 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _unwrap(
-    content: Any, name: str, wrapper: str | None
-) -> tuple[str, dict[str, Tensor]]:
+def _unwrap(content: Any, name: str, wrapper: str | None) -> tuple[str, dict[str, Tensor]]:
     keys = list(content) if isinstance(content, Mapping) else []
-    key = wrapper or next((k for k in _WRAPPERS if isinstance(content, Mapping) and content.get(k)), "")
+    key = wrapper or next(
+        (k for k in _WRAPPERS if isinstance(content, Mapping) and content.get(k)), ""
+    )
     state = content if not key else content.get(key) if keys else None
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What timm is told about each model: its input, its names, and that no weights can be downloaded."""
+"""What timm is told of each model: its input, its names, and that there is nothing to download."""
 
 from __future__ import annotations
 

@@ -117,8 +117,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, list_models(), n=1)
-    near = near or difflib.get_close_matches(name, timm.list_models(), n=1)
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)  # ours are among them
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return (
         f"unknown model {name!r}{hint} convattn.list_models() lists this package's models, "

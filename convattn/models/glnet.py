@@ -235,7 +235,9 @@ def _stages(config: GLNetConfig) -> list[Stage]:
     stages = []
     for i, (width, kind) in enumerate(zip(widths, config.blocks, strict=True)):
         down = _transition(config, widths[i - 1], width) if i else nn.Identity()
-        stages.append(Stage(down, [_block(config, kind, width, j, r) for j, r in enumerate(rates[i])]))
+        stages.append(
+            Stage(down, [_block(config, kind, width, j, r) for j, r in enumerate(rates[i])])
+        )
     return stages
 
 

@@ -63,7 +63,7 @@ class ACmixBottleneck(Bottleneck):
                 dilation=conv.dilation[0],
                 **acmix,
             )
-        self.conv2 = mixer.to(conv.weight.dtype)
+        self.conv2 = mixer.to(conv.weight.dtype)  # type: ignore[assignment]  # timm's is a Conv2d
 
 
 class ACmixResNet(ResNet):
@@ -103,7 +103,6 @@ class ACmixResNet(ResNet):
     ) -> None:
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-        stem = {"stem_type": "deep", "stem_width": config.stem_width} if config.stem_width else {}
         acmix = {
             "num_heads": config.num_heads,
             "window_size": config.window_size,
@@ -113,7 +112,7 @@ class ACmixResNet(ResNet):
             "shift": config.shift,
         }
         super().__init__(
-            ACmixBottleneck,
+            ACmixBottleneck,  # type: ignore[arg-type]  # the class, not an instance
             config.layers,
             in_chans=in_chans,
             num_classes=num_classes,
@@ -126,7 +125,8 @@ class ACmixResNet(ResNet):
             block_args={"acmix": acmix},
             device=device,
             dtype=dtype,
-            **stem,
+            stem_type="deep" if config.stem_width else "",
+            stem_width=config.stem_width or 64,
         )
 
     def init_weights(self, zero_init_last: bool = True) -> None:

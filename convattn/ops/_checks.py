@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 
@@ -15,7 +16,9 @@ def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
     if min(x.shape[1:]) < 1:
-        raise ValueError(f"{name} must have at least one channel and one pixel, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have at least one channel and one pixel, got {tuple(x.shape)}"
+        )
     if channels is not None and x.shape[1] != channels:
         raise ValueError(
             f"{name} must have {channels} channels in (B, C, H, W), got {tuple(x.shape)}"
@@ -24,7 +27,9 @@ def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
 
 def check_positive(name: str, value: int) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if torch.jit.is_tracing():  # where the sizes of a map are tensors
+        return
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

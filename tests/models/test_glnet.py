@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,8 @@ import convattn
 from convattn.layers.attention_block import AttentionBlock
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models.glnet import VARIANTS, GLNet
+from tests.compare import assert_close
 from tests.golden import Fixture, relative_error
-from tests.tolerances import TOLERANCE
 
 PARAMETERS = {
     "glnet_stl": 30_296_786,
@@ -58,14 +60,14 @@ def test_every_variant_is_registered():
     [("glnet_stl", "G" * 10 + "A" * 2), ("glnet_4g", "G" * 8 + "GA" * 9 + "A" * 4)],
 )
 def test_stages_hold_the_blocks_of_their_layout(name, kinds):
-    model = convattn.create_model(name, device="meta")
+    model: Any = convattn.create_model(name, device="meta")
     blocks = [b for stage in model.stages for b in stage.blocks]
     names = {GLMixBlock: "G", AttentionBlock: "A"}
     assert "".join(names[type(b)] for b in blocks) == kinds
 
 
 def test_drop_path_grows_from_zero_to_the_papers_rate():
-    model = convattn.create_model("glnet_4g", device="meta")
+    model: Any = convattn.create_model("glnet_4g", device="meta")
     blocks = [b for stage in model.stages for b in stage.blocks]
     rates = [getattr(b.drop_path1, "drop_prob", 0.0) for b in blocks]
     assert rates == pytest.approx([0.15 * i / 29 for i in range(30)])
@@ -75,6 +77,7 @@ def test_starts_as_published():
     model = convattn.create_model("glnet_nano", layer_scale=1e-4, slot_init="learned")
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
+            assert module.bias is not None
             assert not module.bias.any()
             if module.weight.numel() > 5000:
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -151,8 +154,8 @@ class TestTokenLabelling:
         x, whole = torch.randn(2, 3, 96, 64), (0, 0, 3, 2)
         logits, positions = model.forward_token_labels(x)
         swapped, restored = model.forward_token_labels(x, whole)
-        torch.testing.assert_close(swapped, logits.flip(0), **TOLERANCE[torch.float32])
-        torch.testing.assert_close(restored, positions, **TOLERANCE[torch.float32])
+        assert_close(swapped, logits.flip(0), torch.float32)
+        assert_close(restored, positions, torch.float32)
         empty = model.forward_token_labels(x, (1, 1, 1, 2))
         torch.testing.assert_close(empty, (logits, positions))
 
@@ -184,7 +187,7 @@ class TestTokenLabelling:
         assert model(x).shape == (1, 3)
 
     def test_classifiers_are_named_for_timm(self):
-        model = convattn.create_model("glnet_4g_tklb", device="meta")
+        model: Any = convattn.create_model("glnet_4g_tklb", device="meta")
         for name in model.pretrained_cfg["classifier"]:
             assert model.get_submodule(name).out_features == 1000
 

@@ -146,7 +146,11 @@ def test_timm_loads_a_published_file_through_its_overlay(tmp_path):
 def test_loads_a_bare_operator_in_either_naming(fixture):
     golden = Fixture(fixture)
     if fixture == "acmix_window":
-        operator, order, back = ACmix(24, attention="window", num_heads=3, fc_bias=True), (0, 3, 1, 2), (0, 2, 3, 1)
+        operator, order, back = (
+            ACmix(24, attention="window", num_heads=3, fc_bias=True),
+            (0, 3, 1, 2),
+            (0, 2, 3, 1),
+        )
     else:
         operator, order, back = ACmix(32), (0, 1, 2, 3), (0, 1, 2, 3)
     operator.double().eval()
