@@ -9,6 +9,7 @@ from torch import nn
 import convattn
 from convattn import GLMix, GLMixBlock, ops
 from convattn.models._official import rename
+from convattn.ops.reference import glmix as reference
 from tests.compare import assert_close
 from tests.golden import Fixture, relative_error
 from tests.layers.properties import LayerProperties, randomise
@@ -135,6 +136,22 @@ def test_branches_in_parallel_are_the_sum_of_both():
     assert_close(chained(x), global_(local(x), context=x), torch.float32)
 
 
+@pytest.mark.parametrize("clustering", ["soft", "kmeans", "static"])
+def test_the_global_branch_clusters_attends_and_gives_back(clustering):
+    mixer = GLMix(16, head_dim=8, slots=(2, 3), clustering=clustering, branches="global")
+    mixer, scale = randomise(mixer), mixer.slot_scale
+    u, context = torch.randn(2, 16, 7, 5), torch.randn(2, 16, 7, 5)
+    prototypes = reference.pool_slots(context, (2, 3))
+    if clustering == "soft":
+        slots = reference.soft_clustering(prototypes, u, scale)
+    elif clustering == "kmeans":
+        slots = prototypes = reference.kmeans_clustering(prototypes, u, 3)
+    else:
+        slots = reference.pool_slots(u, (2, 3))
+    expected = reference.dispatch(prototypes, mixer.slot_attn(slots), u, scale)
+    assert_close(mixer(u, context), expected, torch.float32)
+
+
 def test_slots_are_pooled_from_the_context():
     mixer = randomise(GLMix(16, head_dim=8, slots=4, branches="global"))
     x, context = torch.randn(1, 16, 6, 6), torch.randn(1, 16, 10, 3)
@@ -199,6 +216,13 @@ def test_drop_path_drops_branches_in_training_alone():
     kept = (block.train()(x) - x).abs().sum(dim=(1, 2, 3)) > 1e-3
     assert 0 < kept.sum() < 64
     assert torch.equal(block.eval()(x), block(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_keeps_the_dtype_of_what_a_block_adds_to(dtype):
+    block = GLMixBlock(16, head_dim=8, slots=4, layer_scale=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert block(torch.randn(2, 16, 6, 5).to(dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 7])

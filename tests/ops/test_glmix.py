@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convattn import ops
 from convattn.ops.reference import glmix as reference
-from tests.compare import assert_close, assert_same
+from tests.compare import assert_close, assert_same, values_and_gradients
 from tests.memory import largest_tensor, saved_for_backward
 from tests.ops.properties import OperatorProperties
 
@@ -141,6 +141,35 @@ def test_a_vector_without_direction_gives_no_nan(dtype, backend):
     # What is left is the gradient through the values: a mean over nine pixels, given back to nine.
     assert_close(gradients[0], torch.ones_like(u), dtype)
     assert not gradients[1].any()
+
+
+def test_a_pixel_without_direction_gets_no_gradient_through_it():
+    u = _map((1, 8, 3, 3), torch.float64)
+    u[..., 1, 1] = 0
+    tensors = [_slots((1, 8), torch.float64), u]
+    assert_same(
+        lambda slots, u: ops.dispatch(slots, slots, u, 5.0),
+        lambda slots, u: ops.dispatch(slots, slots, u, 5.0, backend="reference"),
+        tensors,
+    )
+    gradient = values_and_gradients(lambda s, u: ops.dispatch(s, s, u, 5.0), tensors)[2]
+    assert not gradient[..., 1, 1].any()
+    assert gradient[..., 0, 0].any()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_half_precision_holds_vectors_longer_than_its_largest_number(backend):
+    u = 2.5e4 * torch.randn(1, 8, 5, 5).sign()  # length 7e4; float16 ends at 65504
+    slots = 2.5e4 * torch.randn(1, SLOTS, 8).sign()
+    expected = ops.soft_clustering(slots, u, 20.0) / 2.5e4
+    actual = ops.soft_clustering(slots.half(), u.half(), 20.0, backend=backend) / 2.5e4
+    assert_close(actual.float(), expected, torch.float16)
+
+
+def test_kmeans_in_half_precision_counts_beyond_its_largest_number():
+    u = torch.ones(1, 2, 260, 260, dtype=torch.float16)
+    centroids = ops.kmeans_clustering(torch.ones(1, 1, 2, dtype=torch.float16), u, 1)
+    assert_close(centroids, torch.ones_like(centroids), torch.float16)
 
 
 def test_kmeans_keeps_an_empty_slot_where_it_is():
