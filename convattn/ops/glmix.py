@@ -46,7 +46,6 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     check_map(x)
     check_grid(grid)
-    # reshape would copy slots of a channels-last map twice: the pooled map keeps its layout
     return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
 
 

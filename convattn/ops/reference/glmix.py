@@ -16,16 +16,7 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average each bin of the grid, one after another."""
     H, W = x.shape[-2:]
     rows, columns = grid
-    slots = [
-        x[
-            :,
-            :,
-            i * H // rows : -(-(i + 1) * H // rows),
-            j * W // columns : -(-(j + 1) * W // columns),
-        ].mean(dim=(2, 3))
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    slots = [x[:, :, r, c].mean(dim=(2, 3)) for r in _bins(H, rows) for c in _bins(W, columns)]
     return torch.stack(slots, dim=1)
 
 
@@ -54,6 +45,11 @@ def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float
     weights = (scale * _cosine(prototypes, u)).softmax(dim=1).to(slots.dtype)
     mixed = torch.einsum("bmp,bmc->bcp", weights, slots)
     return mixed.unflatten(2, u.shape[-2:])
+
+
+def _bins(size: int, number: int) -> list[slice]:
+    """From the floor of each bin's start to the ceiling of its end."""
+    return [slice(i * size // number, -(-(i + 1) * size // number)) for i in range(number)]
 
 
 def _cosine(slots: Tensor, u: Tensor) -> Tensor:
