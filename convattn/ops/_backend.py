@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from convattn.ops._checks import check_choice
 
 # Every path of any operator. An operator that lacks the overriding one keeps its own rule.
-PATHS = ("reference", "tiled", "dense", "folded", "grouped", "sdpa", "shifted")
+PATHS = ("reference", "tiled", "dense", "folded", "grouped", "taps", "sdpa", "shifted")
 
 # A plain variable: torch.compile reads it once and guards on it.
 _override: str | None = None

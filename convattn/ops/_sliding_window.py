@@ -16,9 +16,10 @@ from torch import Tensor
 from convattn.ops._reflection import reflect, window_positions
 from convattn.ops._tokens import to_heads, to_map, to_tokens
 
-# Queries of a tile along one axis reach over this many pixels, or over a window if that is more:
-# fewer copy more of the halo, more compute products that the mask throws away.
-TILE_REACH = 8
+# Queries of a tile along one axis span this many pixels, or a window if that is more: fewer copy
+# more of the halo, more compute more products that the mask throws away. Not fitted to the size of
+# the map, so that one compiled graph serves every size; 7 divides the maps of 224-pixel images.
+TILE_SPAN = 7
 
 
 def attend_dense(
@@ -59,7 +60,7 @@ def attend_tiled(
 
     The keys of neighbouring tiles overlap: together they are about four copies of the map at most.
     """
-    B, C, H, W = q.shape
+    B, _, H, W = q.shape
     rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in q.shape[2:])
     seen = rows.seen[:, None, :, None] & columns.seen[None, :, None, :]
     mask = q.new_zeros(()).masked_fill(~seen.flatten(2).flatten(0, 1), float("-inf"))
@@ -72,10 +73,8 @@ def attend_tiled(
         )
     )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    # phases and blocks of both axes, then the queries of a tile: to rows, to columns
-    out = out.transpose(1, 2).reshape(
-        B, rows.step, -1, columns.step, columns.blocks, rows.tile, columns.tile, C
-    )
+    out = out.transpose(1, 2).flatten(2).unflatten(1, (rows.tile, columns.tile))
+    out = out.unflatten(0, (B, rows.step, rows.blocks, columns.step, columns.blocks))
     out = out.permute(0, 7, 2, 5, 1, 4, 6, 3).flatten(5, 7).flatten(2, 4)
     return out[:, :, : -(-H // stride), : -(-W // stride)]
 
@@ -97,14 +96,12 @@ class _Plan:
 
 
 def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch.device) -> _Plan:
-    """Divide the queries of an axis into tiles of nearly equal length."""
+    """Divide the queries of an axis into tiles; the last ones may reach past the end."""
     step = dilation // math.gcd(dilation, stride)
     apart = stride * step // dilation  # of two queries of a tile, counted in keys
-    outputs = -(-size // stride)
-    longest = max(1, max(TILE_REACH, window_size + 1) // apart)
-    in_phase = -(-outputs // step)
-    blocks = -(-in_phase // longest)
-    tile = -(-in_phase // blocks)
+    tile = -(-max(TILE_SPAN, window_size) // apart)
+    reach = stride * step * tile
+    blocks = (size + reach - 1) // reach
     first = torch.arange(step, device=device)[:, None] + (
         step * tile * torch.arange(blocks, device=device)
     )
@@ -125,9 +122,9 @@ def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch
 def _cut(x: Tensor, rows: Tensor, columns: Tensor, num_heads: int) -> Tensor:
     """Copy the pixels of every tile: (B tiles, N, pixels, d)."""
     pixels = rows[:, None, :, None] * x.shape[3] + columns[None, :, None, :]
-    tiles = to_tokens(x).index_select(1, pixels.flatten())
-    tiles = tiles.unflatten(1, (-1, rows.shape[1] * columns.shape[1])).flatten(0, 1)
-    return tiles.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    pixels = pixels.flatten(2).flatten(0, 1)
+    tiles = to_tokens(x).index_select(1, pixels.flatten()).unflatten(1, pixels.shape)
+    return tiles.flatten(0, 1).unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 def _log_counts(size: int, window_size: int, stride: int, dilation: int, like: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def acmix_convolution(
         stride: s.
         dilation: r.
         backend: "auto", "folded", "grouped" or "reference". "auto" folds while that is no more
-            work: J N K^2 multiplications a pixel against J K^2 + N K^4.
+            work: J N K^2 multiplications for each channel and pixel against J K^2 s^2 + N K^4.
 
     Returns:
         A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
@@ -74,6 +74,11 @@ def acmix_convolution(
     groups = _check(q, k, v, fc_weight, head_dim, stride, dilation)
     check_odd("kernel size of dep_weight", kernel_size)
     check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
+    if fc_weight.shape[0] != dep_weight.shape[1]:
+        raise ValueError(
+            f"dep_weight must take the maps that fc_weight gives, got dep_weight "
+            f"{tuple(dep_weight.shape)} and fc_weight {tuple(fc_weight.shape)}"
+        )
     chosen = resolve(backend, BACKENDS)
     if chosen == "reference":
         return reference.acmix_convolution(
@@ -89,7 +94,7 @@ def acmix_convolution(
         )
     if chosen == "auto":
         per_channel = outputs // head_dim
-        pays = groups * per_channel <= groups + per_channel * kernel_size**2
+        pays = groups * per_channel <= groups * stride**2 + per_channel * kernel_size**2
         chosen = "folded" if pays else "grouped"
     padding = dilation * (kernel_size // 2)
     x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
@@ -141,7 +146,8 @@ def shift_convolution(
     check_positive("num_outputs", num_outputs)
     maps, (H, W) = fc_weight.shape[0], q.shape[2:]
     kernel_size = round(maps**0.5)
-    check_odd("square root of the maps of fc_weight", kernel_size)
+    if kernel_size**2 != maps or kernel_size % 2 == 0:
+        raise ValueError(f"fc_weight must give K^2 maps of an odd K, got {maps}")
     x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
     features = torch.einsum("mj,bdjhw->mbdhw", weight, x)
     reach = dilation * (kernel_size // 2)
