@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
-from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops._checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.ops.attention import (
+    PATCH_BACKENDS,
+    SDPA_BACKENDS,
+    SLIDING_BACKENDS,
     global_attention,
     neighbourhoods,
     patchwise_aggregate,
@@ -95,6 +98,7 @@ class SlidingWindowAttention(AttentionPart):
         check_divisible("dim", dim, "num_heads", num_heads)
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
+        check_choice("backend", backend, ("auto", *SLIDING_BACKENDS))
         super().__init__((num_heads, num_heads, num_heads), stride=stride)
         self.num_heads = num_heads
         self.window_size = window_size
@@ -149,6 +153,7 @@ class WindowAttention(AttentionPart):
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
         check_positive("window_size", window_size)
+        check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
         super().__init__((num_heads, num_heads, num_heads))
         self.num_heads = num_heads
         self.window_size = window_size
@@ -183,7 +188,7 @@ class WindowAttention(AttentionPart):
             num_heads=self.num_heads,
             window_size=self.window_size,
             shift=self._shifts(q),
-            bias=self._bias(),
+            bias=self.bias(),
             backend=self.backend,
         )
         return self.proj(attended)
@@ -192,7 +197,7 @@ class WindowAttention(AttentionPart):
         rows, columns = (self.shift if size > self.window_size else 0 for size in x.shape[2:])
         return rows, columns
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """Look up the bias of every pair of pixels: (N, K^2, K^2)."""
         places = torch.arange(self.window_size, device=self.relative_position_bias_table.device)
         apart = places[:, None] - places + self.window_size - 1
@@ -224,6 +229,7 @@ class GlobalAttention(AttentionPart):
         self, dim: int, *, num_heads: int = 4, stride: int = 1, backend: str = "auto"
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
+        check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
         super().__init__((num_heads, num_heads, num_heads), stride=stride)
         self.num_heads = num_heads
         self.backend = backend
@@ -323,6 +329,7 @@ class PatchwiseAttention(AttentionPart):
         check_divisible("dim", dim, "share", share)
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
+        check_choice("backend", backend, ("auto", *PATCH_BACKENDS))
         super().__init__((1, 1, 4), stride=stride)
         self.window_size = window_size
         self.dilation = dilation
