@@ -1,1 +1,128 @@
-"""."""
+"""The command ``convattn``: one file per subcommand, each of which parses, calls and prints."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import convattn
+from convattn.cli import evaluate, models, predict, train
+
+_COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models}
+_EXTRAS = {
+    "jinja2": "train",
+    "lightning": "train",
+    "matplotlib": "train",
+    "pydantic": "train",
+    "rich": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "torchmetrics": "train",
+}
+_EXAMPLES = """examples:
+  convattn train                                 learn the handwritten digits, in a minute or two
+  convattn train --data folder:pets epochs=50    learn the classes of a folder of images
+  convattn eval runs/glnet_nano-digits-1         how good the result is
+  convattn predict runs/glnet_nano-digits-1 scan.png
+  convattn models 'glnet*'                       what there is to train
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit status: 0, 1 for a defect, 2 for a mistake in it.
+
+    A mistake prints one message. ``--traceback`` or CONVATTN_DEBUG=1 shows where it was found.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--traceback" in words or os.environ.get("CONVATTN_DEBUG", "0") not in ("", "0")
+    try:
+        return _run([word for word in words if word != "--traceback"])
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if debug or extra is None:
+            raise
+        print(
+            f"convattn {words[0]} needs {error.name}, which is not installed: "
+            f"pip install 'convattn[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if debug:
+            raise
+        print(f"convattn: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="convattn",
+        description=convattn.__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    versions = f"torch {version('torch')}, timm {version('timm')}"
+    parser.add_argument(
+        "--version", action="version", version=f"convattn {convattn.__version__} ({versions})"
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the code a mistake was found"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, options=_options(command))
+    return parser
+
+
+def _run(words: list[str]) -> int:
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    if not words[0].startswith("-") and words[0] not in _COMMANDS:
+        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown command {words[0]!r}{hint} Known: {', '.join(_COMMANDS)}")
+    args, rest = parser.parse_known_args(words)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        raise ValueError(_unknown_option(unknown[0], args.options, args.command))
+    if args.command == "train":
+        args.settings += rest  # words that stand after an option
+    elif rest:
+        raise ValueError(f"convattn {args.command} does not know what to do with {rest[0]!r}")
+    return int(args.run(args))
+
+
+def _options(command: argparse.ArgumentParser) -> list[str]:
+    return [word for action in command._actions for word in action.option_strings]
+
+
+def _unknown_option(word: str, known: list[str], command: str) -> str:
+    name = word.split("=")[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    if command == "train" and not near:
+        hint = f"; settings are written KEY=VALUE, such as {name.strip('-').replace('-', '_')}=5."
+    return f"convattn {command} has no option {name}{hint} See: convattn {command} --help"

@@ -37,17 +37,17 @@ class KeepCheckpoints(Checkpoint):
         self.card = card
         self.best: tuple[float, float] = (-1.0, float("-inf"))
         self.best_epoch = 0
-        self._epochs_done = 0
-        self._batches_done = 0
+        self.epochs_done = 0  # and of the next epoch:
+        self.batches_done = 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after validation."""
-        self._epochs_done, self._batches_done = trainer.current_epoch + 1, 0
+        self.epochs_done, self.batches_done = trainer.current_epoch + 1, 0
         found = epoch_metrics(trainer)
-        self.card = replace(self.card, epoch=self._epochs_done, metrics=found)
+        self.card = replace(self.card, epoch=self.epochs_done, metrics=found)
         is_best = score(found) > self.best
         if is_best:
-            self.best, self.best_epoch = score(found), self._epochs_done
+            self.best, self.best_epoch = score(found), self.epochs_done
         for name in ("last", "best") if is_best else ("last",):
             trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
             if trainer.is_global_zero:
@@ -57,7 +57,7 @@ class KeepCheckpoints(Checkpoint):
 
     def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
         """Save in the middle of an epoch, to go on from there."""
-        self._epochs_done, self._batches_done = trainer.current_epoch, batches_done
+        self.epochs_done, self.batches_done = trainer.current_epoch, batches_done
         trainer.save_checkpoint(self.run.last)
 
     def on_save_checkpoint(
@@ -66,8 +66,8 @@ class KeepCheckpoints(Checkpoint):
         """Add the card and how far the training is."""
         checkpoint["convattn"] = {
             "card": self.card.to_json(),
-            "epochs_done": self._epochs_done,
-            "batches_done": self._batches_done,
+            "epochs_done": self.epochs_done,
+            "batches_done": self.batches_done,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -115,6 +115,7 @@ class TrainConfig(BaseModel):
     compile: bool = _doc(False, "torch.compile the model")
     grad_checkpointing: bool = _doc(False, "less memory, more time")
     workers: Annotated[int, Field(ge=0)] | None = _doc(None, "loading processes; default: by data")
+    threads: Count | None = _doc(None, "CPU threads of the model; default: PyTorch's choice")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = _doc(0, "of everything random")
 
     # Where to write

@@ -58,7 +58,6 @@ class Classifier(pl.LightningModule):
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         for metric in (self.train_loss, self.train_acc):
             metric.persistent(True)  # an epoch that is resumed half-way goes on counting
-        self._last_update = 0
         self._seen = 0
         self._first_batch = 0.0
         self._seconds = 0.0
@@ -91,15 +90,18 @@ class Classifier(pl.LightningModule):
         self.train_acc.update(scores.detach(), labels)
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, and then their average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts afterwards
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Average the weights after every update; stop when the loss is not a number."""
+        """Stop when the loss is not a number."""
         self._seen += len(batch["label"]) * self.trainer.world_size
         self._seconds = time.perf_counter() - self._first_batch
         if batch_idx % 10 == 0 or self.trainer.is_last_batch:
             self._check_finite(outputs["loss"], batch_idx)
-        if self.ema is not None and self.global_step != self._last_update:
-            self.ema.update(self.model, step=self.global_step)
-        self._last_update = self.global_step
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch of held-out images."""

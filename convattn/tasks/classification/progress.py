@@ -44,7 +44,7 @@ class EpochLines(ProgressBar):
         batches = int(trainer.num_training_batches)
         done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
         self._clock = _Clock(done, batches * (trainer.max_epochs or 0))
-        self.console.print(_HEADING, style="bold", highlight=False)
+        self.console.print(_HEADING, style="bold", highlight=False, soft_wrap=True)
         if self.console.is_terminal and trainer.is_global_zero:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -95,6 +95,7 @@ class EpochLines(ProgressBar):
             f"{found['images_per_second']:9,.0f}  {_duration(self._clock.left):>7}"
             + ("  best" if is_best else ""),
             highlight=False,
+            soft_wrap=True,
             style="green" if is_best else None,
         )
         self._clock.start_epoch()

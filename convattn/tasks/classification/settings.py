@@ -92,7 +92,12 @@ def load_config(
 def make_config(values: Mapping[str, Any]) -> TrainConfig:
     """Check settings; raise `ValueError` with one line per mistake."""
     for key in values:
-        check_choice("setting", key, TrainConfig.model_fields)
+        if key not in TrainConfig.model_fields:
+            near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ValueError(
+                f"unknown setting {key!r}{hint} `convattn train --settings` lists them all"
+            )
     try:
         return TrainConfig(**values)
     except ValidationError as error:
@@ -133,10 +138,12 @@ def _number(value: Any) -> Any:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    """One pydantic error as "epochs='many': should be a valid integer (default 100: ...)"."""
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    """One pydantic error as "epochs=many: must be a valid integer (meaning; default 100)"."""
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not error["loc"]:
         return message
-    key = str(error["loc"][0])
-    field = TrainConfig.model_fields[key]
-    return f"{key}={error['input']!r}: {message} ({field.description}; default {field.default!r})"
+    key, *inner = error["loc"]
+    field = TrainConfig.model_fields[str(key)]
+    where = ".".join(map(str, [key, *inner]))
+    message = message.split(", unable to parse")[0]
+    return f"{where}={error['input']}: {message} ({field.description}; default {field.default})"

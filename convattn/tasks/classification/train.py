@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import warnings
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
+from convattn.data import DataSource
 from convattn.tasks.classification.build import build_model, build_source
 from convattn.tasks.classification.callbacks import (
     KeepCheckpoints,
@@ -57,12 +59,28 @@ _NOISE = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run reached; ``evaluation`` of its best epoch is None if it was interrupted."""
+    """What a run reached.
+
+    Args:
+        run_dir: where it was written.
+        source: the data.
+        evaluation: of the best epoch's weights; None if the run was interrupted, or in another
+            process of a distributed training than the first.
+        best_epoch: which one that was, from 1.
+        epochs_done: epochs that are finished.
+        batches_done: batches of the next one, where the run was interrupted.
+        seconds: how long it took.
+        stopped: whether it was interrupted.
+    """
 
     run_dir: Path
+    source: DataSource
     evaluation: Evaluation | None
     best_epoch: int
+    epochs_done: int
+    batches_done: int
     seconds: float
+    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -165,7 +183,7 @@ class _Training:
         self.module = Classifier(model, config, self.data)
         self.folder = folder or self._new_folder()
         self.keep = KeepCheckpoints(self.folder, self.card)
-        self.stop = StopOnSignal(self.keep, self.console.print)
+        self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
@@ -184,11 +202,20 @@ class _Training:
             if finished:
                 evaluation = evaluate(find_checkpoint(self.folder.path), self.source, split="val")
                 evaluation.write(self.folder.path)
-        return TrainResult(self.folder.path, evaluation, self.keep.best_epoch, seconds)
+        return TrainResult(
+            run_dir=self.folder.path,
+            source=self.source,
+            evaluation=evaluation,
+            best_epoch=self.keep.best_epoch,
+            epochs_done=self.keep.epochs_done,
+            batches_done=self.keep.batches_done,
+            seconds=seconds,
+            stopped=not finished,
+        )
 
     def _fit(self, callbacks: Sequence[Callback]) -> bool:
         """Whether the training came to its end."""
-        with _quiet_lightning():
+        with _quiet_lightning(), _threads(self.config.threads):
             trainer = self._trainer(callbacks)
             if self.config.compile:
                 self.module.model.compile()
@@ -255,7 +282,7 @@ class _Training:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
         if self.start.checkpoint is not None:
             lines.append(f"going on  after {self.start.epochs_done} epochs" + _and(self.start))
-        self.console.print("\n".join(lines), highlight=False)
+        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def _and(start: _Start) -> str:
@@ -267,6 +294,16 @@ def _precision(config: TrainConfig) -> Any:
         return {"32": "32-true", "64": "64-true"}.get(config.precision, config.precision)
     on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

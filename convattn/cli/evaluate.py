@@ -1,0 +1,74 @@
+"""``convattn eval``: how good a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convattn.tasks.classification import Evaluation
+
+HELP = "evaluate a checkpoint"
+DESCRIPTION = "Evaluate a checkpoint: top-1, top-5, loss, accuracy per class, images per second."
+EPILOG = """example:
+  convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
+
+Without --data: the held-out images of what it was trained on. Of a folder without train/ and val/
+all images are taken, unless the model was trained on that folder; --split chooses."""
+_SHOWN = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoint", help="a run folder, or a .safetensors or .ckpt file")
+    parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [the training's]")
+    parser.add_argument("--split", default="auto", help="auto, val, train or all [auto]")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
+    parser.add_argument("--workers", type=int, help="loading processes [by data]")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv there"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from convattn.tasks.classification import evaluate
+
+    found = evaluate(
+        args.checkpoint,
+        args.data,
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+    )
+    if args.output:
+        found.write(Path(args.output))
+    print(json.dumps(found.to_dict(), ensure_ascii=False) if args.json else _table(found))
+    return 0
+
+
+def _table(found: Evaluation) -> str:
+    lines = [
+        f"model     {found.model}, {found.parameters:,} parameters",
+        f"data      {found.data} ({found.split}), {found.images:,} images",
+        f"top-1     {found.top1:.2%}",
+        f"top-{min(5, found.num_classes)}     {found.top5:.2%}",
+        f"loss      {found.loss:.4f}",
+        f"speed     {found.images_per_second:,.0f} images/s",
+    ]
+    if found.broken:
+        lines.append(f"skipped   {len(found.broken)} images that cannot be read")
+    rows = [row for row in found.per_class if row.accuracy is not None]
+    title = "class"
+    if len(rows) > _SHOWN:
+        rows = sorted(rows, key=lambda row: row.accuracy or 0.0)[:_SHOWN]
+        title = f"worst {_SHOWN} classes"
+    width = max(len(title), *(len(row.name) for row in rows))
+    lines += ["", f"{title:{width}}  images  accuracy"]
+    lines += [f"{row.name:{width}}  {row.images:6,}  {row.accuracy:8.1%}" for row in rows]
+    return "\n".join(lines)

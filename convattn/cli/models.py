@@ -1,0 +1,73 @@
+"""``convattn models``: what there is to train, what it costs, and what its paper says."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from typing import Any
+
+from timm.data import resolve_model_data_config
+
+from convattn.models import count_macs, count_parameters, create_model, list_models, paper_row
+
+HELP = "list the models"
+DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
+EPILOG = """example:
+  convattn models 'glnet*'
+
+Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
+ImageNet-1k top-1 as the paper prints it. Any model of timm can be trained as well."""
+_RESULTS = " ImageNet-1k results"  # the heading says so
+_LINE = "{:<20} {:>11} {:>9} {:>8} {:>6}  {}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("pattern", nargs="?", default="*", help="such as 'glnet*' [all]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    names = list_models(args.pattern) or list_models(f"*{args.pattern}*")
+    if not names:
+        near = difflib.get_close_matches(args.pattern.strip("*"), list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; convattn models lists them all"
+        raise ValueError(f"no model matches {args.pattern!r}{hint}")
+    if args.json:
+        print(json.dumps([_describe(name) for name in names], indent=2))
+        return 0
+    print(
+        _LINE.format("model", "parameters", "mult-adds", "input", "top-1", "of ImageNet-1k, says")
+    )
+    for name in names:
+        print(_row(_describe(name)), flush=True)
+    return 0
+
+
+def _describe(name: str) -> dict[str, Any]:
+    model = create_model(name, device="meta")
+    paper = paper_row(name)
+    return {
+        "name": name,
+        "parameters": count_parameters(model),
+        "macs": count_macs(model),
+        "input_size": list(resolve_model_data_config(model)["input_size"]),
+        "paper_top1": paper.top1 if paper else None,
+        "paper": paper.source if paper else None,
+        "training": paper.training if paper else None,
+    }
+
+
+def _row(found: dict[str, Any]) -> str:
+    height, width = found["input_size"][1:]
+    macs = f"{found['macs'] / 1e9:.2f} G" if found["macs"] > 1e9 else f"{found['macs'] / 1e6:.0f} M"
+    top1, source = "-", "no paper: ours, for small images"
+    if found["paper"] is not None:
+        top1, source = f"{found['paper_top1']:.1f}", found["paper"].removesuffix(_RESULTS)
+    if found["training"] not in (None, "standard"):
+        source += f", {found['training']}"
+    return _LINE.format(
+        found["name"], f"{found['parameters']:,}", macs, f"{height}x{width}", top1, source
+    )

@@ -1,0 +1,53 @@
+"""``convattn predict``: what a checkpoint sees in images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convattn.tasks.classification.predict import Predictions
+
+HELP = "classify images"
+DESCRIPTION = "Classify images, and all images of folders."
+EPILOG = """example:
+  convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("checkpoint", help="a run folder, or a .safetensors or .ckpt file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="what to classify")
+    parser.add_argument("--top-k", type=int, default=3, help="classes to name per image [3]")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from convattn.tasks.classification import predict
+
+    found = predict(
+        args.checkpoint,
+        args.images,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
+    print(json.dumps(asdict(found), ensure_ascii=False) if args.json else _table(found))
+    for file in found.broken:
+        print(f"skipped {file.path}: {file.reason}", file=sys.stderr)
+    return 0
+
+
+def _table(found: Predictions) -> str:
+    guesses = [[f"{g.name} {g.probability:.1%}" for g in image.guesses] for image in found.images]
+    rows = [["image", "best", *[""] * (len(guesses[0]) - 1)]]
+    rows += [[image.path, *cells] for image, cells in zip(found.images, guesses, strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
