@@ -243,6 +243,7 @@ def _loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else it would draw from the process's own
     )
 
 

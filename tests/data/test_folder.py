@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from convattn.data import open_dataset
+from convattn.data.folder import find_images, open_folder
+from convattn.data.source import DataSource, ImageSet
+from tests.data.folders import write_broken, write_classes, write_image
+
+
+def labels(images: ImageSet) -> list[int]:
+    return [images.label(i) for i in range(len(images))]
+
+
+def paths(images: ImageSet) -> set[str]:
+    return {images.path(i) for i in range(len(images))}
+
+
+def test_a_folder_per_class_is_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 10, "blue": 20})
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.class_names == ("blue", "red")
+    assert (len(source.train), len(source.val)) == (24, 6)
+    assert labels(source.val) == [0, 0, 0, 0, 1, 1]
+    assert source.split_here
+    assert not paths(source.train) & paths(source.val)
+
+
+def test_the_split_is_fixed_and_its_size_can_be_chosen(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 20, "blue": 20})
+    first, again = open_folder(tmp_path), open_folder(tmp_path)
+    other = open_folder(tmp_path, split_seed=1)
+    larger = open_folder(tmp_path, val_fraction=0.5)
+    assert paths(first.val) == paths(again.val)
+    assert paths(first.val) != paths(other.val)
+    assert len(larger.val) == 20
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_train_and_val_below_are_used_as_they_are(tmp_path: Path, name: str) -> None:
+    write_classes(tmp_path / "train", {"red": 4, "blue": 4})
+    write_classes(tmp_path / name, {"red": 3, "blue": 1})
+    source = open_folder(tmp_path)
+    assert (len(source.train), len(source.val)) == (8, 4)
+    assert not source.split_here
+
+
+def test_train_alone_is_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"red": 5, "blue": 5})
+    source = open_folder(tmp_path)
+    assert (len(source.train), len(source.val)) == (8, 2)
+
+
+def test_classes_are_numbered_in_natural_order(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"10": 2, "2": 2, "1": 2})
+    assert open_folder(tmp_path).class_names == ("1", "2", "10")
+
+
+def test_images_are_found_below_in_upper_case_and_through_links(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "deep" / "er" / "a.PNG")
+    write_image(tmp_path / "cat" / "ä 猫.JPG")
+    write_image(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    found = [Path(path).name for path in find_images(tmp_path / "cat")]
+    assert sorted(found) == ["a.PNG", "b.png", "ä 猫.JPG"]
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 5, "blue": 5, ".thumbnails": 3})
+    write_broken(tmp_path / "red" / "._1.png")  # as macOS leaves them
+    source = open_folder(tmp_path)
+    assert source.class_names == ("blue", "red")
+    assert not source.broken
+
+
+def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"no folder {tmp_path}/pest; did you.*/pets\?"):
+        open_folder(tmp_path / "pest")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a file; folder:PATH needs a folder"):
+        open_folder(write_image(tmp_path / "a.png"))
+
+
+def test_an_empty_folder_shows_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds no class folders.*cat/1\.jpg"):
+        open_folder(tmp_path)
+
+
+def test_images_without_class_folders_are_counted(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="1 images but no class folders"):
+        open_folder(tmp_path)
+
+
+def test_one_class_is_too_few(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 3})
+    with pytest.raises(ValueError, match="only one class folder, 'red'"):
+        open_folder(tmp_path)
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 3, "blue": 3})
+    (tmp_path / "green").mkdir()
+    with pytest.raises(ValueError, match=rf"no images in {tmp_path}/green: looked for \.avif"):
+        open_folder(tmp_path)
+
+
+def test_a_held_out_class_that_is_not_in_training_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"red": 2, "blue": 2})
+    write_classes(tmp_path / "val", {"red": 2, "blu": 2})
+    message = r"val has classes that are not in .*train: 'blu'; did you mean 'blue'\?"
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path)
+
+
+def test_one_broken_image_in_a_hundred_is_skipped_and_listed(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 60, "blue": 39})
+    bad = write_broken(tmp_path / "red" / "bad.jpg")
+    source = open_folder(tmp_path)
+    assert [file.path for file in source.broken] == [str(bad)]
+    assert "not an image" in source.broken[0].reason
+    assert len(source.train) + len(source.val) == 99
+    assert str(bad) not in paths(source.train) | paths(source.val)
+
+
+def test_more_broken_images_are_an_error_that_names_them(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 60, "blue": 38})
+    bad = [write_broken(tmp_path / "red" / f"bad{i}.jpg") for i in range(2)]
+    message = f"2 of 100 images in {tmp_path} cannot be read (2.0%, at most 1.0% are skipped)"
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        open_folder(tmp_path)
+    assert all(str(path) in str(error.value) for path in bad)
+    assert len(open_folder(tmp_path, max_broken=0.02).broken) == 2
+
+
+def test_broken_held_out_images_are_judged_by_themselves(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"red": 100, "blue": 100})
+    write_classes(tmp_path / "val", {"red": 2, "blue": 2})
+    write_broken(tmp_path / "val" / "red" / "bad.png")
+    with pytest.raises(ValueError, match=r"1 of 5 images in .*val cannot be read"):
+        open_folder(tmp_path)
+
+
+def test_given_classes_keep_their_numbers_even_one_alone(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 4})
+    source = open_folder(tmp_path, class_names=("blue", "green", "red"))
+    assert source.class_names == ("blue", "green", "red")
+    assert set(labels(source.train) + labels(source.val)) == {2}
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 2, "grean": 2})
+    message = r"not in the model's classes: 'grean'; did you mean 'green'\?"
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path, class_names=("green", "red"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "", "folder:", "imagenet:x"])
+def test_an_unknown_name_lists_the_three_forms(name: str) -> None:
+    with pytest.raises(ValueError, match="Known: digits, folder:PATH, timm:NAME"):
+        open_dataset(name)
+
+
+def test_a_bare_path_suggests_the_folder_form(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"did you mean folder:{tmp_path}\?"):
+        open_dataset(str(tmp_path))
+
+
+def test_the_source_is_frozen(tmp_path: Path) -> None:
+    source: DataSource = open_folder(write_classes(tmp_path, {"red": 2, "blue": 2}))
+    with pytest.raises(AttributeError):
+        source.name = "other"  # type: ignore[misc]

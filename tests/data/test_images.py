@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convattn.data.images import (
+    BrokenImageError,
+    check_image,
+    is_image_file,
+    load_image,
+    to_8bit,
+    to_channels,
+)
+from tests.data.folders import write_broken, write_image
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("1", "L"),
+        ("L", "L"),
+        ("LA", "RGB"),
+        ("P", "RGB"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGB"),
+        ("CMYK", "RGB"),
+        ("YCbCr", "RGB"),
+        ("HSV", "RGB"),
+        ("I", "L"),
+        ("F", "L"),
+    ],
+)
+def test_every_mode_becomes_grey_or_rgb(mode: str, expected: str) -> None:
+    image = Image.new("RGB", (5, 4), (200, 200, 200)).convert(mode)
+    assert to_8bit(image).mode == expected
+    assert to_8bit(image).size == (5, 4)
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    found = load_image(tmp_path / "deep.png")
+    assert np.asarray(found).tolist() == [[0, 1, 128, 255]]
+
+
+def test_floats_between_0_and_1_fill_the_range() -> None:
+    values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+    assert np.asarray(to_8bit(Image.fromarray(values))).tolist() == [[0, 128, 255]]
+
+
+def test_transparent_pixels_are_white() -> None:
+    image = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
+    assert to_8bit(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=0)
+    found = load_image(tmp_path / "palette.png")
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (12, 10), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (10, 12)
+
+
+def test_names_may_be_unicode_and_endings_upper_case(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "Größe 猫.PNG")
+    assert is_image_file(path)
+    assert load_image(path).size == (12, 10)
+
+
+@pytest.mark.parametrize("name", [".hidden.png", "notes.txt", "png", "archive.png.zip"])
+def test_other_files_are_no_images(name: str) -> None:
+    assert not is_image_file(Path(name))
+
+
+def test_a_file_that_is_no_image_is_broken(tmp_path: Path) -> None:
+    path = write_broken(tmp_path / "broken.jpg")
+    with pytest.raises(BrokenImageError, match=r"broken\.jpg: not an image"):
+        load_image(path)
+    with pytest.raises(BrokenImageError, match="not an image"):
+        check_image(path, decode=False)
+
+
+def test_a_missing_file_is_broken(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match="no such file"):
+        load_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_truncated_image_is_broken_once_it_is_decoded(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"cut.{ending}"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    check_image(path, decode=False)  # the header is whole
+    with pytest.raises(BrokenImageError):
+        check_image(path)
+    with pytest.raises(BrokenImageError):
+        load_image(path)
+
+
+def test_channels_are_converted_both_ways() -> None:
+    grey, color = Image.new("L", (2, 2), 7), Image.new("RGB", (2, 2), (7, 7, 7))
+    assert to_channels(grey, 3).getpixel((0, 0)) == (7, 7, 7)
+    assert to_channels(color, 1).getpixel((0, 0)) == 7
+    assert to_channels(grey, 1) is grey

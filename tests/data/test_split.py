@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convattn.data.split import stratified_split
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80)
+FRACTIONS = st.floats(0.05, 0.9)
+
+
+@given(labels=LABELS, fraction=FRACTIONS, seed=st.integers(0, 99))
+def test_every_index_is_on_one_side(labels: list[int], fraction: float, seed: int) -> None:
+    kept, held_out = stratified_split(labels, fraction=fraction, seed=seed)
+    assert sorted(kept + held_out) == list(range(len(labels)))
+
+
+@given(labels=LABELS, fraction=FRACTIONS)
+def test_every_class_gives_its_share(labels: list[int], fraction: float) -> None:
+    kept, held_out = stratified_split(labels, fraction=fraction, seed=0)
+    given_away = Counter(labels[i] for i in held_out)
+    for label, count in Counter(labels).items():
+        assert abs(given_away[label] - fraction * count) <= 1
+    assert {labels[i] for i in kept} == set(labels)
+
+
+def test_the_total_is_exact() -> None:
+    kept, held_out = stratified_split([0] * 7 + [1] * 7 + [2] * 6, fraction=0.25, seed=0)
+    assert (len(kept), len(held_out)) == (15, 5)
+
+
+def test_the_split_is_the_same_in_every_version() -> None:
+    _, held_out = stratified_split([0, 1] * 10, fraction=0.3, seed=0)
+    assert held_out == [0, 9, 12, 15, 17, 18]
+
+
+def test_another_seed_gives_another_split() -> None:
+    splits = {tuple(stratified_split([0] * 50, fraction=0.2, seed=s)[1]) for s in range(5)}
+    assert len(splits) == 5
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
+def test_a_fraction_outside_0_to_1_is_an_error(fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"val_fraction must lie between 0 and 1, got {fraction}"):
+        stratified_split([0, 1], fraction=fraction, seed=0)

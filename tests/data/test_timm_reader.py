@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convattn.data import open_dataset
+from tests.data.folders import write_classes
+
+
+def write_mnist(root: Path) -> None:
+    """Write MNIST's four files with a few blank images."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 12), ("t10k", 4)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        pixels = np.full((count, 28, 28), 9, dtype=np.uint8)
+        head = struct.pack(">IIII", 0x803, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        head = struct.pack(">II", 0x801, count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+
+
+def test_torchvisions_data_sets_open_by_name(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    source = open_dataset("timm:torch/mnist", root=tmp_path)
+    assert (len(source.train), len(source.val)) == (12, 4)
+    assert source.num_classes == 10
+    assert (source.in_chans, source.hflip) == (1, False)
+    assert source.train.label(11) == 1
+    assert source.val.image(0).size == (28, 28)
+
+
+def test_timms_folder_reader_opens_a_root(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"red": 3, "blue": 3})
+    write_classes(tmp_path / "validation", {"red": 1, "blue": 1})
+    source = open_dataset("timm:", root=tmp_path)
+    assert source.class_names == ("blue", "red")
+    assert (len(source.train), len(source.val)) == (6, 2)
+    assert source.train.path(0).endswith("blue/0.png")
+    assert [source.val.label(i) for i in range(2)] == [0, 1]
+
+
+def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"add download=true to fetch it, or root=PATH"):
+        open_dataset("timm:torch/cifar10", root=tmp_path)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match=r"'cifar11' that timm opens; did you mean 'torch/cifar10'\?"
+    ):
+        open_dataset("timm:torch/cifar11")
+
+
+@pytest.mark.parametrize("name", ["wds/shards", "tfds/mnist", "hfids/x/y"])
+def test_streams_are_refused_with_a_way_out(name: str) -> None:
+    with pytest.raises(ValueError, match="is a stream without random access"):
+        open_dataset(f"timm:{name}")
