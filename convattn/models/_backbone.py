@@ -30,7 +30,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
         x = self.downsample(x)
-        if self.grad_checkpointing and self.training:
+        if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
@@ -76,10 +76,7 @@ class Pyramid(nn.Module):
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
-        )
-        self.head_hidden_size = self.head.num_features
+        self._set_head(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
@@ -196,9 +193,18 @@ class Pyramid(nn.Module):
             num_classes: Its size; 0 for none.
             global_pool: How it pools; as before if None.
         """
+        like = next(self.stem.parameters())
+        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features)
-        self.head_hidden_size = self.head.num_features
+        with placed(like.device):
+            self._set_head(num_classes, pool)
+        self.head.to(like.dtype).train(self.training)
+
+    def _set_head(self, num_classes: int, global_pool: str) -> None:
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=self.drop_rate
+        )
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of storing them."""

