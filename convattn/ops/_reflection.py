@@ -1,9 +1,14 @@
-"""Positions that a window sees of a map which is mirrored at its borders."""
+"""Positions along an axis: those that are answered, those that a window sees, mirrored or not."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def ceil_divide(size: int, step: int) -> int:
+    """Return how many steps cover an axis, in a form that symbolic sizes simplify."""
+    return (size + step - 1) // step
 
 
 def reflect(positions: Tensor, size: int) -> Tensor:

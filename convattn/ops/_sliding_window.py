@@ -6,14 +6,13 @@ r dilation, T queries and U keys of a tile along one axis.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._reflection import reflect, window_positions
+from convattn.ops._reflection import ceil_divide, reflect, window_positions
 from convattn.ops._tokens import to_heads, to_map, to_tokens
 
 # Queries of a tile along one axis span this many pixels, or a window if that is more: fewer copy
@@ -58,7 +57,8 @@ def attend_tiled(
 ) -> Tensor:
     """Attend tile by tile: T x T queries and the U x U keys that they see, under one mask.
 
-    The keys of neighbouring tiles overlap: together they are about four copies of the map at most.
+    The keys of neighbouring tiles overlap: together they are up to four copies of a map that is
+    larger than the window.
     """
     B, _, H, W = q.shape
     rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in q.shape[2:])
@@ -76,7 +76,7 @@ def attend_tiled(
     out = out.transpose(1, 2).flatten(2).unflatten(1, (rows.tile, columns.tile))
     out = out.unflatten(0, (B, rows.step, rows.blocks, columns.step, columns.blocks))
     out = out.permute(0, 7, 2, 5, 1, 4, 6, 3).flatten(5, 7).flatten(2, 4)
-    return out[:, :, : -(-H // stride), : -(-W // stride)]
+    return out[:, :, : ceil_divide(H, stride), : ceil_divide(W, stride)]
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,10 @@ class _Plan:
 
 def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch.device) -> _Plan:
     """Divide the queries of an axis into tiles; the last ones may reach past the end."""
-    step = dilation // math.gcd(dilation, stride)
+    step = next(n for n in range(1, dilation + 1) if n * stride % dilation == 0)
     apart = stride * step // dilation  # of two queries of a tile, counted in keys
-    tile = -(-max(TILE_SPAN, window_size) // apart)
-    reach = stride * step * tile
-    blocks = (size + reach - 1) // reach
+    tile = ceil_divide(max(TILE_SPAN, window_size), apart)
+    blocks = ceil_divide(size, stride * step * tile)
     first = torch.arange(step, device=device)[:, None] + (
         step * tile * torch.arange(blocks, device=device)
     )

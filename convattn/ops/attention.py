@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
-from convattn.ops._reflection import padded_positions, window_positions
+from convattn.ops._reflection import ceil_divide, padded_positions, window_positions
 from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
 from convattn.ops._windows import attend_in_windows
@@ -236,7 +236,7 @@ def patchwise_aggregate(
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     check_map(v, "v")
-    maps, size = weights.shape[1], (-(-v.shape[2] // stride), -(-v.shape[3] // stride))
+    maps, size = weights.shape[1], tuple(ceil_divide(n, stride) for n in v.shape[2:])
     if weights.dim() != 5 or weights.shape[2:] != (kernel_size**2, *size):
         raise ValueError(
             f"weights must have shape (B, M, {kernel_size**2}, {size[0]}, {size[1]}), "
@@ -294,8 +294,8 @@ def _aggregate_taps(
     out = v.new_zeros(())
     for t, weight in enumerate(weights.unbind(2)):
         top, left = dilation * (t // kernel_size), dilation * (t % kernel_size)
-        shown = v[..., top : top + stride * H : stride, left : left + stride * W : stride]
-        out = out + weight[:, None] * shown[..., :H, :W]
+        bottom, right = top + stride * (H - 1) + 1, left + stride * (W - 1) + 1
+        out = out + weight[:, None] * v[..., top:bottom:stride, left:right:stride]
     return out.flatten(1, 2)
 
 

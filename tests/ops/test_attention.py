@@ -55,6 +55,7 @@ class TestSlidingWindowOfTheWholeMap(SlidingWindow):
 
 
 class TestSlidingWindowByRule(SlidingWindow):
+    test_compiles_whole = None  # as the path that it takes
     options: ClassVar[dict[str, Any]] = {"window_size": 3}
 
 
@@ -79,6 +80,7 @@ class TestWindow(OperatorProperties):
 
 
 class TestShiftedWindow(TestWindow):
+    test_compiles_whole = None  # as a part of the layer
     shift = (1, 2)
 
 
