@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def published() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def model() -> nn.Module:
+def model() -> Any:
     return convattn.create_model("glnet_nano", num_classes=10).eval()
 
 
@@ -132,14 +133,24 @@ def test_absent_wrapper_is_named(model, tmp_path):
         convattn.load_official(model, tmp_path / "weights.pth", wrapper="ema")
 
 
-def test_timm_loads_a_published_file_through_its_overlay(tmp_path):
+def test_timm_starts_backbones_and_other_classes_from_a_published_file(model, tmp_path):
     torch.save({"model": published()}, tmp_path / "weights.pth")
-    model = convattn.create_model(
-        "glnet_nano",
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth"), "num_classes": 10},
+    convattn.load_official(model, tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 10}
+
+    def start(**arguments: Any) -> Any:
+        return convattn.create_model(
+            "glnet_nano", pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+        ).eval()
+
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(start()(x), model(x))
+    torch.testing.assert_close(
+        start(features_only=True)(x), model.forward_intermediates(x, intermediates_only=True)
     )
-    assert matches(model.eval())
+    other = start(num_classes=3)
+    assert other(x).shape == (1, 3)
+    torch.testing.assert_close(other.forward_features(x), model.forward_features(x))
 
 
 @pytest.mark.parametrize("fixture", ["acmix_local", "acmix_window"])
