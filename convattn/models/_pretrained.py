@@ -58,7 +58,7 @@ def check_weights_exist(name: str, pretrained: bool, arguments: Mapping[str, Any
         f"no weights of {name} can be downloaded, and pretrained=True never means random weights. "
         f"Load a file: model = convattn.create_model({name!r}) and then "
         "convattn.load_official(model, PATH) for the authors' checkpoint, or "
-        f"convattn.create_model({name!r}, checkpoint_path=PATH) for one of this package; for either "
-        "as a backbone or with other classes: pretrained=True, "
+        f"convattn.create_model({name!r}, checkpoint_path=PATH) for one of this package; for "
+        "either as a backbone or with other classes, pretrained=True, "
         "pretrained_cfg_overlay={'file': PATH}"
     )

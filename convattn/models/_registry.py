@@ -57,27 +57,37 @@ def register_family(
     fields = {field.name for config in configs.values() for field in dataclasses.fields(config)}
     own = set(inspect.signature(model_class).parameters) - {"config"}
     known = sorted({*fields, *own, *_BUILDER_ARGUMENTS})
+
+    def build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+        _check_arguments(name, arguments, known)
+        check_weights_exist(name, pretrained, arguments)
+        changes = {k: arguments.pop(k) for k in list(arguments) if k in fields}
+        return build_model_with_cfg(
+            model_class,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter,
+            feature_cfg=dict(feature_cfg),  # timm changes it
+            config=dataclasses.replace(configs[name], **changes),
+            **arguments,
+        )
+
     for name in configs:
-
-        def entrypoint(pretrained: bool = False, _name: str = name, **arguments: Any) -> nn.Module:
-            _check_arguments(_name, arguments, known)
-            check_weights_exist(_name, pretrained, arguments)
-            changes = {k: arguments.pop(k) for k in list(arguments) if k in fields}
-            return build_model_with_cfg(
-                model_class,
-                _name,
-                pretrained,
-                pretrained_filter_fn=checkpoint_filter,
-                feature_cfg=dict(feature_cfg),  # timm changes it
-                config=dataclasses.replace(configs[_name], **changes),
-                **arguments,
-            )
-
-        entrypoint.__name__ = entrypoint.__qualname__ = name
+        entrypoint = _entrypoint(name, build)
         entrypoint.__module__ = module
-        entrypoint.__doc__ = f"Build `{name}`; takes timm's arguments for {model_class.__name__}."
         setattr(home, name, register_model(entrypoint))
         _NAMES.add(name)
+
+
+def _entrypoint(
+    name: str, build: Callable[[str, bool, dict[str, Any]], nn.Module]
+) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return build(name, pretrained, arguments)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"Build `{name}`; takes what `convattn.create_model` takes."
+    return entrypoint
 
 
 def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> nn.Module:
