@@ -7,7 +7,6 @@ operators inside it apply one after the other, from the outside in, so a bare op
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 from convattn.layers.acmix import ACmix
 from convattn.layers.attention_block import AttentionBlock
 from convattn.layers.glmix import GLMixBlock
-
-_log = logging.getLogger(__name__)
 
 # A published name as a regular expression, and our name for it; several names split it evenly.
 Renames = Sequence[tuple[str, "str | tuple[str, ...]"]]
@@ -60,7 +57,9 @@ _OPERATORS: dict[type[nn.Module], Renames] = {
     ),
 }
 _MODELS: dict[type[nn.Module], Table] = {}
-_WRAPPERS = ("model_ema", "model", "state_dict_ema", "state_dict")
+# Where files keep the weights. The authors publish GLNet-16G's average, of the others the model.
+_WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
+_PUBLISHED_UNDER = {"glnet_16g": "model_ema"}
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # Recomputed by the model, or of no effect: published files have or lack them.
 _IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -99,11 +98,12 @@ def load_official(
     Args:
         model: Changed in place.
         source: A file (a PyTorch pickle or .safetensors), or the state dict itself.
-        wrapper: Key of the file that holds the weights, where there are several; by default the
-            first of ``model_ema``, ``model``, ``state_dict_ema``, ``state_dict``.
+        wrapper: Key of the file that holds the weights, where there are several. By default the
+            authors' (``model_ema`` for GLNet-16G, else ``model``), else the first of ``model``,
+            ``model_ema``, ``state_dict``, ``state_dict_ema``.
 
     Returns:
-        What was loaded, with the file's SHA-256, which is logged too.
+        What was loaded, with the file's SHA-256, which is printed too.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -115,7 +115,7 @@ def load_official(
     else:
         path = Path(source)
         name, checksum, content = str(path), _sha256(path), _read(path)
-    key, state = _unwrap(content, name, wrapper)
+    key, state = _unwrap(content, name, [wrapper] if wrapper else _wrappers(model))
     ours = model.state_dict()
     theirs = rename(model, state)
     ignored = tuple(sorted(k for k in theirs if k not in ours and _is_ignored(k, theirs[k])))
@@ -124,7 +124,7 @@ def load_official(
     kept = {k: v for k, v in ours.items() if k not in theirs}
     model.load_state_dict({**kept, **theirs}, strict=True)
     report = LoadReport(name, key, checksum, len(theirs), ignored)
-    _log.info("loaded %s", report)
+    print(f"loaded {report}")  # which file a result came from should not depend on log levels
     return report
 
 
@@ -206,11 +206,17 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _unwrap(content: Any, name: str, wrapper: str | None) -> tuple[str, dict[str, Tensor]]:
+def _wrappers(model: nn.Module) -> list[str]:
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+    first = _PUBLISHED_UNDER.get(architecture, _WRAPPERS[0])
+    return [first, *(key for key in _WRAPPERS if key != first)]
+
+
+def _unwrap(content: Any, name: str, wrappers: Sequence[str]) -> tuple[str, dict[str, Tensor]]:
     keys = list(content) if isinstance(content, Mapping) else []
-    key = wrapper or next(
-        (k for k in _WRAPPERS if isinstance(content, Mapping) and content.get(k)), ""
-    )
+    # A single wrapper was asked for by name: without it the file is the wrong one.
+    absent = wrappers[0] if len(wrappers) == 1 else ""
+    key = next((k for k in wrappers if k in keys and content[k]), absent)
     state = content if not key else content.get(key) if keys else None
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(

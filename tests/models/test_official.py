@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,17 @@ def test_reads_the_authors_wrappings(model, tmp_path, wrapper):
     assert matches(model)
 
 
-def test_prefers_averaged_weights_unless_told(model, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "key"), [("glnet_4g", "model"), ("glnet_16g", "model_ema")]
+)
+def test_takes_the_weights_that_the_authors_publish_unless_told(model, tmp_path, architecture, key):
     zeros = {k: torch.zeros_like(v) for k, v in published().items()}
-    torch.save({"model": zeros, "model_ema": published()}, tmp_path / "both.pth")
-    convattn.load_official(model, tmp_path / "both.pth")
+    other = "model" if key == "model_ema" else "model_ema"
+    torch.save({other: zeros, key: published()}, tmp_path / "both.pth")
+    model.pretrained_cfg = {**model.pretrained_cfg, "architecture": architecture}
+    assert convattn.load_official(model, tmp_path / "both.pth").wrapper == key
     assert matches(model)
-    report = convattn.load_official(model, tmp_path / "both.pth", wrapper="model")
-    assert report.wrapper == "model"
+    convattn.load_official(model, tmp_path / "both.pth", wrapper=other)
     assert not model.head.fc.weight.any()
 
 
@@ -59,14 +62,13 @@ def test_reads_safetensors_and_state_dicts(model, tmp_path):
     assert matches(again)
 
 
-def test_reports_and_logs_the_checksum(model, tmp_path, caplog):
+def test_reports_and_prints_the_checksum(model, tmp_path, capsys):
     path: Path = tmp_path / "weights.pth"
     torch.save({"model": published()}, path)
-    with caplog.at_level(logging.INFO, logger="convattn"):
-        report = convattn.load_official(model, path)
+    report = convattn.load_official(model, path)
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report.entries == len(published())
-    assert report.sha256 in caplog.text
+    assert report.sha256 in capsys.readouterr().out
 
 
 def test_strips_what_parallel_training_puts_before_names(model):
