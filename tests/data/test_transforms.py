@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_posterizing_to_no_bits_keeps_one() -> None:
         for op in getattr(policy, "ops", ())
         if isinstance(op, AugmentOp)
     ]
-    functions = [op.aug_fn for op in ops if "Posterize" in op.name]
+    functions: list[Any] = [op.aug_fn for op in ops if "Posterize" in op.name]
     assert functions
     assert posterize not in functions
     assert functions[0](picture(), 0).size == picture().size

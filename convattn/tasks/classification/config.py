@@ -145,6 +145,11 @@ class TrainConfig(BaseModel):
                 f"warmup_epochs={self.warmup_epochs:g} and cooldown_epochs={self.cooldown_epochs} "
                 f"do not fit into epochs={self.epochs}; lower them or train longer"
             )
+        if self.sched != "constant" and max(self.min_lr, self.warmup_lr) > self.lr:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
+                f"lr={self.lr:g}; lower them, to 0 if in doubt"
+            )
         for key in ("scale", "ratio", "zoom"):
             least, most = getattr(self, key)
             if least > most:

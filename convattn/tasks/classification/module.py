@@ -51,9 +51,9 @@ class Classifier(pl.LightningModule):
         self.ema = _build_ema(model, config)
         self.mixup = _build_mixup(config, num_classes)
         self.loss = _build_loss(config)
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # checked once in a while below
         self.train_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
         for metric in (self.train_loss, self.train_acc):

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -181,6 +182,8 @@ class _Training:
             batches_done=start.batches_done,
         )
         self.module = Classifier(model, config, self.data)
+        with _quiet_lightning():
+            self.trainer = _make_trainer(config)
         self.folder = folder or self._new_folder()
         self.keep = KeepCheckpoints(self.folder, self.card)
         self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
@@ -215,13 +218,21 @@ class _Training:
 
     def _fit(self, callbacks: Sequence[Callback]) -> bool:
         """Whether the training came to its end."""
+        lines = EpochLines(self.console)
         with _quiet_lightning(), _threads(self.config.threads):
-            trainer = self._trainer(callbacks)
+            # Attached only here, since they need the folder, and a folder is made only for a
+            # machine that can do what is asked.
+            ours: list[Callback] = [lines, WriteMetrics(self.folder), self.stop]
+            cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
+            if self.config.tensorboard:
+                self.trainer.logger = TensorBoardLogger(
+                    self.folder.path, name="", version="tensorboard"
+                )
             if self.config.compile:
                 self.module.model.compile()
             self.stop.listen()
             try:
-                trainer.fit(
+                self.trainer.fit(
                     self.module, self.data, ckpt_path=self.start.checkpoint, weights_only=True
                 )
             except TrainingInterruptedError:
@@ -229,36 +240,6 @@ class _Training:
             finally:
                 self.stop.release()
         return True
-
-    def _trainer(self, callbacks: Sequence[Callback]) -> pl.Trainer:
-        config = self.config
-        logger = (
-            TensorBoardLogger(self.folder.path, name="", version="tensorboard")
-            if config.tensorboard
-            else False
-        )
-        return pl.Trainer(
-            default_root_dir=self.folder.path,
-            accelerator=config.accelerator,
-            devices=config.devices,
-            strategy=config.strategy,
-            precision=_precision(config),
-            max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_grad,
-            callbacks=[
-                EpochLines(self.console),
-                WriteMetrics(self.folder),
-                self.stop,
-                *callbacks,
-                self.keep,
-            ],
-            logger=logger,
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # ours are distributed already
-        )
 
     def _new_folder(self) -> RunFolder:
         """Only the first process writes, so that only it needs a folder of its own."""
@@ -294,6 +275,32 @@ def _precision(config: TrainConfig) -> Any:
         return {"32": "32-true", "64": "64-true"}.get(config.precision, config.precision)
     on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _make_trainer(config: TrainConfig) -> pl.Trainer:
+    """Lightning's trainer, bare: what it writes and shows is attached when the run begins."""
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=_precision(config),
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_grad,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # ours are distributed already
+        )
+    except (MisconfigurationException, ImportError) as error:
+        raise ValueError(
+            f"accelerator={config.accelerator}, devices={config.devices}, strategy="
+            f"{config.strategy} is not possible here: {error}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from convattn.cli import main
+from tests.cli.command import convattn, start
+
+
+def test_a_run_ends_with_what_to_do_next(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(work / "tiny.yaml")
+    assert main(["train", "epochs=1", "--recipe", recipe, "lr=1e-3", "--name", "next"]) == 0
+    out = capsys.readouterr().out
+    run_dir = work / "runs" / "next"
+    for line in (
+        f"weights   {run_dir}/checkpoints/best.safetensors",
+        f"report    {run_dir}/report.html",
+        f"  convattn eval {run_dir}",
+        f"  convattn predict {run_dir} IMAGE_OR_FOLDER",
+    ):
+        assert line in out
+    assert "top-1 (" in out
+
+
+def test_the_report_and_the_curves_are_written(work: Path) -> None:
+    for name in ("report.html", "curves.png"):
+        assert (work / "runs" / "run" / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "glnet_nanno"], "unknown model 'glnet_nanno'; did you mean 'glnet_nano'"),
+        (["epoch=3"], "unknown setting 'epoch'; did you mean 'epochs'"),
+        (["epochs=x"], "epochs=x: must be a valid integer"),
+        (["--recipe", "digit"], "unknown recipe 'digit'; did you mean 'digits'"),
+        (["--data", "folder:/no/where"], "there is no folder /no/where"),
+        (["--data", "cifar"], "unknown data 'cifar'"),
+        (["opt=adm"], "unknown optimiser 'adm'; did you mean 'adam'"),
+        (["model_args.slotz=3"], "no argument 'slotz'; did you mean 'slots'"),
+        (["pretrained=true"], "no weights of glnet_nano can be downloaded"),
+        (["--resume", "gone"], "there is no checkpoint or run folder gone"),
+        (["--resume", "gone", "--recipe", "nano"], "leave --recipe out"),
+        (["accelerator=tpu"], "accelerator=tpu, devices=auto, strategy=auto is not possible here"),
+        (["accelerator=abacus"], "abacus"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    err = capsys.readouterr().err
+    assert message.lower() in err.lower()
+    assert err.startswith("convattn: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--settings"]) == 0
+    assert "  lr=0.001\n      learning rate\n" in capsys.readouterr().out
+    assert main(["train", "--recipes"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["acmix_pvt", "acmix_resnet"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_the_run_goes_on(work: Path, tmp_path: Path) -> None:
+    words = ("--recipe", str(work / "tiny.yaml"), "epochs=200", f"runs={tmp_path}", "name=long")
+    process = start(tmp_path, "train", *words)
+    metrics = tmp_path / "long" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert f"convattn train --resume {tmp_path}/long" in out
+    done = len(metrics.read_text().splitlines()) - 1
+    resumed = convattn(tmp_path, "train", "--resume", "long", f"epochs={done + 2}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(metrics.read_text().splitlines()) - 1 == done + 2

@@ -1,0 +1,47 @@
+"""Small runs for the tests of training: a few coloured images, a tiny model, two epochs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from convattn.tasks.classification import TrainConfig, load_config
+from tests.data.folders import write_classes
+
+TINY: dict[str, Any] = {
+    "model": "test_vit",
+    "model_args": {"img_size": 32},
+    "epochs": 2,
+    "batch_size": 8,
+    "warmup_epochs": 0,
+    "workers": 0,
+    "threads": 1,
+    "tensorboard": False,
+    "accelerator": "cpu",
+    "val_fraction": 0.25,
+}
+
+
+def write_colors(folder: Path, count: int = 16) -> Path:
+    """Write two classes of ``count`` images each."""
+    return write_classes(folder / "colors", {"red": count, "blue": count})
+
+
+def tiny(folder: Path, **changes: Any) -> TrainConfig:
+    """Return the configuration of a run on the images that `write_colors` wrote there."""
+    where = {"data": f"folder:{folder / 'colors'}", "runs": str(folder / "runs")}
+    return load_config(None, {**TINY, **where, **changes})
+
+
+def silent() -> Console:
+    """Return a console that keeps what it is given; read it with ``.file.getvalue()``."""
+    return Console(file=io.StringIO(), width=120)
+
+
+def written(console: Console) -> str:
+    """Return what was printed to a `silent` console."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from convattn.data import open_dataset
+from convattn.tasks.classification import Checkpoint, TrainResult, evaluate, load_checkpoint
+from tests.data.folders import write_broken, write_classes
+
+
+class Constant(nn.Module):
+    """Always gives the same scores."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores.expand(len(x), -1)
+
+
+def constant(run_dir: Path, scores: list[float]) -> Checkpoint:
+    loaded = load_checkpoint(run_dir)
+    return Checkpoint(Constant(scores), loaded.card, loaded.path)
+
+
+def test_numbers_of_a_model_that_always_says_blue(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_classes(tmp_path, {"blue": 3, "red": 1})
+    found = evaluate(constant(finished[1].run_dir, [3.0, 0.0]), f"folder:{tmp_path}")
+    assert (found.images, found.num_classes, found.top1, found.top5) == (4, 2, 0.75, 1.0)
+    assert found.confusion == [[3, 0], [1, 0]]
+    assert [(c.name, c.images, c.accuracy) for c in found.per_class] == [
+        ("blue", 3, 1.0),
+        ("red", 1, 0.0),
+    ]
+    blue = torch.tensor(3.0).sigmoid().item()
+    expected = -(3 * torch.tensor(blue).log() + torch.tensor(1 - blue).log()).item() / 4
+    assert found.loss == pytest.approx(expected, abs=1e-5)
+    assert [p.probability for p in found.predictions] == [pytest.approx(blue)] * 4
+    assert [p.label_probability for p in found.predictions if p.label == 1] == [
+        pytest.approx(1 - blue, abs=1e-6)
+    ]
+
+
+def test_the_files_hold_the_same(tmp_path: Path, finished: tuple[Path, TrainResult]) -> None:
+    found = evaluate(finished[1].run_dir)
+    found.write(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(found.to_dict()))
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "index",
+        "path",
+        "label",
+        "predicted",
+        "probability",
+        "label_probability",
+    ]
+    assert [int(row["index"]) for row in rows] == list(range(found.images))
+    hits = sum(row["label"] == row["predicted"] for row in rows)
+    assert hits / len(rows) == pytest.approx(found.top1)
+    assert all(Path(row["path"]).is_file() for row in rows)
+
+
+def test_by_default_it_is_the_trainings_own_held_out_part(
+    finished: tuple[Path, TrainResult],
+) -> None:
+    result = finished[1]
+    again = evaluate(result.run_dir)
+    assert result.evaluation is not None
+    assert (again.split, again.images) == ("val", 8)  # val_fraction=0.25 comes with the checkpoint
+    assert again.to_dict() | {"images_per_second": 0} == result.evaluation.to_dict() | {
+        "images_per_second": 0
+    }
+
+
+def test_best_and_last_and_both_forms_load(finished: tuple[Path, TrainResult]) -> None:
+    folder = finished[1].run_dir / "checkpoints"
+    for name in ("best", "last"):
+        forms = [evaluate(folder / f"{name}.{end}") for end in ("ckpt", "safetensors")]
+        assert forms[0].loss == pytest.approx(forms[1].loss, abs=1e-6)
+
+
+def test_the_batch_size_changes_nothing(finished: tuple[Path, TrainResult]) -> None:
+    losses = [evaluate(finished[1].run_dir, batch_size=size).loss for size in (1, 3, 64)]
+    assert losses == [pytest.approx(losses[0], abs=1e-5)] * 3
+
+
+def test_another_folder_is_evaluated_as_a_whole(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_classes(tmp_path, {"red": 5, "blue": 6})
+    found = evaluate(finished[1].run_dir, f"folder:{tmp_path}")
+    assert (found.split, found.images) == ("all", 11)
+    assert Counter(p.label for p in found.predictions) == {0: 6, 1: 5}
+
+
+def test_the_split_can_be_chosen(finished: tuple[Path, TrainResult]) -> None:
+    run_dir = finished[1].run_dir
+    sizes = [evaluate(run_dir, split=split).images for split in ("train", "val", "all")]
+    assert sizes == [24, 8, 32]
+    with pytest.raises(ValueError, match=r"unknown split 'vall'; did you mean 'val'\?"):
+        evaluate(run_dir, split="vall")  # type: ignore[arg-type]
+
+
+def test_a_folder_with_some_of_the_classes_is_fine(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_classes(tmp_path, {"red": 5})
+    found = evaluate(finished[1].run_dir, f"folder:{tmp_path}")
+    assert found.per_class[0].accuracy is None
+    assert found.per_class[1].images == 5
+
+
+def test_an_unknown_class_is_an_error(tmp_path: Path, finished: tuple[Path, TrainResult]) -> None:
+    write_classes(tmp_path, {"red": 2, "green": 2})
+    with pytest.raises(ValueError, match="not in the model's classes: 'green'"):
+        evaluate(finished[1].run_dir, f"folder:{tmp_path}")
+
+
+def test_another_number_of_classes_is_an_error(finished: tuple[Path, TrainResult]) -> None:
+    message = r"knows 2 classes \(blue, red\), but digits has 10 \(0, 1, 2, 3, 4, \.\.\.\)"
+    with pytest.raises(ValueError, match=message):
+        evaluate(finished[1].run_dir, "digits")
+
+
+def test_other_names_of_classes_are_an_error(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_classes(tmp_path, {"rot": 2, "blau": 2})
+    source = open_dataset(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="class 0 is 'blue' for the checkpoint and 'blau'"):
+        evaluate(finished[1].run_dir, source)
+
+
+def test_broken_images_are_left_out_and_listed(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_classes(tmp_path, {"red": 5, "blue": 5})
+    bad = write_broken(tmp_path / "red" / "bad.png")
+    with pytest.raises(ValueError, match="1 of 11 images"):
+        evaluate(finished[1].run_dir, f"folder:{tmp_path}")
+    found = evaluate(finished[1].run_dir, f"folder:{tmp_path}", max_broken=0.1)
+    assert (found.images, found.broken) == (10, [str(bad)])

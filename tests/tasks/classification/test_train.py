@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+
+from convattn.models import create_model
+from convattn.tasks.classification import TrainConfig, TrainResult, load_config, resume, train
+from convattn.tasks.classification.module import TrainingDivergedError
+from tests.data.folders import write_broken
+from tests.tasks.classification.runs import silent, tiny, write_colors, written
+
+STILL: dict[str, Any] = {"lr": 1e-12, "min_lr": 0, "warmup_lr": 0}
+
+
+class PressCtrlC(Callback):
+    """Interrupt the training in the middle of an epoch, or in its validation."""
+
+    def __init__(self, epoch: int, batch: int | None = None) -> None:
+        self.epoch = epoch
+        self.batch = batch
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            signal.raise_signal(signal.SIGINT)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch and self.batch is None:
+            signal.raise_signal(signal.SIGINT)
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(run_dir: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(run_dir)]
+
+
+def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / f"{name}.safetensors")
+
+
+def test_the_run_folder_holds_everything(finished: tuple[Path, TrainResult]) -> None:
+    run_dir = finished[1].run_dir
+    files = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
+    wanted = {"config.yaml", "environment.json", "metrics.csv", "evaluation.json"}
+    wanted |= {"predictions.csv"}
+    wanted |= {f"checkpoints/{n}.{e}" for n in ("best", "last") for e in ("ckpt", "safetensors")}
+    assert wanted <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+
+
+def test_metrics_have_a_row_per_epoch(finished: tuple[Path, TrainResult]) -> None:
+    found = rows(finished[1].run_dir)
+    names = "epoch step lr train_loss train_acc val_loss val_top1 val_top5 images_per_second"
+    assert list(found[0]) == names.split()
+    assert [row["epoch"] for row in found] == ["1", "2"]
+    assert [row["step"] for row in found] == ["3", "6"]
+    assert all(float(row["images_per_second"]) > 0 for row in found)
+
+
+def test_the_environment_tells_versions_machine_and_command(
+    finished: tuple[Path, TrainResult],
+) -> None:
+    found = json.loads((finished[1].run_dir / "environment.json").read_text())
+    assert found["torch"] == torch.__version__.split("+")[0]
+    assert {"convattn", "python", "timm", "lightning", "platform", "processor"} <= set(found)
+    assert len(found["starts"]) == 1
+    assert "command" in found["starts"][0]
+
+
+def test_the_evaluation_is_the_best_epochs_validation(finished: tuple[Path, TrainResult]) -> None:
+    result = finished[1]
+    assert result.evaluation is not None
+    row = rows(result.run_dir)[result.best_epoch - 1]
+    assert result.evaluation.top1 == pytest.approx(float(row["val_top1"]), abs=1e-6)
+    assert result.evaluation.top5 == pytest.approx(float(row["val_top5"]), abs=1e-6)
+    assert result.evaluation.loss == pytest.approx(float(row["val_loss"]), abs=1e-5)
+
+
+def test_the_console_shows_the_run_and_a_line_per_epoch(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    console = silent()
+    train(tiny(tmp_path, name="a"), console=console)
+    lines = written(console).splitlines()
+    assert lines[0].startswith("run       ")
+    assert "test_vit, " in lines[1]
+    assert "2 classes, 24 images to learn from, 8 held out" in lines[2]
+    assert [line.split()[0] for line in lines[-2:]] == ["1/2", "2/2"]
+    assert "best" in lines[-2]
+
+
+def test_resuming_after_a_finished_epoch_equals_not_stopping(tmp_path: Path) -> None:
+    check_resumed_equals_straight(tmp_path, PressCtrlC(epoch=1))
+
+
+def test_resuming_in_the_middle_of_an_epoch_equals_not_stopping(tmp_path: Path) -> None:
+    check_resumed_equals_straight(tmp_path, PressCtrlC(epoch=1, batch=1))
+
+
+def check_resumed_equals_straight(folder: Path, press: PressCtrlC) -> None:
+    """Weights, their average and all metrics; with mixup, dropout and random augmentation."""
+    write_colors(folder, count=8)
+    changes: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 4,
+        "ema": True,
+        "ema_decay": 0.9,
+        "mixup": 0.4,
+    }
+    changes |= {"drop": 0.2, "auto_augment": "rand-m5-inc1", "erasing": 0.3}
+    straight = train(tiny(folder, name="straight", **changes), console=silent())
+    stopped = train(tiny(folder, name="stopped", **changes), callbacks=[press], console=silent())
+    assert stopped.stopped
+    assert stopped.evaluation is None
+    assert (stopped.epochs_done, stopped.batches_done) == ((1, 2) if press.batch else (2, 0))
+    resumed = resume(stopped.run_dir, console=silent())
+    assert not resumed.stopped
+    assert timeless(resumed.run_dir) == timeless(straight.run_dir)
+    for name in ("best", "last"):
+        for key, value in weights(straight.run_dir, name).items():
+            torch.testing.assert_close(weights(resumed.run_dir, name)[key], value)
+    starts = json.loads((resumed.run_dir / "environment.json").read_text())["starts"]
+    assert len(starts) == 2
+
+
+def test_ctrl_c_is_given_back_afterwards(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    train(tiny(tmp_path, epochs=2), callbacks=[PressCtrlC(0)], console=silent())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    first = train(tiny(tmp_path, epochs=1), console=silent())
+    longer = resume(first.run_dir, overrides={"epochs": 2}, console=silent())
+    assert [row["epoch"] for row in rows(longer.run_dir)] == ["1", "2"]
+    assert load_config(longer.run_dir / "config.yaml").epochs == 2
+
+
+def test_going_on_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, epochs=3, **STILL)  # the first epoch stays the best
+    first = train(config, console=silent())
+    checkpoint = first.run_dir / "checkpoints" / "best.ckpt"
+    resume(checkpoint, console=silent())
+    assert [row["epoch"] for row in rows(first.run_dir)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("key", ["model", "data", "batch_size", "seed", "opt"])
+def test_what_the_weights_depend_on_cannot_change(
+    finished: tuple[Path, TrainResult], key: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{key} cannot change in a run that goes on"):
+        resume(finished[1].run_dir, overrides={key: 1})
+
+
+def test_resuming_needs_a_run(tmp_path: Path, finished: tuple[Path, TrainResult]) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint or run folder"):
+        resume(tmp_path / "gone")
+    weights_only = finished[1].run_dir / "checkpoints" / "best.safetensors"
+    with pytest.raises(ValueError, match=r"cannot go on from .*: give a run folder"):
+        resume(weights_only)
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, epochs=1, name="mine")
+    train(config, console=silent())
+    with pytest.raises(FileExistsError, match=r"--resume .*runs/mine"):
+        train(config, console=silent())
+
+
+def test_runs_without_a_name_are_numbered(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, epochs=1)
+    names = [train(config, console=silent()).run_dir.name for _ in range(2)]
+    assert names == ["test_vit-colors-1", "test_vit-colors-2"]
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    runs = [train(tiny(tmp_path, epochs=1, workers=w), console=silent()) for w in (0, 1)]
+    first, second = (weights(run.run_dir) for run in runs)
+    torch.testing.assert_close(first, second)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, lr=1e30, opt="momentum", clip_grad=None)
+    with pytest.raises(TrainingDivergedError, match=r"loss became nan in epoch 1.*lr=2\.5e\+29"):
+        train(config, console=silent())
+
+
+def test_broken_images_are_skipped_and_listed(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    bad = write_broken(tmp_path / "colors" / "red" / "bad.png")
+    result = train(tiny(tmp_path, epochs=1, max_broken=0.1), console=silent())
+    assert (result.run_dir / "broken_images.txt").read_text() == f"{bad}\n"
+
+
+class BreakImages(Callback):
+    """Damage training images after they were checked, as a failing disk does."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        images = trainer.datamodule.source.train  # type: ignore[attr-defined]
+        for number in range(self.count):
+            write_broken(Path(images.path(number)))
+
+
+def test_an_image_that_breaks_while_training_is_skipped_and_listed(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, epochs=1, max_broken=0.05)
+    result = train(config, callbacks=[BreakImages(1)], console=silent())
+    listed = (result.run_dir / "broken_images.txt").read_text().splitlines()
+    assert listed == [result.source.train.path(0)]
+
+
+def test_many_images_that_break_while_training_stop_it(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    with pytest.raises(ValueError, match=r"of 24 images in .* cannot be read"):
+        train(tiny(tmp_path), callbacks=[BreakImages(8)], console=silent())
+
+
+def test_training_starts_from_another_run(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_colors(tmp_path)
+    (tmp_path / "colors" / "red").rename(tmp_path / "colors" / "scarlet")
+    first = finished[1].run_dir
+    config = tiny(tmp_path, epochs=1, init=str(first), weight_decay=0, **STILL)
+    result = train(config, console=silent())
+    before, after = weights(first, "best"), weights(result.run_dir)
+    for key, value in before.items():
+        if key.startswith("head."):  # other classes, another head
+            assert not torch.allclose(after[key], value) or not value.any()
+        else:
+            torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0)
+
+
+def test_starting_from_another_model_is_an_error(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, init=str(finished[1].run_dir), model="test_vit2")
+    with pytest.raises(ValueError, match="holds a test_vit, not a test_vit2; add model=test_vit"):
+        train(config, console=silent())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 2, "clip_grad": 1.0},
+        {"loss": "bce", "cutmix": 1.0, "mixup_off_epoch": 1},
+        {"opt": "momentum", "sched": "step", "decay_epochs": 1, "repeats": 2},
+        {"channels_last": True, "precision": "bf16-mixed", "grad_checkpointing": True},
+        {"in_chans": 1, "batch_size": 64, "model": "glnet_nano", "model_args": {}},
+    ],
+    ids=["accumulate", "bce", "sgd", "bf16", "glnet"],
+)
+def test_other_settings_train_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_colors(tmp_path, count=8)
+    result = train(tiny(tmp_path, **changes), console=silent())
+    assert len(rows(result.run_dir)) == 2
+
+
+def test_accumulation_updates_once_per_group(tmp_path: Path) -> None:
+    write_colors(tmp_path)  # 24 images: 3 batches of 8, 2 updates
+    result = train(tiny(tmp_path, accumulate=2), console=silent())
+    assert [row["step"] for row in rows(result.run_dir)] == ["2", "4"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    from tests.cli.command import convattn
+
+    write_colors(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml_of(tiny(tmp_path)))
+    done = convattn(tmp_path, "train", "--recipe", "tiny.yaml", "devices=2", "strategy=ddp")
+    assert done.returncode == 0, done.stderr
+    runs = list((tmp_path / "runs").iterdir())
+    assert len(runs) == 1
+    assert [row["step"] for row in rows(runs[0])] == ["1", "2"]
+    found = json.loads((runs[0] / "evaluation.json").read_text())
+    assert found["top1"] == pytest.approx(float(rows(runs[0])[-1]["val_top1"]), abs=0.2)
+
+
+def yaml_of(config: TrainConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json", exclude={"name"}))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_and_its_checkpoint_loads(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    result = train(tiny(tmp_path, compile=True, epochs=1), console=silent())
+    plain = create_model("test_vit", img_size=32, num_classes=2)
+    assert set(weights(result.run_dir)) == set(plain.state_dict())
+
+
+@pytest.mark.slow
+def test_the_digits_are_learnt_in_a_few_epochs(tmp_path: Path) -> None:
+    config = load_config("digits", {"epochs": 8, "runs": str(tmp_path), "tensorboard": False})
+    result = train(config, console=silent())
+    assert result.evaluation is not None
+    assert result.evaluation.top1 >= 0.97
