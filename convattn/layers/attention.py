@@ -365,10 +365,7 @@ class PatchwiseAttention(AttentionPart):
 def position_grid(x: Tensor) -> Tensor:
     """Return columns and rows as numbers from -1 to 1, like ``x`` in type: (1, 2, H, W)."""
     check_map(x)
-    # steps of a half-precision linspace would add up their rounding
-    precise = torch.promote_types(x.dtype, torch.float32)
     rows, columns = (
-        torch.linspace(-1, 1, size, device=x.device, dtype=precise) for size in x.shape[2:]
+        torch.linspace(-1, 1, size, device=x.device, dtype=x.dtype) for size in x.shape[2:]
     )
-    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
-    return grid[None].to(x.dtype)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"))[None]

@@ -74,42 +74,37 @@ def attend_tiled(
     )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     out = out.transpose(1, 2).flatten(2).unflatten(1, (rows.tile, columns.tile))
-    out = out.unflatten(0, (B, rows.step, rows.blocks, columns.step, columns.blocks))
+    out = out.unflatten(0, (B, dilation, rows.blocks, dilation, columns.blocks))
     out = out.permute(0, 7, 2, 5, 1, 4, 6, 3).flatten(5, 7).flatten(2, 4)
     return out[:, :, : ceil_divide(H, stride), : ceil_divide(W, stride)]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tiles of one axis: ``step`` phases, each of ``blocks`` tiles of ``tile`` queries.
+    """The tiles of one axis: n in each of r phases, of T queries each.
 
-    A dilated window shows every r-th pixel: the queries of a tile lie as many outputs apart
-    (``step``) as it takes to show the same ones.
+    A dilated window shows every r-th pixel, so the queries of a tile lie r outputs apart: they show
+    the same pixels.
     """
 
-    step: int
-    blocks: int
-    tile: int
-    queries: Tensor  # (step * blocks, T) positions
-    keys: Tensor  # (step * blocks, U) positions
+    blocks: int  # n
+    tile: int  # T
+    queries: Tensor  # (r n, T) positions
+    keys: Tensor  # (r n, U) positions
     seen: Tensor  # (T, U) whether the query's window shows the key
 
 
 def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch.device) -> _Plan:
     """Divide the queries of an axis into tiles; the last ones may reach past the end."""
-    step = next(n for n in range(1, dilation + 1) if n * stride % dilation == 0)
-    apart = stride * step // dilation  # of two queries of a tile, counted in keys
-    tile = ceil_divide(max(TILE_SPAN, window_size), apart)
-    blocks = ceil_divide(size, stride * step * tile)
-    first = torch.arange(step, device=device)[:, None] + (
-        step * tile * torch.arange(blocks, device=device)
-    )
+    tile = ceil_divide(max(TILE_SPAN, window_size), stride)
+    blocks = ceil_divide(size, stride * dilation * tile)
+    phase = torch.arange(dilation, device=device)[:, None]
+    first = phase + dilation * tile * torch.arange(blocks, device=device)
     first = stride * first.flatten()[:, None]
-    query = apart * torch.arange(tile, device=device)
-    key = torch.arange(apart * (tile - 1) + window_size, device=device)
+    query = stride * torch.arange(tile, device=device)
+    key = torch.arange(stride * (tile - 1) + window_size, device=device)
     offset = key - query[:, None]
     return _Plan(
-        step,
         blocks,
         tile,
         queries=(first + dilation * query).clamp(max=size - 1),  # past the end: dropped later

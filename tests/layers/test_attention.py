@@ -36,7 +36,6 @@ def test_the_grid_has_the_type_and_device_of_the_map(dtype):
     grid = position_grid(torch.empty(1, 1, 200, 7, dtype=dtype))
     assert grid.dtype == dtype
     exact = torch.linspace(-1, 1, 200, dtype=torch.float64)
-    assert torch.equal(grid[0, 1, :, 0], exact.to(dtype)) or dtype == torch.float32
     assert_close(grid[0, 1, :, 0].double(), exact, dtype)
     assert position_grid(torch.empty(1, 1, 2, 2, device="meta")).is_meta
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convattn import ops
 from convattn.ops.acmix import BACKENDS
-from convattn.ops.fuse import shift_kernels
+from convattn.ops.fuse import fold_fc_group_conv, shift_kernels
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor
 from tests.ops.properties import OperatorProperties
@@ -162,16 +162,34 @@ def test_a_channel_of_a_group_gives_neighbouring_outputs(backend):
     assert y.abs().sum(dim=(0, 2, 3)).nonzero().flatten().tolist() == [2, 3]
 
 
-def test_auto_folds_while_that_is_no_more_work():
-    def largest(heads: int, backend: str) -> int:
-        q, k, v = (torch.randn(1, 2 * heads, 16, 16, requires_grad=True) for _ in range(3))
-        fc, dep = torch.randn(9, 3 * heads), torch.randn(2 * heads, 9, 3, 3)
+@pytest.mark.parametrize(
+    ("heads", "stride", "folds"),
+    [(1, 1, True), (4, 1, True), (5, 1, False), (5, 2, True), (8, 2, False)],
+)
+def test_auto_folds_while_that_is_no_more_work(monkeypatch, heads, stride, folds):
+    folded = []
+
+    def fold(*arguments: Any, **options: Any) -> Tensor:
+        folded.append(True)
+        return fold_fc_group_conv(*arguments, **options)
+
+    monkeypatch.setattr("convattn.ops.acmix.fold_fc_group_conv", fold)
+    x, fc, dep = (torch.zeros(s) for s in ((1, heads, 4, 4), (9, 3 * heads), (heads, 9, 3, 3)))
+    ops.acmix_convolution(x, x, x, fc, dep, head_dim=1, stride=stride)
+    assert bool(folded) == folds
+
+
+def test_the_folded_path_never_makes_the_maps_between_the_layers():
+    q, k, v = (torch.randn(1, 2, 16, 16, requires_grad=True) for _ in range(3))
+    fc, dep = torch.randn(9, 3), torch.randn(2, 9, 3, 3)
+
+    def largest(backend: str) -> int:
         return largest_tensor(
             lambda: ops.acmix_convolution(q, k, v, fc, dep, head_dim=2, backend=backend)
         )
 
-    kept_apart = 2 * 9 * 16 * 16 * 4
-    assert largest(1, "auto") < kept_apart <= largest(1, "grouped")
+    between = 2 * 9 * 16 * 16 * 4
+    assert largest("folded") < between <= largest("grouped")
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
