@@ -91,7 +91,7 @@ class ACmix(nn.Module):
         out_chans: channels C of the output; None for ``in_chans``.
         attention: "sliding_window", "window", "shifted_window", "global", "spatial_reduction" or
             "patchwise"; or an ``AttentionPart``, or what makes one of ``out_chans``.
-        num_heads: N, divides C; None for 4. Patch-wise attention has 4 groups and takes no other.
+        num_heads: N, divides C; None for 4. Patch-wise attention has 4 groups and takes none.
         kernel_size: K_c of the convolution, odd.
         window_size: K_a of a sliding window, a window or a patch; None for 7.
         reduction: R of spatial reduction; None for 2.
