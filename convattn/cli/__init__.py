@@ -47,20 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if debug or extra is None:
-            raise
-        print(
-            f"convattn {words[0]} needs {error.name}, which is not installed: "
-            f"pip install 'convattn[{extra}]'",
-            file=sys.stderr,
-        )
-        return 2
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if debug:
             raise
-        print(f"convattn: {error}", file=sys.stderr)
+        print(f"convattn: {_explain(error, words)}", file=sys.stderr)
         return 2
 
 
@@ -113,6 +103,16 @@ def _run(words: list[str]) -> int:
     elif rest:
         raise ValueError(f"convattn {args.command} does not know what to do with {rest[0]!r}")
     return int(args.run(args))
+
+
+def _explain(error: Exception, words: list[str]) -> str:
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    extra = _EXTRAS.get(name.split(".")[0])
+    if extra is None:
+        return str(error)
+    return (
+        f"convattn {words[0]} needs {name}, which is not installed: pip install 'convattn[{extra}]'"
+    )
 
 
 def _options(command: argparse.ArgumentParser) -> list[str]:

@@ -81,6 +81,7 @@ def _finish(result: TrainResult) -> int:
         model=best.model,
         image=result.source.val.image,
         preprocess=eval_transform(best.card.preprocess),
+        seconds=result.seconds,
     )
     right = round(found.top1 * found.images)
     print(

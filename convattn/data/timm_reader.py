@@ -113,6 +113,10 @@ def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
             download=download,
             input_img_mode="",
         )
+    except ImportError as error:
+        raise ImportError(
+            f"timm:{name} needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
     except (RuntimeError, FileNotFoundError, AssertionError) as error:
         if download:
             raise

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_streams_are_refused_with_a_way_out(name: str) -> None:
     with pytest.raises(ValueError, match="is a stream without random access"):
         open_dataset(f"timm:{name}")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"timm:hfds/a/b needs datasets.*pip install datasets"):
+        open_dataset("timm:hfds/a/b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
@@ -108,10 +109,10 @@ def score(metrics: dict[str, float]) -> tuple[float, float]:
 
 
 class StopOnSignal(Callback):
-    """End cleanly on Ctrl-C: after the step at hand, with a checkpoint to go on from.
+    """End cleanly on Ctrl-C, or when a cluster takes the machine back (SIGTERM).
 
-    A second Ctrl-C ends at once. With several processes they agree every few steps, since one of
-    them alone cannot stop.
+    That is after the step at hand, with a checkpoint to go on from. A second Ctrl-C ends at once.
+    Several processes agree every few steps, since one of them alone cannot stop.
 
     Args:
         checkpoints: saves where the training stands.
@@ -124,16 +125,19 @@ class StopOnSignal(Callback):
         self.checkpoints = checkpoints
         self.say = say
         self.asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Take over Ctrl-C until `release`."""
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        """Take over the signals until `release`; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
 
     def release(self) -> None:
-        """Give Ctrl-C back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def on_train_batch_end(
         self,
@@ -147,7 +151,10 @@ class StopOnSignal(Callback):
         done = batch_idx + 1
         if trainer.world_size > 1 and done % self._AGREE_EVERY:
             return
-        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+        if done == trainer.num_training_batches:
+            return
+        # Lightning itself ends after this batch on SIGTERM; Ctrl-C can wait for the update.
+        if done % trainer.accumulate_grad_batches and not trainer.received_sigterm:
             return
         if self._all_asked(trainer):
             self.checkpoints.save_now(trainer, done)
@@ -165,5 +172,5 @@ class StopOnSignal(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self.release()
+        signal.signal(number, self._before[signal.Signals(number)])
         self.say("Stopping after this step ... (Ctrl-C again: at once, without saving)")

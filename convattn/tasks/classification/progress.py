@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from convattn.tasks.classification.callbacks import epoch_metrics, score
 from convattn.tasks.classification.module import Classifier
@@ -44,7 +45,7 @@ class EpochLines(ProgressBar):
         batches = int(trainer.num_training_batches)
         done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
         self._clock = _Clock(done, batches * (trainer.max_epochs or 0))
-        self.console.print(_HEADING, style="bold", highlight=False, soft_wrap=True)
+        self.console.print(Text(_HEADING, style="bold"), soft_wrap=True)
         if self.console.is_terminal and trainer.is_global_zero:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -89,15 +90,14 @@ class EpochLines(ProgressBar):
         is_best = score(found) > self._best
         self._best = max(self._best, score(found))
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.console.print(
+        line = Text(
             f"{epoch:>7}  {found['train_loss']:8.4f}  {found['train_acc']:6.1%}   "
             f"{found['val_loss']:8.4f}  {found['val_top1']:7.2%}  {found['val_top5']:7.2%}  "
             f"{found['images_per_second']:9,.0f}  {_duration(self._clock.left):>7}"
             + ("  best" if is_best else ""),
-            highlight=False,
-            soft_wrap=True,
-            style="green" if is_best else None,
+            style="green" if is_best else "",
         )
+        self.console.print(line, soft_wrap=True)  # its own style: the bar below keeps its own
         self._clock.start_epoch()
 
     def state_dict(self) -> dict[str, Any]:

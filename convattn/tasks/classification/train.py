@@ -237,6 +237,8 @@ class _Training:
                 )
             except TrainingInterruptedError:
                 return False
+            except SystemExit:  # how Lightning ends on a second Ctrl-C
+                raise KeyboardInterrupt from None
             finally:
                 self.stop.release()
         return True

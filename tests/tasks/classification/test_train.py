@@ -24,19 +24,22 @@ STILL: dict[str, Any] = {"lr": 1e-12, "min_lr": 0, "warmup_lr": 0}
 class PressCtrlC(Callback):
     """Interrupt the training in the middle of an epoch, or in its validation."""
 
-    def __init__(self, epoch: int, batch: int | None = None) -> None:
+    def __init__(
+        self, epoch: int, batch: int | None = None, number: signal.Signals = signal.SIGINT
+    ) -> None:
         self.epoch = epoch
         self.batch = batch
+        self.number = number
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == self.epoch and self.batch is None:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
@@ -136,11 +139,22 @@ def check_resumed_equals_straight(folder: Path, press: PressCtrlC) -> None:
     assert len(starts) == 2
 
 
-def test_ctrl_c_is_given_back_afterwards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_given_back_afterwards(tmp_path: Path, number: signal.Signals) -> None:
     write_colors(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    train(tiny(tmp_path, epochs=2), callbacks=[PressCtrlC(0)], console=silent())
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.getsignal(number)
+    press = PressCtrlC(0, batch=0, number=number)
+    result = train(tiny(tmp_path), callbacks=[press], console=silent())
+    assert (result.stopped, result.batches_done) == (True, 1)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    presses = [PressCtrlC(0, batch=0), PressCtrlC(0, batch=0)]
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(tmp_path), callbacks=presses, console=silent())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""``make demo``: from nothing to a trained GLNet, in three commands as a user would type them.
+
+Trains the default model on the handwritten digits that ship inside scikit-learn, evaluates it on
+the scans it has not seen, classifies a few of them from PNG files, and says where the report is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from pathlib import Path
+
+from convattn.cli import main as convattn
+from convattn.data import open_dataset
+
+SCANS = 6
+
+
+def show(command: str) -> None:
+    """Print a command as one would type it, and run it."""
+    print(f"\n$ convattn {command}", flush=True)
+    status = convattn(shlex.split(command))
+    if status:
+        raise SystemExit(status)
+
+
+def write_scans(folder: Path) -> Path:
+    """Write the first held-out scans as PNG files, named by the digit that they show."""
+    folder.mkdir()
+    val = open_dataset("digits").val
+    for number in range(SCANS):
+        val.image(number).save(folder / f"scan{number}_shows_{val.label(number)}.png")
+    return folder
+
+
+def main() -> None:
+    """Run the demo."""
+    names = (Path("runs", f"demo-{number}") for number in itertools.count(1))
+    run_dir = next(name for name in names if not name.exists())
+    show(f"train --name {run_dir.name}")
+    show(f"eval {run_dir}")
+    show(f"predict {run_dir} {write_scans(run_dir / 'scans')}")
+    print("\nThe report, one page that opens without a network:")
+    print(f"  {run_dir.resolve() / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
