@@ -277,9 +277,12 @@ def _make_part(
         return _make_named_part(attention, out_chans, said, given)
     if said:
         raise ValueError(f"the attention that is plugged in has its own {', '.join(said)}")
-    part = attention if isinstance(attention, nn.Module) else attention(out_chans)
+    makes = callable(attention) and not isinstance(attention, nn.Module)
+    part = attention(out_chans) if makes else attention
     if not isinstance(part, AttentionPart):
         raise TypeError(f"attention must be a name or an AttentionPart, got {type(part).__name__}")
+    if part.dim not in (None, out_chans):
+        raise ValueError(f"the attention has dim={part.dim}, which must be out_chans={out_chans}")
     return part
 
 

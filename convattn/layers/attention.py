@@ -35,13 +35,17 @@ class AttentionPart(nn.Module):
             N, N) for N heads.
         stride: s of ``forward``'s result; 1 where the part cannot skip queries: ACmix then skips
             pixels of the sum.
+        dim: channels of v, where the part is made for a number; ACmix checks that it has as many.
     """
 
-    def __init__(self, groups: tuple[int, int, int], *, stride: int = 1) -> None:
+    def __init__(
+        self, groups: tuple[int, int, int], *, stride: int = 1, dim: int | None = None
+    ) -> None:
         super().__init__()
         check_positive("stride", stride)
         self.groups = groups
         self.stride = stride
+        self.dim = dim
 
     def prepare(self, x: Tensor) -> Tensor:
         """Move the map (B, C_in, H, W) to where both paths work."""
@@ -99,7 +103,7 @@ class SlidingWindowAttention(AttentionPart):
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
         check_choice("backend", backend, ("auto", *SLIDING_BACKENDS))
-        super().__init__((num_heads, num_heads, num_heads), stride=stride)
+        super().__init__((num_heads, num_heads, num_heads), stride=stride, dim=dim)
         self.num_heads = num_heads
         self.window_size = window_size
         self.dilation = dilation
@@ -154,7 +158,7 @@ class WindowAttention(AttentionPart):
         check_divisible("dim", dim, "num_heads", num_heads)
         check_positive("window_size", window_size)
         check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
-        super().__init__((num_heads, num_heads, num_heads))
+        super().__init__((num_heads, num_heads, num_heads), dim=dim)
         self.num_heads = num_heads
         self.window_size = window_size
         self.shift = window_size // 2 if shifted else 0
@@ -230,7 +234,7 @@ class GlobalAttention(AttentionPart):
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
         check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
-        super().__init__((num_heads, num_heads, num_heads), stride=stride)
+        super().__init__((num_heads, num_heads, num_heads), stride=stride, dim=dim)
         self.num_heads = num_heads
         self.backend = backend
 
@@ -330,7 +334,7 @@ class PatchwiseAttention(AttentionPart):
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
         check_choice("backend", backend, ("auto", *PATCH_BACKENDS))
-        super().__init__((1, 1, 4), stride=stride)
+        super().__init__((1, 1, 4), stride=stride, dim=dim)
         self.window_size = window_size
         self.dilation = dilation
         self.backend = backend

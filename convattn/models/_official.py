@@ -61,6 +61,7 @@ _MODELS: dict[type[nn.Module], Table] = {}
 _WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
 _PUBLISHED_UNDER = {"glnet_16g": "model_ema"}
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_PICKLE, _ZIP = b"\x80", b"PK"  # how files of torch.save start, the old ones and the new
 # Recomputed by the model, or of no effect: published files have or lack them.
 _IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
@@ -107,8 +108,9 @@ def load_official(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file needs more than tensors to be read, has no weights, or they are not
-            exactly the model's.
+        ValueError: If the file is none of PyTorch's, is damaged, needs more than tensors to be
+            read, has no weights, or they are not exactly the model's; or if the model is on the
+            meta device.
     """
     if isinstance(source, Mapping):
         name, checksum, content = "state dict", "", source
@@ -117,6 +119,11 @@ def load_official(
         name, checksum, content = str(path), _sha256(path), _read(path)
     key, state = _unwrap(content, name, [wrapper] if wrapper else _wrappers(model))
     ours = model.state_dict()
+    if any(value.is_meta for value in ours.values()):
+        raise ValueError(
+            f"this {type(model).__name__} is on the meta device, where nothing can be loaded; "
+            "give it memory with model.to_empty(device=...) first"
+        )
     theirs = rename(model, state)
     ignored = tuple(sorted(k for k in theirs if k not in ours and _is_ignored(k, theirs[k])))
     theirs = {k: v for k, v in theirs.items() if k not in ignored}
@@ -160,7 +167,10 @@ def _apply(renames: Renames, prefix: str, state: Mapping[str, Tensor]) -> dict[s
         if key.startswith(prefix):
             targets = tuple(prefix + t for t in _targets(renames, key.removeprefix(prefix)))
         parts = value.chunk(len(targets)) if len(targets) > 1 else (value,)
-        result.update(zip(targets, parts, strict=True))
+        for target, part in zip(targets, parts, strict=True):
+            if target in result:
+                raise ValueError(f"{target!r} is there twice, under {key!r} and under another name")
+            result[target] = part
     return result
 
 
@@ -193,7 +203,17 @@ def _check_same(
         for k, v in theirs.items()
         if k in ours and v.shape != ours[k].shape
     ]
-    problems = {"missing": missing, "left over": left_over, "of another shape": differ}
+    kinds = [
+        f"{k} {v.dtype} instead of {ours[k].dtype}"
+        for k, v in theirs.items()
+        if k in ours and v.is_floating_point() != ours[k].is_floating_point()
+    ]
+    problems = {
+        "missing": missing,
+        "left over": left_over,
+        "of another shape": differ,
+        "of another kind of number": kinds,
+    }
     text = "; ".join(f"{len(v)} {what} ({_some(v)})" for what, v in problems.items() if v)
     if text:
         raise ValueError(
@@ -226,7 +246,10 @@ def _unwrap(content: Any, name: str, wrappers: Sequence[str]) -> tuple[str, dict
     strange = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if strange:
         raise ValueError(f"{name} holds entries that are no tensors: {_some(strange)}")
-    return key, {_without_prefixes(str(k)): v for k, v in state.items()}
+    bare = {_without_prefixes(str(k)): v for k, v in state.items()}
+    if len(bare) < len(state):
+        raise ValueError(f"{name} holds entries that differ in {_WRAPPER_PREFIXES} alone")
+    return key, bare
 
 
 def _without_prefixes(key: str) -> str:
@@ -237,11 +260,26 @@ def _without_prefixes(key: str) -> str:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] != _PICKLE and start != _ZIP:
+        raise ValueError(
+            f"{path} is no file of torch.save: it starts with {start!r}. A download that fails "
+            "often leaves a web page in its place"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged or incomplete ({_first_line(error)}); download it again"
+        ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} needs more than tensors to be read, and a pickle that does can run any code, "
@@ -251,8 +289,8 @@ def _read(path: Path) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
-    return lines[0] if lines else str(error).splitlines()[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "nsupported" in line), lines[0])
 
 
 def _sha256(path: Path) -> str:

@@ -139,7 +139,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], known: list[str]) 
     for argument in arguments:
         if argument not in known:
             near = difflib.get_close_matches(argument, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise TypeError(
                 f"{name} takes no argument {argument!r}{hint} Known: {', '.join(known)}"
             )

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raise unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
     """Raise unless ``x`` is a floating-point map (B, C, H, W), with ``channels`` if given."""
+    check_tensor(name, x)
     if x.dim() != 4:
         raise ValueError(f"{name} must have shape (B, C, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -61,5 +68,5 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value in choices:
         return
     near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown {name} {value!r}{hint} Known: {', '.join(map(repr, choices))}")

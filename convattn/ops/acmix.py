@@ -21,7 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import resolve
-from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops._checks import (
+    check_divisible,
+    check_map,
+    check_odd,
+    check_positive,
+    check_tensor,
+)
 from convattn.ops.fuse import fold_fc_group_conv
 from convattn.ops.reference import acmix as reference
 
@@ -70,15 +76,9 @@ def acmix_convolution(
     ACmix (arXiv 2111.14556), "Improved Shift and Summation". The published code ignores the
     dilation.
     """
-    outputs, _, kernel_size, _ = dep_weight.shape
-    groups = _check(q, k, v, fc_weight, head_dim, stride, dilation)
-    check_odd("kernel size of dep_weight", kernel_size)
+    groups = _check(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
+    outputs, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
     check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
-    if fc_weight.shape[0] != dep_weight.shape[1]:
-        raise ValueError(
-            f"dep_weight must take the maps that fc_weight gives, got dep_weight "
-            f"{tuple(dep_weight.shape)} and fc_weight {tuple(fc_weight.shape)}"
-        )
     chosen = resolve(backend, BACKENDS)
     if chosen == "reference":
         return reference.acmix_convolution(
@@ -142,7 +142,7 @@ def shift_convolution(
     ACmix (arXiv 2111.14556), "Improved Shift and Summation": the tensor shifts that its ablation
     starts from.
     """
-    _check(q, k, v, fc_weight, head_dim, stride, dilation)
+    _check(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
     check_positive("num_outputs", num_outputs)
     maps, (H, W) = fc_weight.shape[0], q.shape[2:]
     kernel_size = round(maps**0.5)
@@ -174,9 +174,16 @@ def _connectable(
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, fc_weight: Tensor, head_dim: int, stride: int, dilation: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    head_dim: int,
+    stride: int,
+    dilation: int,
 ) -> int:
-    """Raise unless the maps are groups that ``fc_weight`` takes; return their number J."""
+    """Raise unless the maps are groups that the layer takes; return their number J."""
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     groups = 0
@@ -189,9 +196,34 @@ def _check(
             f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
             f"{tuple(v.shape)}"
         )
-    if fc_weight.shape[1] != groups:
+    check_tensor("fc_weight", fc_weight)
+    if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
         raise ValueError(
-            f"fc_weight must take the {groups} groups of {head_dim} channels in q, k and v, "
-            f"got shape {tuple(fc_weight.shape)}"
+            f"fc_weight must take the {groups} groups of {head_dim} channels in q, k and v and "
+            f"have shape (K^2, {groups}) or (K^2, {groups}, 1, 1), got {tuple(fc_weight.shape)}"
         )
+    if fc_bias is not None:
+        check_tensor("fc_bias", fc_bias)
+        if fc_bias.shape != fc_weight.shape[:1]:
+            raise ValueError(
+                f"fc_bias must have shape ({fc_weight.shape[0]},), one for each map that "
+                f"fc_weight gives, got {tuple(fc_bias.shape)}"
+            )
     return groups
+
+
+def _check_kernels(dep_weight: Tensor, maps: int) -> tuple[int, int]:
+    """Raise unless these are square, odd kernels for ``maps`` maps; return d N and K."""
+    check_tensor("dep_weight", dep_weight)
+    if dep_weight.dim() != 4 or dep_weight.shape[2] != dep_weight.shape[3]:
+        raise ValueError(
+            f"dep_weight must have shape (d N, K^2, K, K), got {tuple(dep_weight.shape)}"
+        )
+    outputs, taken, kernel_size, _ = dep_weight.shape
+    check_odd("kernel size of dep_weight", kernel_size)
+    if taken != maps:
+        raise ValueError(
+            f"dep_weight must take the {maps} maps that fc_weight gives, "
+            f"got shape {tuple(dep_weight.shape)}"
+        )
+    return outputs, kernel_size

@@ -18,7 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import resolve
-from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops._checks import (
+    check_divisible,
+    check_map,
+    check_odd,
+    check_positive,
+    check_tensor,
+)
 from convattn.ops._reflection import ceil_divide, padded_positions, window_positions
 from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
@@ -145,16 +151,15 @@ def window_attention(
     if k.shape != q.shape:
         raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
     shift = (shift, shift) if isinstance(shift, int) else shift
-    if len(shift) != 2 or not all(0 <= x < window_size for x in shift):
-        raise ValueError(
-            f"shift must lie between 0 and window_size - 1 = {window_size - 1}, got {shift}"
-        )
+    _check_shift(shift, window_size)
     pixels = window_size**2
-    if bias is not None and bias.shape != (num_heads, pixels, pixels):
-        raise ValueError(
-            f"bias must have shape (num_heads, window_size^2, window_size^2) = "
-            f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
-        )
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != (num_heads, pixels, pixels):
+            raise ValueError(
+                f"bias must have shape (num_heads, window_size^2, window_size^2) = "
+                f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
+            )
     reference_asked = resolve(backend, SDPA_BACKENDS) == "reference"
     attend = reference.window_attention if reference_asked else attend_in_windows
     return attend(
@@ -236,13 +241,14 @@ def patchwise_aggregate(
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     check_map(v, "v")
-    maps, size = weights.shape[1], tuple(ceil_divide(n, stride) for n in v.shape[2:])
-    if weights.dim() != 5 or weights.shape[2:] != (kernel_size**2, *size):
+    check_tensor("weights", weights)
+    B, H, W = v.shape[0], *(ceil_divide(n, stride) for n in v.shape[2:])
+    places = kernel_size**2
+    if weights.dim() != 5 or (weights.shape[0], *weights.shape[2:]) != (B, places, H, W):
         raise ValueError(
-            f"weights must have shape (B, M, {kernel_size**2}, {size[0]}, {size[1]}), "
-            f"got {tuple(weights.shape)}"
+            f"weights must have shape ({B}, M, {places}, {H}, {W}), got {tuple(weights.shape)}"
         )
-    check_divisible("channels of v", v.shape[1], "weight maps", maps)
+    check_divisible("channels of v", v.shape[1], "weight maps", weights.shape[1])
     if resolve(backend, PATCH_BACKENDS) == "reference":
         return reference.patchwise_aggregate(
             weights, v, kernel_size=kernel_size, stride=stride, dilation=dilation
@@ -307,6 +313,16 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
         raise ValueError(
             f"k and v must have one shape and the batch of q, got q {tuple(q.shape)}, "
             f"k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+
+
+def _check_shift(shift: tuple[int, int], window_size: int) -> None:
+    pair = isinstance(shift, tuple | list) and len(shift) == 2
+    if not pair or not all(isinstance(x, int) for x in shift):
+        raise TypeError(f"shift must be an integer or (rows, columns), got {shift!r}")
+    if not all(0 <= x < window_size for x in shift):
+        raise ValueError(
+            f"shift must lie between 0 and window_size - 1 = {window_size - 1}, got {shift}"
         )
 
 

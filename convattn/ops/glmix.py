@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import resolve
-from convattn.ops._checks import check_map, check_positive
+from convattn.ops._checks import check_map, check_positive, check_tensor
+from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
 from convattn.ops.reference.glmix import MIN_NORM
 
@@ -72,9 +73,10 @@ def soft_clustering(
     and gets no gradient through it; the published code divides by a tiny number there.
     """
     slots = _check_slots(slots, u, "slots")
+    _check_scale(scale)
     if resolve(backend, BACKENDS) == "reference":
         return reference.soft_clustering(slots, u, scale)
-    tokens = _tokens(u)
+    tokens = to_tokens(u)
     return _attend(scale * _unit(slots), _unit(tokens), tokens)
 
 
@@ -100,7 +102,7 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     """
     check_positive("iterations", iterations)
     centroids = _check_slots(slots, u, "slots").detach()
-    tokens = _tokens(u)
+    tokens = to_tokens(u)
     with torch.no_grad():
         directions = _unit(tokens)
         for _ in range(iterations - 1):
@@ -134,6 +136,7 @@ def dispatch(
     """
     prototypes = _check_slots(prototypes, u, "prototypes")
     slots = _check_slots(slots, u, "slots")
+    _check_scale(scale)
     if prototypes.shape[1] != slots.shape[1]:
         raise ValueError(
             f"prototypes and slots must be equally many, got {prototypes.shape[1]} and "
@@ -141,7 +144,7 @@ def dispatch(
         )
     if resolve(backend, BACKENDS) == "reference":
         return reference.dispatch(prototypes, slots, u, scale)
-    mixed = _attend(_unit(_tokens(u)), scale * _unit(prototypes), slots)
+    mixed = _attend(_unit(to_tokens(u)), scale * _unit(prototypes), slots)
     return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
 
 
@@ -155,18 +158,25 @@ def check_grid(grid: tuple[int, int]) -> None:
 
 def _check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
     check_map(u, "u")
+    check_tensor(name, slots)
     B, C = u.shape[:2]
-    if slots.dim() != 3 or slots.shape[0] not in (1, B) or slots.shape[2] != C:
+    fits = slots.dim() == 3 and slots.shape[0] in (1, B) and slots.shape[2] == C
+    if not fits or slots.shape[1] < 1:
         raise ValueError(
             f"{name} must have shape ({B}, slots, {C}) for u of shape {tuple(u.shape)}, "
             f"got {tuple(slots.shape)}"
         )
+    if not slots.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {slots.dtype}")
     return slots.expand(B, -1, -1)
 
 
-def _tokens(u: Tensor) -> Tensor:
-    """(B, HW, C), channels innermost for the fused kernel; channels-last maps are not copied."""
-    return u.flatten(2).transpose(1, 2).contiguous()
+def _check_scale(scale: Tensor | float) -> None:
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1:
+            raise ValueError(f"scale must hold one number, got shape {tuple(scale.shape)}")
+    elif not isinstance(scale, int | float):
+        raise TypeError(f"scale must be a number or a tensor, got {scale!r}")
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -302,8 +302,7 @@ class MeanAttention(AttentionPart):
     """What a user may plug in: every pixel gets the mean of the values."""
 
     def __init__(self, dim: int, stride: int = 1) -> None:
-        super().__init__((2, 2, 2), stride=stride)
-        self.dim = dim
+        super().__init__((2, 2, 2), stride=stride, dim=dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mean = v.mean(dim=(2, 3), keepdim=True)
@@ -374,6 +373,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"attention": "patchwise", "num_heads": 4}, "takes no num_heads, got num_heads=4"),
     ({"attention": "patchwise", "out_chans": 20}, "dim=20, share=8; the nearest .* is 10"),
     ({"attention": GlobalAttention, "num_heads": 2}, "plugged in has its own num_heads"),
+    ({"attention": GlobalAttention(64)}, "has dim=64, which must be out_chans=16"),
     (
         {"attention": GlobalAttention(16, stride=3), "stride": 2},
         "must be 1 or that of ACmix, got 3",
@@ -387,9 +387,13 @@ def test_rejects(arguments, message):
         ACmix(**({"in_chans": 16} | arguments))
 
 
-def test_rejects_what_is_no_attention():
-    with pytest.raises(TypeError, match="attention must be a name or an AttentionPart, got Conv2d"):
-        ACmix(16, attention=nn.Conv2d(16, 16, 1))
+@pytest.mark.parametrize(
+    ("attention", "kind"), [(nn.Conv2d(16, 16, 1), "Conv2d"), (None, "NoneType"), (3, "int")]
+)
+def test_rejects_what_is_no_attention(attention, kind):
+    message = f"attention must be a name or an AttentionPart, got {kind}"
+    with pytest.raises(TypeError, match=message):
+        ACmix(16, attention=attention)
 
 
 def test_sizes_must_be_integers():

@@ -179,3 +179,49 @@ def test_loads_a_bare_block_with_a_scalar_temperature():
     convattn.load_official(block, golden.state())
     assert block.mixer.slot_scale.shape == (1,)
     assert relative_error(block(golden.images()), golden.output()) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("page.pth", b"<!DOCTYPE html>", r"page\.pth is no file of torch\.save.*web page"),
+        ("none.pth", b"", r"none\.pth is no file of torch\.save"),
+        ("old.pth", b"\x80\x02", r"old\.pth is damaged or incomplete"),
+        ("bad.safetensors", b"abc", r"bad\.safetensors is damaged or no safetensors file"),
+    ],
+)
+def test_files_that_hold_something_else_are_named(model, tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        convattn.load_official(model, tmp_path / file)
+
+
+def test_a_half_downloaded_file_is_named(model, tmp_path):
+    torch.save({"model": published()}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        ValueError, match=r"half\.pth is damaged or incomplete .* download it again"
+    ):
+        convattn.load_official(model, tmp_path / "half.pth")
+
+
+def test_a_weight_under_two_names_is_refused(model):
+    state = published()
+    with pytest.raises(ValueError, match=r"'head\.fc\.weight' is there twice"):
+        convattn.load_official(model, state | {"head.fc.weight": state["head.weight"] + 1})
+    with pytest.raises(ValueError, match=r"differ in .*module"):
+        convattn.load_official(model, state | {"module.norm.bias": state["norm.bias"] + 1})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(model, dtype):
+    wrong = {"norm.bias": torch.zeros(128, dtype=dtype)}
+    with pytest.raises(ValueError, match=r"another kind of number \(norm\.bias"):
+        convattn.load_official(model, published() | wrong)
+
+
+def test_a_model_without_memory_is_refused():
+    empty = convattn.create_model("glnet_nano", num_classes=10, device="meta")
+    with pytest.raises(ValueError, match=r"on the meta device.*to_empty"):
+        convattn.load_official(empty, published())

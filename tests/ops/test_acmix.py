@@ -201,7 +201,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"v": torch.zeros(1, 8, 5, 5)}, "q, k and v must have one size"),
     ({"v": torch.zeros(1, 4, 5, 6)}, "must take the 10 groups of 2 channels"),
     ({"dep_weight": torch.zeros(8, 9, 4, 4)}, "must be odd, got 4"),
-    ({"dep_weight": torch.zeros(8, 25, 5, 5)}, "must take the maps that fc_weight gives"),
+    ({"dep_weight": torch.zeros(8, 25, 5, 5)}, "must take the 9 maps that fc_weight gives"),
+    ({"dep_weight": torch.zeros(8, 9, 3, 5)}, r"must have shape \(d N, K\^2, K, K\), got"),
+    ({"dep_weight": torch.zeros(8, 9, 3)}, r"must have shape \(d N, K\^2, K, K\), got"),
+    ({"fc_weight": torch.zeros(12)}, r"have shape \(K\^2, 12\) or .*, got \(12,\)"),
+    ({"fc_weight": torch.zeros(9, 12, 3, 3)}, r"or \(K\^2, 12, 1, 1\), got \(9, 12, 3, 3\)"),
+    ({"fc_bias": torch.zeros(8)}, r"fc_bias must have shape \(9,\), .*, got \(8,\)"),
     ({"dep_weight": torch.zeros(7, 9, 3, 3)}, "outputs of dep_weight=7, head_dim=2"),
 ]
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +20,12 @@ def _maps(number: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float6
 
 
 class SlidingWindow(OperatorProperties):
+    """``options`` is a method, so that torch.compile takes what it returns for constants."""
+
     backend = "auto"
-    options: ClassVar[dict[str, Any]] = {}
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def fast(self, *tensors: Tensor) -> Tensor:
         return self.attend(*tensors, backend=self.backend)
@@ -32,7 +36,7 @@ class SlidingWindow(OperatorProperties):
     def attend(self, *tensors: Tensor, backend: str) -> Tensor:
         q, k, v, position = tensors
         return ops.sliding_window_attention(
-            q, k, v, num_heads=2, position=position, backend=backend, **self.options
+            q, k, v, num_heads=2, position=position, backend=backend, **self.options()
         )
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
@@ -46,17 +50,23 @@ class TestSlidingWindowInTiles(SlidingWindow):
 
 class TestSlidingWindowInTilesWithStride(SlidingWindow):
     backend = "tiled"
-    options: ClassVar[dict[str, Any]] = {"stride": 2, "dilation": 3, "window_size": 5}
+
+    def options(self) -> dict[str, Any]:
+        return {"stride": 2, "dilation": 3, "window_size": 5}
 
 
 class TestSlidingWindowOfTheWholeMap(SlidingWindow):
     backend = "dense"
-    options: ClassVar[dict[str, Any]] = {"stride": 2, "window_size": 5}
+
+    def options(self) -> dict[str, Any]:
+        return {"stride": 2, "window_size": 5}
 
 
 class TestSlidingWindowByRule(SlidingWindow):
     test_compiles_whole = None  # as the path that it takes
-    options: ClassVar[dict[str, Any]] = {"window_size": 3}
+
+    def options(self) -> dict[str, Any]:
+        return {"window_size": 3}
 
 
 class TestWindow(OperatorProperties):
@@ -97,13 +107,14 @@ class TestGlobal(OperatorProperties):
 
 
 class TestPatchwise(OperatorProperties):
-    options: ClassVar[dict[str, Any]] = {"kernel_size": 3, "stride": 2, "dilation": 2}
+    def options(self) -> dict[str, Any]:
+        return {"kernel_size": 3, "stride": 2, "dilation": 2}
 
     def fast(self, *tensors: Tensor) -> Tensor:
-        return ops.patchwise_aggregate(*tensors, **self.options)
+        return ops.patchwise_aggregate(*tensors, **self.options())
 
     def reference(self, *tensors: Tensor) -> Tensor:
-        return ops.patchwise_aggregate(*tensors, **self.options, backend="reference")
+        return ops.patchwise_aggregate(*tensors, **self.options(), backend="reference")
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         B, C, H, W = shape
@@ -350,6 +361,23 @@ def test_window_rejects(change, message):
         ops.window_attention(*maps, **({"num_heads": 2} | change))
 
 
+@pytest.mark.parametrize("shift", [None, 1.5, "3", (1,), (1.5, 0)])
+def test_a_shift_is_one_integer_or_two(shift):
+    maps = [torch.zeros(1, 8, 5, 6)] * 3
+    with pytest.raises(TypeError, match=r"shift must be an integer or \(rows, columns\), got"):
+        ops.window_attention(*maps, num_heads=2, shift=shift)
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], 3])
+def test_what_is_no_tensor_is_named(wrong):
+    x = torch.zeros(1, 8, 5, 6)
+    kind = type(wrong).__name__
+    with pytest.raises(TypeError, match=f"k must be a tensor, got {kind}"):
+        ops.sliding_window_attention(x, wrong, x, num_heads=2)
+    with pytest.raises(TypeError, match=f"weights must be a tensor, got {kind}"):
+        ops.patchwise_aggregate(wrong, x)
+
+
 def test_global_rejects_keys_of_another_width():
     q, k = torch.zeros(1, 8, 5, 6), torch.zeros(1, 6, 5, 6)
     with pytest.raises(ValueError, match="k must have 8 channels"):
@@ -357,8 +385,10 @@ def test_global_rejects_keys_of_another_width():
 
 
 WRONG_PATCHWISE: list[tuple[tuple[int, ...], str]] = [
-    ((1, 2, 9, 5, 5), r"must have shape \(B, M, 9, 5, 6\), got \(1, 2, 9, 5, 5\)"),
-    ((1, 18, 5, 6), r"must have shape \(B, M, 9, 5, 6\)"),
+    ((1, 2, 9, 5, 5), r"must have shape \(1, M, 9, 5, 6\), got \(1, 2, 9, 5, 5\)"),
+    ((1, 18, 5, 6), r"must have shape \(1, M, 9, 5, 6\)"),
+    ((3,), r"must have shape \(1, M, 9, 5, 6\), got \(3,\)"),
+    ((2, 2, 9, 5, 6), r"must have shape \(1, M, 9, 5, 6\), got \(2, 2, 9, 5, 6\)"),
     ((1, 3, 9, 5, 6), "the nearest weight maps that fits is 2"),
 ]
 

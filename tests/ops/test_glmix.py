@@ -225,7 +225,7 @@ def test_a_grid_must_have_rows_and_columns(grid):
         ops.pool_slots(torch.randn(1, 2, 3, 3), grid)
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 7), (3, 5, 8)])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 7), (3, 5, 8), (2, 0, 8)])
 def test_slots_must_fit_the_map(shape):
     u, slots = torch.randn(2, 8, 4, 4), torch.randn(shape)
     message = r"slots must have shape \(2, slots, 8\) for u of shape \(2, 8, 4, 4\), got"
@@ -255,3 +255,30 @@ def test_a_map_has_four_dimensions():
 def test_kmeans_needs_an_iteration():
     with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
         ops.kmeans_clustering(torch.randn(1, 4, 8), torch.randn(1, 8, 2, 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (torch.ones(2), ValueError, r"scale must hold one number, got shape \(2,\)"),
+        (None, TypeError, "scale must be a number or a tensor, got None"),
+    ],
+)
+def test_the_scale_is_one_number(scale, error, message):
+    slots, u = torch.randn(1, 4, 8), torch.randn(1, 8, 2, 2)
+    with pytest.raises(error, match=message):
+        ops.soft_clustering(slots, u, scale)
+    with pytest.raises(error, match=message):
+        ops.dispatch(slots, slots, u, scale)
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (None, "slots must be a tensor, got NoneType"),
+        (torch.ones(1, 4, 8, dtype=torch.int64), r"slots must be floating point, got torch\.int64"),
+    ],
+)
+def test_slots_must_be_floating_point_tensors(slots, message):
+    with pytest.raises(TypeError, match=message):
+        ops.soft_clustering(slots, torch.randn(1, 8, 2, 2), 1.0)
