@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
 
 .PHONY: help demo test lint types quick slow clean
 .DEFAULT_GOAL := help
@@ -35,10 +36,10 @@ types: $(READY)
 	@$(BIN)/mypy
 
 quick: $(READY)
-	@$(BIN)/pytest -q -m "not slow" --durations=10
+	@$(PYTEST) -m "not slow"
 
 slow: $(READY)
-	@$(BIN)/pytest -q -m slow --durations=10
+	@$(PYTEST) -m slow
 
 test: lint types quick slow
 
