@@ -59,7 +59,7 @@ def open_folder(
     _check_known(names, known, train_dir, "the model's classes")
     train_paths, train_labels, broken = _collect(train_dir, names, known, max_broken)
     if val_dir is None:
-        train, val = _split(train_paths, train_labels, val_fraction, split_seed)
+        train, val = _split(train_dir, train_paths, train_labels, val_fraction, split_seed)
     else:
         val_names = _class_folders(val_dir)
         _check_known(val_names, known, val_dir, str(train_dir))
@@ -79,7 +79,12 @@ def open_folder(
 def find_images(folder: str | Path) -> list[str]:
     """Return the image files in ``folder`` and below it, in natural order."""
     found: list[str] = []
+    seen: set[str] = set()  # links may lead back to where one came from
     for parent, children, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:
+            children.clear()
+            continue
+        seen.add(place)
         children[:] = sorted((c for c in children if not c.startswith(".")), key=natural_key)
         found += [
             os.path.join(parent, name)
@@ -170,8 +175,13 @@ def _collect(
 
 
 def _split(
-    paths: list[str], labels: list[int], fraction: float, seed: int
+    root: Path, paths: list[str], labels: list[int], fraction: float, seed: int
 ) -> tuple[FileImages, FileImages]:
     parts = stratified_split(labels, fraction=fraction, seed=seed)
+    if not parts[1]:
+        raise ValueError(
+            f"{root} has one image per class, of which none can be held out; add images, or put "
+            "some apart in train/ and val/"
+        )
     train, val = (FileImages([paths[i] for i in p], [labels[i] for i in p]) for p in parts)
     return train, val

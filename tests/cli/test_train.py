@@ -41,6 +41,7 @@ def test_the_report_and_the_curves_are_written(work: Path) -> None:
         (["--data", "cifar"], "unknown data 'cifar'"),
         (["opt=adm"], "unknown optimiser 'adm'; did you mean 'adam'"),
         (["model_args.slotz=3"], "no argument 'slotz'; did you mean 'slots'"),
+        (["--model", "test_vit", "img_size=33"], "test_vit cannot take images of 1x33x33"),
         (["pretrained=true"], "no weights of glnet_nano can be downloaded"),
         (["--resume", "gone"], "there is no checkpoint or run folder gone"),
         (["--resume", "gone", "--recipe", "nano"], "leave --recipe out"),

@@ -68,6 +68,18 @@ def test_images_are_found_below_in_upper_case_and_through_links(tmp_path: Path) 
     assert sorted(found) == ["a.PNG", "b.png", "ä 猫.JPG"]
 
 
+def test_links_that_go_round_in_circles_end(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    assert find_images(tmp_path / "cat") == [str(path)]
+
+
+def test_one_image_per_class_cannot_be_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 1, "blue": 1})
+    with pytest.raises(ValueError, match=rf"{tmp_path} has one image per class"):
+        open_folder(tmp_path)
+
+
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 5, "blue": 5, ".thumbnails": 3})
     write_broken(tmp_path / "red" / "._1.png")  # as macOS leaves them

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
@@ -34,10 +36,11 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         source: gives the number of classes and of channels.
 
     Raises:
-        ValueError: no such model, or ``init`` is a checkpoint of another one.
+        ValueError: no such model, it cannot take images of this size, or ``init`` is a checkpoint
+            of another one.
     """
     in_chans = config.in_chans or source.in_chans
-    arguments = {**config.model_args, **_optional(config)}
+    arguments = {**_size(config), **_rates(config), **config.model_args}
     model = create_model(
         config.model,
         pretrained=config.pretrained,
@@ -47,23 +50,33 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
     )
     if config.init is not None:
         _start_from(model, config, source)
+    preprocess = _preprocess(model, config, source, in_chans)
+    _check_forward(model, config.model, preprocess)
     if config.grad_checkpointing:
         cast(Any, model).set_grad_checkpointing(True)
     card = ModelCard(
         model=config.model,
         model_args=arguments,
         class_names=source.class_names,
-        preprocess=_preprocess(model, config, source, in_chans),
+        preprocess=preprocess,
         data=config.data,
         data_options=data_options(config),
     )
     return model, card
 
 
-def _optional(config: TrainConfig) -> dict[str, float]:
+def _rates(config: TrainConfig) -> dict[str, float]:
     """Rates that are left to the model unless the configuration sets them."""
     rates = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
     return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _size(config: TrainConfig) -> dict[str, int]:
+    """The input size for models that must know it when they are made, such as ViT."""
+    registered = get_pretrained_cfg(config.model)
+    if config.img_size is None or registered is None or not registered.fixed_input_size:
+        return {}
+    return {"img_size": config.img_size}
 
 
 def _preprocess(
@@ -73,6 +86,20 @@ def _preprocess(
     return preprocess_for(
         model, in_chans=in_chans, img_size=size, crop_pct=config.crop_pct or source.crop_pct
     )
+
+
+@torch.no_grad()
+def _check_forward(model: nn.Module, name: str, preprocess: Preprocess) -> None:
+    """Try one blank image, so that a size that does not fit is told before anything is written."""
+    try:
+        model.eval()(torch.zeros(1, *preprocess.input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = "x".join(map(str, preprocess.input_size))
+        raise ValueError(
+            f"{name} cannot take images of {size}: {error} Choose another img_size"
+        ) from error
+    finally:
+        model.train()
 
 
 def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> None:

@@ -13,7 +13,7 @@ from tests.data.folders import write_classes
 
 TINY: dict[str, Any] = {
     "model": "test_vit",
-    "model_args": {"img_size": 32},
+    "img_size": 32,
     "epochs": 2,
     "batch_size": 8,
     "warmup_epochs": 0,

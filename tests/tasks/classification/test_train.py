@@ -284,7 +284,7 @@ def test_starting_from_another_model_is_an_error(
         {"loss": "bce", "cutmix": 1.0, "mixup_off_epoch": 1},
         {"opt": "momentum", "sched": "step", "decay_epochs": 1, "repeats": 2},
         {"channels_last": True, "precision": "bf16-mixed", "grad_checkpointing": True},
-        {"in_chans": 1, "batch_size": 64, "model": "glnet_nano", "model_args": {}},
+        {"in_chans": 1, "batch_size": 64, "model": "glnet_nano"},
     ],
     ids=["accumulate", "bce", "sgd", "bf16", "glnet"],
 )
