@@ -6,7 +6,7 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.layers.ffn import ConvMlp, depthwise
-from convattn.ops._checks import check_divisible, check_map, check_positive
+from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6
 
@@ -42,10 +42,11 @@ class PreNormBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_positive("dim", dim)
+        if not isinstance(mlp_ratio, int | float):
+            raise TypeError(f"mlp_ratio must be a number, got {mlp_ratio!r}")
         if mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and less than 1, got {drop_path}")
+        check_rate("drop_path", drop_path)
         self.dim = dim
         self.pos_embed = depthwise(dim, 3) if pos_embed else None
         self.norm1 = LayerNorm2d(dim, eps=NORM_EPS)

@@ -12,6 +12,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from convattn.ops._checks import check_positive, check_rate
+
 
 class Stage(nn.Module):
     """A transition to the stage's width and resolution, then its blocks.
@@ -65,6 +67,7 @@ class Pyramid(nn.Module):
         drop_rate: float,
     ) -> None:
         super().__init__()
+        check_sizes(in_chans, num_classes, drop_rate)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
@@ -193,6 +196,7 @@ class Pyramid(nn.Module):
             num_classes: Its size; 0 for none.
             global_pool: How it pools; as before if None.
         """
+        check_sizes(self.in_chans, num_classes, self.drop_rate)
         like = next(self.stem.parameters())
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes
@@ -225,6 +229,14 @@ class Pyramid(nn.Module):
 
 def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
     return indices if indices is None or isinstance(indices, int) else list(indices)
+
+
+def check_sizes(in_chans: int, num_classes: int, drop_rate: float) -> None:
+    """Raise unless a model can have these; 0 classes are none."""
+    check_positive("in_chans", in_chans)
+    if num_classes != 0:
+        check_positive("num_classes (0 for no classifier)", num_classes)
+    check_rate("drop_rate", drop_rate)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from convattn.layers.attention_block import AttentionBlock
@@ -16,7 +17,7 @@ from convattn.models._backbone import Pyramid, Stage, drop_path_rates, only_stri
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family
-from convattn.ops._checks import check_choice
+from convattn.ops._checks import check_choice, check_rate
 
 BLOCKS = ("glmix", "hybrid", "mha")
 STEMS = ("conv", "patch")
@@ -263,6 +264,7 @@ def _block(
 
 def _check(config: GLNetConfig) -> None:
     check_choice("stem", config.stem, STEMS)
+    check_rate("drop_path_rate", config.drop_path_rate)
     for kind in config.blocks:
         check_choice("block", kind, BLOCKS)
     lengths = [len(config.embed_dims), len(config.depths), len(config.blocks)]
@@ -310,6 +312,8 @@ def _published_names(model: nn.Module) -> Renames:
     )
 
 
+for _block_class in (GLMixBlock, AttentionBlock):
+    register_notrace_module(_block_class)  # they look at sizes: torch.fx takes them as one node
 add_names(GLNet, _published_names)
 register_family(
     __name__,

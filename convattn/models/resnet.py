@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models import register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 
 from convattn.layers.acmix import ACmix
-from convattn.models._backbone import placed
+from convattn.models._backbone import check_sizes, placed
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family
+from convattn.ops._checks import check_rate
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class ACmixResNet(ResNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_sizes(in_chans, num_classes, drop_rate)
+        check_rate("drop_path_rate", config.drop_path_rate)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         acmix = {
@@ -151,6 +155,7 @@ def _cfg(name: str, config: ACmixResNetConfig) -> dict[str, Any]:
     )
 
 
+register_notrace_module(ACmix)  # it looks at sizes: torch.fx takes it as one node
 register_family(
     __name__,
     ACmixResNet,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 
 def check_tensor(name: str, value: Tensor) -> None:
@@ -34,7 +35,7 @@ def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
 
 def check_positive(name: str, value: int) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
-    if torch.jit.is_tracing():  # where the sizes of a map are tensors
+    if is_tracing():  # where the sizes of a map are tensors
         return
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -60,6 +61,14 @@ def check_divisible(name: str, value: int, divisor_name: str, divisor: int) -> N
             f"{name} must be a multiple of {divisor_name}, got {name}={value}, "
             f"{divisor_name}={divisor}; the nearest {divisor_name} that fits is {nearest}"
         )
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise unless ``value`` is the probability of dropping something: from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -116,6 +116,27 @@ def test_features_only_takes_out_indices(name, build):
     assert [tuple(m.shape[2:]) for m in last(x)] == [(2, 2)]
 
 
+def test_features_can_be_taken_from_a_traced_graph(name, build):
+    x = torch.randn(1, 3, 64, 64)
+    graph = build(name, features_only=True, feature_cls="fx")
+    torch.testing.assert_close(graph(x), build(name, features_only=True)(x))
+    assert graph.feature_info.reduction() == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_chans": 0}, "in_chans must be at least 1, got 0"),
+        ({"num_classes": -1}, "num_classes .* must be at least 1, got -1"),
+        ({"drop_rate": 2.0}, r"drop_rate must be at least 0 and less than 1, got 2\.0"),
+        ({"drop_path_rate": 1.5}, r"drop_path_rate must be .* less than 1, got 1\.5"),
+    ],
+)
+def test_impossible_sizes_and_rates_are_named(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        convattn.create_model(name, **change)
+
+
 def test_forward_intermediates_takes_what_timm_takes(name, build):
     model, x = build(name), torch.randn(1, 3, 64, 64)
     final, every = model.forward_intermediates(x)
