@@ -131,7 +131,8 @@ def window_attention(
         num_heads: N; head n has channels n d to (n + 1) d.
         window_size: K. A map that K does not divide is padded; nothing attends to padding.
         shift: by how much the map was rolled, or (rows, columns). Pixels that were rolled around
-            the border do not attend to those that were not.
+            the border do not attend to those that were not; they end the last window, padding
+            comes before them.
         bias: added to the logits (N, K^2, K^2), query by key; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
         backend: "auto", "sdpa" or "reference".

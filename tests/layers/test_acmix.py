@@ -279,6 +279,19 @@ def test_a_shifted_window_shows_what_lies_around_its_border():
     assert (rows.tolist(), columns.tolist()) == ([2, 3, 4, 5], [2, 3, 4, 5])
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_border_of_a_shifted_grid_is_one_window_on_any_size(backend):
+    layer = ACmix(16, attention="shifted_window", window_size=4, mix="attention", backend=backend)
+    seen = []
+    for size in range(5, 13):
+        x = torch.randn(1, 16, size, size, requires_grad=True)
+        (gradient,) = torch.autograd.grad(randomise(layer)(x)[0, :, 0, 1].sum(), x)
+        rows, columns = (gradient.abs().sum(dim=(0, 1, d)).nonzero().flatten() for d in (3, 2))
+        seen.append((rows.tolist(), columns.tolist()))
+    # the grid of windows is moved by two: its first window shows rows and columns 0 and 1
+    assert seen == 8 * [([0, 1], [0, 1])]
+
+
 def test_the_dilation_reaches_both_paths():
     for mix in ("attention", "convolution"):
         layer = randomise(ACmix(16, window_size=3, dilation=4, mix=mix))

@@ -50,18 +50,25 @@ def window_attention(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    """Attend window by window; one that hangs over the border is cut off there."""
+    """Attend window by window; one that hangs over the border has fewer pixels."""
     rows = []
-    for top in range(0, q.shape[2], window_size):
+    for rows_of_window in _windows(q.shape[2], window_size, shift[0]):
         row = []
-        for left in range(0, q.shape[3], window_size):
-            cut = (..., slice(top, top + window_size), slice(left, left + window_size))
-            size = q[cut].shape[-2:]
-            wrapped = _wrapped(q, (top, left), size, shift)
-            mask = torch.zeros_like(wrapped, dtype=q.dtype)
-            mask = mask.masked_fill(wrapped != wrapped.T, float("-inf"))
+        for columns_of_window in _windows(q.shape[3], window_size, shift[1]):
+            pixels = [(down, across) for down in rows_of_window for across in columns_of_window]
+            places = [window_size * down[1] + across[1] for down, across in pixels]
+            rolled = torch.tensor(
+                [2 * down[2] + across[2] for down, across in pixels], device=q.device
+            )
+            mask = torch.zeros(len(pixels), len(pixels), dtype=q.dtype, device=q.device)
+            mask = mask.masked_fill(rolled[:, None] != rolled, float("-inf"))
             if bias is not None:
-                mask = mask + _cut_bias(bias, window_size, size)
+                mask = mask + bias[:, places][:, :, places]
+            cut = (
+                ...,
+                slice(rows_of_window[0][0], rows_of_window[-1][0] + 1),
+                slice(columns_of_window[0][0], columns_of_window[-1][0] + 1),
+            )
             row.append(_attend(q[cut], k[cut], v[cut], num_heads, scale, mask))
         rows.append(torch.cat(row, dim=3))
     return torch.cat(rows, dim=2)
@@ -122,18 +129,15 @@ def _attend(
     return torch.einsum("bnij,bndj->bndi", logits.softmax(dim=3), v).reshape(B, C, H, W)
 
 
-def _wrapped(x: Tensor, start: tuple[int, int], size: torch.Size, shift: tuple[int, int]) -> Tensor:
-    """Number the parts of a window that the cyclic shift brought together: (L, L), by row."""
-    parts = []
-    for axis in (0, 1):
-        place = torch.arange(start[axis], start[axis] + size[axis], device=x.device)
-        parts.append(place >= x.shape[2 + axis] - shift[axis])
-    number = (2 * parts[0][:, None] + parts[1]).flatten()
-    return number[:, None].expand(-1, number.numel())
+def _windows(size: int, window_size: int, shift: int) -> list[list[tuple[int, int, bool]]]:
+    """List the index, the place and whether it was rolled around, of each pixel of each window.
 
-
-def _cut_bias(bias: Tensor, window_size: int, size: torch.Size) -> Tensor:
-    """Keep the rows and columns of the bias that belong to the pixels of a cut window."""
-    inside = torch.arange(window_size**2, device=bias.device).reshape(window_size, window_size)
-    inside = inside[: size[0], : size[1]].flatten()
-    return bias[:, inside][:, :, inside]
+    What was rolled around ends the last window; the places left over lie before it.
+    """
+    left_over = -size % window_size
+    windows: list[list[tuple[int, int, bool]]] = [[] for _ in range(-(-size // window_size))]
+    for i in range(size):
+        rolled = i >= size - shift
+        window, place = divmod(i + left_over * rolled, window_size)
+        windows[window].append((i, place, rolled))
+    return windows
