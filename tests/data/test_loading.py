@@ -68,6 +68,21 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(orders) == 4
 
 
+def test_an_image_is_augmented_anew_in_every_epoch() -> None:
+    def first_image(epoch: int) -> torch.Tensor:
+        found = batches(epoch=epoch)
+        number = torch.cat([batch["index"] for batch in found]).tolist().index(0)
+        return pixels(found)[number]
+
+    assert not torch.equal(first_image(0), first_image(1))
+    torch.testing.assert_close(first_image(1), first_image(1), rtol=0, atol=0)
+
+
+def test_the_seeds_of_two_epochs_differ() -> None:
+    seeds = [[key.seed for key in EpochSampler(5, shuffle=True, epoch=e)] for e in range(2)]
+    assert not set(seeds[0]) & set(seeds[1])
+
+
 def test_an_epoch_has_every_image_once() -> None:
     found = torch.cat([batch["index"] for batch in batches()])
     assert sorted(found.tolist()) == list(range(20))

@@ -17,10 +17,12 @@ from convattn.data import (
     DataSource,
     ImageSet,
     Joined,
+    check_share,
     default_workers,
     eval_loader,
     eval_transform,
     open_dataset,
+    reread,
 )
 from convattn.ops._checks import check_choice
 from convattn.tasks.classification.checkpoint import Checkpoint, ModelCard, load_checkpoint
@@ -95,6 +97,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int | None = None,
     device: str | torch.device = "auto",
+    max_broken: float = 0.01,
     **data_options: Any,
 ) -> Evaluation:
     """Evaluate a checkpoint.
@@ -108,18 +111,21 @@ def evaluate(
         batch_size: images at a time; the result does not depend on it.
         workers: loading processes.
         device: "auto" takes a GPU if there is one.
+        max_broken: the share of unreadable images that is left out, not an error.
         **data_options: further arguments of `open_dataset`.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: the data has classes that the checkpoint does not know.
+        ValueError: the data has classes that the checkpoint does not know, or too many images
+            that cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     check_choice("split", split, ("auto", "train", "val", "all"))
     if not isinstance(data, DataSource):
-        data = _open(loaded.card, data or loaded.card.data, data_options)
+        options = {**data_options, "max_broken": max_broken}
+        data = _open(loaded.card, data or loaded.card.data, options)
     check_classes(loaded, data)
     images, part = _choose(data, split, loaded.card)
     place = best_device(device)
@@ -131,9 +137,12 @@ def evaluate(
         pin_memory=place.type == "cuda",
     )
     start = time.perf_counter()
-    scores, labels, numbers = _run(loaded.model, loader, place)
+    found = _run(loaded.model, loader, place)
     seconds = time.perf_counter() - start
-    return _summarise(loaded, data, images, part, scores, labels, numbers, seconds)
+    broken = reread(images, found.broken)
+    check_share(broken, len(images), max_broken, data.name)
+    skipped = [file.path for file in (*data.broken, *broken)]
+    return _summarise(loaded, data, images, part, found, seconds, skipped)
 
 
 def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
@@ -187,18 +196,28 @@ def _is_same(name: str, other: str) -> bool:
     return first == second
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Scores, labels and numbers of the readable images, and the numbers of the others."""
+
+    scores: Tensor
+    labels: Tensor
+    numbers: Tensor
+    broken: list[int]
+
+
 @torch.inference_mode()
-def _run(model: nn.Module, loader: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, labels and numbers of all readable images."""
+def _run(model: nn.Module, loader: Any, device: torch.device) -> _Found:
     model = model.to(device).eval()
-    scores, labels, numbers = [], [], []
+    scores, labels, numbers, broken = [], [], [], []
     for batch in loader:
         readable = batch["status"] == READABLE
         found = model(batch["image"].to(device, non_blocking=True)).float().cpu()
         scores.append(found[readable])
         labels.append(batch["label"][readable])
         numbers.append(batch["index"][readable])
-    return torch.cat(scores), torch.cat(labels), torch.cat(numbers)
+        broken += batch["index"][~readable].tolist()
+    return _Found(torch.cat(scores), torch.cat(labels), torch.cat(numbers), broken)
 
 
 def _summarise(
@@ -206,12 +225,12 @@ def _summarise(
     data: DataSource,
     images: ImageSet,
     split: str,
-    scores: Tensor,
-    labels: Tensor,
-    numbers: Tensor,
+    found: _Found,
     seconds: float,
+    skipped: list[str],
 ) -> Evaluation:
     classes = data.num_classes
+    scores, labels = found.scores, found.labels
     probabilities = scores.softmax(-1)
     best = scores.topk(min(5, classes)).indices
     hits = best == labels[:, None]
@@ -231,21 +250,26 @@ def _summarise(
         per_class=_per_class(data.class_names, confusion),
         confusion=confusion.tolist(),
         parameters=sum(p.numel() for p in loaded.model.parameters()),
-        broken=[file.path for file in data.broken],
-        predictions=[
-            Prediction(
-                index=number,
-                path=images.path(number),
-                label=label,
-                predicted=predicted,
-                probability=row[predicted].item(),
-                label_probability=row[label].item(),
-            )
-            for number, label, predicted, row in zip(
-                numbers.tolist(), labels.tolist(), best[:, 0].tolist(), probabilities, strict=True
-            )
-        ],
+        broken=skipped,
+        predictions=_predictions(images, found, probabilities, best[:, 0]),
     )
+
+
+def _predictions(
+    images: ImageSet, found: _Found, probabilities: Tensor, best: Tensor
+) -> list[Prediction]:
+    rows = torch.arange(len(best))
+    columns = (
+        found.numbers.tolist(),
+        found.labels.tolist(),
+        best.tolist(),
+        probabilities[rows, best].tolist(),
+        probabilities[rows, found.labels].tolist(),
+    )
+    return [
+        Prediction(number, images.path(number), *rest)
+        for number, *rest in zip(*columns, strict=True)
+    ]
 
 
 def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:

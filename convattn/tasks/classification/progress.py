@@ -82,7 +82,8 @@ class EpochLines(ProgressBar):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so."""
         if self._bar is not None:
-            self._bar.update(self._task, numbers="validating ...")
+            total = trainer.num_training_batches
+            self._bar.update(self._task, completed=total, numbers="validating ...")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line."""

@@ -203,7 +203,12 @@ class _Training:
             broken = [*self.source.broken, *self.data.broken_files()]
             self.folder.write_broken(broken)
             if finished:
-                evaluation = evaluate(find_checkpoint(self.folder.path), self.source, split="val")
+                evaluation = evaluate(
+                    find_checkpoint(self.folder.path),
+                    self.source,
+                    split="val",
+                    max_broken=self.config.max_broken,
+                )
                 evaluation.write(self.folder.path)
         return TrainResult(
             run_dir=self.folder.path,

@@ -151,3 +151,16 @@ def test_broken_images_are_left_out_and_listed(
         evaluate(finished[1].run_dir, f"folder:{tmp_path}")
     found = evaluate(finished[1].run_dir, f"folder:{tmp_path}", max_broken=0.1)
     assert (found.images, found.broken) == (10, [str(bad)])
+
+
+def test_an_image_that_broke_after_it_was_checked_is_not_counted(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    source = open_dataset(f"folder:{write_classes(tmp_path, {'red': 5, 'blue': 5})}")
+    bad = source.val.path(0)
+    write_broken(Path(bad))
+    with pytest.raises(ValueError, match="1 of 2 images in folder:"):
+        evaluate(finished[1].run_dir, source, split="val")
+    found = evaluate(finished[1].run_dir, source, split="val", max_broken=0.5)
+    assert (found.images, [p.index for p in found.predictions]) == (1, [1])
+    assert found.broken == [bad]

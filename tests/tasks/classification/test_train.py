@@ -110,10 +110,16 @@ def test_resuming_after_a_finished_epoch_equals_not_stopping(tmp_path: Path) -> 
 
 
 def test_resuming_in_the_middle_of_an_epoch_equals_not_stopping(tmp_path: Path) -> None:
-    check_resumed_equals_straight(tmp_path, PressCtrlC(epoch=1, batch=1))
+    check_resumed_equals_straight(tmp_path, PressCtrlC(epoch=1, batch=1), (1, 2))
 
 
-def check_resumed_equals_straight(folder: Path, press: PressCtrlC) -> None:
+def test_ctrl_c_in_the_last_batch_waits_for_validation(tmp_path: Path) -> None:
+    check_resumed_equals_straight(tmp_path, PressCtrlC(epoch=1, batch=2))
+
+
+def check_resumed_equals_straight(
+    folder: Path, press: PressCtrlC, done: tuple[int, int] = (2, 0)
+) -> None:
     """Weights, their average and all metrics; with mixup, dropout and random augmentation."""
     write_colors(folder, count=8)
     changes: dict[str, Any] = {
@@ -128,7 +134,7 @@ def check_resumed_equals_straight(folder: Path, press: PressCtrlC) -> None:
     stopped = train(tiny(folder, name="stopped", **changes), callbacks=[press], console=silent())
     assert stopped.stopped
     assert stopped.evaluation is None
-    assert (stopped.epochs_done, stopped.batches_done) == ((1, 2) if press.batch else (2, 0))
+    assert (stopped.epochs_done, stopped.batches_done) == done
     resumed = resume(stopped.run_dir, console=silent())
     assert not resumed.stopped
     assert timeless(resumed.run_dir) == timeless(straight.run_dir)
@@ -292,6 +298,24 @@ def test_other_settings_train_too(tmp_path: Path, changes: dict[str, Any]) -> No
     write_colors(tmp_path, count=8)
     result = train(tiny(tmp_path, **changes), console=silent())
     assert len(rows(result.run_dir)) == 2
+
+
+def test_the_average_of_the_weights_is_what_is_kept(finished: tuple[Path, TrainResult]) -> None:
+    run_dir = finished[1].run_dir
+    content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    state = content["state_dict"]
+    kept = weights(run_dir)
+    for key, value in kept.items():
+        torch.testing.assert_close(value, state[f"ema.module.{key}"], rtol=0, atol=0)
+    assert any(not torch.equal(value, state[f"model.{key}"]) for key, value in kept.items())
+
+
+def test_an_average_without_memory_is_the_model(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    result = train(tiny(tmp_path, epochs=1, ema=True, ema_decay=0), console=silent())
+    content = torch.load(result.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    for key, value in weights(result.run_dir).items():
+        torch.testing.assert_close(value, content["state_dict"][f"model.{key}"], rtol=0, atol=0)
 
 
 def test_accumulation_updates_once_per_group(tmp_path: Path) -> None:
