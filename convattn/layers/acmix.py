@@ -103,7 +103,8 @@ class ACmix(nn.Module):
             not), "fixed" (its kernels are the shifts), "tensor" (tensors are shifted).
         mix: "learned" (alpha and beta), "complement" (alpha; beta = 1 - alpha), "learned_alpha"
             (alpha; beta = 1), "sum" (1, 1), "attention" (1, 0) or "convolution" (0, 1) alone,
-            without the parameters of the other.
+            without the parameters of the other: that convolution takes the map as it is, neither
+            rolled nor reduced.
         fc_bias: whether ``fc`` has a bias.
         backend: "auto", or "reference" for the formulas in both paths.
 

@@ -261,8 +261,8 @@ class SpatialReductionAttention(GlobalAttention):
         ValueError: sizes that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after PVT (arXiv
-    2102.12122), section 3.3. PVT drops what R does not divide: here zeros are added at the bottom
-    and the right, so that every pixel is seen.
+    2102.12122), section 3.3. As in PVT, rows and columns that R leaves over are not reduced; a map
+    smaller than R, which PVT does not take, is padded with zeros.
     """
 
     def __init__(
@@ -286,14 +286,18 @@ class SpatialReductionAttention(GlobalAttention):
             self.norm = LayerNorm2d(in_chans, eps=1e-6)
 
     def context(self, x: Tensor) -> Tensor:
-        """Reduce the map: (B, C_in, ceil(H / R), ceil(W / R))."""
-        bottom, right = -x.shape[2] % self.reduction, -x.shape[3] % self.reduction
-        return self.norm(self.reduce(F.pad(x, (0, right, 0, bottom))))
+        """Reduce the map: (B, C_in, floor(H / R), floor(W / R)), at least one pixel."""
+        bottom, right = (max(self.reduction - size, 0) for size in x.shape[2:])
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return self.norm(self.reduce(x))
 
     def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Repeat each pixel R x R times, then cut to the size of the queries."""
-        repeated = x.repeat_interleave(self.reduction, 2).repeat_interleave(self.reduction, 3)
-        return repeated[:, :, : size[0], : size[1]]
+        """Repeat each pixel R x R times; what R leaves over gets the pixel nearest to it."""
+        for dim, length in ((2, size[0]), (3, size[1])):
+            places = torch.arange(length, device=x.device) // self.reduction
+            x = x.index_select(dim, places.clamp_max(x.shape[dim] - 1))
+        return x
 
 
 class PatchwiseAttention(AttentionPart):

@@ -89,8 +89,7 @@ class XVolution(nn.Module):
         self.k_proj = nn.Conv2d(in_chans, out_chans, 1, bias=False)
         self.v_proj = nn.Conv2d(in_chans, out_chans, 1, bias=False)
         self.weighting = depthwise(out_chans, kernel_size, bias=False) if weighting else None
-        self.attn_norm = nn.BatchNorm2d(out_chans)
-        nn.init.zeros_(self.attn_norm.weight)
+        self.attn_norm = _ZeroStartNorm(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
@@ -114,3 +113,11 @@ class XVolution(nn.Module):
             stride=self.stride,
             backend=self.backend,
         )
+
+
+class _ZeroStartNorm(nn.BatchNorm2d):
+    """A batch norm whose scale starts at zero, whoever resets it."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)

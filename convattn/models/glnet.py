@@ -128,12 +128,7 @@ class GLNet(Pyramid):
 
     def init_weights(self) -> None:
         """Start every convolution and linear layer at a narrow normal, its bias at zero."""
-        for module in self.modules():
-            # On the meta device there is nothing to fill, and not filling it is quick.
-            if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.apply(_start)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
@@ -190,6 +185,9 @@ class GLNet(Pyramid):
         with placed(like.device):
             head = self._token_head(num_classes)
         self.token_head = head if head is None else head.to(like.dtype)
+        for classifier in (self.head, self.token_head):
+            if classifier is not None:
+                classifier.apply(_start)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the slots and temperatures, which are no weights of a map."""
@@ -203,6 +201,14 @@ class GLNet(Pyramid):
     def _position_logits(self, x: Tensor) -> Tensor:
         assert self.token_head is not None
         return self.token_head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _start(module: nn.Module) -> None:
+    # On the meta device there is nothing to fill, and not filling it is quick.
+    if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _stem(config: GLNetConfig, in_chans: int) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.jit._trace import is_tracing
 
 
 def check_tensor(name: str, value: Tensor) -> None:
@@ -35,9 +34,10 @@ def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
 
 def check_positive(name: str, value: int) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
-    if is_tracing():  # where the sizes of a map are tensors
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # the sizes of a map are tensors
         return
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    integer = isinstance(value, int | torch.SymInt) or hasattr(type(value), "__index__")  # NumPy's
+    if not integer or isinstance(value, bool | Tensor):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -417,3 +418,7 @@ def test_sizes_must_be_integers():
 def test_unknown_keywords_are_refused():
     with pytest.raises(TypeError, match="heads"):
         ACmix(16, heads=4)  # type: ignore[call-arg]
+
+
+def test_takes_the_integers_of_numpy():
+    assert ACmix(np.int64(16), num_heads=np.int32(2))(torch.randn(1, 16, 5, 5)).shape[1] == 16

@@ -41,6 +41,15 @@ def test_starts_as_the_convolution_alone(attention, training):
     assert torch.equal(layer(x), layer.conv_norm(layer.conv(x)))
 
 
+def test_starts_at_zero_whoever_resets_its_norms():
+    layer = XVolution(8)
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    assert not layer.attn_norm.weight.any()
+    assert layer.conv_norm.weight.all()
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_attention_learns_from_the_start(attention):
     layer = XVolution(16, attention=attention)

@@ -212,3 +212,12 @@ def test_wrong_arguments_say_what_would_be_right(change, message):
 def test_other_output_format_raises(build):
     with pytest.raises(ValueError, match="must be 'NCHW', got 'NHWC'"):
         build("glnet_nano").forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NHWC")
+
+
+def test_a_new_classifier_starts_as_the_first_one_did():
+    model = convattn.create_model("glnet_nano", token_labelling=True, num_classes=5)
+    assert isinstance(model, GLNet)
+    model.reset_classifier(50)
+    for name in ("head.fc", "token_head"):
+        assert not model.get_parameter(f"{name}.bias").any()
+        assert 0.015 < model.get_parameter(f"{name}.weight").std() < 0.025
