@@ -136,13 +136,11 @@ def evaluate(
         workers=default_workers(images) if workers is None else workers,
         pin_memory=place.type == "cuda",
     )
-    start = time.perf_counter()
     found = _run(loaded.model, loader, place)
-    seconds = time.perf_counter() - start
     broken = reread(images, found.broken)
     check_share(broken, len(images), max_broken, data.name)
     skipped = [file.path for file in (*data.broken, *broken)]
-    return _summarise(loaded, data, images, part, found, seconds, skipped)
+    return _summarise(loaded, data, images, part, found, skipped)
 
 
 def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
@@ -198,18 +196,19 @@ def _is_same(name: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class _Found:
-    """Scores, labels and numbers of the readable images, and the numbers of the others."""
+    """Scores, labels and numbers of the readable images, the numbers of the others, the speed."""
 
     scores: Tensor
     labels: Tensor
     numbers: Tensor
     broken: list[int]
+    images_per_second: float
 
 
 @torch.inference_mode()
 def _run(model: nn.Module, loader: Any, device: torch.device) -> _Found:
     model = model.to(device).eval()
-    scores, labels, numbers, broken = [], [], [], []
+    scores, labels, numbers, broken, times = [], [], [], [], [time.perf_counter()]
     for batch in loader:
         readable = batch["status"] == READABLE
         found = model(batch["image"].to(device, non_blocking=True)).float().cpu()
@@ -217,7 +216,18 @@ def _run(model: nn.Module, loader: Any, device: torch.device) -> _Found:
         labels.append(batch["label"][readable])
         numbers.append(batch["index"][readable])
         broken += batch["index"][~readable].tolist()
-    return _Found(torch.cat(scores), torch.cat(labels), torch.cat(numbers), broken)
+        times.append(time.perf_counter())
+    speed = _speed([len(part) for part in scores], times)
+    return _Found(torch.cat(scores), torch.cat(labels), torch.cat(numbers), broken, speed)
+
+
+def _speed(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """Images per second after the first batch, which waits for processes to start; or all there is.
+
+    ``times`` has the start, then the end of each batch of ``sizes``.
+    """
+    first = 1 if len(sizes) > 1 else 0
+    return sum(sizes[first:]) / max(times[-1] - times[first], 1e-9)
 
 
 def _summarise(
@@ -226,7 +236,6 @@ def _summarise(
     images: ImageSet,
     split: str,
     found: _Found,
-    seconds: float,
     skipped: list[str],
 ) -> Evaluation:
     classes = data.num_classes
@@ -246,7 +255,7 @@ def _summarise(
         top1=hits[:, 0].float().mean().item(),
         top5=hits.any(-1).float().mean().item(),
         loss=F.cross_entropy(scores, labels).item(),
-        images_per_second=len(labels) / seconds,
+        images_per_second=found.images_per_second,
         per_class=_per_class(data.class_names, confusion),
         confusion=confusion.tolist(),
         parameters=sum(p.numel() for p in loaded.model.parameters()),

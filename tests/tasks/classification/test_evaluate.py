@@ -11,6 +11,7 @@ from torch import nn
 
 from convattn.data import open_dataset
 from convattn.tasks.classification import Checkpoint, TrainResult, evaluate, load_checkpoint
+from convattn.tasks.classification.evaluate import _speed
 from tests.data.folders import write_broken, write_classes
 
 
@@ -164,3 +165,8 @@ def test_an_image_that_broke_after_it_was_checked_is_not_counted(
     found = evaluate(finished[1].run_dir, source, split="val", max_broken=0.5)
     assert (found.images, [p.index for p in found.predictions]) == (1, [1])
     assert found.broken == [bad]
+
+
+def test_speed_leaves_out_the_first_batch_where_there_are_more():
+    assert _speed([64, 64, 32], [0.0, 10.0, 11.0, 12.0]) == 48
+    assert _speed([64], [0.0, 2.0]) == 32
