@@ -117,24 +117,36 @@ def eval_transform(preprocess: Preprocess) -> Transform:
 
 def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     """Return the random transform of training."""
-    crop, vary, finish = create_transform(
-        **_common(preprocess),
-        is_training=True,
-        separate=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=(augment.color_jitter,) * 3,
-        auto_augment=augment.auto_augment,
-        re_prob=augment.erasing,
-        re_mode="pixel",
-    )
+    crop, vary, finish = _create_training_transform(preprocess, augment)
     for policy in vary.transforms:
         for op in getattr(policy, "ops", ()):
             if op.aug_fn is auto_augment.posterize:
                 op.aug_fn = _posterize
     return _Steps(preprocess.input_size[0], [crop, *_affine(preprocess, augment), vary, finish])
+
+
+def _create_training_transform(preprocess: Preprocess, augment: Augment) -> Any:
+    try:
+        return create_transform(
+            **_common(preprocess),
+            is_training=True,
+            separate=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            vflip=augment.vflip,
+            color_jitter=(augment.color_jitter,) * 3,
+            auto_augment=augment.auto_augment,
+            re_prob=augment.erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError) as error:
+        if augment.auto_augment is None:
+            raise
+        raise ValueError(
+            f"timm has no policy auto_augment={augment.auto_augment} ({error}); write it like "
+            "rand-m9-mstd0.5-inc1, augmix-m3-w3, original or 3a"
+        ) from error
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class KeepCheckpoints(Checkpoint):
         is_best = score(found) > self.best
         if is_best:
             self.best, self.best_epoch = score(found), self.epochs_done
-        for name in ("last", "best") if is_best else ("last",):
+        # The last one says which epoch was the best, so that one has to be on disk before.
+        for name in ("best", "last") if is_best else ("last",):
             trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
             if trainer.is_global_zero:
                 assert isinstance(pl_module, Classifier)
@@ -125,6 +127,7 @@ class StopOnSignal(Callback):
         self.checkpoints = checkpoints
         self.say = say
         self.asked = False
+        self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
@@ -171,6 +174,8 @@ class StopOnSignal(Callback):
         return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
         signal.signal(number, self._before[signal.Signals(number)])
+        if os.getpid() != self._process:
+            return  # a loading process, which inherits this and gets the terminal's Ctrl-C too
+        self.asked = True
         self.say("Stopping after this step ... (Ctrl-C again: at once, without saving)")

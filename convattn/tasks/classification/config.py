@@ -140,6 +140,11 @@ class TrainConfig(BaseModel):
                 "this recipe starts from trained weights: add init=RUN_DIR_OR_CHECKPOINT, or "
                 "pretrained=true for a model that timm has weights for"
             )
+        if (self.mixup or self.cutmix) and self.batch_size < 2:
+            raise ValueError(
+                f"mixup and CutMix mix two images of a batch, got batch_size={self.batch_size}; "
+                "make it 2 or more, or set both to 0"
+            )
         if self.warmup_epochs + self.cooldown_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs:g} and cooldown_epochs={self.cooldown_epochs} "

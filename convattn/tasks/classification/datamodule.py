@@ -53,6 +53,8 @@ class ClassificationData(pl.LightningDataModule):
         self.epoch = epoch
         self.batches_done = batches_done
         self.broken: set[int] = set()
+        # Made at once, so that a policy that timm does not have is told before anything is written.
+        self._vary = train_transform(preprocess, augmentation(config, source))
 
     @property
     def batch_size(self) -> int:
@@ -79,7 +81,7 @@ class ClassificationData(pl.LightningDataModule):
         """Return the training batches, from where the training stands."""
         return train_loader(
             self.source.train,
-            train_transform(self.preprocess, augmentation(self.config, self.source)),
+            self._vary,
             batch_size=self.batch_size,
             workers=self._workers,
             pin_memory=self._pin_memory,

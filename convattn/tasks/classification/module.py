@@ -87,7 +87,8 @@ class Classifier(pl.LightningModule):
         scores = self.model(images)
         loss = self.loss(scores, target)
         self.train_loss.update(loss.detach())
-        self.train_acc.update(scores.detach(), labels)
+        # Of mixed images the class with the larger share counts.
+        self.train_acc.update(scores.detach(), labels if target is labels else target.argmax(-1))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -139,6 +140,13 @@ class Classifier(pl.LightningModule):
         optimizer = build_optimizer(self.config, self.model, factor)
         schedule = build_schedule(self.config, optimizer, self.data.updates_per_epoch, factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the schedule from the configuration, which may have got more epochs since.
+
+        It is a function of the number of updates, so that it has no state of its own to restore.
+        """
+        checkpoint["lr_schedulers"] = [{} for _ in checkpoint["lr_schedulers"]]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step timm's schedule, which wants the number of updates."""

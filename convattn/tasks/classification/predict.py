@@ -64,6 +64,7 @@ def predict(
         ValueError: a folder holds no images, or none of the images can be read.
     """
     check_positive("top_k", top_k)
+    check_positive("batch_size", batch_size)
     files = [file for path in paths for file in _files(Path(path).expanduser())]
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     place = best_device(device)

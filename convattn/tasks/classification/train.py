@@ -41,8 +41,8 @@ from convattn.tasks.classification.settings import make_config
 # What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
 _FIXED = (
     "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
-    "split_seed", "in_chans", "img_size", "batch_size", "accumulate", "repeats", "opt", "ema",
-    "seed", "runs", "name",
+    "split_seed", "in_chans", "img_size", "batch_size", "accumulate", "repeats", "opt", "momentum",
+    "opt_betas", "weight_decay", "layer_decay", "ema", "seed", "runs", "name",
 )  # fmt: skip
 
 _NOISE = (
@@ -171,6 +171,8 @@ class _Training:
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.source = build_source(config)
+        if start.checkpoint is not None:  # its weights replace those that the run began with
+            config = config.model_copy(update={"init": None, "pretrained": False})
         model, self.card = build_model(config, self.source)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)

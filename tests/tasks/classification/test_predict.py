@@ -39,6 +39,8 @@ def test_top_k_is_at_most_the_number_of_classes(
     assert len(predict(finished[1].run_dir, [path], top_k=9).images[0].guesses) == 2
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         predict(finished[1].run_dir, [path], top_k=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got -5"):
+        predict(finished[1].run_dir, [path], batch_size=-5)
 
 
 def test_a_broken_image_is_reported_beside_the_others(

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
+from torch import nn
 
 from convattn.models import create_model
 from convattn.tasks.classification import TrainConfig, TrainResult, load_config, resume, train
-from convattn.tasks.classification.module import TrainingDivergedError
+from convattn.tasks.classification.callbacks import KeepCheckpoints, StopOnSignal
+from convattn.tasks.classification.module import Classifier, TrainingDivergedError
+from convattn.tasks.classification.run_folder import RunFolder
 from tests.data.folders import write_broken
 from tests.tasks.classification.runs import silent, tiny, write_colors, written
 
@@ -171,6 +176,78 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     assert load_config(longer.run_dir / "config.yaml").epochs == 2
 
 
+def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    first = train(tiny(tmp_path, epochs=2, name="longer"), console=silent())
+    longer = resume(first.run_dir, overrides={"epochs": 4}, console=silent())
+    straight = train(tiny(tmp_path, epochs=4, name="straight"), console=silent())
+    found, wanted = ([row["lr"] for row in rows(run.run_dir)[2:]] for run in (longer, straight))
+    assert found == wanted
+
+
+def test_going_on_does_not_need_the_weights_that_the_run_began_with(
+    tmp_path: Path, finished: tuple[Path, TrainResult]
+) -> None:
+    write_colors(tmp_path)
+    begin = tmp_path / "begin.safetensors"
+    begin.write_bytes((finished[1].run_dir / "checkpoints" / "best.safetensors").read_bytes())
+    first = train(tiny(tmp_path, epochs=1, init=str(begin)), console=silent())
+    begin.unlink()
+    longer = resume(first.run_dir, overrides={"epochs": 2}, console=silent())
+    assert len(rows(longer.run_dir)) == 2
+    assert load_config(longer.run_dir / "config.yaml").init == str(begin)
+
+
+class FailWhenSaving(Callback):
+    """Die at the moment that the last checkpoint of an epoch would be written."""
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.saved = getattr(self, "saved", 0) + 1
+        if self.saved == 2:
+            raise OSError("the disk is full")
+
+
+def test_no_last_checkpoint_without_the_best_one_that_it_names(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    with pytest.raises(OSError, match="the disk is full"):
+        train(tiny(tmp_path, name="a"), callbacks=[FailWhenSaving()], console=silent())
+    found = {path.name for path in (tmp_path / "runs" / "a" / "checkpoints").iterdir()}
+    assert found == {"best.ckpt", "best.safetensors"}
+
+
+def test_a_loading_process_is_silent_on_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    stop = StopOnSignal(KeepCheckpoints(RunFolder(tmp_path), cast(Any, None)), said.append)
+    stop.listen()
+    try:
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.release()
+    assert (stop.asked, said) == (False, [])
+
+
+def test_the_accuracy_on_mixed_images_counts_the_larger_share() -> None:
+    config = load_config("nano", {"ema": False})
+    data = SimpleNamespace(source=SimpleNamespace(num_classes=4))
+    module = Classifier(nn.Identity(), config, cast(Any, data))
+
+    def mix(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        one_hot = nn.functional.one_hot(labels, 4).float()
+        return 0.2 * images + 0.8 * images.flip(0), 0.2 * one_hot + 0.8 * one_hot.flip(0)
+
+    module.mixup = cast(Any, mix)
+    labels = torch.arange(4)
+    batch = {"image": torch.eye(4), "label": labels}
+    module.training_step(cast(Any, batch), 0)
+    assert module.train_acc.compute() == 1
+
+
 def test_going_on_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) -> None:
     write_colors(tmp_path)
     config = tiny(tmp_path, epochs=3, **STILL)  # the first epoch stays the best
@@ -180,7 +257,7 @@ def test_going_on_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) ->
     assert [row["epoch"] for row in rows(first.run_dir)] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("key", ["model", "data", "batch_size", "seed", "opt"])
+@pytest.mark.parametrize("key", ["model", "data", "batch_size", "seed", "opt", "weight_decay"])
 def test_what_the_weights_depend_on_cannot_change(
     finished: tuple[Path, TrainResult], key: str
 ) -> None:
