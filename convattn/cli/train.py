@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
         result = resume(args.resume, overrides=overrides)
     else:
         raise ValueError("--resume goes on with the run's own settings: leave --recipe out")
-    return _finish(result)
+    return _finish(result, whole=args.resume is None)
 
 
-def _finish(result: TrainResult) -> int:
-    """Write the report and say what was reached."""
+def _finish(result: TrainResult, *, whole: bool) -> int:
+    """Write the report and say what was reached; the time only if the whole run is known."""
     from convattn.data import eval_transform
     from convattn.explain.report import write_report
     from convattn.tasks.classification import load_checkpoint
@@ -81,7 +81,7 @@ def _finish(result: TrainResult) -> int:
         model=best.model,
         image=result.source.val.image,
         preprocess=eval_transform(best.card.preprocess),
-        seconds=result.seconds,
+        seconds=result.seconds if whole else None,
     )
     right = round(found.top1 * found.images)
     print(

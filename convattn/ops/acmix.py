@@ -96,7 +96,7 @@ def acmix_convolution(
         per_channel = outputs // head_dim
         pays = groups * per_channel <= groups * stride**2 + per_channel * kernel_size**2
         chosen = "folded" if pays else "grouped"
-    padding = dilation * (kernel_size // 2)
+    padding = dilation * (int(kernel_size) // 2)  # sizes are tensors where a model is traced
     x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
     if chosen == "folded":
         kernels = fold_fc_group_conv(weight, dep_weight, groups=head_dim)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 import convattn
 from convattn.data import Preprocess
 from convattn.models import create_model
+from convattn.tasks.classification.files import replacing
 
 FORMAT = "convattn-classification-1"
 _KEY = "convattn"
@@ -78,14 +77,8 @@ def save_weights(model: nn.Module, card: ModelCard, path: Path) -> None:
     weights = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(weights, temporary, metadata={_KEY: card.to_json()})
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

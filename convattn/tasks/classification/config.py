@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -122,6 +123,15 @@ class TrainConfig(BaseModel):
     runs: str = _doc("runs", "folder of all runs")
     name: str | None = _doc(None, "folder of this run; default: MODEL-DATA-NUMBER")
     tensorboard: bool = _doc(True, "write TensorBoard events")
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_folder(cls, data: str) -> str:
+        """Keep where a folder is: a run is evaluated and resumed from anywhere."""
+        kind, colon, path = data.partition(":")
+        if kind != "folder" or not path:
+            return data
+        return kind + colon + str(Path(path).expanduser().absolute())
 
     @model_validator(mode="before")
     @classmethod

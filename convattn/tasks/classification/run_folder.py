@@ -20,6 +20,7 @@ import torch
 import convattn
 from convattn.data import BrokenFile
 from convattn.tasks.classification.config import TrainConfig
+from convattn.tasks.classification.files import replacing
 from convattn.tasks.classification.settings import load_recipe, make_config, save_config
 
 METRICS = (
@@ -133,12 +134,14 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table with a heading."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)

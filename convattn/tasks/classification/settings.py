@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from convattn.ops._checks import check_choice
 from convattn.tasks.classification.config import TrainConfig
+from convattn.tasks.classification.files import replacing
 
 _RECIPES = resources.files(__package__) / "recipes"
 # YAML 1.1 reads "1e-3" as a word; everyone means the number.
@@ -107,7 +108,8 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration so that it can be read back as a recipe."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _parse_recipe(text: str, name: str) -> dict[str, Any]:
