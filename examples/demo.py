@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+import sys
 from pathlib import Path
 
 from convattn.cli import main as convattn
@@ -19,7 +20,9 @@ SCANS = 6
 def show(command: str) -> None:
     """Print a command as one would type it, and run it."""
     print(f"\n$ convattn {command}", flush=True)
-    status = convattn(shlex.split(command))
+    words = shlex.split(command)
+    sys.argv = ["convattn", *words]  # the run folder notes the command
+    status = convattn(words)
     if status:
         raise SystemExit(status)
 

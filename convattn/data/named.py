@@ -58,7 +58,7 @@ def open_dataset(
         return open_timm(
             rest, root=root, download=download, train_split=train_split, val_split=val_split
         )
-    hint = f"; did you mean folder:{name}?" if Path(name).expanduser().is_dir() else ""
+    hint = f"; did you mean folder:{name}?" if Path(name).expanduser().is_dir() else "."
     raise ValueError(
         f"unknown data {name!r}{hint} Known: digits, folder:PATH, timm:NAME "
         "(such as timm:torch/cifar10)"

@@ -32,14 +32,15 @@ class KeepCheckpoints(Checkpoint):
     Args:
         run: where to write.
         card: of the model, without epoch and metrics.
+        epochs_done: before this start of the run.
     """
 
-    def __init__(self, run: RunFolder, card: ModelCard) -> None:
+    def __init__(self, run: RunFolder, card: ModelCard, epochs_done: int = 0) -> None:
         self.run = run
         self.card = card
         self.best: tuple[float, float] = (-1.0, float("-inf"))
         self.best_epoch = 0
-        self.epochs_done = 0  # and of the next epoch:
+        self.epochs_done = epochs_done  # and of the next epoch:
         self.batches_done = 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -70,7 +70,9 @@ class TrainConfig(BaseModel):
     sched: Literal["cosine", "tanh", "step", "multistep", "poly", "constant"] = _doc(
         "cosine", "schedule of the learning rate, stepped per update"
     )
-    warmup_epochs: NotNegative = _doc(5, "epochs of linear warm-up")
+    warmup_epochs: NotNegative = _doc(
+        5, "epochs of linear warm-up; unless set, at most a fifth of all"
+    )
     warmup_lr: NotNegative = _doc(1e-6, "learning rate at the start of it")
     min_lr: NotNegative = _doc(1e-5, "learning rate at the end")
     cooldown_epochs: Annotated[int, Field(ge=0)] = _doc(0, "epochs at min_lr, of the `epochs`")

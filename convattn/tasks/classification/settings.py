@@ -78,7 +78,8 @@ def load_config(
 
     Args:
         recipe: see `load_recipe`; without one the digits have theirs, other data the defaults.
-        overrides: settings that win over the recipe's.
+        overrides: settings that win over the recipe's. Where they set ``epochs`` alone, the warm-up
+            is at most a fifth of them.
 
     Raises:
         ValueError: an unknown key (the nearest is named), or a value that does not fit.
@@ -86,8 +87,21 @@ def load_config(
     overrides = dict(overrides or {})
     if recipe is None and overrides.get("data", "digits") == "digits":
         recipe = "digits"
-    values = load_recipe(recipe) if recipe is not None else {}
-    return make_config({**values, **overrides})
+    values = {**(load_recipe(recipe) if recipe is not None else {}), **overrides}
+    planned = "warmup_epochs" in values and "epochs" not in overrides  # by the recipe, for itself
+    if "warmup_epochs" not in overrides and not planned:
+        values["warmup_epochs"] = _short_warmup(values)
+    return make_config(values)
+
+
+def _short_warmup(values: Mapping[str, Any]) -> Any:
+    """The recipe's warm-up, but no more than a fifth of a training that is shorter than planned."""
+    warmup, epochs = (
+        values.get(key, TrainConfig.model_fields[key].default)
+        for key in ("warmup_epochs", "epochs")
+    )
+    numbers = all(isinstance(value, int | float) for value in (warmup, epochs))
+    return min(warmup, epochs / 5) if numbers and epochs > 0 else warmup
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:

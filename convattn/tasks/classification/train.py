@@ -155,7 +155,19 @@ def resume(
     config = make_config({**config.model_dump(), **(overrides or {})})
     progress = read_ckpt(checkpoint)["convattn"]
     start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"])
+    _check_unfinished(folder, config, start)
     return _Training(config, folder, start, console).run(callbacks)
+
+
+def _check_unfinished(folder: RunFolder, config: TrainConfig, start: _Start) -> None:
+    """Raise if nothing is left to do: before anything of the run is written."""
+    done = start.epochs_done
+    evaluated = (folder.path / "evaluation.json").is_file()
+    if config.epochs < done or (config.epochs == done and evaluated and not start.batches_done):
+        raise ValueError(
+            f"{folder.path} has finished {done} epochs, and epochs={config.epochs} asks for no "
+            f"more; epochs={done + 10} goes on with it"
+        )
 
 
 class _Training:
@@ -187,7 +199,7 @@ class _Training:
         with _quiet_lightning():
             self.trainer = _make_trainer(config)
         self.folder = folder or self._new_folder()
-        self.keep = KeepCheckpoints(self.folder, self.card)
+        self.keep = KeepCheckpoints(self.folder, self.card, start.epochs_done)
         self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:

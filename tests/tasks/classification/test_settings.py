@@ -159,3 +159,18 @@ def test_every_setting_is_documented() -> None:
     for key, field in TrainConfig.model_fields.items():
         assert f"  {key}=" in text
         assert field.description
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup"),
+    [({"epochs": 4}, 0.8), ({"epochs": 100}, 5), ({"epochs": 6, "warmup_epochs": 3}, 3)],
+)
+def test_the_warm_up_of_a_recipe_fits_a_short_training(given: dict, warmup: float) -> None:
+    config = load_config("nano", given)
+    assert config.warmup_epochs == warmup
+
+
+def test_a_saved_configuration_keeps_its_warm_up(tmp_path: Path) -> None:
+    config = load_config("nano", {"epochs": 6, "warmup_epochs": 3})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config

@@ -176,6 +176,16 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     assert load_config(longer.run_dir / "config.yaml").epochs == 2
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_finished_run_is_left_alone_without_more_to_do(tmp_path: Path, epochs: int) -> None:
+    write_colors(tmp_path)
+    run_dir = train(tiny(tmp_path, epochs=2), console=silent()).run_dir
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"has finished 2 epochs, .* epochs=12 goes on with it"):
+        resume(run_dir, overrides={"epochs": epochs}, console=silent())
+    assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
 def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:
     write_colors(tmp_path)
     first = train(tiny(tmp_path, epochs=2, name="longer"), console=silent())
