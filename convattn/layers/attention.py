@@ -36,6 +36,17 @@ class AttentionPart(nn.Module):
         stride: s of ``forward``'s result; 1 where the part cannot skip queries: ACmix then skips
             pixels of the sum.
         dim: channels of v, where the part is made for a number; ACmix checks that it has as many.
+
+    A part with 4 heads in which every pixel gets the mean of the values::
+
+        class Mean(AttentionPart):
+            def __init__(self, dim: int) -> None:
+                super().__init__((4, 4, 4), dim=dim)
+
+            def forward(self, q, k, v):
+                return v.mean(dim=(2, 3), keepdim=True).expand_as(v)
+
+        ACmix(64, attention=Mean)  # called with the 64 output channels; or attention=Mean(64)
     """
 
     def __init__(
@@ -60,7 +71,13 @@ class AttentionPart(nn.Module):
         return x
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        """Attend: (B, C, ceil(H / s), ceil(W / s)).
+
+        Args:
+            q: queries (B, groups[0] d, H, W), group after group, not yet scaled.
+            k: keys (B, groups[1] d, h, w), of the size of ``context``.
+            v: values (B, groups[2] d, h, w).
+        """
         raise NotImplementedError
 
     def restore(self, y: Tensor) -> Tensor:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from convattn.layers.attention_block import AttentionBlock
 from convattn.layers.glmix import GLMix, GLMixBlock
-from convattn.models._backbone import Pyramid, Stage, drop_path_rates, only_stride_32, placed
+from convattn.models._backbone import (
+    Pyramid,
+    Stage,
+    check_sizes,
+    drop_path_rates,
+    only_stride_32,
+    placed,
+)
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family
@@ -108,6 +115,7 @@ class GLNet(Pyramid):
         dtype: torch.dtype | None = None,
     ) -> None:
         _check(config)
+        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
         only_stride_32("GLNet", output_stride)
         widths = config.embed_dims
         with placed(device):
