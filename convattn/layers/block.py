@@ -23,6 +23,7 @@ class PreNormBlock(nn.Module):
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
         layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
+        norm_eps: what the layer norms add to the variance.
 
     Raises:
         ValueError: a size or a rate out of range.
@@ -39,6 +40,7 @@ class PreNormBlock(nn.Module):
         mlp_dwconv: bool = False,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         check_positive("dim", dim)
@@ -49,10 +51,10 @@ class PreNormBlock(nn.Module):
         check_rate("drop_path", drop_path)
         self.dim = dim
         self.pos_embed = depthwise(dim, 3) if pos_embed else None
-        self.norm1 = LayerNorm2d(dim, eps=NORM_EPS)
+        self.norm1 = LayerNorm2d(dim, eps=norm_eps)
         self.ls1 = _layer_scale(dim, layer_scale)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = LayerNorm2d(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm2d(dim, eps=norm_eps)
         self.mlp = ConvMlp(dim, max(1, int(dim * mlp_ratio)), dwconv=mlp_dwconv)
         self.ls2 = _layer_scale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()

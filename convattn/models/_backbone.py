@@ -16,37 +16,44 @@ from convattn.ops._checks import check_positive, check_rate
 
 
 class Stage(nn.Module):
-    """A transition to the stage's width and resolution, then its blocks.
+    """A transition to the stage's width and resolution, its blocks, and a norm where it ends in one.
 
     Args:
         downsample: Applied first; an identity where the stem already did it.
         blocks: Modules from (B, C, H, W) to the same shape.
+        norm: Applied last; None for none.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
         x = self.downsample(x)
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
 
 
 class Pyramid(nn.Module):
-    """`head(norm(stages(stem(x))))`, with maps at strides 4, 8, 16 and 32 on the way.
+    """`head(norm(stages(stem(x))))`, with a map after each stage on the way.
 
     A family gives the parts; this class gives timm's backbone contract.
 
     Args:
-        stem: From the image to the first stage's input, at stride 4.
-        stages: One per resolution, each halving it except the first.
+        stem: From the image to the first stage's input.
+        stages: One per resolution.
         norm: Applied to the last stage's map.
         widths: Channels of each stage.
+        reductions: Strides of the stages' maps.
         in_chans: Channels of the image.
         num_classes: Size of the output; 0 gives the pooled features.
         global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
@@ -61,6 +68,7 @@ class Pyramid(nn.Module):
         stages: Sequence[Stage],
         norm: nn.Module,
         widths: Sequence[int],
+        reductions: Sequence[int] = (4, 8, 16, 32),
         in_chans: int,
         num_classes: int,
         global_pool: str,
@@ -73,8 +81,8 @@ class Pyramid(nn.Module):
         self.drop_rate = drop_rate
         self.num_features = widths[-1]
         self.feature_info: list[dict[str, Any]] = [
-            {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            for i, width in enumerate(widths)
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
         ]
         self.stem = stem
         self.stages = nn.Sequential(*stages)

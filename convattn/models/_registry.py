@@ -79,6 +79,24 @@ def register_family(
         _NAMES.add(name)
 
 
+def with_single_paths(
+    configs: Mapping[str, Any], field: str, *, conv: str, attn: str
+) -> dict[str, Any]:
+    """Add to each variant those with one path of its operator alone: ``NAME_conv``, ``NAME_attn``.
+
+    Args:
+        configs: Variant name to frozen config dataclass.
+        field: The config's field that chooses the paths.
+        conv: Its value for the convolution alone.
+        attn: Its value for the attention alone.
+    """
+    every = dict(configs)
+    for name, config in configs.items():
+        every[f"{name}_conv"] = dataclasses.replace(config, **{field: conv})
+        every[f"{name}_attn"] = dataclasses.replace(config, **{field: attn})
+    return every
+
+
 def _entrypoint(
     name: str, build: Callable[[str, bool, dict[str, Any]], nn.Module]
 ) -> Callable[..., nn.Module]:
