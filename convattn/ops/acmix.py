@@ -28,12 +28,17 @@ from convattn.ops._checks import (
     check_positive,
     check_tensor,
 )
+from convattn.ops._script import scriptable
 from convattn.ops.fuse import fold_fc_group_conv
 from convattn.ops.reference import acmix as reference
 
 BACKENDS = ("folded", "grouped", "reference")
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, Tensor fc_weight, Tensor dep_weight, *, int head_dim, "
+    "Tensor? fc_bias=None, int stride=1, int dilation=1, str backend='auto') -> Tensor"
+)
 def acmix_convolution(
     q: Tensor,
     k: Tensor,
@@ -105,6 +110,10 @@ def acmix_convolution(
     return F.conv2d(x.flatten(1, 2), kernels, None, stride, padding, dilation, groups=head_dim)
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, Tensor fc_weight, *, int head_dim, int num_outputs, "
+    "Tensor? fc_bias=None, int stride=1, int dilation=1) -> Tensor"
+)
 def shift_convolution(
     q: Tensor,
     k: Tensor,

@@ -26,6 +26,7 @@ from convattn.ops._checks import (
     check_tensor,
 )
 from convattn.ops._reflection import ceil_divide, padded_positions, window_positions
+from convattn.ops._script import scriptable
 from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
 from convattn.ops._windows import attend_in_windows
@@ -44,6 +45,10 @@ def _suits_whole(height: int, width: int, window_size: int) -> bool:
     return height * width <= (2 * window_size + 4) ** 2
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int window_size=7, int stride=1, int "
+    "dilation=1, Tensor? position=None, float? scale=None, str backend='auto') -> Tensor"
+)
 def sliding_window_attention(
     q: Tensor,
     k: Tensor,
@@ -108,6 +113,10 @@ def sliding_window_attention(
     return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int window_size=7, int[2] shift=0, "
+    "Tensor? bias=None, float? scale=None, str backend='auto') -> Tensor"
+)
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -168,6 +177,10 @@ def window_attention(
     )
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, *, int num_heads, float? scale=None, str backend='auto') "
+    "-> Tensor"
+)
 def global_attention(
     q: Tensor,
     k: Tensor,
@@ -207,6 +220,10 @@ def global_attention(
     return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
 
 
+@scriptable(
+    "(Tensor weights, Tensor v, *, int kernel_size=7, int stride=1, int dilation=1, str "
+    "backend='auto') -> Tensor"
+)
 def patchwise_aggregate(
     weights: Tensor,
     v: Tensor,
@@ -257,6 +274,7 @@ def patchwise_aggregate(
     return _aggregate_taps(weights, v, kernel_size, stride, dilation)
 
 
+@scriptable("(Tensor x, *, int kernel_size, int stride=1, int dilation=1) -> Tensor")
 def neighbourhoods(x: Tensor, *, kernel_size: int, stride: int = 1, dilation: int = 1) -> Tensor:
     """Copy the K x K pixels around every s-th one, the map mirrored at its borders.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_map, check_positive, check_tensor
+from convattn.ops._script import scriptable
 from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
 from convattn.ops.reference.glmix import MIN_NORM
@@ -26,6 +27,7 @@ from convattn.ops.reference.glmix import MIN_NORM
 BACKENDS = ("sdpa", "reference")
 
 
+@scriptable("(Tensor x, int[2] grid) -> Tensor")
 def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average a map over a grid of bins: the slots before clustering.
 
@@ -50,6 +52,7 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
 
 
+@scriptable("(Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor")
 def soft_clustering(
     slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
 ) -> Tensor:
@@ -80,6 +83,7 @@ def soft_clustering(
     return _attend(scale * _unit(slots), _unit(tokens), tokens)
 
 
+@scriptable("(Tensor slots, Tensor u, int iterations) -> Tensor")
 def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     """Gather a map into slots by k-means with cosine similarity.
 
@@ -111,6 +115,9 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     return _cluster_means(members, tokens, centroids)
 
 
+@scriptable(
+    "(Tensor prototypes, Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor"
+)
 def dispatch(
     prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
 ) -> Tensor:

@@ -18,11 +18,16 @@ from torch import Tensor
 
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
+from convattn.ops._script import scriptable
 from convattn.ops.reference import xvolution as reference
 
 BACKENDS = ("shifted", "reference")
 
 
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int kernel_size=3, int distance=1, int "
+    "stride=1, float? scale=None, str backend='auto') -> Tensor"
+)
 def pixel_shift_attention(
     q: Tensor,
     k: Tensor,
