@@ -16,7 +16,7 @@ from convattn.ops._checks import check_positive, check_rate
 
 
 class Stage(nn.Module):
-    """A transition to the stage's width and resolution, its blocks, and a norm where it ends in one.
+    """A transition to the stage's width and resolution, its blocks, and where it has one a norm.
 
     Args:
         downsample: Applied first; an identity where the stem already did it.
@@ -229,6 +229,7 @@ class Pyramid(nn.Module):
         by_block = [
             (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),  # timm: to the group before, the last block's
             (r"^norm", (99999,)),
         ]
         by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]
