@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import Attention, trunc_normal_
@@ -63,6 +63,8 @@ class GLMix(nn.Module):
     sequence open: local first is our choice.
     """
 
+    __jit_unused_properties__: ClassVar = ["slot_grid"]  # TorchScript compiles the others
+
     def __init__(
         self,
         in_chans: int,
@@ -99,6 +101,8 @@ class GLMix(nn.Module):
         self.branches = branches
         self.backend = backend
         self._slot_grid: tuple[int, int] | None = None
+        self.slot_attn: Attention | None = None
+        self.local: nn.Sequential | None = None
         if branches != "local":
             num_heads = resolve_num_heads(in_chans, num_heads, head_dim)
             self.slot_scale = nn.Parameter(torch.full((1,), in_chans**-0.5))
@@ -144,17 +148,20 @@ class GLMix(nn.Module):
         if context is None:
             context = x
         check_map(context, "context", channels=self.in_chans)
-        if self.branches == "parallel":
-            y = self._global(x, context) + self.local(x)
+        return self.proj(self._mix(x, context))
+
+    def _mix(self, x: Tensor, context: Tensor) -> Tensor:
+        if self.local is None:
+            return self._global(x, context)
+        elif self.slot_attn is None:  # noqa: RET505  # TorchScript compiles what follows a return
+            return self.local(x)
         elif self.branches == "sequential":
-            y = self._global(self.local(x), context)
-        elif self.branches == "local":
-            y = self.local(x)
+            return self._global(self.local(x), context)
         else:
-            y = self._global(x, context)
-        return self.proj(y)
+            return self._global(x, context) + self.local(x)
 
     def _global(self, u: Tensor, context: Tensor) -> Tensor:
+        assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
         if self.clustering == "soft":
             slots = soft_clustering(prototypes, u, self.slot_scale, backend=self.backend)
