@@ -101,8 +101,8 @@ class GLMix(nn.Module):
         self.branches = branches
         self.backend = backend
         self._slot_grid: tuple[int, int] | None = None
-        self.slot_attn: Attention | None = None
-        self.local: nn.Sequential | None = None
+        self.slot_attn: Any = None  # or an Attention: TorchScript wants every name to be there
+        self.local: Any = None  # or its convolutions
         if branches != "local":
             num_heads = resolve_num_heads(in_chans, num_heads, head_dim)
             self.slot_scale = nn.Parameter(torch.full((1,), in_chans**-0.5))

@@ -141,12 +141,9 @@ class GLNet(Pyramid):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
         logits = self.head(x, pre_logits=pre_logits)  # TorchScript knows no super()
-        if self.token_head is None:
-            return logits
-        elif pre_logits:  # noqa: RET505  # and compiles what follows a return
-            return logits
-        else:
-            return logits + 0.5 * self._position_logits(x).amax((2, 3))
+        if self.token_head is not None and not pre_logits:
+            logits = logits + 0.5 * self._position_logits(x).amax((2, 3))
+        return logits
 
     def forward_token_labels(
         self, x: Tensor, box: tuple[int, int, int, int] | None = None
