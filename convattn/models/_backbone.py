@@ -36,7 +36,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
         x = self.downsample(x)
-        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        if recompute and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
