@@ -69,6 +69,10 @@ class _Mix:
     beta: float | None
     learnt: tuple[str, ...] = ()
 
+    def factor(self, name: str) -> nn.Parameter | float | None:
+        start = getattr(self, name)
+        return nn.Parameter(torch.full((1,), start)) if name in self.learnt else start
+
 
 MIXES = {
     "learned": _Mix(0.5, 0.5, learnt=("alpha", "beta")),
@@ -121,9 +125,6 @@ class ACmix(nn.Module):
     ``reset_parameters`` last); its position grid is float32 on the default GPU; its sizes are
     limited by reflection and windows.
     """
-
-    alpha: nn.Parameter | float
-    beta: nn.Parameter | float | None
 
     def __init__(
         self,
@@ -179,10 +180,8 @@ class ACmix(nn.Module):
         if mix != "attention":
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
             self.dep_conv = self._make_dep_conv()
-        for name in ("alpha", "beta"):
-            start = getattr(MIXES[mix], name)
-            learnt = name in MIXES[mix].learnt
-            setattr(self, name, nn.Parameter(torch.full((1,), start)) if learnt else start)
+        self.alpha: Any = MIXES[mix].factor("alpha")
+        self.beta: Any = MIXES[mix].factor("beta")
 
     def reset_parameters(self) -> None:
         """Start alpha, beta and the group convolution anew: last, after a builder's own start."""
@@ -212,33 +211,48 @@ class ACmix(nn.Module):
     def _aggregate(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.fc is None:
             return self.attn(q, k, v)
-        H, W = q.shape[2:]
-        maps = q, self.attn.spread(k, (H, W)), self.attn.spread(v, (H, W))
-        convolved = self._convolve(self.fc, *maps)
-        if self.mix == "convolution":
-            return convolved
-        attended = self.attn(q, k, v)
-        alpha = _number(self.alpha, attended)
-        beta = 1 - alpha if self.beta is None else _number(self.beta, attended)
-        return alpha * attended + beta * convolved
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            H, W = q.shape[2], q.shape[3]
+            spread = self.attn.spread(k, (H, W)), self.attn.spread(v, (H, W))
+            convolved = self._convolve(q, spread[0], spread[1])
+            if self.mix == "convolution":
+                return convolved
+            beta = 1 - self.alpha if self.beta is None else self.beta
+            return _times(self.alpha, self.attn(q, k, v)) + _times(beta, convolved)
 
-    def _convolve(self, fc: nn.Conv2d, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        options: dict[str, Any] = {
-            "head_dim": self.head_dim,
-            "fc_bias": fc.bias,
-            "stride": self.attn.stride,
-            "dilation": self.dilation,
-        }
+    def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fc = self.fc
+        assert fc is not None
         if self.shift == "tensor":
-            num_outputs = self.out_chans // self.head_dim
-            return shift_convolution(q, k, v, fc.weight, num_outputs=num_outputs, **options)
+            return shift_convolution(
+                q,
+                k,
+                v,
+                fc.weight,
+                head_dim=self.head_dim,
+                num_outputs=self.out_chans // self.head_dim,
+                fc_bias=fc.bias,
+                stride=self.attn.stride,
+                dilation=self.dilation,
+            )
         if self.dep_conv is None:
             kernels = shift_kernels(
                 self.kernel_size, self.out_chans, device=q.device, dtype=q.dtype
             )
         else:
             kernels = self.dep_conv.weight
-        return acmix_convolution(q, k, v, fc.weight, kernels, backend=self.backend, **options)
+        return acmix_convolution(
+            q,
+            k,
+            v,
+            fc.weight,
+            kernels,
+            head_dim=self.head_dim,
+            fc_bias=fc.bias,
+            stride=self.attn.stride,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
 
     def _make_dep_conv(self) -> nn.Conv2d | None:
         if self.shift in ("fixed", "tensor"):
@@ -261,9 +275,11 @@ class _ShiftConv2d(nn.Conv2d):
             self.weight.copy_(shift_kernels(self.kernel_size[0], self.out_channels))
 
 
-def _number(value: Tensor | float, like: Tensor) -> Tensor | float:
+def _times(factor: Tensor | float, x: Tensor) -> Tensor:
     """Give a learnt factor the type of the map, or autocast would widen the map."""
-    return value.to(like.dtype) if isinstance(value, Tensor) else value
+    if isinstance(factor, Tensor):
+        return factor.to(x.dtype) * x
+    return factor * x
 
 
 def _make_part(

@@ -193,12 +193,12 @@ class WindowAttention(AttentionPart):
     def prepare(self, x: Tensor) -> Tensor:
         """Roll the map, so that the shifted windows become the grid's."""
         rows, columns = self._shifts(x)
-        return torch.roll(x, (-rows, -columns), (2, 3)) if rows or columns else x
+        return torch.roll(x, (-rows, -columns), (2, 3)) if rows + columns > 0 else x
 
     def restore(self, y: Tensor) -> Tensor:
         """Roll the map back."""
         rows, columns = self._shifts(y)
-        return torch.roll(y, (rows, columns), (2, 3)) if rows or columns else y
+        return torch.roll(y, (rows, columns), (2, 3)) if rows + columns > 0 else y
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend: (B, C, H, W)."""
@@ -215,7 +215,8 @@ class WindowAttention(AttentionPart):
         return self.proj(attended)
 
     def _shifts(self, x: Tensor) -> tuple[int, int]:
-        rows, columns = (self.shift if size > self.window_size else 0 for size in x.shape[2:])
+        rows = self.shift if x.shape[2] > self.window_size else 0
+        columns = self.shift if x.shape[3] > self.window_size else 0
         return rows, columns
 
     def bias(self) -> Tensor:
@@ -225,7 +226,8 @@ class WindowAttention(AttentionPart):
         width = 2 * self.window_size - 1
         index = width * apart[:, None, :, None] + apart[None, :, None, :]
         table = self.relative_position_bias_table[index.flatten()]
-        return table.T.unflatten(1, (self.window_size**2, self.window_size**2))
+        pixels = self.window_size * self.window_size
+        return table.T.unflatten(1, (pixels, pixels))
 
 
 class GlobalAttention(AttentionPart):
@@ -304,8 +306,8 @@ class SpatialReductionAttention(GlobalAttention):
 
     def context(self, x: Tensor) -> Tensor:
         """Reduce the map: (B, C_in, floor(H / R), floor(W / R)), at least one pixel."""
-        bottom, right = (max(self.reduction - size, 0) for size in x.shape[2:])
-        if bottom or right:
+        bottom, right = max(self.reduction - x.shape[2], 0), max(self.reduction - x.shape[3], 0)
+        if bottom + right > 0:
             x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.reduce(x))
 
@@ -378,7 +380,7 @@ class PatchwiseAttention(AttentionPart):
         q = q[:, :, :: self.stride, :: self.stride]
         weights = self.mlp(torch.cat([q, around.flatten(1, 2)], dim=1))
         return patchwise_aggregate(
-            weights.unflatten(1, (-1, self.window_size**2)),
+            weights.unflatten(1, (-1, self.window_size * self.window_size)),
             v,
             kernel_size=self.window_size,
             stride=self.stride,
@@ -390,7 +392,7 @@ class PatchwiseAttention(AttentionPart):
 def position_grid(x: Tensor) -> Tensor:
     """Return columns and rows as numbers from -1 to 1, like ``x`` in type: (1, 2, H, W)."""
     check_map(x)
-    rows, columns = (
-        torch.linspace(-1, 1, size, device=x.device, dtype=x.dtype) for size in x.shape[2:]
-    )
-    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"))[None]
+    H, W = x.shape[2], x.shape[3]
+    rows = torch.linspace(-1, 1, H, device=x.device, dtype=x.dtype)
+    columns = torch.linspace(-1, 1, W, device=x.device, dtype=x.dtype)
+    return torch.stack([columns.expand(H, W), rows[:, None].expand(H, W)])[None]
