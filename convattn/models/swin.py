@@ -1,0 +1,328 @@
+"""Swin with ACmix in place of window attention, and what it is compared with (arXiv 2111.14556)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, trunc_normal_
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from convattn.layers.acmix import ACmix
+from convattn.layers.block import PreNormBlock
+from convattn.models._backbone import (
+    Pyramid,
+    Stage,
+    check_sizes,
+    drop_path_rates,
+    only_stride_32,
+    placed,
+)
+from convattn.models._official import Renames, add_names, checkpoint_filter
+from convattn.models._pretrained import pretrained_cfg
+from convattn.models._registry import register_family, with_single_paths
+from convattn.ops._checks import check_choice, check_odd, check_rate
+
+MIXERS = ("acmix", "conv")
+NORM_EPS = 1e-5
+PATCH = 4
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Everything that tells one from another; each field is also a keyword of its models."""
+
+    embed_dims: tuple[int, ...] = (96, 192, 384, 768)  # channels of the stages
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the stages
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)  # of the stages' attention
+    window_size: int | tuple[int, ...] = 7  # of all stages, or of each
+    mlp_ratio: float = 4.0
+    mixer: str = "acmix"  # "conv" for a dense convolution in its place
+    mix: str = "learned"  # of ACmix, as the next
+    shift: str = "learned"
+    kernel_size: int = 3  # of the convolution
+    drop_path_rate: float = 0.0
+
+
+_TINY = SwinConfig(drop_path_rate=0.2)
+_NANO = SwinConfig(
+    embed_dims=(16, 32, 64, 96), depths=(2, 2, 1, 1), num_heads=(1, 2, 4, 6), window_size=4
+)
+_ACMIX = {
+    "acmix_swin_tiny": _TINY,
+    "acmix_swin_small": replace(_TINY, depths=(2, 2, 18, 2), drop_path_rate=0.3),
+    "acmix_swin_nano": _NANO,
+}
+VARIANTS: dict[str, SwinConfig] = {
+    **with_single_paths(_ACMIX, "mix", conv="convolution", attn="attention"),
+    "conv_swin_tiny": replace(_TINY, mixer="conv"),
+    "conv_swin_nano": replace(_NANO, mixer="conv"),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Project each patch of 4 x 4 pixels: ``y = LayerNorm(Conv_4x4,stride 4(x))``.
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels of the output.
+
+    Shape:
+        (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4)); zeros fill up the last patches.
+    """
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, dim, PATCH, stride=PATCH)
+        self.norm = LayerNorm2d(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4))."""
+        return self.norm(self.conv(_pad_to_multiple(x, 4)))
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution: ``y = W LayerNorm([x_00, x_10, x_01, x_11])``, of each 2 x 2 pixels.
+
+    Args:
+        dim: channels of the input.
+        out_dim: channels of the output.
+
+    Shape:
+        (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2)); zeros fill up the last pixels.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(4 * dim, eps=NORM_EPS)
+        self.reduction = nn.Conv2d(4 * dim, out_dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2))."""
+        x = _pad_to_multiple(x, 2)
+        top, bottom = x[:, :, 0::2], x[:, :, 1::2]
+        # the published order: down each column first
+        x = torch.cat([top[..., 0::2], bottom[..., 0::2], top[..., 1::2], bottom[..., 1::2]], dim=1)
+        return self.reduction(self.norm(x))
+
+
+class SwinBlock(PreNormBlock):
+    """Residual block of a way of mixing positions, and a feed-forward network.
+
+    ``x = x + mixer(LN(x));  x = x + FFN(LN(x))``
+
+    Args:
+        dim: channels.
+        mixer: from (B, dim, H, W) to the same shape: ACmix, or a convolution.
+        mlp_ratio: hidden channels of the FFN over ``dim``.
+        drop_path: rate at which a branch of an image is dropped in training.
+
+    Raises:
+        ValueError: a size or a rate out of range.
+
+    Swin (arXiv 2103.14030), section 3.1.
+    """
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, *, mlp_ratio: float = 4.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(
+            dim, pos_embed=False, mlp_ratio=mlp_ratio, drop_path=drop_path, norm_eps=NORM_EPS
+        )
+        self.mixer = mixer
+
+    def mix(self, u: Tensor, context: Tensor) -> Tensor:
+        """Mix the positions of ``u``."""
+        return self.mixer(u)
+
+
+class Swin(Pyramid):
+    """Swin whose blocks mix by ACmix with window attention, shifted in every second block.
+
+    ``logits = Linear(mean(LN(stages(stem(x)))))``; with ``mix="attention"`` it is Swin.
+
+    Args:
+        config: The variant.
+        in_chans: Channels of the image.
+        num_classes: Size of the output; 0 for the pooled features.
+        global_pool: How timm's classifier pools, "" for the map itself.
+        output_stride: Only 32.
+        drop_rate: Dropout before the classifier.
+        device: Where to build the parameters.
+        dtype: Their type.
+
+    Raises:
+        ValueError: For sizes, names or a stride that do not fit.
+
+    ACmix (CVPR 2022, arXiv 2111.14556) in Swin (arXiv 2103.14030). Departures from the published
+    code: any input size is taken. Patches, merged pixels and windows that the map does not fill
+    are filled with zeros, the windows' masked; the windows of a map no larger than they are not
+    shifted.
+
+    In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, takes the place of
+    the attention with its projections. That has 39.1 M parameters, as the paper says (39 M), and
+    6.1 G multiply-adds, where the paper says 4.5 G. Both cannot be: its weights alone are applied
+    at 3136, 784, 196 and 49 positions, 3.1 G in all, beside 2.8 G of the unchanged FFNs.
+    """
+
+    def __init__(
+        self,
+        config: SwinConfig,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check(config)
+        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
+        only_stride_32("Swin", output_stride)
+        widths = config.embed_dims
+        with placed(device):
+            super().__init__(
+                stem=PatchEmbed(in_chans, widths[0]),
+                stages=_stages(config),
+                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+                widths=widths,
+                reductions=[PATCH * 2**i for i in range(len(widths))],
+                in_chans=in_chans,
+                num_classes=num_classes,
+                global_pool=global_pool,
+                drop_rate=drop_rate,
+            )
+        self.config = config
+        self.init_weights()
+        self.to(dtype=dtype)
+
+    def init_weights(self) -> None:
+        """Start what is linear in Swin at a narrow normal, and ACmix's convolution at the shifts.
+
+        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as torch starts them.
+        """
+        self.apply(_start)
+        for module in self.modules():
+            if isinstance(module, ACmix):
+                if module.fc is not None:
+                    module.fc.reset_parameters()
+                module.reset_parameters()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
+        super().reset_classifier(num_classes, global_pool)
+        self.head.apply(_start)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of alpha, beta and the bias tables, which are no weights of a map."""
+        leaves = ("alpha", "beta", "relative_position_bias_table")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+
+
+def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
+    """Add zeros below and on the right, so that ``step`` divides the sizes."""
+    # never skipped: a branch on the size would tie an exported graph to it
+    return F.pad(x, [0, -x.shape[3] % step, 0, -x.shape[2] % step])
+
+
+def _start(module: nn.Module) -> None:
+    # On the meta device there is nothing to fill, and not filling it is quick.
+    linear = isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    )
+    if not linear or module.weight.is_meta:
+        return
+    trunc_normal_(module.weight, std=0.02)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _stages(config: SwinConfig) -> list[Stage]:
+    widths = config.embed_dims
+    rates = drop_path_rates(config.drop_path_rate, config.depths)
+    stages = []
+    for i, width in enumerate(widths):
+        down = PatchMerging(widths[i - 1], width) if i else nn.Identity()
+        blocks = [
+            SwinBlock(
+                width,
+                _mixer(config, stage=i, position=j),
+                mlp_ratio=config.mlp_ratio,
+                drop_path=rate,
+            )
+            for j, rate in enumerate(rates[i])
+        ]
+        stages.append(Stage(down, blocks))
+    return stages
+
+
+def _mixer(config: SwinConfig, *, stage: int, position: int) -> nn.Module:
+    width, kernel = config.embed_dims[stage], config.kernel_size
+    if config.mixer == "conv":
+        return nn.Conv2d(width, width, kernel, padding=kernel // 2)
+    return ACmix(
+        width,
+        attention="shifted_window" if position % 2 else "window",
+        num_heads=config.num_heads[stage],
+        window_size=_windows(config)[stage],
+        kernel_size=kernel,
+        shift=config.shift,
+        mix=config.mix,
+        fc_bias=True,
+    )
+
+
+def _windows(config: SwinConfig) -> tuple[int, ...]:
+    size = config.window_size
+    return (size,) * len(config.depths) if isinstance(size, int) else tuple(size)
+
+
+def _check(config: SwinConfig) -> None:
+    check_choice("mixer", config.mixer, MIXERS)
+    check_rate("drop_path_rate", config.drop_path_rate)
+    check_odd("kernel_size", config.kernel_size)
+    named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
+    if len({len(sizes) for sizes in named}) > 1 or not config.depths:
+        raise ValueError(
+            "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
+            f"same stages, got {', '.join(map(str, named))}"
+        )
+
+
+def _cfg(name: str) -> dict[str, Any]:
+    size = 32 if "nano" in name else 224
+    return pretrained_cfg(
+        first_conv="stem.conv", classifier="head.fc", image_size=size, crop_pct=0.9
+    )
+
+
+def _published_names(model: nn.Module) -> Renames:
+    assert isinstance(model, Swin)
+    merging = [  # published at the end of a stage, here at the start of the next
+        (rf"layers\.{i}\.downsample\.(.*)", rf"stages.{i + 1}.downsample.\1")
+        for i in range(len(model.config.depths) - 1)
+    ]
+    return (
+        (r"patch_embed\.proj\.(.*)", r"stem.conv.\1"),
+        (r"patch_embed\.norm\.(.*)", r"stem.norm.\1"),
+        *merging,
+        (r"layers\.(\d+)\.blocks\.(\d+)\.attn\.(.*)", r"stages.\1.blocks.\2.mixer.\3"),
+        (r"layers\.(\d+)\.blocks\.(.*)", r"stages.\1.blocks.\2"),
+        (r"head\.(weight|bias)", r"head.fc.\1"),
+    )
+
+
+register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx takes it as one node
+add_names(Swin, _published_names)
+register_family(
+    __name__,
+    Swin,
+    VARIANTS,
+    {name: _cfg(name) for name in VARIANTS},
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    checkpoint_filter=checkpoint_filter,
+)
