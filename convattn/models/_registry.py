@@ -51,9 +51,10 @@ def register_family(
         checkpoint_filter: Renames the entries of a weight file that timm loads.
     """
     home = sys.modules[module]
-    home.default_cfgs = generate_default_cfgs(  # type: ignore[attr-defined]
-        {name: dict(pretrained_cfgs[name]) for name in configs}
-    )
+    home.default_cfgs = {  # type: ignore[attr-defined]  # timm looks here
+        **getattr(home, "default_cfgs", {}),  # of another class in the same file
+        **generate_default_cfgs({name: dict(pretrained_cfgs[name]) for name in configs}),
+    }
     fields = {field.name for config in configs.values() for field in dataclasses.fields(config)}
     own = set(inspect.signature(model_class).parameters) - {"config"}
     known = sorted({*fields, *own, *_BUILDER_ARGUMENTS})

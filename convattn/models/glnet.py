@@ -1,4 +1,8 @@
-"""GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429)."""
+"""GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429).
+
+``NAME_conv`` and ``NAME_attn`` are its ablations: GLMix blocks with the local or the global branch
+alone. The attention blocks of the "hybrid" and "mha" stages stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from convattn.models._backbone import (
 )
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
-from convattn.models._registry import register_family
+from convattn.models._registry import register_family, with_single_paths
 from convattn.ops._checks import check_choice, check_rate
 
 BLOCKS = ("glmix", "hybrid", "mha")
@@ -66,7 +70,7 @@ _4G = GLNetConfig(embed_dims=(64, 128, 256, 512), depths=(4, 4, 18, 4), drop_pat
 _9G = replace(_4G, embed_dims=(96, 192, 384, 768), drop_path_rate=0.3)
 _16G = replace(_4G, embed_dims=(128, 256, 512, 1024), drop_path_rate=0.4, layer_scale=1e-4)
 
-VARIANTS: dict[str, GLNetConfig] = {
+_PARALLEL: dict[str, GLNetConfig] = {
     "glnet_stl": _STL,
     "glnet_stl_paramslot": replace(_STL, slot_init="learned"),
     "glnet_4g": _4G,
@@ -76,6 +80,9 @@ VARIANTS: dict[str, GLNetConfig] = {
     "glnet_9g_tklb": replace(_9G, token_labelling=True, drop_path_rate=0.1),
     "glnet_nano": GLNetConfig(embed_dims=(32, 64, 96, 128), depths=(1, 1, 2, 1), slots=16),
 }
+VARIANTS: dict[str, GLNetConfig] = with_single_paths(
+    _PARALLEL, "branches", conv="local", attn="global"
+)
 
 
 class GLNet(Pyramid):

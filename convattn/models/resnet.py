@@ -1,82 +1,99 @@
-"""ResNet with ACmix in place of the 3x3 convolution of every block (arXiv 2111.14556)."""
+"""ResNets with an operator in place of the 3x3 convolutions: none, ACmix, or X-volution."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.models import register_notrace_module
-from timm.models.resnet import Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
+from convattn.layers.xvolution import XVolution
 from convattn.models._backbone import check_sizes, placed
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
-from convattn.models._registry import register_family
-from convattn.ops._checks import check_rate
+from convattn.models._registry import register_family, with_single_paths
+from convattn.ops._checks import check_choice, check_rate
+
+# Each block, and which of its convolutions and norms an operator takes the place of: the first 3x3.
+BLOCKS = {"bottleneck": (Bottleneck, "conv2", "bn2"), "basic": (BasicBlock, "conv1", "bn1")}
 
 
 @dataclass(frozen=True)
-class ACmixResNetConfig:
+class ResNetConfig:
     """Everything that tells one from another; each field is also a keyword of its models."""
 
     layers: tuple[int, ...]  # blocks of the stages
-    channels: tuple[int, ...] = (64, 128, 256, 512)  # a quarter of the stages' widths
+    channels: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions
+    block: str = "bottleneck"  # or "basic"
     stem_width: int = 0  # of three 3x3 convolutions ending in twice that; 0 for one 7x7 to 64
-    num_heads: int | None = None  # of ACmix, as the rest: None for 4
-    window_size: int | None = None  # None for 7
+    drop_path_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class ACmixResNetConfig(ResNetConfig):
+    """A ResNet, and the arguments of its `ACmix`, None where the attention takes no such thing."""
+
+    num_heads: int | None = None  # None for 4, where the attention has heads
+    window_size: int | None = None  # None for 7, where it has windows
     kernel_size: int = 3
     attention: str = "sliding_window"
     mix: str = "learned"
     shift: str = "learned"
-    drop_path_rate: float = 0.0
 
 
-VARIANTS: dict[str, ACmixResNetConfig] = {
-    "acmix_resnet26": ACmixResNetConfig(layers=(1, 2, 4, 1)),
-    "acmix_resnet38": ACmixResNetConfig(layers=(2, 3, 5, 2)),
-    "acmix_resnet50": ACmixResNetConfig(layers=(3, 4, 6, 3)),
-    "acmix_resnet_nano": ACmixResNetConfig(
-        layers=(1, 1, 1, 1), channels=(16, 32, 48, 64), stem_width=16
-    ),
+@dataclass(frozen=True)
+class XVolutionResNetConfig(ResNetConfig):
+    """A ResNet, the stages that have `XVolution`, and its arguments."""
+
+    stages: tuple[int, ...] = (3,)  # counted from 1
+    attention: str = "pssa"  # or "sa"
+    num_heads: int = 4
+    distance: int = 1
+    weighting: bool = True
+
+
+_LAYERS = {"26": (1, 2, 4, 1), "38": (2, 3, 5, 2), "50": (3, 4, 6, 3)}
+_NANO: dict[str, Any] = {
+    "layers": (1, 1, 1, 1),
+    "channels": (16, 32, 48, 64),
+    "stem_width": 16,
+}
+
+BASELINES: dict[str, ResNetConfig] = {
+    **{f"baseline_resnet{n}": ResNetConfig(layers=layers) for n, layers in _LAYERS.items()},
+    "baseline_resnet_nano": ResNetConfig(**_NANO),
+}
+VARIANTS: dict[str, ACmixResNetConfig] = with_single_paths(
+    {
+        **{f"acmix_resnet{n}": ACmixResNetConfig(layers=layers) for n, layers in _LAYERS.items()},
+        "acmix_resnet_nano": ACmixResNetConfig(**_NANO),
+    },
+    "mix",
+    conv="convolution",
+    attn="attention",
+)
+XVOLUTIONS: dict[str, XVolutionResNetConfig] = {
+    "xvolution_resnet34": XVolutionResNetConfig(layers=(3, 4, 6, 3), block="basic"),
+    "xvolution_resnet50": XVolutionResNetConfig(layers=(3, 4, 6, 3)),
+    "xvolution_resnet_nano": XVolutionResNetConfig(**_NANO),
 }
 
 
-class ACmixBottleneck(Bottleneck):
-    """timm's bottleneck block with ACmix, of the same stride and dilation, as its ``conv2``.
-
-    Args:
-        *args: As timm's.
-        acmix: Keyword arguments of `ACmix`.
-        **kwargs: As timm's, by name; ``cardinality`` can only be 1.
-    """
-
-    def __init__(self, *args: Any, acmix: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        conv = self.conv2
-        if conv.groups != 1:
-            raise ValueError(f"ACmix has no groups: cardinality must be 1, got {conv.groups}")
-        with placed(conv.weight.device):
-            mixer = ACmix(
-                conv.in_channels,
-                conv.out_channels,
-                stride=conv.stride[0],
-                dilation=conv.dilation[0],
-                **acmix,
-            )
-        self.conv2 = mixer.to(conv.weight.dtype)  # type: ignore[assignment]  # timm's is a Conv2d
-
-
-class ACmixResNet(ResNet):
-    """timm's ResNet of bottlenecks whose 3x3 convolution is ACmix, in all blocks.
+class BaselineResNet(ResNet):
+    """timm's ResNet of the papers' sizes, with plain convolutions: what the others are compared to.
 
     Args:
         config: The variant.
         in_chans: Channels of the image.
         num_classes: Size of the output; 0 for the pooled features.
         global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: 8, 16 or 32; where a stage keeps its resolution, ACmix is dilated instead.
+        output_stride: 8, 16 or 32; where a stage keeps its resolution, its 3x3 convolutions, and
+            what stands in their place, are dilated instead.
         drop_rate: Dropout before the classifier.
         zero_init_last: Whether each block starts as the identity.
         device: Where to build the parameters.
@@ -85,14 +102,13 @@ class ACmixResNet(ResNet):
     Raises:
         ValueError: For sizes or names that do not fit.
 
-    ACmix (CVPR 2022, arXiv 2111.14556). Departures from the published code: the group convolution
-    keeps its start at the shifts, which the published model overwrites; the dilation is used; the
-    last norm of a block starts at zero, as timm's ResNets do.
+    Deep residual learning (CVPR 2016, arXiv 1512.03385), with the stride in the 3x3 convolution as
+    torchvision has it. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``.
     """
 
     def __init__(
         self,
-        config: ACmixResNetConfig,
+        config: ResNetConfig,
         *,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -103,21 +119,12 @@ class ACmixResNet(ResNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check(config, output_stride)
         check_sizes(in_chans, num_classes, drop_rate)
-        check_rate("drop_path_rate", config.drop_path_rate)
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-        acmix = {
-            "num_heads": config.num_heads,
-            "window_size": config.window_size,
-            "kernel_size": config.kernel_size,
-            "attention": config.attention,
-            "mix": config.mix,
-            "shift": config.shift,
-        }
+        self._config = config
         with placed(device):
             super().__init__(
-                ACmixBottleneck,  # type: ignore[arg-type]  # the class, not an instance
+                BLOCKS[config.block][0],
                 config.layers,
                 in_chans=in_chans,
                 num_classes=num_classes,
@@ -127,12 +134,56 @@ class ACmixResNet(ResNet):
                 drop_rate=drop_rate,
                 drop_path_rate=config.drop_path_rate,
                 zero_init_last=zero_init_last,
-                block_args={"acmix": acmix},
                 stem_type="deep" if config.stem_width else "",
                 stem_width=config.stem_width or 64,
             )
+            if self.put_operators():
+                self.init_weights(zero_init_last)
         self.in_chans = in_chans
         self.to(dtype=dtype)
+
+    def put_operators(self) -> bool:
+        """Put the family's operator in place of convolutions, and return whether there is one."""
+        return False
+
+    def stage_blocks(self, *stages: int) -> Iterator[nn.Module]:
+        """Yield the blocks of some stages, counted from 1."""
+        for stage in stages:
+            yield from self.get_submodule(f"layer{stage}").children()
+
+
+class ACmixResNet(BaselineResNet):
+    """The ResNet whose 3x3 convolution is ACmix of the same stride and dilation, in all blocks.
+
+    Arguments and errors are those of `BaselineResNet`.
+
+    ACmix (CVPR 2022, arXiv 2111.14556). Departures from the published code: the group convolution
+    keeps its start at the shifts, which the published model overwrites; the dilation is used; the
+    last norm of a block starts at zero, as timm's ResNets do.
+    """
+
+    _config: ACmixResNetConfig
+
+    def put_operators(self) -> bool:
+        """Put ACmix in place of the first 3x3 convolution of every block."""
+        config = self._config
+        name = BLOCKS[config.block][1]
+        for block in self.stage_blocks(1, 2, 3, 4):
+            conv = _conv_of(block, name)
+            mixer = ACmix(
+                conv.in_channels,
+                conv.out_channels,
+                num_heads=config.num_heads,
+                window_size=config.window_size,
+                kernel_size=config.kernel_size,
+                attention=config.attention,
+                mix=config.mix,
+                shift=config.shift,
+                stride=conv.stride[0],
+                dilation=conv.dilation[0],
+            )
+            setattr(block, name, mixer)
+        return True
 
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Start as timm's ResNet does, and ACmix's group convolutions at the shifts."""
@@ -147,20 +198,103 @@ class ACmixResNet(ResNet):
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
 
 
-def _cfg(name: str, config: ACmixResNetConfig) -> dict[str, Any]:
-    return pretrained_cfg(
-        first_conv="conv1.0" if config.stem_width else "conv1",
-        classifier="fc",
-        image_size=32 if "nano" in name else 224,
+class XVolutionResNet(BaselineResNet):
+    """The ResNet whose first 3x3 convolution is X-volution in every block of some stages.
+
+    X-volution ends in the batch norm of its convolution branch plus that of its attention branch.
+    The former is the norm that followed the convolution, which therefore does not stay behind the
+    operator; the scale of the latter starts at zero. So the network computes at first what the
+    ResNet of the same weights computes, and timm's loader takes a ResNet's file:
+    ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": PATH})``; the attention
+    branch, which the file lacks, keeps its start.
+
+    Arguments and errors are those of `BaselineResNet`.
+
+    X-volution (2021, arXiv 2106.02253). No code was published: see `XVolution` for what is our
+    choice, and that stages are counted as ResNet's four, the third of which is the default.
+    """
+
+    _config: XVolutionResNetConfig
+
+    def put_operators(self) -> bool:
+        """Put X-volution in place of the first 3x3 convolution and norm of the chosen stages."""
+        config = self._config
+        _, name, norm = BLOCKS[config.block]
+        if not config.stages or not set(config.stages) <= {1, 2, 3, 4}:
+            raise ValueError(f"stages are some of 1, 2, 3, 4, such as (3,), got {config.stages}")
+        for block in self.stage_blocks(*config.stages):
+            conv = _conv_of(block, name)
+            if conv.dilation[0] != 1:
+                raise ValueError("X-volution is not dilated: output_stride must be 32")
+            mixer = XVolution(
+                conv.in_channels,
+                conv.out_channels,
+                stride=conv.stride[0],
+                num_heads=config.num_heads,
+                attention=config.attention,
+                distance=config.distance,
+                weighting=config.weighting,
+            )
+            setattr(block, name, mixer)
+            setattr(block, norm, nn.Identity())
+        return True
+
+
+def _check(config: ResNetConfig, output_stride: int) -> None:
+    check_choice("block", config.block, BLOCKS)
+    check_rate("drop_path_rate", config.drop_path_rate)
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    if (len(config.layers), len(config.channels)) != (4, 4):
+        raise ValueError(
+            f"layers and channels must each name 4 stages, got {config.layers}, {config.channels}"
+        )
+
+
+def _conv_of(block: nn.Module, name: str) -> nn.Conv2d:
+    conv = block.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _from_resnet(state: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Rename a ResNet's weights to X-volution's; the attention branch keeps its own."""
+    renamed = checkpoint_filter(state, model)
+    for prefix, module in model.named_modules():
+        if not isinstance(module, XVolution) or f"{prefix}.weight" not in renamed:
+            continue
+        renamed[f"{prefix}.conv.weight"] = renamed.pop(f"{prefix}.weight")
+        norm = prefix.replace("conv", "bn")
+        for key in [key for key in renamed if key.startswith(f"{norm}.")]:
+            renamed[f"{prefix}.conv_norm.{key.removeprefix(f'{norm}.')}"] = renamed.pop(key)
+        own = {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+        renamed = {**own, **renamed}
+    return renamed
+
+
+def _cfgs(configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: pretrained_cfg(
+            first_conv="conv1.0" if config.stem_width else "conv1",
+            classifier="fc",
+            image_size=32 if "nano" in name else 224,
+        )
+        for name, config in configs.items()
+    }
+
+
+for _operator in (ACmix, XVolution):
+    register_notrace_module(_operator)  # they look at sizes: torch.fx takes them as one node
+for _class, _configs, _filter in (
+    (BaselineResNet, BASELINES, checkpoint_filter),
+    (ACmixResNet, VARIANTS, checkpoint_filter),
+    (XVolutionResNet, XVOLUTIONS, _from_resnet),
+):
+    register_family(
+        __name__,
+        _class,
+        _configs,
+        _cfgs(_configs),
+        feature_cfg={"out_indices": (1, 2, 3, 4)},
+        checkpoint_filter=_filter,
     )
-
-
-register_notrace_module(ACmix)  # it looks at sizes: torch.fx takes it as one node
-register_family(
-    __name__,
-    ACmixResNet,
-    VARIANTS,
-    {name: _cfg(name, config) for name, config in VARIANTS.items()},
-    feature_cfg={"out_indices": (1, 2, 3, 4)},
-    checkpoint_filter=checkpoint_filter,
-)

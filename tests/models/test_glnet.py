@@ -52,7 +52,21 @@ def test_has_the_published_number_of_parameters(name, count):
 
 def test_every_variant_is_registered():
     assert convattn.list_models("glnet*") == sorted(VARIANTS)
-    assert set(PARAMETERS) == set(VARIANTS) - {"glnet_nano"}
+    whole = {name for name in VARIANTS if not name.endswith(("_conv", "_attn"))}
+    assert set(PARAMETERS) == whole - {"glnet_nano"}
+    assert set(VARIANTS) == {f"{name}{end}" for name in whole for end in ("", "_conv", "_attn")}
+
+
+@pytest.mark.parametrize("name", [*PARAMETERS, "glnet_nano"])
+def test_single_paths_leave_out_the_other_branch_and_keep_the_attention_blocks(name):
+    both, conv, attn = (
+        convattn.create_model(f"{name}{end}", device="meta") for end in ("", "_conv", "_attn")
+    )
+    names = [dict(model.named_parameters()).keys() for model in (both, conv, attn)]
+    assert names[0] == names[1] | names[2]
+    alone = [{n.split("mixer.")[1].split(".")[0] for n in names[0] - k} for k in names[1:]]
+    slots = {"slots"} if "paramslot" in name else set()
+    assert alone == [{"slot_attn", "slot_scale"} | slots, {"local"}]
 
 
 @pytest.mark.parametrize(

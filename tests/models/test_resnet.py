@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import timm
 import torch
+from torch import nn
 
 import convattn
 from convattn.layers.acmix import ACmix
-from convattn.models.resnet import VARIANTS
+from convattn.layers.xvolution import XVolution
+from convattn.models.resnet import BASELINES, VARIANTS, XVOLUTIONS
 from convattn.ops.fuse import shift_kernels
 from tests.golden import Fixture, relative_error
 
@@ -13,6 +18,7 @@ PARAMETERS = {
     "acmix_resnet26": 10_487_816,
     "acmix_resnet38": 14_410_896,
     "acmix_resnet50": 18_333_976,
+    "baseline_resnet50": 25_557_032,
 }
 
 
@@ -32,8 +38,8 @@ def test_has_the_published_number_of_parameters(name, count):
 
 
 def test_every_variant_is_registered():
-    assert convattn.list_models("acmix_resnet*") == sorted(VARIANTS)
-    assert set(PARAMETERS) == set(VARIANTS) - {"acmix_resnet_nano"}
+    assert convattn.list_models("*_resnet*") == sorted({*BASELINES, *VARIANTS, *XVOLUTIONS})
+    assert len(VARIANTS) == 3 * 4
 
 
 def mixers(model: torch.nn.Module) -> list[ACmix]:
@@ -90,8 +96,14 @@ def test_stride_2_of_the_stem_is_among_the_features(build):
         {"shift": "random"},
         {"shift": "tensor"},
         {"attention": "window"},
+        {"attention": "shifted_window", "window_size": 4},
         {"attention": "global"},
+        {"attention": "spatial_reduction", "num_heads": 2},
+        {"attention": "patchwise", "window_size": 3},
+        {"attention": "patchwise", "mix": "convolution"},
+        {"attention": "global", "mix": "attention"},
         {"layers": (1, 2, 1, 1)},
+        {"block": "basic"},
     ],
     ids=str,
 )
@@ -110,8 +122,139 @@ def test_each_variant_is_a_keyword(build, change):
         ({"mix": "lerned"}, "did you mean 'learned'"),
         ({"attention": "sliding"}, "did you mean 'sliding_window'"),
         ({"kernel_size": 4}, "must be odd, got 4; use 3 or 5"),
+        ({"layers": (1, 1)}, "must each name 4 stages"),
+        ({"block": "botleneck"}, "unknown block 'botleneck'; did you mean 'bottleneck'"),
+        ({"attention": "global", "window_size": 3}, "'global' takes no window_size"),
+        ({"attention": "patchwise", "num_heads": 2}, "'patchwise' takes no num_heads"),
+        ({"attention": "window", "output_stride": 8}, "'window' takes no dilation"),
     ],
 )
 def test_wrong_arguments_say_what_would_be_right(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_resnet_nano", **change)
+
+
+class TestBaseline:
+    def test_is_timms_resnet50(self):
+        theirs = timm.create_model("resnet50", num_classes=7).eval()
+        ours = convattn.create_model("baseline_resnet50", num_classes=7).eval()
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x))
+
+    @pytest.mark.parametrize("name", ["baseline_resnet26", "baseline_resnet38"])
+    def test_has_the_blocks_of_its_acmix_network(self, name):
+        plain: Any = convattn.create_model(name, device="meta")
+        mixed: Any = convattn.create_model(name.replace("baseline", "acmix"), device="meta")
+        assert [len(s) for s in stages(plain)] == [len(s) for s in stages(mixed)]
+        changed = {k for k, v in plain.state_dict().items() if k not in mixed.state_dict()}
+        assert changed
+        assert all(k.endswith("conv2.weight") for k in changed)
+
+
+def stages(model: Any) -> list[nn.Sequential]:
+    return [model.layer1, model.layer2, model.layer3, model.layer4]
+
+
+class TestSinglePaths:
+    @pytest.mark.parametrize(("suffix", "mix"), [("conv", "convolution"), ("attn", "attention")])
+    def test_have_one_path_alone(self, suffix, mix):
+        model = convattn.create_model(f"acmix_resnet26_{suffix}", device="meta")
+        assert {m.mix for m in mixers(model)} == {mix}
+        names = {n.rsplit(".", 1)[-1] for n, _ in model.named_parameters()}
+        assert not names & {"alpha", "beta"}
+
+
+class TestXVolution:
+    def added(self, chans: int, out: int) -> int:
+        """Projections, 3x3 weighting and norm of the attention; the rest was there before."""
+        return 3 * chans * out + 9 * out + 2 * out
+
+    def test_parameters_are_those_of_resnet_and_of_the_attention(self):
+        count = convattn.models.count_parameters
+        basic = 21_797_672 + self.added(128, 256) + 5 * self.added(256, 256)
+        assert count("xvolution_resnet34") == basic == 22_895_912
+        bottleneck = 25_557_032 + 6 * self.added(256, 256)
+        assert count("xvolution_resnet50") == bottleneck == 26_753_576
+
+    @pytest.mark.parametrize(
+        ("name", "conv"), [("xvolution_resnet34", "conv1"), ("xvolution_resnet50", "conv2")]
+    )
+    def test_stands_in_every_block_of_the_third_stage(self, name, conv):
+        model = convattn.create_model(name, device="meta")
+        found = {n: m for n, m in model.named_modules() if isinstance(m, XVolution)}
+        assert list(found) == [f"layer3.{i}.{conv}" for i in range(6)]
+        assert [m.stride for m in found.values()] == [2, 1, 1, 1, 1, 1]
+
+    @pytest.mark.parametrize("stages", [(1,), (2, 4), (1, 2, 3, 4)])
+    def test_stands_in_the_stages_asked_for(self, build, stages):
+        model = build("xvolution_resnet_nano", stages=stages, num_classes=3)
+        found = [n for n, m in model.named_modules() if isinstance(m, XVolution)]
+        assert found == [f"layer{i}.0.conv2" for i in stages]
+        assert model(torch.randn(2, 3, 40, 32)).shape == (2, 3)
+
+    @pytest.mark.parametrize("block", ["basic", "bottleneck"])
+    @pytest.mark.parametrize("attention", ["pssa", "sa"])
+    def test_starts_as_the_resnet_whose_weights_it_loads(self, build, block, attention, tmp_path):
+        kind = {"block": block, "num_classes": 4}
+        resnet, x = build("baseline_resnet_nano", **kind), torch.randn(2, 3, 64, 48)
+        torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
+        mixed = convattn.create_model(
+            "xvolution_resnet_nano",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": tmp_path / "resnet.pth", "num_classes": 4},
+            stages=(2, 3),
+            attention=attention,
+            **kind,
+        ).eval()
+        torch.testing.assert_close(mixed(x), resnet(x))
+        for module in mixed.modules():
+            if isinstance(module, XVolution):
+                assert module.weighting is not None
+                assert module.v_proj.weight.any()
+                assert module.weighting.weight.any()
+                nn.init.ones_(module.attn_norm.weight)
+        assert not torch.allclose(mixed(x), resnet(x), atol=1e-4)
+
+    def test_its_own_files_come_back_whole(self, build, tmp_path):
+        model, x = build("xvolution_resnet_nano"), torch.randn(1, 3, 32, 32)
+        torch.save(model.state_dict(), tmp_path / "own.pth")
+        overlay = {"file": tmp_path / "own.pth"}
+        again = convattn.create_model(
+            "xvolution_resnet_nano", pretrained=True, pretrained_cfg_overlay=overlay
+        )
+        torch.testing.assert_close(again.eval()(x), model(x))
+
+    def test_the_attention_starts_at_zero_whoever_starts_the_network_again(self):
+        model: Any = convattn.create_model("xvolution_resnet_nano")
+        model.init_weights()
+        assert not model.layer3[0].conv2.attn_norm.weight.any()
+        assert model.layer3[0].conv2.conv_norm.weight.all()
+
+    def test_attention_is_a_keyword(self, build):
+        outs = [
+            build("xvolution_resnet_nano", num_classes=3, **change)(torch.ones(1, 3, 64, 64))
+            for change in (
+                {},
+                {"attention": "sa"},
+                {"distance": 2},
+                {"num_heads": 2},
+                {"weighting": False},
+            )
+        ]
+        for i, out in enumerate(outs):
+            assert not any(torch.allclose(out, other) for other in outs[:i])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"stages": (0, 3)}, r"some of 1, 2, 3, 4, such as \(3,\), got \(0, 3\)"),
+            ({"stages": ()}, r"got \(\)"),
+            ({"attention": "psa"}, "did you mean 'pssa'"),
+            ({"attention": "sa", "distance": 2}, "distance is for attention='pssa'"),
+        ],
+    )
+    def test_wrong_arguments_say_what_would_be_right(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            convattn.create_model("xvolution_resnet_nano", **change)
