@@ -124,7 +124,7 @@ class BaselineResNet(ResNet):
         self._config = config
         with placed(device):
             super().__init__(
-                BLOCKS[config.block][0],
+                BLOCKS[config.block][0],  # type: ignore[arg-type]  # the class, not an instance
                 config.layers,
                 in_chans=in_chans,
                 num_classes=num_classes,
