@@ -9,6 +9,10 @@ from convattn.layers.attention import SpatialReductionAttention as SpatialReduct
 from convattn.layers.attention import WindowAttention as WindowAttention
 from convattn.layers.attention_block import AttentionBlock as AttentionBlock
 from convattn.layers.block import PreNormBlock as PreNormBlock
+from convattn.layers.conv2d import ACmixConv2d as ACmixConv2d
+from convattn.layers.conv2d import ConvBeside as ConvBeside
+from convattn.layers.conv2d import GLMixConv2d as GLMixConv2d
+from convattn.layers.conv2d import XVolutionConv2d as XVolutionConv2d
 from convattn.layers.ffn import ConvMlp as ConvMlp
 from convattn.layers.glmix import GLMix as GLMix
 from convattn.layers.glmix import GLMixBlock as GLMixBlock

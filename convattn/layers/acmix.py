@@ -17,6 +17,7 @@ from convattn.layers.attention import (
     SpatialReductionAttention,
     WindowAttention,
 )
+from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -57,6 +58,8 @@ ATTENTIONS = {
     "patchwise": _Named(PatchwiseAttention, ("window_size", "stride", "dilation", "backend")),
 }
 
+NUM_HEADS = 4  # where nothing else is said; those of the attentions
+
 # How the maps of the fully connected layer are shifted and summed.
 SHIFTS = ("learned", "random", "fixed", "tensor")
 
@@ -84,7 +87,7 @@ MIXES = {
 }
 
 
-class ACmix(nn.Module):
+class ACmix(Conv2dLike):
     """Aggregate one projection twice, by attention and by convolution, and add the two.
 
     ``q, k, v = W_q x + b_q, W_k x + b_k, W_v x + b_v``,
@@ -182,6 +185,13 @@ class ACmix(nn.Module):
             self.dep_conv = self._make_dep_conv()
         self.alpha: Any = MIXES[mix].factor("alpha")
         self.beta: Any = MIXES[mix].factor("beta")
+
+    @classmethod
+    def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
+        named = ATTENTIONS.get(options.get("attention", "sliding_window"))
+        takes_heads = named is not None and "num_heads" in named.takes
+        heads = {"num_heads": fewer_heads(size.out_channels, NUM_HEADS)} if takes_heads else {}
+        return {**heads, **super()._fitting(size, options)}
 
     def reset_parameters(self) -> None:
         """Start alpha, beta and the group convolution anew: last, after a builder's own start."""

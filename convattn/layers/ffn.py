@@ -45,6 +45,11 @@ class ConvMlp(nn.Module):
         return self.fc2(self.act(z))
 
 
-def depthwise(dim: int, kernel_size: int, *, bias: bool = True) -> nn.Conv2d:
-    """Return a depth-wise convolution that keeps the size of the map."""
-    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
+def depthwise(
+    dim: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    """Return a depth-wise convolution that keeps the size of the map, but for the stride."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Conv2d(
+        dim, dim, kernel_size, stride, padding, dilation=dilation, groups=dim, bias=bias
+    )

@@ -10,6 +10,7 @@ from timm.layers import Attention, trunc_normal_
 from torch import Tensor, nn
 
 from convattn.layers.block import PreNormBlock, resolve_num_heads
+from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
 from convattn.ops._checks import (
     check_choice,
@@ -29,9 +30,10 @@ from convattn.ops.glmix import (
 SLOT_INITS = ("pooled", "learned")
 CLUSTERINGS = ("soft", "kmeans", "static")
 BRANCHES = ("parallel", "sequential", "local", "global")
+HEAD_DIM = 32
 
 
-class GLMix(nn.Module):
+class GLMix(Conv2dLike):
     """Mix a map by a local convolution and by attention between a few slots.
 
     ``S0 = pool(context);  S = cluster(S0, u);  g = dispatch(S0, MHA(S), u)``,
@@ -42,7 +44,8 @@ class GLMix(nn.Module):
         out_chans: channels of the output; None for ``in_chans``. Where they differ, a 1x1
             convolution follows the sum.
         num_heads: heads of the attention between slots; None for one per ``head_dim`` channels.
-        head_dim: channels of a head, where ``num_heads`` is None.
+        head_dim: channels of a head, where ``num_heads`` is None; None for 32, or where that does
+            not divide the channels, for the fewest above it that do, or all of them.
         slots: the grid (rows, columns), or the number of slots. Pooled slots need a square number.
         slot_init: "pooled" from the context, or "learned", the same for every image.
         clustering: how pixels are gathered: "soft", "kmeans" (hard, ``kmeans_iterations`` rounds;
@@ -52,6 +55,9 @@ class GLMix(nn.Module):
         branches: "parallel" (g + l), "sequential" (the local branch, then the global one on its
             output), "local" or "global" alone.
         kernel_size: kernel of the local branch, odd.
+        stride: s. The slots gather the whole map, and only the pixels that are kept receive them;
+            in sequence the local branch has the stride and the global one sees what it gives.
+        dilation: distance between the pixels that the local branch takes.
         backend: path of ``convattn.ops.soft_clustering`` and ``dispatch``.
 
     Raises:
@@ -71,13 +77,15 @@ class GLMix(nn.Module):
         out_chans: int | None = None,
         *,
         num_heads: int | None = None,
-        head_dim: int = 32,
+        head_dim: int | None = None,
         slots: int | tuple[int, int] = (8, 8),
         slot_init: str = "pooled",
         clustering: str = "soft",
         kmeans_iterations: int = 3,
         branches: str = "parallel",
         kernel_size: int = 5,
+        stride: int = 1,
+        dilation: int = 1,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -90,12 +98,15 @@ class GLMix(nn.Module):
         check_choice("backend", backend, ("auto", *BACKENDS))
         check_positive("kmeans_iterations", kmeans_iterations)
         check_odd("kernel_size", kernel_size)
+        check_positive("stride", stride)
+        check_positive("dilation", dilation)
         if slot_init == "learned" and clustering != "soft":
             raise ValueError(
                 f"clustering {clustering!r} leaves learned slots without a gradient; "
                 "use slot_init='pooled', or clustering='soft'"
             )
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.clustering = clustering
         self.kmeans_iterations = kmeans_iterations
         self.branches = branches
@@ -104,7 +115,9 @@ class GLMix(nn.Module):
         self.slot_attn: Any = None  # or an Attention: TorchScript wants every name to be there
         self.local: Any = None  # or its convolutions
         if branches != "local":
-            num_heads = resolve_num_heads(in_chans, num_heads, head_dim)
+            if num_heads is None and head_dim is None:
+                num_heads = fewer_heads(in_chans, in_chans // HEAD_DIM)
+            num_heads = resolve_num_heads(in_chans, num_heads, head_dim or HEAD_DIM)
             self.slot_scale = nn.Parameter(torch.full((1,), in_chans**-0.5))
             self.slot_attn = Attention(in_chans, num_heads, qkv_bias=True)
             if slot_init == "learned":
@@ -116,7 +129,7 @@ class GLMix(nn.Module):
         if branches != "global":
             self.local = nn.Sequential(
                 nn.Conv2d(in_chans, in_chans, 1),
-                depthwise(in_chans, kernel_size),
+                depthwise(in_chans, kernel_size, stride=stride, dilation=dilation),
                 nn.Conv2d(in_chans, in_chans, 1),
             )
         same = in_chans == out_chans
@@ -140,7 +153,7 @@ class GLMix(nn.Module):
         self._slot_grid = _grid_of_slots(grid)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Mix the map ``x`` (B, in_chans, H, W) into (B, out_chans, H, W).
+        """Mix the map ``x`` (B, in_chans, H, W) into (B, out_chans, ceil(H / s), ceil(W / s)).
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
@@ -150,17 +163,26 @@ class GLMix(nn.Module):
         check_map(context, "context", channels=self.in_chans)
         return self.proj(self._mix(x, context))
 
+    def extra_repr(self) -> str:
+        """Name what the submodules do not show."""
+        slots = "none" if self.slot_attn is None else self._slot_grid or "learned"
+        return (
+            f"{self.in_chans}, {self.out_chans}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, dilation={self.dilation}, slots={slots}, "
+            f"clustering={self.clustering}, branches={self.branches}"
+        )
+
     def _mix(self, x: Tensor, context: Tensor) -> Tensor:
         if self.local is None:
-            return self._global(x, context)
+            return self._global(x, context, self.stride)
         elif self.slot_attn is None:  # noqa: RET505  # TorchScript compiles what follows a return
             return self.local(x)
         elif self.branches == "sequential":
-            return self._global(self.local(x), context)
+            return self._global(self.local(x), context, 1)
         else:
-            return self._global(x, context) + self.local(x)
+            return self._global(x, context, self.stride) + self.local(x)
 
-    def _global(self, u: Tensor, context: Tensor) -> Tensor:
+    def _global(self, u: Tensor, context: Tensor, stride: int) -> Tensor:
         assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
         if self.clustering == "soft":
@@ -170,6 +192,8 @@ class GLMix(nn.Module):
         else:
             assert self._slot_grid is not None
             slots = pool_slots(u, self._slot_grid)
+        if stride > 1:
+            u = u[:, :, ::stride, ::stride]
         return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=self.backend)
 
     def _initial_slots(self, u: Tensor, context: Tensor) -> Tensor:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from convattn.layers.conv2d_like import (
+    Conv2dLike,
+    ConvSize,
+    conv2d_size,
+    fewer_heads,
+    follow,
+)
 from convattn.layers.ffn import depthwise
 from convattn.ops._checks import (
     check_choice,
@@ -15,11 +24,13 @@ from convattn.ops._checks import (
 from convattn.ops.attention import global_attention
 from convattn.ops.xvolution import BACKENDS, pixel_shift_attention
 
+NUM_HEADS = 4
+
 # Attention and the paths that its operator has.
 ATTENTIONS = {"pssa": BACKENDS, "sa": ("sdpa", "reference")}
 
 
-class XVolution(nn.Module):
+class XVolution(Conv2dLike):
     """Sum a convolution and a self-attention branch, each with its batch norm.
 
     ``y = BN(W^c * x) + BN(DW(attention(W_q x, W_k x, W_v x)))``
@@ -32,9 +43,10 @@ class XVolution(nn.Module):
         out_chans: channels of the output; None for ``in_chans``.
         kernel_size: K of the convolution, the displacements and the weighting, odd.
         stride: stride of both branches.
+        dilation: distance between the pixels that the convolution takes.
         num_heads: heads of the attention.
         attention: "pssa" (pixel shift) or "sa" (softmax over the whole map).
-        distance: pixels between the displacements of "pssa".
+        distance: pixels between the displacements of "pssa"; None for ``dilation``.
         weighting: whether a depth-wise K x K convolution follows the attention. Without it, and
             with "pssa", the operator is one convolution with a kernel that depends on content.
         backend: path of the attention: "auto", "shifted" for "pssa", "sdpa" for "sa",
@@ -54,9 +66,10 @@ class XVolution(nn.Module):
         *,
         kernel_size: int = 3,
         stride: int = 1,
-        num_heads: int = 4,
+        dilation: int = 1,
+        num_heads: int = NUM_HEADS,
         attention: str = "pssa",
-        distance: int = 1,
+        distance: int | None = None,
         weighting: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -66,30 +79,40 @@ class XVolution(nn.Module):
         check_divisible("out_chans", out_chans, "num_heads", num_heads)
         check_odd("kernel_size", kernel_size)
         check_positive("stride", stride)
-        check_positive("distance", distance)
+        check_positive("dilation", dilation)
         check_choice("attention", attention, ATTENTIONS)
         check_choice("backend", backend, ("auto", *ATTENTIONS[attention]))
-        if attention == "sa" and distance != 1:
+        if attention == "sa" and distance not in (None, 1):
             raise ValueError(
                 f"distance is for attention='pssa', got distance={distance} with attention='sa', "
                 "which sees the whole map"
             )
+        distance = dilation if distance is None else distance
+        check_positive("distance", distance)
         self.in_chans = in_chans
+        self.out_chans = out_chans
         self.kernel_size = kernel_size
         self.stride = stride
         self.num_heads = num_heads
         self.attention = attention
         self.distance = distance
+        self.dilation = dilation
         self.backend = backend
         self.conv = nn.Conv2d(
-            in_chans, out_chans, kernel_size, stride, padding=kernel_size // 2, bias=False
+            in_chans,
+            out_chans,
+            kernel_size,
+            stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
         )
-        self.conv_norm = nn.BatchNorm2d(out_chans)
+        self.conv_norm: nn.Module = nn.BatchNorm2d(out_chans)
         self.q_proj = nn.Conv2d(in_chans, out_chans, 1, bias=False)
         self.k_proj = nn.Conv2d(in_chans, out_chans, 1, bias=False)
         self.v_proj = nn.Conv2d(in_chans, out_chans, 1, bias=False)
         self.weighting = depthwise(out_chans, kernel_size, bias=False) if weighting else None
-        self.attn_norm = _ZeroStartNorm(out_chans)
+        self.attn_norm: nn.Module = _ZeroStartNorm(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
@@ -98,6 +121,43 @@ class XVolution(nn.Module):
         if self.weighting is not None:
             attended = self.weighting(attended)
         return self.conv_norm(self.conv(x)) + self.attn_norm(attended)
+
+    def extra_repr(self) -> str:
+        """Name what the submodules do not show."""
+        return (
+            f"{self.in_chans}, {self.out_chans}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, dilation={self.dilation}, num_heads={self.num_heads}, "
+            f"attention={self.attention}, distance={self.distance}"
+        )
+
+    def take_over(self, conv: nn.Conv2d) -> None:
+        """Make a trained convolution the convolution branch, its weights and bias as they are.
+
+        The branch loses its norm, since that of the network follows, and the attention starts anew
+        at zero: the result computes what the convolution does, and learns from there.
+
+        Args:
+            conv: of the channels and the stride of this operator, with maps as large.
+
+        Raises:
+            ValueError: if it is of another size.
+        """
+        size = conv2d_size(conv)
+        given = size.in_channels, size.out_channels, size.stride
+        ours = self.in_chans, self.out_chans, self.stride
+        if given != ours:
+            raise ValueError(
+                f"in_channels, out_channels and stride of the convolution must be {ours}, "
+                f"got {given}"
+            )
+        self.conv = conv
+        self.conv_norm = nn.Identity()
+        self.attn_norm = follow(conv, _ZeroStartNorm(self.out_chans))
+
+    @classmethod
+    def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
+        heads = {"num_heads": fewer_heads(size.out_channels, NUM_HEADS)}
+        return {**heads, **super()._fitting(size, options)}
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.attention == "sa":

@@ -36,13 +36,13 @@ ATTENTIONS = ["pssa", "sa"]
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_starts_as_the_convolution_alone(attention, training):
-    layer = XVolution(16, 24, stride=2, attention=attention).train(training)
+    layer: Any = XVolution(16, 24, stride=2, attention=attention).train(training)
     x = torch.randn(2, 16, 9, 7)
     assert torch.equal(layer(x), layer.conv_norm(layer.conv(x)))
 
 
 def test_starts_at_zero_whoever_resets_its_norms():
-    layer = XVolution(8)
+    layer: Any = XVolution(8)
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
@@ -52,7 +52,7 @@ def test_starts_at_zero_whoever_resets_its_norms():
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_attention_learns_from_the_start(attention):
-    layer = XVolution(16, attention=attention)
+    layer: Any = XVolution(16, attention=attention)
     layer(torch.randn(2, 16, 9, 7)).square().sum().backward()
     assert layer.attn_norm.weight.grad is not None
     assert layer.attn_norm.weight.grad.all()
@@ -120,5 +120,5 @@ def test_rejects(arguments, message):
 
 
 def test_unknown_keywords_are_refused():
-    with pytest.raises(TypeError, match="dilation"):
-        XVolution(16, dilation=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="groups"):
+        XVolution(16, groups=2)  # type: ignore[call-arg]

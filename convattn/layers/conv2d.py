@@ -1,0 +1,175 @@
+"""The operators under the arguments of `nn.Conv2d`, and a convolution with one beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from convattn.layers.acmix import ACmix
+from convattn.layers.conv2d_like import Conv2dLike, conv2d_size, follow
+from convattn.layers.glmix import GLMix
+from convattn.layers.xvolution import XVolution
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Conv2dArguments(Conv2dLike):
+    """Takes exactly the arguments of `nn.Conv2d`, then the operator's own by name."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]  # torch names the four; it checks them too
+            device="meta",
+        )
+        size = conv2d_size(conv)
+        with torch.device(torch.get_default_device() if device is None else device):
+            super().__init__(
+                in_channels,
+                out_channels,
+                stride=size.stride,
+                dilation=size.dilation,
+                **self._fitting(size, options),
+            )
+        self.to(dtype=dtype)
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """Make the operator that fits in the place of a convolution; see `ACmix.from_conv2d`."""
+        size = conv2d_size(conv)
+        layer = cls(
+            size.in_channels,
+            size.out_channels,
+            size.kernel_size,
+            size.stride,
+            size.padding,
+            size.dilation,
+            device=conv.weight.device,
+            **options,
+        )
+        return follow(conv, layer)
+
+
+class ACmixConv2d(_Conv2dArguments, ACmix):
+    """`ACmix` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of the convolution path, odd and square.
+        stride: of both paths, one number for both axes.
+        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        dilation: of both paths.
+        groups: 1; an operator mixes all channels.
+        bias: taken and not used: the projections have biases, as in the published networks, whose
+            ACmix replaces convolutions without one.
+        padding_mode: "zeros".
+        device: where to make it.
+        dtype: its type.
+        **options: keyword arguments of `ACmix`; without ``num_heads`` the largest number up to 4
+            that divides the channels.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: what ACmix cannot do in place of a convolution; the message says what would.
+    """
+
+
+class XVolutionConv2d(_Conv2dArguments, XVolution):
+    """`XVolution` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of both branches, odd and square.
+        stride: of both branches, one number for both axes.
+        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        dilation: of the convolution, and the distance of the displacements.
+        groups: 1; an operator mixes all channels.
+        bias: taken and not used: both branches end in a batch norm, which has one.
+        padding_mode: "zeros".
+        device: where to make it.
+        dtype: its type.
+        **options: keyword arguments of `XVolution`; without ``num_heads`` the largest number up to
+            4 that divides the channels.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: what X-volution cannot do in place of a convolution; the message says what
+            would.
+    """
+
+
+class GLMixConv2d(_Conv2dArguments, GLMix):
+    """`GLMix` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of the local branch, odd and square.
+        stride: of the output, one number for both axes.
+        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        dilation: of the local branch.
+        groups: 1; an operator mixes all channels.
+        bias: taken and not used: the last layer of each branch has one, as published.
+        padding_mode: "zeros".
+        device: where to make it.
+        dtype: its type.
+        **options: keyword arguments of `GLMix`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: what GLMix cannot do in place of a convolution; the message says what would.
+    """
+
+
+class ConvBeside(nn.Module):
+    """A trained convolution and an operator beside it, which at first adds nothing.
+
+    ``y = conv(x) + gamma * op(x)``, with a learnt gamma of shape (C,) that starts at zero
+
+    Args:
+        conv: stays as it is, weights and all.
+        op: maps (B, C_in, H, W) to what ``conv`` gives: (B, C, H', W').
+    """
+
+    def __init__(self, conv: nn.Conv2d, op: nn.Module) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride = conv.kernel_size, conv.stride
+        self.conv = conv
+        self.op = op
+        weight = conv.weight
+        self.gamma = nn.Parameter(
+            torch.zeros(conv.out_channels, device=weight.device, dtype=weight.dtype)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to what the convolution gives."""
+        y = self.conv(x)
+        # Under autocast gamma, kept in float32, would widen everything that follows.
+        return y + (self.gamma[:, None, None] * self.op(x)).to(y.dtype)

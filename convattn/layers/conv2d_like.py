@@ -1,0 +1,165 @@
+"""What an operator that stands in for a convolution takes from it: sizes, device, type."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from convattn.ops._checks import check_odd
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ConvSize:
+    """The sizes that a convolution and an operator in its place have in common."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    dilation: int
+
+    @property
+    def padding(self) -> int:
+        """What `nn.Conv2d` is given to make maps of the operator's size."""
+        return self.dilation * (self.kernel_size // 2)
+
+
+class Conv2dLike(nn.Module):
+    """What `ACmix`, `XVolution` and `GLMix` share: each can be made from a convolution."""
+
+    if TYPE_CHECKING:  # TorchScript reads the annotations of a class
+        in_chans: int
+        out_chans: int
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input, under `nn.Conv2d`'s name: networks ask for it."""
+        return self.in_chans
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output, under `nn.Conv2d`'s name."""
+        return self.out_chans
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
+        """Make the operator that fits in the place of a convolution, with new weights.
+
+        Args:
+            conv: gives channels, kernel, stride, dilation, device, type, memory format and mode.
+                The map that comes out is as large as the convolution's.
+            **options: keyword arguments of the constructor, without those sizes, except
+                ``kernel_size``. Where the channels are no multiple of the default number of heads,
+                the largest smaller number that divides them is taken.
+
+        Raises:
+            TypeError: something other than a convolution, or an unknown option.
+            ValueError: a convolution that the operator cannot stand in for; the message says why.
+        """
+        size = conv2d_size(conv)
+        with torch.device(conv.weight.device):
+            layer = cls(
+                size.in_channels,
+                size.out_channels,
+                stride=size.stride,
+                dilation=size.dilation,
+                **cls._fitting(size, options),
+            )
+        return follow(conv, layer)
+
+    @classmethod
+    def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
+        """Add to the options of the constructor what follows from the convolution's sizes."""
+        return {"kernel_size": size.kernel_size, **options}
+
+
+def conv2d_size(conv: nn.Conv2d) -> ConvSize:
+    """Return the sizes of a convolution; raise where no operator can stand in for it.
+
+    An operator mixes all channels, has one odd kernel, stride and dilation for both axes, and gives
+    maps of ceil(H / s) x ceil(W / s).
+    """
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
+    if is_lazy(conv.weight):
+        raise ValueError("the convolution has no channels yet: run the network once before")
+    if conv.groups != 1:
+        raise ValueError(
+            f"an operator mixes all channels: groups must be 1, got groups={conv.groups} of "
+            f"{conv.in_channels} channels; leave grouped and depth-wise convolutions out"
+        )
+    if conv.padding_mode != "zeros":
+        raise ValueError(
+            f"an operator has its own borders: padding_mode must be 'zeros', "
+            f"got {conv.padding_mode!r}"
+        )
+    size = ConvSize(
+        conv.in_channels,
+        conv.out_channels,
+        _square("kernel_size", conv.kernel_size),
+        _square("stride", conv.stride),
+        _square("dilation", conv.dilation),
+    )
+    check_odd("kernel_size", size.kernel_size)
+    if type(conv).forward is nn.Conv2d.forward:
+        _check_padding(conv, size)
+    else:
+        _check_output(conv, size)
+    return size
+
+
+def fewer_heads(channels: int, default: int) -> int:
+    """Return the largest number of heads, up to ``default``, that divides the channels."""
+    return max(n for n in range(1, max(1, default) + 1) if channels % n == 0)
+
+
+def follow(conv: nn.Conv2d, layer: Module) -> Module:
+    """Give a layer the device, type, memory format and mode of a convolution."""
+    weight = conv.weight
+    layer = layer.to(device=weight.device, dtype=weight.dtype)
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    if last and not weight.is_contiguous():
+        layer = layer.to(memory_format=torch.channels_last)
+    return layer.train(conv.training)
+
+
+def _square(name: str, sides: tuple[int, ...]) -> int:
+    if sides[0] != sides[1]:
+        raise ValueError(f"an operator is square: {name} must be one number, got {tuple(sides)}")
+    return sides[0]
+
+
+def _check_padding(conv: nn.Conv2d, size: ConvSize) -> None:
+    if conv.padding == "same" and size.stride == 1:
+        return
+    padding = (0, 0) if conv.padding == "valid" else conv.padding
+    if padding != (size.padding, size.padding):
+        raise ValueError(
+            f"an operator gives maps of ceil(H / stride): padding must be {size.padding} for "
+            f"kernel_size={size.kernel_size} and dilation={size.dilation}, got {conv.padding}"
+        )
+
+
+@torch.no_grad()
+def _check_output(conv: nn.Conv2d, size: ConvSize) -> None:
+    """Ask a convolution that computes in its own way, like timm's Conv2dSame, what it gives."""
+    probe = copy.deepcopy(conv).to("meta")
+    for side in (size.kernel_size + size.dilation * size.kernel_size, 64, 65):
+        x = torch.empty(1, size.in_channels, side, side, device="meta", dtype=probe.weight.dtype)
+        given, wanted = type(conv).forward(probe, x).shape[-1], math.ceil(side / size.stride)
+        if given != wanted:
+            raise ValueError(
+                f"an operator gives maps of ceil(H / stride): {side} pixels become {wanted}, but "
+                f"{given} in {type(conv).__name__}"
+            )
