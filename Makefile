@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
 
-.PHONY: help demo test lint types quick slow clean
+.PHONY: help demo test lint types quick slow timm clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
+	@echo "make timm   timm's own tests of its models, on ours"
 	@echo "make clean  remove the virtual environment and the caches"
 
 # Installed once, and again only when the list of dependencies changes.
@@ -41,7 +42,12 @@ quick: $(READY)
 slow: $(READY)
 	@$(PYTEST) -m slow
 
-test: lint types quick slow
+# timm's own tests of its models, on ours: the smallest of each family here, all with MODELS='*'.
+MODELS := *nano
+timm: $(READY)
+	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
+
+test: lint types quick slow timm
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

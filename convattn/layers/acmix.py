@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convattn.layers._scalars import accept_scalars
 from convattn.layers.attention import (
     AttentionPart,
     GlobalAttention,
@@ -185,6 +186,7 @@ class ACmix(Conv2dLike):
             self.dep_conv = self._make_dep_conv()
         self.alpha: Any = MIXES[mix].factor("alpha")
         self.beta: Any = MIXES[mix].factor("beta")
+        self.register_load_state_dict_pre_hook(accept_scalars)
 
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:

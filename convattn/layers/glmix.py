@@ -9,6 +9,7 @@ import torch
 from timm.layers import Attention, trunc_normal_
 from torch import Tensor, nn
 
+from convattn.layers._scalars import accept_scalars
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
@@ -125,7 +126,7 @@ class GLMix(Conv2dLike):
                 trunc_normal_(self.slots, std=0.02)
             else:
                 self._slot_grid = _grid_of_slots(slots)
-            self.register_load_state_dict_pre_hook(_accept_scalar_slot_scale)
+            self.register_load_state_dict_pre_hook(accept_scalars)
         if branches != "global":
             self.local = nn.Sequential(
                 nn.Conv2d(in_chans, in_chans, 1),
@@ -296,12 +297,3 @@ def _grid_of_slots(slots: int | tuple[int, int]) -> tuple[int, int]:
             f"{(side + 1) ** 2}, or a grid (rows, columns)"
         )
     return side, side
-
-
-def _accept_scalar_slot_scale(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
-    """Published checkpoints hold the scale without a dimension, which FSDP refuses."""
-    scale = state_dict.get(f"{prefix}slot_scale")
-    if isinstance(scale, Tensor) and scale.dim() == 0:
-        state_dict[f"{prefix}slot_scale"] = scale.reshape(1)
