@@ -1,6 +1,7 @@
 """What pyramid-shaped backbones share: a stem, stages, a norm, a classifier, timm's contract."""
 
-from __future__ import annotations
+# No "from __future__ import annotations": torch.fx copies those of forward() into its code, and
+# TorchScript cannot read them there as strings.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,11 +9,13 @@ from typing import Any, Literal, overload
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import checkpoint_seq
+from timm.models import checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from convattn.ops._checks import check_positive, check_rate
+from convattn.ops._checks import check_choice, check_map, check_positive, check_rate
+
+POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 
 
 class Stage(nn.Module):
@@ -47,7 +50,8 @@ class Stage(nn.Module):
 class Pyramid(nn.Module):
     """`head(norm(stages(stem(x))))`, with a map after each stage on the way.
 
-    A family gives the parts; this class gives timm's backbone contract.
+    A family gives the parts; this class gives timm's backbone contract. A family whose stages pass
+    on more than a map overrides ``forward_features``, ``_run`` and ``_as_map``.
 
     Args:
         stem: From the image to the first stage's input.
@@ -58,9 +62,12 @@ class Pyramid(nn.Module):
         in_chans: Channels of the image.
         num_classes: Size of the output; 0 gives the pooled features.
         global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
-            the map itself.
+            the map itself, which no classifier takes.
         drop_rate: Dropout before the classifier.
     """
+
+    pools: tuple[str, ...] = POOLS
+    num_prefix_tokens = 0  # tokens before the positions in what forward_features returns
 
     def __init__(
         self,
@@ -92,6 +99,7 @@ class Pyramid(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
+        check_images(x, self.in_chans)
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -138,7 +146,7 @@ class Pyramid(nn.Module):
 
         Args:
             x: Images (B, in_chans, H, W).
-            indices: Stages to return: a list, the last n, or None for all.
+            indices: Stages to return: a list of at least one, the last n, or None for all.
             norm: Whether the last stage's map among them is normed.
             stop_early: Whether to leave out the stages after the last one returned; the final map
                 is then that stage's.
@@ -149,23 +157,33 @@ class Pyramid(nn.Module):
             ``(final, [map, ...])``, or the list alone.
 
         Raises:
-            ValueError: For another ``output_fmt``.
+            ValueError: For another ``output_fmt``, no ``indices``, or images that do not fit.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        check_images(x, self.in_chans)
         count = len(self.stages)
         chosen, last = feature_take_indices(count, _as_list(indices))
-        x = self.stem(x)
-        maps: dict[int, Tensor] = {}
-        for i in range(last + 1 if stop_early else count):
-            x = self.stages[i](x)
-            maps[i] = x
+        final, maps = self._run(x, last + 1 if stop_early else count)
         if len(maps) == len(self.feature_info):  # the norm belongs to the last stage built
-            x = self.norm(x)
+            final = self.norm(final)
             if norm:
-                maps[len(maps) - 1] = x
+                maps[-1] = self._as_map(final, maps[-1])
         intermediates = [maps[i] for i in sorted(set(chosen))]
-        return intermediates if intermediates_only else (x, intermediates)
+        return intermediates if intermediates_only else (final, intermediates)
+
+    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the features before the norm after ``count`` stages, and the map of each."""
+        x = self.stem(x)
+        maps = []
+        for i in range(count):
+            x = self.stages[i](x)
+            maps.append(x)
+        return x, maps
+
+    def _as_map(self, features: Tensor, like: Tensor) -> Tensor:
+        """Return the map in the normed features, of the size of the map ``like``."""
+        return features
 
     def prune_intermediate_layers(
         self,
@@ -188,6 +206,7 @@ class Pyramid(nn.Module):
         self.stages = self.stages[: last + 1]
         if shorter:
             self.num_features = self.feature_info[last]["num_chs"]
+            self.num_prefix_tokens = 0
         if prune_norm or shorter:
             self.norm = nn.Identity()
         if prune_head or shorter:
@@ -204,6 +223,9 @@ class Pyramid(nn.Module):
         Args:
             num_classes: Its size; 0 for none.
             global_pool: How it pools; as before if None.
+
+        Raises:
+            ValueError: For a pooling that the model does not have, or "" with a classifier.
         """
         check_sizes(self.in_chans, num_classes, self.drop_rate)
         like = next(self.stem.parameters())
@@ -214,10 +236,19 @@ class Pyramid(nn.Module):
         self.head.to(like.dtype).train(self.training)
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
-        self.head = ClassifierHead(
+        check_choice("global_pool", global_pool, self.pools)
+        if num_classes and not global_pool:
+            raise ValueError(
+                f"a classifier needs pooled features, got num_classes={num_classes} with "
+                "global_pool=''; use global_pool='avg', or num_classes=0 for the features alone"
+            )
+        self.head = self._make_head(num_classes, global_pool)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    def _make_head(self, num_classes: int, global_pool: str) -> ClassifierHead:
+        return ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=self.drop_rate
         )
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of storing them."""
@@ -238,7 +269,24 @@ class Pyramid(nn.Module):
 
 
 def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    return indices if indices is None or isinstance(indices, int) else list(indices)
+    if indices is None or isinstance(indices, int):
+        return indices
+    if len(indices) == 0:
+        raise ValueError(
+            "indices must name at least one stage, got []; use None for all, or n for the last n"
+        )
+    return list(indices)
+
+
+@register_notrace_function  # torch.fx takes it as one node
+def check_images(x: Tensor, in_chans: int) -> None:
+    """Raise unless ``x`` holds images (B, in_chans, H, W) in floating point."""
+    check_map(x, "images")
+    if x.shape[1] != in_chans:
+        raise ValueError(
+            f"images must have in_chans={in_chans} channels, got {x.shape[1]}; build the model "
+            f"with in_chans={x.shape[1]} for these"
+        )
 
 
 def check_sizes(in_chans: int, num_classes: int, drop_rate: float) -> None:
