@@ -162,11 +162,10 @@ class ACmixResNet(BaselineResNet):
     last norm of a block starts at zero, as timm's ResNets do.
     """
 
-    _config: ACmixResNetConfig
-
     def put_operators(self) -> bool:
         """Put ACmix in place of the first 3x3 convolution of every block."""
         config = self._config
+        assert isinstance(config, ACmixResNetConfig)
         name = BLOCKS[config.block][1]
         for block in self.stage_blocks(1, 2, 3, 4):
             conv = _conv_of(block, name)
@@ -214,11 +213,10 @@ class XVolutionResNet(BaselineResNet):
     choice, and that stages are counted as ResNet's four, the third of which is the default.
     """
 
-    _config: XVolutionResNetConfig
-
     def put_operators(self) -> bool:
         """Put X-volution in place of the first 3x3 convolution and norm of the chosen stages."""
         config = self._config
+        assert isinstance(config, XVolutionResNetConfig)
         _, name, norm = BLOCKS[config.block]
         if not config.stages or not set(config.stages) <= {1, 2, 3, 4}:
             raise ValueError(f"stages are some of 1, 2, 3, 4, such as (3,), got {config.stages}")
