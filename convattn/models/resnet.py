@@ -53,7 +53,7 @@ class XVolutionResNetConfig(ResNetConfig):
     stages: tuple[int, ...] = (3,)  # counted from 1
     attention: str = "pssa"  # or "sa"
     num_heads: int = 4
-    distance: int = 1
+    distance: int | None = None  # between the pixels that "pssa" sees; None for the dilation
     weighting: bool = True
 
 
@@ -222,12 +222,11 @@ class XVolutionResNet(BaselineResNet):
             raise ValueError(f"stages are some of 1, 2, 3, 4, such as (3,), got {config.stages}")
         for block in self.stage_blocks(*config.stages):
             conv = _conv_of(block, name)
-            if conv.dilation[0] != 1:
-                raise ValueError("X-volution is not dilated: output_stride must be 32")
             mixer = XVolution(
                 conv.in_channels,
                 conv.out_channels,
                 stride=conv.stride[0],
+                dilation=conv.dilation[0],
                 num_heads=config.num_heads,
                 attention=config.attention,
                 distance=config.distance,

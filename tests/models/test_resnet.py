@@ -20,6 +20,11 @@ PARAMETERS = {
     "acmix_resnet50": 18_333_976,
     "baseline_resnet50": 25_557_032,
 }
+NANO: dict[str, dict[str, Any]] = {
+    "baseline_resnet_nano": {},
+    "acmix_resnet_nano": {},
+    "xvolution_resnet_nano": {"stages": (1, 2, 3, 4)},
+}
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
@@ -69,12 +74,15 @@ def test_strides_are_those_of_the_published_blocks():
     assert strides == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("name", NANO)
 @pytest.mark.parametrize(("output_stride", "dilations"), [(16, [1, 1, 1, 1]), (8, [1, 1, 1, 2])])
-def test_output_stride_dilates_instead(build, output_stride, dilations):
-    model = build("acmix_resnet_nano", output_stride=output_stride, num_classes=0, global_pool="")
-    assert [m.dilation for m in mixers(model)] == dilations
+def test_output_stride_dilates_instead(build, name, output_stride, dilations):
+    model = build(name, output_stride=output_stride, num_classes=0, global_pool="", **NANO[name])
+    blocks = [block for stage in stages(model) for block in stage]
+    found = [getattr(block.conv2, "dilation", 0) for block in blocks]
+    assert [d if isinstance(d, int) else d[0] for d in found] == dilations
     assert model(torch.randn(1, 3, 64, 96)).shape[2:] == (64 // output_stride, 96 // output_stride)
-    features = build("acmix_resnet_nano", output_stride=output_stride, features_only=True)
+    features = build(name, output_stride=output_stride, features_only=True)
     assert features.feature_info.reduction() == [min(s, output_stride) for s in (4, 8, 16, 32)]
 
 
