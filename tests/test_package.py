@@ -48,7 +48,16 @@ def test_version_is_one_plain_line():
 
 @pytest.mark.parametrize(
     "name",
-    ["ACmix", "GLMix", "GLMixBlock", "XVolution", "create_model", "list_models", "load_official"],
+    [
+        "ACmix",
+        "GLMix",
+        "GLMixBlock",
+        "XVolution",
+        "create_model",
+        "list_models",
+        "load_official",
+        "replace",
+    ],
 )
 def test_public_name_is_at_the_top(name):
     assert callable(getattr(convattn, name))

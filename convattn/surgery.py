@@ -1,0 +1,225 @@
+"""Put an operator in the place of convolutions of any network."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from timm.models import register_notrace_module
+from torch import nn
+
+from convattn.layers.acmix import ACmix
+from convattn.layers.conv2d import ConvBeside
+from convattn.layers.conv2d_like import Conv2dLike, follow
+from convattn.layers.glmix import GLMix
+from convattn.layers.xvolution import XVolution
+from convattn.ops._checks import check_choice
+
+Factory = Callable[[nn.Conv2d], nn.Module]
+Predicate = Callable[[str, nn.Module], bool]
+
+OPERATORS: dict[str, type[Conv2dLike]] = {"acmix": ACmix, "xvolution": XVolution, "glmix": GLMix}
+
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+for _operator in OPERATORS.values():
+    register_notrace_module(_operator)  # they look at sizes: torch.fx takes them as one node
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One convolution and what stands in its place, each as it prints."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `replace` did, by the names of the modules."""
+
+    replaced: Mapping[str, Replacement]
+    skipped: Mapping[str, str]  # what matched and was left, with the reason
+
+    def __str__(self) -> str:
+        lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
+        lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
+        lines += [f"  {name}: left, {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def replace(
+    model: nn.Module,
+    operator: str | type[Conv2dLike] | Factory,
+    *,
+    where: str | Predicate,
+    keep: bool = False,
+    **options: Any,
+) -> Report:
+    """Replace convolutions of a model, in place, by an operator of the same sizes.
+
+    Channels, stride, dilation and the size of the output stay, as do device, type, memory format
+    and mode; a frozen convolution (``requires_grad``) makes a frozen operator, unless it is kept.
+    Everything is built before anything is changed.
+
+    Args:
+        model: any network; it is changed.
+        operator: "acmix", "xvolution", "glmix" or one of their classes; or a function that takes
+            the `nn.Conv2d` and returns a module, and raises ValueError to leave it.
+        where: names, as `model.named_modules()` gives them, in shell style (``"layer3.*.conv2"``,
+            with ``*`` for dots too); or a function of name and convolution that says yes or no.
+        keep: whether the trained convolution stays in the result, and the model computes at first
+            what it computed before. X-volution takes it over as its convolution branch and starts
+            its attention at zero (`XVolution.take_over`); beside other operators it stays as it
+            is: ``y = conv(x) + gamma * operator(x)``, gamma (C,) starting at zero. What is new can
+            be trained, even where the convolution is frozen.
+        **options: keyword arguments of the operator; see `ACmix.from_conv2d` for the number of
+            heads.
+
+    Returns:
+        What was replaced by what, and what matched but was left, with the reason.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: nothing matched (the message shows the nearest names), all that matched had to
+            be left (the message shows why), or the model is itself a convolution.
+    """
+    build = _builder(operator, options)
+    if isinstance(model, _CONVOLUTIONS):
+        raise ValueError(
+            "the model is itself a convolution and stands in nothing that could be changed; use "
+            "ACmix.from_conv2d(conv), or the like"
+        )
+    named = _convolutions(model)
+    matched = {name: conv for name, conv in named.items() if _matches(where, name, conv)}
+    if not matched:
+        raise ValueError(_nothing_matched(where, list(named)))
+    skipped = _inside_operators(model, matched) | _elsewhere_too(named, matched)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, conv in matched.items():
+        if name in skipped or conv in made:
+            continue
+        try:
+            made[conv] = _made(conv, build, keep)
+        except ValueError as error:
+            skipped[name] = str(error)
+    report = Report(
+        {
+            name: Replacement(_describe(conv), _describe(made[conv]))
+            for name, conv in matched.items()
+            if name not in skipped
+        },
+        {name: skipped[name] for name in matched if name in skipped},
+    )
+    if not report.replaced:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in report.skipped.items())
+        raise ValueError(f"no convolution that where={where!r} matches can be replaced:{reasons}")
+    for name in report.replaced:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, made[matched[name]])
+    return report
+
+
+def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -> Factory:
+    operator: Any = named
+    if isinstance(named, str):
+        check_choice("operator", named, OPERATORS)
+        operator = OPERATORS[named]
+    if isinstance(operator, type) and issubclass(operator, Conv2dLike):
+        return partial(operator.from_conv2d, **options)
+    if not callable(operator) or isinstance(operator, nn.Module):
+        raise TypeError(
+            f"operator must be a name, an operator's class or a function of the nn.Conv2d, "
+            f"got {type(operator).__name__}"
+        )
+    if options:
+        raise TypeError(
+            f"{', '.join(options)} would be ignored: a function that makes the module has its "
+            "own options"
+        )
+    return operator
+
+
+def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    """Every name of every convolution: one that stands in two places has two."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: m for name, m in modules if isinstance(m, _CONVOLUTIONS)}
+
+
+def _matches(where: str | Predicate, name: str, conv: nn.Module) -> bool:
+    if isinstance(where, str):
+        return fnmatch.fnmatchcase(name, where)
+    if not callable(where):
+        raise TypeError(f"where must be a pattern or a function of name and module, got {where!r}")
+    return where(name, conv)
+
+
+def _nothing_matched(where: str | Predicate, names: list[str]) -> str:
+    if not names:
+        return "the model has no convolution"
+    if isinstance(where, str):
+        near = difflib.get_close_matches(where, names, n=5, cutoff=0.0)
+        return f"no convolution is called {where!r}; the nearest names are {', '.join(near)}"
+    return (
+        f"where takes none of the {len(names)} convolutions; the first ones are "
+        f"{', '.join(names[:5])}"
+    )
+
+
+def _inside_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Name the convolutions that are parts of an operator: those make it what it is."""
+    hosts = {
+        f"{name}.": type(module).__name__
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Conv2dLike | ConvBeside)
+    }
+    return {
+        name: f"it is a part of {kind} {host.rstrip('.')!r}"
+        for name in matched
+        for host, kind in hosts.items()
+        if name.startswith(host)
+    }
+
+
+def _elsewhere_too(
+    named: Mapping[str, nn.Module], matched: Mapping[str, nn.Module]
+) -> dict[str, str]:
+    """Name the convolutions that stand in another place too, which ``where`` does not match."""
+    others = {conv: name for name, conv in named.items() if name not in matched}
+    return {
+        name: f"it is also {others[conv]!r}, which where does not match"
+        for name, conv in matched.items()
+        if conv in others
+    }
+
+
+def _made(conv: nn.Module, build: Factory, keep: bool) -> nn.Module:
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"only nn.Conv2d can be replaced, not {type(conv).__name__}")
+    new = build(conv)
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"operator must return a module, got {type(new).__name__}")
+    new = follow(conv, new)
+    if not keep:
+        return new if conv.weight.requires_grad else new.requires_grad_(False)
+    if not isinstance(new, XVolution):
+        return ConvBeside(conv, new).train(conv.training)
+    new.take_over(conv)
+    return new
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, ConvBeside):
+        return f"{type(module).__name__}({_describe(module.op)})"
+    return f"{type(module).__name__}({module.extra_repr()})"
