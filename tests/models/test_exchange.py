@@ -18,9 +18,7 @@ import convattn
 
 SIZE = (2, 3, 48, 32)
 
-pytestmark = pytest.mark.parametrize(
-    "name", [n for n in convattn.list_models("*nano*") if not n.endswith(("_conv", "_attn"))]
-)
+pytestmark = pytest.mark.parametrize("name", convattn.list_models("*_nano"))
 
 
 @pytest.mark.parametrize("safe", [False, True], ids=["bin", "safetensors"])
