@@ -49,7 +49,19 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     check_map(x)
     check_grid(grid)
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        # ONNX has no pooling to bins that overlap, nor to bins of a map whose size is not known yet
+        rows, columns = (_bins(n, side, x) for n, side in zip(grid, x.shape[2:], strict=True))
+        return (rows @ (x @ columns.transpose(0, 1))).flatten(2).transpose(1, 2)
     return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
+
+
+def _bins(n: int, side: int, like: Tensor) -> Tensor:
+    """Return the matrix (n, side) whose product averages the bins of adaptive pooling."""
+    i = torch.arange(n, device=like.device)[:, None]
+    p = torch.arange(side, device=like.device)
+    inside = ((p >= i * side // n) & (p < ((i + 1) * side + n - 1) // n)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 @scriptable("(Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor")

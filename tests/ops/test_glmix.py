@@ -90,6 +90,20 @@ def test_pooling_is_adaptive_average_pooling(shape, grid):
         assert_close(pool(x, grid), expected, torch.float64)
 
 
+def test_exported_pooling_takes_maps_of_any_size():
+    class Pool(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.pool_slots(x, (3, 4))
+
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(Pool(), (torch.rand(2, 5, 9, 7),), dynamic_shapes={"x": sizes})
+    assert "adaptive" not in str(exported.graph)
+    for shape in [(2, 5, 9, 7), (1, 5, 12, 4), (3, 5, 2, 31)]:
+        x = _map(shape, torch.float32)
+        expected = F.adaptive_avg_pool2d(x, (3, 4)).flatten(2).transpose(1, 2)
+        assert_close(exported.module()(x), expected, torch.float32)
+
+
 @given(st.tuples(*[st.integers(1, 9)] * 4), st.integers(1, 7), st.floats(-9, 9))
 def test_every_size_matches_the_reference(shape, number, scale):
     B, C = shape[:2]
