@@ -1,0 +1,64 @@
+"""Every choice of an operator can be scripted: TorchScript compiles only what a module has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convattn import ACmix, GLMixBlock, XVolution
+from convattn.layers.acmix import ATTENTIONS, MIXES, SHIFTS
+from tests.compare import assert_close
+from tests.layers.properties import randomise
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+
+
+def assert_scripts(module: nn.Module, channels: int) -> None:
+    module = randomise(module).eval()
+    scripted = torch.jit.script(module)
+    for size in [(9, 11), (16, 20)]:
+        x = torch.randn(2, channels, *size)
+        assert_close(scripted(x), module(x), torch.float32)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("mix", MIXES)
+def test_acmix_with_any_attention_and_mix(attention, mix):
+    assert_scripts(ACmix(32, attention=attention, mix=mix), 32)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_acmix_that_widens_and_strides(attention):
+    assert_scripts(ACmix(16, 32, attention=attention, stride=2, fc_bias=True), 16)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_acmix_with_any_shift(shift):
+    assert_scripts(ACmix(16, shift=shift), 16)
+
+
+@pytest.mark.parametrize("attention", ["pssa", "sa"])
+@pytest.mark.parametrize("weighting", [True, False])
+def test_xvolution(attention, weighting):
+    assert_scripts(XVolution(16, 32, attention=attention, stride=2, weighting=weighting), 16)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"slot_init": "learned"},
+        {"clustering": "kmeans"},
+        {"clustering": "static"},
+        {"branches": "local"},
+        {"branches": "global"},
+        {"branches": "sequential"},
+        {"layer_scale": 0.5, "drop_path": 0.5, "mlp_dwconv": True},
+    ],
+    ids=str,
+)
+def test_glmix_block(choice: dict[str, Any]):
+    assert_scripts(GLMixBlock(16, head_dim=8, slots=4, **choice), 16)
