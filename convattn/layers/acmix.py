@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
 from convattn.layers.attention import (
-    AttentionPart,
     GlobalAttention,
     PatchwiseAttention,
     SlidingWindowAttention,
     SpatialReductionAttention,
     WindowAttention,
 )
+from convattn.layers.attention_part import AttentionPart
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
 from convattn.ops._checks import (
     check_choice,
@@ -213,6 +213,45 @@ class ACmix(Conv2dLike):
         skip = self.stride // self.attn.stride
         return y[:, :, ::skip, ::skip] if skip > 1 else y
 
+    def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a map beside tokens that attend, and are attended to, together with its pixels.
+
+        The same projections make q, k and v of both. The convolution never sees a token, so of the
+        sum a token has one term: ``alpha * attention``.
+
+        Args:
+            x: the map (B, C_in, H, W).
+            tokens: (B, T, C_in).
+
+        Returns:
+            What ``forward`` returns of a map, and the tokens (B, T, C).
+
+        Raises:
+            NotImplementedError: an attention that tokens have no place in; "global" and
+                "spatial_reduction" take them.
+            ValueError: tokens of another shape, or ``mix="convolution"``.
+        """
+        check_map(x, "x", self.in_chans)
+        if self.mix == "convolution":
+            raise ValueError("tokens need an attention, and mix='convolution' has none")
+        some = tokens.dim() == 3 and tokens.shape[1] > 0
+        if not some or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
+            raise ValueError(
+                f"tokens must be (B, T, C) = ({x.shape[0]}, T, {x.shape[1]}), as the map is, got "
+                f"{list(tokens.shape)}"
+            )
+        column = tokens.transpose(1, 2).unsqueeze(3)
+        x = self.attn.prepare(x)
+        context = self.attn.context(x)
+        q, k, v = self.q_proj(x), self.k_proj(context), self.v_proj(context)
+        attended, column = self.attn.forward_tokens(
+            q, k, v, self.q_proj(column), self.k_proj(column), self.v_proj(column)
+        )
+        y = self.attn.restore(self._add_convolution(attended, q, k, v))
+        skip = self.stride // self.attn.stride
+        y = y[:, :, ::skip, ::skip] if skip > 1 else y
+        return y, _times(self.alpha, column).squeeze(3).transpose(1, 2)
+
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
         return (
@@ -221,20 +260,22 @@ class ACmix(Conv2dLike):
         )
 
     def _aggregate(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.mix == "convolution":
+            return self._convolve(q, k, v)
+        return self._add_convolution(self.attn(q, k, v), q, k, v)
+
+    def _add_convolution(self, attended: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.fc is None:
-            return self.attn(q, k, v)
+            return attended
         else:  # noqa: RET505  # TorchScript compiles what follows a return
-            H, W = q.shape[2], q.shape[3]
-            spread = self.attn.spread(k, (H, W)), self.attn.spread(v, (H, W))
-            convolved = self._convolve(q, spread[0], spread[1])
-            if self.mix == "convolution":
-                return convolved
             beta = 1 - self.alpha if self.beta is None else self.beta
-            return _times(self.alpha, self.attn(q, k, v)) + _times(beta, convolved)
+            return _times(self.alpha, attended) + _times(beta, self._convolve(q, k, v))
 
     def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         fc = self.fc
         assert fc is not None
+        k = self.attn.spread(k, (q.shape[2], q.shape[3]))
+        v = self.attn.spread(v, (q.shape[2], q.shape[3]))
         if self.shift == "tensor":
             return shift_convolution(
                 q,

@@ -1,7 +1,7 @@
 """The attentions that ACmix takes as parts: their parameters and one call into ops.
 
-B batch, C channels, N heads of d = C / N channels, H W size of the map, s stride. A part is any
-module with the methods of ``AttentionPart``; ACmix projects q, k and v, and the part does the rest.
+B batch, C channels, N heads of d = C / N channels, H W size of the map, s stride. ACmix projects q,
+k and v, and the part does the rest: see ``AttentionPart``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
+from convattn.layers.attention_part import AttentionPart
 from convattn.ops._checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.ops.attention import (
     PATCH_BACKENDS,
@@ -22,67 +23,6 @@ from convattn.ops.attention import (
     sliding_window_attention,
     window_attention,
 )
-
-
-class AttentionPart(nn.Module):
-    """An attention over q, k and v that ACmix made: derive from it and write ``forward``.
-
-    ACmix computes ``x = prepare(x)``; q from x, k and v from ``context(x)``;
-    ``restore(alpha * forward(q, k, v) + beta * convolution(q, spread(k), spread(v)))``.
-
-    Args:
-        groups: how many groups of d channels q, k and v have, where v has all output channels: (N,
-            N, N) for N heads.
-        stride: s of ``forward``'s result; 1 where the part cannot skip queries: ACmix then skips
-            pixels of the sum.
-        dim: channels of v, where the part is made for a number; ACmix checks that it has as many.
-
-    A part with 4 heads in which every pixel gets the mean of the values::
-
-        class Mean(AttentionPart):
-            def __init__(self, dim: int) -> None:
-                super().__init__((4, 4, 4), dim=dim)
-
-            def forward(self, q, k, v):
-                return v.mean(dim=(2, 3), keepdim=True).expand_as(v)
-
-        ACmix(64, attention=Mean)  # called with the 64 output channels; or attention=Mean(64)
-    """
-
-    def __init__(
-        self, groups: tuple[int, int, int], *, stride: int = 1, dim: int | None = None
-    ) -> None:
-        super().__init__()
-        check_positive("stride", stride)
-        self.groups = groups
-        self.stride = stride
-        self.dim = dim
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Move the map (B, C_in, H, W) to where both paths work."""
-        return x
-
-    def context(self, x: Tensor) -> Tensor:
-        """Return the map that keys and values are projected from."""
-        return x
-
-    def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring keys or values to the size (H, W) of the queries for the convolution path."""
-        return x
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: (B, C, ceil(H / s), ceil(W / s)).
-
-        Args:
-            q: queries (B, groups[0] d, H, W), group after group, not yet scaled.
-            k: keys (B, groups[1] d, h, w), of the size of ``context``.
-            v: values (B, groups[2] d, h, w).
-        """
-        raise NotImplementedError
-
-    def restore(self, y: Tensor) -> Tensor:
-        """Move the sum of the paths back to where the input was."""
-        return y
 
 
 class SlidingWindowAttention(AttentionPart):
@@ -233,12 +173,13 @@ class WindowAttention(AttentionPart):
 class GlobalAttention(AttentionPart):
     """Attention from every pixel to every pixel.
 
-    ``y_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j``
+    ``y_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j``, with ``proj`` then ``W_o y_i + b_o``
 
     Args:
         dim: channels C.
         num_heads: N.
         stride: s.
+        proj: whether a projection follows, as in the blocks of ViT and PVT.
         backend: path of ``convattn.ops.global_attention``.
 
     Raises:
@@ -249,17 +190,39 @@ class GlobalAttention(AttentionPart):
     """
 
     def __init__(
-        self, dim: int, *, num_heads: int = 4, stride: int = 1, backend: str = "auto"
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        stride: int = 1,
+        proj: bool = False,
+        backend: str = "auto",
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
         check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
         super().__init__((num_heads, num_heads, num_heads), stride=stride, dim=dim)
         self.num_heads = num_heads
         self.backend = backend
+        self.proj: nn.Module = nn.Conv2d(dim, dim, 1) if proj else nn.Identity()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend: (B, C, ceil(H / s), ceil(W / s))."""
         q = q[:, :, :: self.stride, :: self.stride]
+        return self.proj(self._attend(q, k, v))
+
+    def forward_tokens(
+        self, q: Tensor, k: Tensor, v: Tensor, q_tokens: Tensor, k_tokens: Tensor, v_tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend from pixels and tokens to both: (B, C, ceil(H / s), ceil(W / s)), (B, C, T, 1)."""
+        q = q[:, :, :: self.stride, :: self.stride]
+        H, W, T = q.shape[2], q.shape[3], q_tokens.shape[2]
+        y = self._attend(
+            prepend_tokens(q_tokens, q), prepend_tokens(k_tokens, k), prepend_tokens(v_tokens, v)
+        )
+        y = self.proj(y)
+        return y[:, :, T:, 0].unflatten(2, (H, W)), y[:, :, :T]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return global_attention(q, k, v, num_heads=self.num_heads, backend=self.backend)
 
 
@@ -274,6 +237,7 @@ class SpatialReductionAttention(GlobalAttention):
         num_heads: N.
         reduction: R; 1 reduces nothing and has no parameters.
         stride: s.
+        proj: whether a projection follows.
         backend: path of ``convattn.ops.global_attention``.
 
     Raises:
@@ -292,10 +256,11 @@ class SpatialReductionAttention(GlobalAttention):
         num_heads: int = 4,
         reduction: int = 2,
         stride: int = 1,
+        proj: bool = False,
         backend: str = "auto",
     ) -> None:
         check_positive("reduction", reduction)
-        super().__init__(dim, num_heads=num_heads, stride=stride, backend=backend)
+        super().__init__(dim, num_heads=num_heads, stride=stride, proj=proj, backend=backend)
         in_chans = dim if in_chans is None else in_chans
         self.reduction = reduction
         self.reduce: nn.Module = nn.Identity()
@@ -387,6 +352,11 @@ class PatchwiseAttention(AttentionPart):
             dilation=self.dilation,
             backend=self.backend,
         )
+
+
+def prepend_tokens(tokens: Tensor, x: Tensor) -> Tensor:
+    """Return tokens (B, C, T, 1) and then the pixels of a map, row by row: (B, C, T + H W, 1)."""
+    return torch.cat([tokens, x.flatten(2).unsqueeze(3)], dim=2)
 
 
 def position_grid(x: Tensor) -> Tensor:

@@ -181,3 +181,34 @@ def test_unknown_keywords_are_refused(part):
 def test_patchwise_needs_four_groups():
     with pytest.raises(ValueError, match="groups of v"):
         PatchwiseAttention(6, share=1)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (1, 1)])
+def test_tokens_attend_and_are_attended_to(size):
+    part = randomise(GlobalAttention(8, num_heads=2, proj=True)).double()
+    maps, tokens = _qkv(2, 8, *size), _qkv(2, 8, 3, 1)
+    y, u = part.forward_tokens(*maps, *tokens)
+    # the same as a longer map of one column, as this attention knows no positions
+    pairs = zip(maps, tokens, strict=True)
+    columns = [torch.cat([t, x.flatten(2)[..., None]], dim=2) for x, t in pairs]
+    expected = part(*columns)
+    assert_close(u, expected[:, :, :3], torch.float64)
+    assert_close(y, expected[:, :, 3:].reshape(y.shape), torch.float64)
+    assert y.shape == maps[0].shape
+
+
+def test_tokens_stand_beside_the_reduced_map():
+    part = SpatialReductionAttention(8, num_heads=2, reduction=2, stride=2).double()
+    (q, _, _), (k, v, _) = _qkv(1, 8, 6, 4), _qkv(1, 8, 3, 2)
+    y, u = part.forward_tokens(q, k, v, *(q[:, :, :1, :1], k[:, :, :1, :1], v[:, :, :1, :1]))
+    assert (y.shape, u.shape) == ((1, 8, 3, 2), (1, 8, 1, 1))
+    # a token with the query, key and value of the first pixel is that pixel
+    assert_close(u, y[:, :, :1, :1], torch.float64)
+
+
+def test_a_projection_follows_where_it_is_asked_for():
+    q, k, v = _qkv(1, 8, 5, 6)
+    for kind in (GlobalAttention, SpatialReductionAttention):
+        plain, part = kind(8, num_heads=2), randomise(kind(8, num_heads=2, proj=True)).double()
+        assert not [name for name, _ in plain.named_parameters() if "proj" in name]
+        assert_close(part(q, k, v), part.proj(plain.double()(q, k, v)), torch.float64)
