@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ class TestGLMixInSequenceWithStaticClusters(LayerProperties):
         return GLMix(
             16, head_dim=8, slots=4, branches="sequential", clustering="static", backend=backend
         )
+
+
+class TestGLMixInSequenceWithStride(LayerProperties):
+    stride = 2
+
+    def build(self, backend: str = "auto") -> nn.Module:
+        return GLMix(16, slots=4, branches="sequential", stride=2, dilation=2, backend=backend)
 
 
 class TestGLMixBlock(LayerProperties):
@@ -230,6 +238,58 @@ def test_the_local_kernel_can_be_chosen(kernel_size):
     mixer = GLMix(16, head_dim=8, slots=4, kernel_size=kernel_size)
     assert mixer.local[1].weight.shape == (16, 1, kernel_size, kernel_size)
     assert mixer(torch.randn(1, 16, 5, 4)).shape == (1, 16, 5, 4)
+
+
+@pytest.mark.parametrize("branches", ["parallel", "local", "global"])
+@pytest.mark.parametrize("clustering", ["soft", "kmeans", "static"])
+def test_a_stride_gives_the_pixels_that_are_kept(branches, clustering):
+    options: dict[str, Any] = {"slots": 4, "branches": branches, "clustering": clustering}
+    full = randomise(GLMix(16, **options))
+    strided = GLMix(16, stride=3, **options)
+    strided.load_state_dict(full.state_dict())
+    x, context = torch.randn(2, 16, 10, 8), torch.randn(2, 16, 5, 5)
+    assert_close(strided(x, context), full(x, context)[:, :, ::3, ::3], torch.float32)
+
+
+def test_a_stride_gives_slots_to_no_other_pixels(monkeypatch):
+    seen: list[torch.Size] = []
+    module = sys.modules["convattn.layers.glmix"]
+    dispatch = ops.dispatch
+
+    def spy(prototypes: Any, slots: Any, u: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(u.shape)
+        return dispatch(prototypes, slots, u, *rest, **options)
+
+    monkeypatch.setattr(module, "dispatch", spy)
+    GLMix(16, slots=4, stride=2)(torch.randn(1, 16, 9, 7))
+    assert seen == [(1, 16, 5, 4)]
+
+
+def test_the_local_branch_is_dilated():
+    mixer = randomise(GLMix(16, slots=4, kernel_size=3, dilation=3, branches="local"))
+    x = torch.randn(1, 16, 13, 13, requires_grad=True)
+    mixer(x)[0, :, 6, 6].sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten().tolist() == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("channels", "heads"), [(16, 1), (32, 1), (37, 1), (48, 1), (80, 2), (96, 3), (128, 4)]
+)
+def test_heads_have_about_32_channels_where_nothing_is_said(channels, heads):
+    assert GLMix(channels).slot_attn.num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"stride": 2}, "16, 16, kernel_size=5, stride=2, dilation=1, slots=(8, 8)"),
+        ({"slots": 9, "slot_init": "learned"}, "slots=learned, clustering=soft"),
+        ({"branches": "local"}, "slots=none, clustering=soft, branches=local"),
+    ],
+)
+def test_prints_what_it_is(arguments, text):
+    assert text in GLMix(16, **arguments).extra_repr()
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

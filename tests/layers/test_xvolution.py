@@ -30,6 +30,11 @@ class TestXVolutionWithSoftmaxAttention(LayerProperties):
         return XVolution(16, stride=2, attention="sa", backend=backend)
 
 
+class TestXVolutionWithDilation(LayerProperties):
+    def build(self, backend: str = "auto") -> nn.Module:
+        return XVolution(16, dilation=2, backend=backend)
+
+
 ATTENTIONS = ["pssa", "sa"]
 
 
@@ -99,12 +104,38 @@ def test_the_names_of_the_state_dict_are_frozen():
     assert set(XVolution(16, weighting=False).state_dict()) == names - {"weighting.weight"}
 
 
+@pytest.mark.parametrize(("distance", "reaches"), [(None, 2), (1, 1), (4, 4)])
+def test_displacements_are_dilated_with_the_convolution_if_nothing_is_said(distance, reaches):
+    layer = randomise(XVolution(16, dilation=2, distance=distance, weighting=False)).eval()
+    nn.init.zeros_(layer.get_parameter("conv.weight"))
+    x = torch.randn(1, 16, 13, 13, requires_grad=True)
+    layer(x)[0, :, 6, 6].sum().backward()
+    assert x.grad is not None
+    rows = x.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten().tolist()
+    assert rows == [6 - reaches, 6, 6 + reaches]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_convolution_is_dilated(attention):
+    layer: Any = XVolution(16, 24, kernel_size=5, stride=2, dilation=3, attention=attention).eval()
+    conv = nn.Conv2d(16, 24, 5, 2, 6, 3, bias=False)
+    conv.load_state_dict(layer.conv.state_dict())
+    x = torch.randn(2, 16, 9, 7)
+    assert_close(layer(x), layer.conv_norm(conv(x)), torch.float32)
+
+
+def test_prints_what_it_is():
+    text = "16, 24, kernel_size=3, stride=2, dilation=1, num_heads=4, attention=pssa, distance=1"
+    assert XVolution(16, 24, stride=2).extra_repr() == text
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_heads": 3}, "got out_chans=16, num_heads=3; the nearest num_heads that fits is 2"),
     ({"num_heads": -1}, "num_heads must be at least 1, got -1"),
     ({"kernel_size": 2}, "kernel_size must be odd, got 2; use 1 or 3"),
     ({"stride": 0}, "stride must be at least 1, got 0"),
     ({"distance": 0}, "distance must be at least 1, got 0"),
+    ({"dilation": 0}, "dilation must be at least 1, got 0"),
     ({"out_chans": 0}, "out_chans must be at least 1, got 0"),
     ({"attention": "psa"}, "unknown attention 'psa'; did you mean 'pssa'"),
     ({"backend": "sdpa"}, "unknown backend 'sdpa'"),
