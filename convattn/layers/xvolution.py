@@ -151,7 +151,7 @@ class XVolution(Conv2dLike):
                 f"got {given}"
             )
         self.conv = conv
-        self.conv_norm = nn.Identity()
+        self.conv_norm = follow(conv, nn.Identity())
         self.attn_norm = follow(conv, _ZeroStartNorm(self.out_chans))
 
     @classmethod
