@@ -267,7 +267,7 @@ class SpatialReductionAttention(GlobalAttention):
         self.norm: nn.Module = nn.Identity()
         if reduction > 1:
             self.reduce = nn.Conv2d(in_chans, in_chans, reduction, stride=reduction)
-            self.norm = LayerNorm2d(in_chans, eps=1e-6)
+            self.norm = LayerNorm2d(in_chans, eps=1e-5)  # PVT's other norms have 1e-6
 
     def context(self, x: Tensor) -> Tensor:
         """Reduce the map: (B, C_in, floor(H / R), floor(W / R)), at least one pixel."""

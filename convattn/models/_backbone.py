@@ -32,7 +32,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks: nn.Sequential | nn.ModuleList = nn.Sequential(*blocks)
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
 
@@ -64,10 +64,10 @@ class Pyramid(nn.Module):
         global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
             the map itself, which no classifier takes.
         drop_rate: Dropout before the classifier.
+        num_prefix_tokens: Tokens before the positions in what ``forward_features`` returns.
     """
 
     pools: tuple[str, ...] = POOLS
-    num_prefix_tokens = 0  # tokens before the positions in what forward_features returns
 
     def __init__(
         self,
@@ -81,25 +81,27 @@ class Pyramid(nn.Module):
         num_classes: int,
         global_pool: str,
         drop_rate: float,
+        num_prefix_tokens: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(in_chans, num_classes, drop_rate)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
+        self.num_prefix_tokens = num_prefix_tokens
         self.num_features = widths[-1]
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
             for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
         ]
         self.stem = stem
-        self.stages = nn.Sequential(*stages)
+        self.stages: nn.Sequential | nn.ModuleList = nn.Sequential(*stages)
         self.norm = norm
         self._set_head(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
-        check_images(x, self.in_chans)
+        self._check_images(x)
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -161,7 +163,7 @@ class Pyramid(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        check_images(x, self.in_chans)
+        self._check_images(x)
         count = len(self.stages)
         chosen, last = feature_take_indices(count, _as_list(indices))
         final, maps = self._run(x, last + 1 if stop_early else count)
@@ -171,6 +173,9 @@ class Pyramid(nn.Module):
                 maps[-1] = self._as_map(final, maps[-1])
         intermediates = [maps[i] for i in sorted(set(chosen))]
         return intermediates if intermediates_only else (final, intermediates)
+
+    def _check_images(self, x: Tensor) -> None:
+        check_images(x, self.in_chans)  # torch.fx looks for it in this file alone
 
     def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         """Return the features before the norm after ``count`` stages, and the map of each."""
@@ -259,13 +264,16 @@ class Pyramid(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns for layer-wise learning rates: by stage, or by block."""
         by_block = [
-            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.(?:downsample|positions)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^stages\.(\d+)\.norm", (99999,)),  # timm: to the group before, the last block's
             (r"^norm", (99999,)),
         ]
         by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": by_stage if coarse else by_block}
+        return {
+            "stem": r"^(?:stem|stages\.0\.positions)",
+            "blocks": by_stage if coarse else by_block,
+        }
 
 
 def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:

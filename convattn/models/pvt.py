@@ -1,0 +1,240 @@
+"""PVT with ACmix in place of its attention, and PVT itself (arXiv 2111.14556, 2102.12122)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from convattn.layers.acmix import ACmix
+from convattn.layers.attention import SpatialReductionAttention
+from convattn.models._backbone import check_sizes, drop_path_rates, only_stride_32, placed
+from convattn.models._class_token import (
+    NORM_EPS,
+    PositionEmbedding,
+    TokenBlock,
+    TokenPyramid,
+    TokenStage,
+)
+from convattn.models._official import Renames, add_names, checkpoint_filter
+from convattn.models._pretrained import pretrained_cfg
+from convattn.models._registry import register_family, with_single_paths
+from convattn.ops._checks import check_positive, check_rate
+
+PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
+EMBED_NORM_EPS = 1e-5  # PVT gives its own epsilon to the norms of blocks and of the end alone
+
+
+@dataclass(frozen=True)
+class PVTConfig:
+    """Everything that tells one from another; each field is also a keyword of its models."""
+
+    depths: tuple[int, ...]  # blocks of the stages
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512)  # their channels
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)
+    reductions: tuple[int, ...] = (8, 4, 2, 1)  # of the map that keys and values come from
+    mix: str = "learned"  # of ACmix, as the next two
+    shift: str = "learned"
+    kernel_size: int = 3
+    img_size: int = 224  # side of the image that the position embeddings are made for
+    drop_path_rate: float = 0.1
+
+
+_TINY = PVTConfig(depths=(2, 2, 2, 2))
+_SMALL = PVTConfig(depths=(3, 4, 6, 3))
+_NANO = PVTConfig(
+    depths=(1, 1, 1, 1),
+    embed_dims=(16, 32, 80, 128),
+    mlp_ratios=(4.0, 4.0, 2.0, 2.0),
+    img_size=32,
+    drop_path_rate=0.0,
+)
+_SIZES = {"tiny": _TINY, "small": _SMALL, "nano": _NANO}
+_ACMIX = {f"acmix_pvt_{size}": config for size, config in _SIZES.items()}
+VARIANTS: dict[str, PVTConfig] = {
+    **{f"pvt_{size}": replace(config, mix="attention") for size, config in _SIZES.items()},
+    **with_single_paths(_ACMIX, "mix", conv="convolution", attn="attention"),
+}
+
+
+class PVT(TokenPyramid):
+    """Pyramid of transformer blocks, by attention to a reduced map or by ACmix with it.
+
+    ``logits = Linear(LN(stages(stem(x)))_0)``: a class token joins in the last stage, and the
+    classifier sees it alone. With ``mix="attention"`` it is PVT.
+
+    ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
+    last map row by row; ``forward_intermediates`` and ``features_only`` give the maps at strides
+    4, 8, 16 and 32, without the token. With ``mix="convolution"`` no token could see anything: the
+    model has none, and pools its last map, which ``forward_features`` returns.
+
+    Args:
+        config: The variant.
+        in_chans: Channels of the image.
+        num_classes: Size of the output; 0 for the pooled features.
+        global_pool: What the classifier sees: "token", or timm's "avg", "max", "avgmax" or
+            "catavgmax" over the positions, or "" for the sequence itself; None for "token" where
+            there is one, else "avg".
+        output_stride: Only 32.
+        drop_rate: Dropout before the classifier.
+        device: Where to build the parameters.
+        dtype: Their type.
+
+    Raises:
+        ValueError: For sizes, names or a stride that do not fit.
+
+    PVT v1 (arXiv 2102.12122), section 3; ACmix (CVPR 2022, arXiv 2111.14556). As in PVT, rows and
+    columns that do not fill a patch are not seen. PVT-ACmix was not published as code. Our choice:
+    q has the resolution of the map, k and v that of the reduced one, repeated to the map's for the
+    convolution path; its fully connected layer has a bias, and alpha multiplies the attention after
+    its output projection, as in the published Swin-ACmix; the class token takes part in the
+    attention alone.
+    """
+
+    def __init__(
+        self,
+        config: PVTConfig,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check(config)
+        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
+        only_stride_32("PVT", output_stride)
+        widths = config.embed_dims
+        with placed(device):
+            super().__init__(
+                class_token=_has_class_token(config),
+                stem=_patch_embed(in_chans, widths[0], PATCHES[0]),
+                stages=[_stage(config, i) for i in range(len(PATCHES))],
+                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+                widths=widths,
+                in_chans=in_chans,
+                num_classes=num_classes,
+                global_pool=global_pool,
+                drop_rate=drop_rate,
+            )
+        self.config = config
+        self.init_weights()
+        self.to(dtype=dtype)
+
+
+def _has_class_token(config: PVTConfig) -> bool:
+    return config.mix != "convolution"
+
+
+def _patch_embed(in_chans: int, dim: int, patch: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, dim, patch, stride=patch), LayerNorm2d(dim, eps=EMBED_NORM_EPS)
+    )
+
+
+def _stage(config: PVTConfig, index: int) -> TokenStage:
+    dim = config.embed_dims[index]
+    last = index == len(PATCHES) - 1
+    side = _grids(config)[index]
+    down: nn.Module = nn.Identity()
+    if index:
+        down = _patch_embed(config.embed_dims[index - 1], dim, PATCHES[index])
+    positions = PositionEmbedding(
+        dim,
+        (side, side),
+        class_token=last and _has_class_token(config),
+        interpolation="bilinear",
+    )
+    rates = drop_path_rates(config.drop_path_rate, config.depths)[index]
+    blocks = [
+        TokenBlock(
+            dim, _mixer(config, index), mlp_ratio=config.mlp_ratios[index], drop_path=drop_path
+        )
+        for drop_path in rates
+    ]
+    return TokenStage(down, positions, blocks)
+
+
+def _mixer(config: PVTConfig, index: int) -> ACmix:
+    dim = config.embed_dims[index]
+    attention = SpatialReductionAttention(
+        dim, num_heads=config.num_heads[index], reduction=config.reductions[index], proj=True
+    )
+    return ACmix(
+        dim,
+        attention=attention,
+        mix=config.mix,
+        shift=config.shift,
+        kernel_size=config.kernel_size,
+        fc_bias=True,
+    )
+
+
+def _grids(config: PVTConfig) -> list[int]:
+    """Return the side of each stage's map of the image that the positions are made for."""
+    sides = [config.img_size]
+    for patch in PATCHES:
+        sides.append(sides[-1] // patch)
+    return sides[1:]
+
+
+def _check(config: PVTConfig) -> None:
+    check_rate("drop_path_rate", config.drop_path_rate)
+    check_positive("img_size", config.img_size)
+    if config.img_size < 32:
+        raise ValueError(f"img_size must be at least 32, got {config.img_size}")
+    for name in ("depths", "embed_dims", "num_heads", "mlp_ratios", "reductions"):
+        if len(getattr(config, name)) != len(PATCHES):
+            raise ValueError(f"{name} must name {len(PATCHES)} stages, got {getattr(config, name)}")
+
+
+def _cfg(name: str, config: PVTConfig) -> dict[str, Any]:
+    cfg = pretrained_cfg(
+        first_conv="stem.0", classifier="head.fc", image_size=config.img_size, crop_pct=0.9
+    )
+    side = _grids(config)[-1]
+    if _has_class_token(config):
+        cfg["pool_size"] = (1 + side**2, 1)
+    return cfg
+
+
+def _published_names(model: nn.Module) -> Renames:
+    names: list[tuple[str, str | tuple[str, ...]]] = [
+        (r"cls_token", "stages.3.positions.cls_token"),
+        (r"patch_embed1\.proj\.(.*)", r"stem.0.\1"),
+        (r"patch_embed1\.norm\.(.*)", r"stem.1.\1"),
+        (r"head\.(weight|bias)", r"head.fc.\1"),
+    ]
+    for i in range(len(PATCHES)):
+        ours, block = rf"stages.{i}", rf"block{i + 1}\.(\d+)"
+        names += [
+            (rf"pos_embed{i + 1}", f"{ours}.positions.pos_embed"),
+            (rf"patch_embed{i + 1}\.proj\.(.*)", rf"{ours}.downsample.0.\1"),
+            (rf"patch_embed{i + 1}\.norm\.(.*)", rf"{ours}.downsample.1.\1"),
+            (rf"{block}\.attn\.q\.(.*)", rf"{ours}.blocks.\1.mixer.q_proj.\2"),
+            (
+                rf"{block}\.attn\.kv\.(.*)",
+                tuple(rf"{ours}.blocks.\1.mixer.{name}_proj.\2" for name in "kv"),
+            ),
+            (rf"{block}\.attn\.sr\.(.*)", rf"{ours}.blocks.\1.mixer.attn.reduce.\2"),
+            (rf"{block}\.attn\.(proj|norm)\.(.*)", rf"{ours}.blocks.\1.mixer.attn.\2.\3"),
+            (rf"{block}\.(.*)", rf"{ours}.blocks.\1.\2"),
+        ]
+    return names
+
+
+add_names(PVT, _published_names)
+register_family(
+    __name__,
+    PVT,
+    VARIANTS,
+    {name: _cfg(name, config) for name, config in VARIANTS.items()},
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    checkpoint_filter=checkpoint_filter,
+)
