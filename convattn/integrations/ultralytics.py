@@ -1,0 +1,322 @@
+"""ACmix, X-volution and GLMix by name in the YAML of a YOLO model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from convattn.layers.acmix import ACmix
+from convattn.layers.glmix import GLMix
+from convattn.layers.xvolution import XVolution
+from convattn.ops._checks import check_choice
+
+try:
+    import ultralytics
+    from ultralytics.nn import tasks
+    from ultralytics.nn.modules import Bottleneck, C2f, C3k2, Conv
+    from ultralytics.utils import LOGGER
+except ImportError as error:
+    raise ImportError(
+        f"convattn.integrations.ultralytics needs ultralytics ({error}); "
+        "install it with: pip install 'convattn[yolo]'"
+    ) from error
+
+SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
+
+
+class OperatorConv(nn.Module):
+    """Ultralytics' `Conv` with an operator in place of its convolution.
+
+    ``y = act(BN(operator(x)))``; X-volution, whose branches end in batch norms, takes no other.
+
+    Args:
+        c1: channels of the input.
+        c2: channels of the output.
+        k: kernel of the operator's convolution, odd.
+        s: stride.
+        p: padding; None, or what keeps the map.
+        g: groups, 1.
+        d: dilation.
+        act: True for the activation of the model, a module, or False.
+
+    Shape:
+        (B, c1, H, W) to (B, c2, ceil(H / s), ceil(W / s)).
+
+    Raises:
+        ValueError: sizes that the operator cannot have; the message says what would.
+    """
+
+    operator: type[ACmix | XVolution | GLMix]
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: bool | nn.Module = True,
+    ) -> None:
+        super().__init__()
+        self._take(Conv(c1, c2, k, s, p, g, d, act))
+
+    @classmethod
+    def in_place_of(cls, conv: Conv) -> OperatorConv:
+        """Make the layer that fits in the place of an Ultralytics `Conv`, with a new operator."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take(conv)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, c1, H, W) to (B, c2, ceil(H / s), ceil(W / s))."""
+        return self.act(self.bn(self.op(x)))
+
+    def _take(self, conv: Conv) -> None:
+        self.op = self.operator.from_conv2d(conv.conv)
+        self.bn = nn.Identity() if self.operator is XVolution else conv.bn
+        self.act = conv.act
+
+
+class ACmixConv(OperatorConv):
+    """Ultralytics' `Conv` with ACmix: ``(c1, c2, k=3, s=1, p=None, g=1, d=1, act=True)``."""
+
+    operator = ACmix
+
+
+class XVolutionConv(OperatorConv):
+    """Ultralytics' `Conv` with X-volution: ``(c1, c2, k=3, s=1, p=None, g=1, d=1, act=True)``."""
+
+    operator = XVolution
+
+
+class GLMixConv(OperatorConv):
+    """Ultralytics' `Conv` with GLMix: ``(c1, c2, k=3, s=1, p=None, g=1, d=1, act=True)``."""
+
+    operator = GLMix
+
+
+class _Mixed(nn.Module):
+    """What a block becomes when the second convolution of its bottlenecks is an operator's.
+
+    The arguments are those of the block without the operator, in the installed Ultralytics.
+    """
+
+    conv: type[OperatorConv]
+    m: nn.ModuleList
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mix()
+
+    def mix(self) -> None:
+        """Put the operator into every bottleneck."""
+        for module in self.m.modules():
+            if isinstance(module, Bottleneck):
+                module.cv2 = self.conv.in_place_of(module.cv2)
+
+
+class C2fACmix(_Mixed, C2f):
+    """`C2f` with ACmix in its bottlenecks: ``(c1, c2, n=1, shortcut=False, g=1, e=0.5)``."""
+
+    conv = ACmixConv
+
+
+class C2fXVolution(_Mixed, C2f):
+    """`C2f` with X-volution in its bottlenecks: ``(c1, c2, n=1, shortcut=False, g=1, e=0.5)``."""
+
+    conv = XVolutionConv
+
+
+class C2fGLMix(_Mixed, C2f):
+    """`C2f` with GLMix in its bottlenecks: ``(c1, c2, n=1, shortcut=False, g=1, e=0.5)``."""
+
+    conv = GLMixConv
+
+
+class C3k2ACmix(_Mixed, C3k2):
+    """`C3k2` with ACmix in its bottlenecks: ``(c1, c2, n=1, c3k=False, e=0.5, ...)``."""
+
+    conv = ACmixConv
+
+
+class C3k2XVolution(_Mixed, C3k2):
+    """`C3k2` with X-volution in its bottlenecks: ``(c1, c2, n=1, c3k=False, e=0.5, ...)``."""
+
+    conv = XVolutionConv
+
+
+class C3k2GLMix(_Mixed, C3k2):
+    """`C3k2` with GLMix in its bottlenecks: ``(c1, c2, n=1, c3k=False, e=0.5, ...)``."""
+
+    conv = GLMixConv
+
+
+# Each module, and the one of Ultralytics that a row with its name is read as.
+MODULES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    **{c.__name__: (c, Conv) for c in (ACmixConv, XVolutionConv, GLMixConv)},
+    **{c.__name__: (c, C2f) for c in (C2fACmix, C2fXVolution, C2fGLMix)},
+    **{c.__name__: (c, C3k2) for c in (C3k2ACmix, C3k2XVolution, C3k2GLMix)},
+}
+OPERATORS = ("ACmix", "XVolution", "GLMix")
+
+
+def register() -> None:
+    """Make the modules of `MODULES` usable by name in YOLO's YAML, in this process.
+
+    A row with one of the names is read by Ultralytics as the module of its own that ours is built
+    on (`Conv`, `C2f` or `C3k2`), so that it scales the channels and counts the repeats as it does
+    for its own, and no argument can land in the operator's. Then the operator is put in. No file of
+    Ultralytics is changed. Calling this again changes nothing.
+
+    Raises:
+        RuntimeError: if the installed Ultralytics reads a model in another way.
+    """
+    if hasattr(tasks.parse_model, "__wrapped__"):
+        return
+    parse = tasks.parse_model
+    wrapped = _reading_our_names(parse)
+    try:
+        _probe(wrapped)
+    except Exception as error:
+        raise RuntimeError(
+            f"ultralytics {ultralytics.__version__} does not read a model as the supported "
+            f"versions do ({SUPPORTED}): {type(error).__name__}: {error}"
+        ) from error
+    tasks.parse_model = wrapped
+    ultralytics.nn.parse_model = wrapped
+
+
+def recipe(name: str = "yolov8n-acmix") -> Path:
+    """Return the path of a YAML of this package, for ``ultralytics.YOLO``, and register the names.
+
+    Args:
+        name: "yolov8n-acmix"; the letter after the number is its scale: n, s or m.
+
+    Raises:
+        ValueError: For another name.
+    """
+    check_choice("recipe", name, [f"yolov8{scale}-acmix" for scale in "nsm"])
+    register()
+    # Ultralytics reads the letter and opens the file without it.
+    return Path(__file__).parent / f"{name}.yaml"
+
+
+def write_yaml(
+    base: str, operator: str, folder: str | Path = ".", *, layers: Iterable[int] | None = None
+) -> Path:
+    """Write the YAML of a YOLO model with an operator in it, and register the names.
+
+    Args:
+        base: A YAML that Ultralytics knows, with the letter of its scale: "yolo11n.yaml".
+        operator: "ACmix", "XVolution" or "GLMix".
+        folder: Where the file goes; its name is that of the base and the operator.
+        layers: Rows to change, counted from 0; None for each `C2f` and `C3k2` of the backbone whose
+            map is 1/16 of the image or smaller.
+
+    Returns:
+        The path, for ``ultralytics.YOLO``.
+
+    Raises:
+        ValueError: For an unknown operator, a row that holds neither `Conv`, `C2f` nor `C3k2`, or
+            a model where nothing is to be changed.
+    """
+    check_choice("operator", operator, OPERATORS)
+    register()
+    model = tasks.yaml_model_load(base)
+    rows = model["backbone"] + model["head"]
+    names = {host.__name__: name for name, (ours, host) in MODULES.items() if operator in name}
+    chosen = _coarse_blocks(model["backbone"]) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError(f"nothing to change in {base}: name the layers that {operator} goes into")
+    for layer in chosen:
+        if not 0 <= layer < len(rows) or rows[layer][2] not in names:
+            found = rows[layer][2] if 0 <= layer < len(rows) else "nothing"
+            fits = [i for i, row in enumerate(rows) if row[2] in names]
+            raise ValueError(
+                f"layer {layer} of {base} is {found}; {operator} goes into {', '.join(names)}: "
+                f"layers {fits}"
+            )
+        rows[layer][2] = names[rows[layer][2]]
+    path = Path(folder) / f"{Path(base).stem}-{operator.lower()}.yaml"
+    content = {key: value for key, value in model.items() if key not in ("scale", "yaml_file")}
+    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+    return path.resolve()
+
+
+def _coarse_blocks(backbone: list[list[Any]]) -> list[int]:
+    stride, blocks = 1, []
+    for i, (_, _, name, arguments) in enumerate(backbone):
+        if name == "Conv" and len(arguments) > 2:
+            stride *= arguments[2]
+        if name in ("C2f", "C3k2") and stride >= 16:
+            blocks.append(i)
+    return blocks
+
+
+def _reading_our_names(parse: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(parse)
+    def parse_model(d: dict[str, Any], ch: Any, verbose: bool = True) -> Any:
+        ours: dict[int, type[nn.Module]] = {}
+        rows = []
+        for i, (source, repeats, name, arguments) in enumerate(d["backbone"] + d["head"]):
+            if name in MODULES:
+                ours[i], host = MODULES[name]
+                name = host.__name__
+                if host is Conv and len(arguments) == 1:
+                    arguments = [*arguments, 3]  # the kernel, which would be 1
+            rows.append([source, repeats, name, arguments])
+        split = len(d["backbone"])
+        model, save = parse({**d, "backbone": rows[:split], "head": rows[split:]}, ch, verbose)
+        for i, module in ours.items():
+            model[i] = _exchange(model[i], module)
+            if verbose:
+                LOGGER.info(f"layer {i} is {module.__name__}: {model[i].np:,} parameters")
+        return model, save
+
+    return parse_model
+
+
+def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
+    """Turn a layer of the parsed model, or a sequence of them, into ours."""
+    if isinstance(layer, nn.Sequential):
+        mixed: Any = nn.Sequential(*(_exchange(repeat, module) for repeat in layer))
+    elif issubclass(module, OperatorConv):
+        mixed = module.in_place_of(layer)
+    else:
+        mixed = layer
+        mixed.__class__ = module
+        mixed.mix()
+    for name in ("i", "f"):
+        if hasattr(layer, name):
+            setattr(mixed, name, getattr(layer, name))
+    mixed.np = sum(parameter.numel() for parameter in mixed.parameters())
+    mixed.type = f"{module.__module__}.{module.__name__}"
+    return mixed
+
+
+def _probe(parse_model: Callable[..., Any]) -> None:
+    """Raise unless a row of each name becomes what it says."""
+    expected = ["d", "ch", "verbose"]
+    if list(inspect.signature(parse_model).parameters)[:3] != expected:
+        raise TypeError(f"parse_model does not begin with {expected}")
+    rows = [
+        [-1, 4, name, [128, 3, 1] if ours[1] is Conv else [128]] for name, ours in MODULES.items()
+    ]
+    scales = {"n": [0.5, 0.25, 1024]}
+    probe = {"nc": 1, "scales": scales, "scale": "n", "backbone": rows, "head": []}
+    model, _ = parse_model(probe, 3, False)
+    for (name, (module, host)), layer in zip(MODULES.items(), model, strict=True):
+        repeats = list(layer) if host is Conv else list(layer.m)
+        widths = {repeat.op.out_chans if host is Conv else layer.c * 2 for repeat in repeats}
+        first = repeats[0] if host is Conv else layer
+        if type(first) is not module or len(repeats) != 2 or widths != {32}:
+            raise TypeError(f"{name} became {type(first).__name__}, {len(repeats)} x {widths}")

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+ultralytics: Any = pytest.importorskip("ultralytics")
+
+from ultralytics.nn import tasks  # noqa: E402
+from ultralytics.nn.modules import Bottleneck  # noqa: E402
+
+from convattn import ACmix, GLMix, XVolution  # noqa: E402
+from convattn.integrations import ultralytics as ours  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+NAMES = list(ours.MODULES)
+BLOCKS = [name for name in NAMES if not name.endswith("Conv")]
+CONVS = [name for name in NAMES if name.endswith("Conv")]
+KINDS = {"ACmix": ACmix, "XVolution": XVolution, "GLMix": GLMix}
+
+
+def kind(name: str) -> type[nn.Module]:
+    return KINDS[next(operator for operator in KINDS if operator in name)]
+
+
+def parse(rows: list[list[Any]], **config: Any) -> list[Any]:
+    ours.register()
+    # Ultralytics reads a scale's row of the table even where it is the only one
+    config = {"nc": 2, "scales": {"n": [1.0, 1.0, 1024]}, "scale": "n", **config}
+    model, _ = tasks.parse_model({**config, "backbone": rows, "head": []}, 3, verbose=False)
+    return list(model)
+
+
+def wake(model: Any) -> Any:
+    """Give every norm statistics and a scale that do something, and evaluate."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.eval()
+
+
+def maps(model: Any, x: Tensor) -> list[Tensor]:
+    """Return what the detection head sees, which no decoding rounds."""
+    seen: list[Tensor] = []
+    handle = model.model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return seen
+
+
+@pytest.fixture(params=["ACmix", "XVolution", "GLMix"])
+def detector(request, tmp_path) -> Any:
+    path = ours.write_yaml("yolo11n.yaml", request.param, tmp_path)
+    return wake(tasks.DetectionModel(str(path), verbose=False))
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_a_row_scales_width_and_depth_as_a_conv_does(name):
+    rows = [
+        [-1, 1, "Conv", [128, 3]],
+        [-1, 4, name, [128, 3, 1]],
+        [-1, 1, name, [64, 5, 2, None, 1, 1, False]],
+    ]
+    stem, repeats, strided = parse(rows, scales={"n": [0.5, 0.25, 1024]})
+    assert [(layer.op.in_chans, layer.op.out_chans) for layer in repeats] == [(32, 32)] * 2
+    assert type(repeats[0].op) is kind(name)
+    assert (strided.op.out_chans, strided.op.kernel_size, strided.op.stride) == (16, 5, 2)
+    assert isinstance(strided.act, nn.Identity)
+    assert isinstance(repeats[0].act, nn.SiLU)
+    y = strided(repeats(stem(torch.rand(2, 3, 13, 18))))
+    assert y.shape == (2, 16, 7, 9)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_counts_its_repeats_and_nothing_lands_in_the_operator(name):
+    rows = [[-1, 6, name, [256]]]
+    (block,) = parse(rows, scales={"n": [0.5, 0.25, 100]})
+    default = kind(name)(block.c)
+    operators = [m for m in block.modules() if isinstance(m, kind(name))]
+    assert len(block.m) == len(operators) == 3
+    assert block.cv2.conv.out_channels == 32  # min(256, 100) / 4, to the next multiple of 8
+    for operator in operators:
+        assert operator.kernel_size == 3
+        for field in ("window_size", "num_heads", "slot_grid"):
+            for module in ("", "attn", "slot_attn"):
+                given = getattr(getattr(operator, module, operator), field, None)
+                wanted = getattr(getattr(default, module, default), field, None)
+                assert given == wanted, (module, field)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_takes_the_arguments_of_the_one_it_is_built_on(name):
+    host = ours.MODULES[name][1].__name__
+    arguments = [64, True] if host == "C2f" else [64, True, 0.25]
+    rows = [[-1, 2, host, list(arguments)], [-1, 2, name, list(arguments)]]
+    plain, mixed = parse(rows)
+    assert plain.c == mixed.c
+    assert type(mixed).__name__ == name
+    of = [m for m in plain.modules() if isinstance(m, Bottleneck)]
+    against = [m for m in mixed.modules() if isinstance(m, Bottleneck)]
+    assert [m.add for m in of] == [m.add for m in against]
+    assert all(isinstance(m.cv2, ours.OperatorConv) for m in against)
+    direct = ours.MODULES[name][0](64, 64, 2, *arguments[1:])
+    assert [p.shape for p in direct.parameters()] == [p.shape for p in mixed.parameters()]
+
+
+def test_kernel_of_a_conv_is_three_where_nothing_is_said():
+    (layer,) = parse([[-1, 1, "ACmixConv", [32]]])
+    assert layer.op.kernel_size == 3
+
+
+def test_the_activation_of_the_model_is_used():
+    (layer,) = parse([[-1, 1, "GLMixConv", [32, 3]]], activation="torch.nn.ReLU()")
+    assert isinstance(layer.act, nn.ReLU)
+
+
+def test_larger_scales_turn_on_what_they_turn_on_in_c3k2():
+    scales = {"m": [1.0, 1.0, 512]}
+    plain, mixed = parse(
+        [[-1, 1, "C3k2", [64, False]], [-1, 1, "C3k2ACmix", [64, False]]], scales=scales, scale="m"
+    )
+    assert [type(m).__name__ for m in plain.m] == [type(m).__name__ for m in mixed.m] == ["C3k"]
+    assert len([m for m in mixed.modules() if isinstance(m, ACmix)]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_know_their_place(name):
+    first, layer = parse([[-1, 1, "Conv", [32, 3]], [-1, 1, name, [32]]])
+    assert (layer.i, layer.f, first.i) == (1, -1, 0)
+    assert layer.np == sum(p.numel() for p in layer.parameters())
+    assert layer.type == f"convattn.integrations.ultralytics.{name}"
+
+
+def test_groups_are_refused_with_the_value():
+    with pytest.raises(ValueError, match=r"groups must be 1, got groups=4"):
+        parse([[-1, 1, "Conv", [32, 3]], [-1, 1, "ACmixConv", [32, 3, 1, None, 4]]])
+
+
+def test_registering_again_changes_nothing():
+    ours.register()
+    parse_model = tasks.parse_model
+    ours.register()
+    assert tasks.parse_model is parse_model
+
+
+def test_the_configuration_is_left_as_it_was():
+    rows = [[-1, 1, "ACmixConv", [32]]]
+    config = {"nc": 1, "scales": {"n": [1, 1, 64]}, "scale": "n", "backbone": rows, "head": []}
+    before = copy.deepcopy(config)
+    ours.register()
+    tasks.parse_model(config, 3, verbose=False)
+    assert config == before
+
+
+def test_another_way_of_reading_is_named(monkeypatch):
+    monkeypatch.setattr(tasks, "parse_model", lambda d, ch, verbose=True: (nn.Sequential(), []))
+    with pytest.raises(RuntimeError, match=r"ultralytics .* does not read a model .*8\.3\.0"):
+        ours.register()
+    monkeypatch.setattr(tasks, "parse_model", lambda config, verbose: (nn.Sequential(), []))
+    with pytest.raises(RuntimeError, match="parse_model does not begin with"):
+        ours.register()
+
+
+def test_without_ultralytics_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['ultralytics'] = None; import convattn\n"
+        "import convattn.integrations.ultralytics"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: convattn.integrations.ultralytics needs ultralytics" in done.stderr
+    assert "pip install 'convattn[yolo]'" in done.stderr
+
+
+def test_yaml_is_written_for_any_model(tmp_path):
+    path = ours.write_yaml("yolov8s.yaml", "GLMix", tmp_path, layers=(3, 15))
+    assert path == tmp_path / "yolov8s-glmix.yaml"
+    model = ultralytics.YOLO(path).model
+    assert type(model.model[3]).__name__ == "GLMixConv"
+    assert type(model.model[15]).__name__ == "C2fGLMix"
+    assert model.model[3].op.out_chans == 128  # 256 at scale s
+    assert model.stride.tolist() == [8, 16, 32]
+    with pytest.raises(ValueError, match=r"layer 9 of yolov8n.yaml is SPPF; .* layers \[0, 1, 2"):
+        ours.write_yaml("yolov8n.yaml", "GLMix", tmp_path, layers=(9,))
+    with pytest.raises(ValueError, match=r"layer 99 of yolov8n.yaml is nothing"):
+        ours.write_yaml("yolov8n.yaml", "GLMix", tmp_path, layers=(99,))
+    with pytest.raises(ValueError, match="did you mean 'GLMix'"):
+        ours.write_yaml("yolov8n.yaml", "GLmix", tmp_path)
+    with pytest.raises(ValueError, match=r"nothing to change in yolov5n\.yaml"):
+        ours.write_yaml("yolov5n.yaml", "ACmix", tmp_path)
+
+
+@pytest.mark.parametrize("scale", "nsm")
+def test_recipe_is_found_at_every_scale(scale):
+    model = ultralytics.YOLO(ours.recipe(f"yolov8{scale}-acmix")).model
+    assert model.yaml["scale"] == scale
+    assert model.model[0].conv.out_channels == {"n": 16, "s": 32, "m": 48}[scale]
+    assert sum(isinstance(m, ACmix) for m in model.modules()) >= 5
+
+
+def test_detectors_fuse_to_the_same_maps(detector):
+    x = torch.rand(2, 3, 96, 160)
+    before = maps(detector, x)
+    assert not detector.is_fused()
+    after = maps(detector.fuse(verbose=False), x)
+    assert detector.is_fused()
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+def test_detectors_in_half_precision(detector, dtype, size):
+    x = torch.rand(1, 3, *size)
+    full = maps(detector, x)
+    half = maps(detector.to(dtype), x.to(dtype))
+    assert {m.dtype for m in half} == {dtype}
+    for of, against in zip(half, full, strict=True):
+        error = (of.float() - against).norm() / against.norm()
+        assert error < (0.01 if dtype == torch.float16 else 0.08)
+
+
+def test_detectors_are_copied_and_pickled(detector, tmp_path):
+    x = torch.rand(1, 3, 64, 64)
+    expected = maps(detector, x)
+    torch.save({"model": detector}, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)["model"]
+    for model in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector)), loaded):
+        torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
+
+
+# --- one epoch, as a user would train ---
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """Write a data set of grey images with a coloured square each, in YOLO's format."""
+    place_font()
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        images, labels = tmp_path / "images" / part, tmp_path / "labels" / part
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i in range(8):
+            image = np.full((64, 64, 3), 128, np.uint8)
+            left, top = rng.integers(0, 40, 2)
+            image[top : top + 24, left : left + 24] = rng.integers(0, 255, 3)
+            Image.fromarray(image).save(images / f"{i}.png")
+            centre = (left + 12) / 64, (top + 12) / 64
+            (labels / f"{i}.txt").write_text(f"0 {centre[0]} {centre[1]} 0.375 0.375\n")
+    config = tmp_path / "squares.yaml"
+    config.write_text(
+        f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {{0: square}}\n"
+    )
+    return config
+
+
+def place_font() -> None:
+    """Put a font where Ultralytics would download one to."""
+    import matplotlib
+    from ultralytics.utils import USER_CONFIG_DIR
+
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    Path(USER_CONFIG_DIR, "Arial.ttf").write_bytes(font.read_bytes())
+
+
+DEVICE = 0 if torch.cuda.is_available() else "cpu"
+
+
+def one_epoch(yaml: Path, data: Path) -> Any:
+    model = ultralytics.YOLO(yaml)
+    # nbs: a step after every batch; amp: its check downloads a model
+    options = {"epochs": 1, "nbs": 4, "amp": False, "project": str(data.parent / "runs")}
+    model.train(data=str(data), **options, **small())
+    return model.trainer
+
+
+def small() -> dict[str, Any]:
+    return {
+        "imgsz": 64,
+        "batch": 4,
+        "workers": 0,
+        "device": DEVICE,
+        "plots": False,
+        "verbose": False,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing tells of every size that becomes a number
+def test_recipe_trains_validates_and_exports(squares, monkeypatch):
+    monkeypatch.chdir(squares.parent)
+    trainer = one_epoch(ours.recipe(), squares)
+    assert torch.isfinite(trainer.loss.detach())
+    check(trainer, squares)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("base", "operator"),
+    [("yolo11n.yaml", "XVolution"), ("yolov8n.yaml", "GLMix"), ("yolo26n.yaml", "GLMix")],
+)
+def test_written_yaml_trains_validates_and_exports(base, operator, squares, monkeypatch):
+    monkeypatch.chdir(squares.parent)
+    trainer = one_epoch(ours.write_yaml(base, operator, squares.parent), squares)
+    check(trainer, squares)
+
+
+def check(trainer: Any, data: Path) -> None:
+    """Load the checkpoint again, validate (in half precision on a GPU), predict and export."""
+    for operator in trainer.model.modules():
+        if isinstance(operator, ACmix):
+            assert operator.alpha.item() != 0.5
+        elif isinstance(operator, XVolution):
+            assert operator.attn_norm.weight.abs().min() > 0
+        elif isinstance(operator, GLMix):
+            assert operator.slot_scale.item() != operator.in_chans**-0.5
+    model = ultralytics.YOLO(trainer.best)
+    half = {"half": True} if DEVICE != "cpu" else {}
+    metrics = model.val(data=str(data), project=str(data.parent / "runs"), **small(), **half)
+    assert 0 <= metrics.box.map <= 1
+    images = sorted((data.parent / "images" / "val").glob("*.png"))
+    assert len(model.predict(images[:3], imgsz=64, device=DEVICE, verbose=False)) == 3
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = ultralytics.YOLO(trainer.best).export(
+        format="onnx", imgsz=(64, 96), simplify=False, device="cpu"
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 3, 64, 96)
+    (exported, *_) = session.run(None, {"images": x.numpy()})
+    fused: Any = ultralytics.YOLO(trainer.best).model.cpu().float().fuse(verbose=False).eval()
+    with torch.no_grad():
+        expected = fused(x)[0]
+    torch.testing.assert_close(torch.from_numpy(exported), expected, rtol=1e-3, atol=1e-3)
+    # the names of the file's operators: neither of the two that ONNX cannot hold
+    onnx = pytest.importorskip("onnx")
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert not kinds & {"AdaptiveAvgPool", "Col2Im", "Unfold"}
