@@ -9,41 +9,69 @@ from typing import Any
 
 from timm.data import resolve_model_data_config
 
-from convattn.models import count_macs, count_parameters, create_model, list_models, paper_row
+from convattn.models import (
+    count_macs,
+    count_parameters,
+    create_model,
+    is_single_path,
+    list_models,
+    models_page,
+    paper_row,
+)
 
 HELP = "list the models"
 DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
-EPILOG = """example:
+EPILOG = """examples:
   convattn models 'glnet*'
+  convattn models --markdown > docs/models.md
 
 Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
 ImageNet-1k top-1 as the paper prints it. Any model of timm can be trained as well."""
 _RESULTS = " ImageNet-1k results"  # the heading says so
-_LINE = "{:<20} {:>11} {:>9} {:>8} {:>6}  {}"
+_LINE = "{:<26} {:>11} {:>9} {:>8} {:>6}  {}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("pattern", nargs="?", default="*", help="such as 'glnet*' [all]")
+    parser.add_argument("pattern", nargs="?", help="such as 'glnet*'")
+    parser.add_argument(
+        "--all", action="store_true", help="without a pattern: those with one path alone too"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the page docs/models.md; takes a minute"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    names = list_models(args.pattern) or list_models(f"*{args.pattern}*")
-    if not names:
-        near = difflib.get_close_matches(args.pattern.strip("*"), list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; convattn models lists them all"
-        raise ValueError(f"no model matches {args.pattern!r}{hint}")
+    if args.markdown:
+        print(models_page(), end="")
+        return 0
+    names = _names(args.pattern)
+    shown = [n for n in names if args.all or args.pattern is not None or not is_single_path(n)]
     if args.json:
-        print(json.dumps([_describe(name) for name in names], indent=2))
+        print(json.dumps([_describe(name) for name in shown], indent=2))
         return 0
     print(
         _LINE.format("model", "parameters", "mult-adds", "input", "top-1", "of ImageNet-1k, says")
     )
-    for name in names:
+    for name in shown:
         print(_row(_describe(name)), flush=True)
+    if len(shown) < len(names):
+        print(f"and {len(names) - len(shown)} with one path alone: convattn models --all")
     return 0
+
+
+def _names(pattern: str | None) -> list[str]:
+    if pattern is None:
+        return list_models()
+    names = list_models(pattern) or list_models(f"*{pattern}*")
+    if not names:
+        near = difflib.get_close_matches(pattern.strip("*"), list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; convattn models lists them all"
+        raise ValueError(f"no model matches {pattern!r}{hint}")
+    return names
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -63,7 +91,7 @@ def _describe(name: str) -> dict[str, Any]:
 def _row(found: dict[str, Any]) -> str:
     height, width = found["input_size"][1:]
     macs = f"{found['macs'] / 1e9:.2f} G" if found["macs"] > 1e9 else f"{found['macs'] / 1e6:.0f} M"
-    top1, source = "-", "no paper: ours, for small images"
+    top1, source = "-", "no paper: ours, for small images" if width < 224 else "no paper"
     if found["paper"] is not None:
         top1, source = f"{found['paper_top1']:.1f}", found["paper"].removesuffix(_RESULTS)
     if found["training"] not in (None, "standard"):

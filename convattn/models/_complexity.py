@@ -21,13 +21,14 @@ _TABLE = Path(__file__).with_name("papers.csv")
 class PaperRow:
     """One row of a paper's ImageNet-1k results."""
 
-    name: str  # as registered here, "" where the model is not
+    name: str  # as registered here, or by timm
     paper: str
     model: str  # as the paper calls it
     params_m: float
     macs_g: float
     top1: float
     training: str
+    code_params: int | None  # of the published code, 1,000 classes; None where there is none
     source: str
 
 
@@ -78,6 +79,7 @@ def paper_rows() -> tuple[PaperRow, ...]:
                 macs_g=float(row["macs_g"]),
                 top1=float(row["top1"]),
                 training=row["training"],
+                code_params=int(row["code_params"]) if row["code_params"] else None,
                 source=row["source"],
             )
             for row in csv.DictReader(file)

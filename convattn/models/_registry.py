@@ -98,6 +98,11 @@ def with_single_paths(
     return every
 
 
+def is_single_path(name: str) -> bool:
+    """Return whether a name is one that `with_single_paths` has added."""
+    return name.endswith(("_conv", "_attn"))
+
+
 def _entrypoint(
     name: str, build: Callable[[str, bool, dict[str, Any]], nn.Module]
 ) -> Callable[..., nn.Module]:

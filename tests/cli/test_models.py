@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from convattn.cli import main
-from convattn.models import count_macs, count_parameters
+from convattn.cli import main, models
+from convattn.models import count_macs, count_parameters, list_models
 
 
 def test_the_table_has_costs_and_the_papers_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,9 +17,10 @@ def test_the_table_has_costs_and_the_papers_accuracy(capsys: pytest.CaptureFixtu
 
 
 def test_json_has_the_exact_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "*nano", "--json"]) == 0
+    assert main(["models", "*net_nano", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [entry["name"] for entry in found] == ["acmix_resnet_nano", "glnet_nano"]
+    kinds = ("acmix_resnet", "baseline_resnet", "glnet", "xvolution_resnet")
+    assert [entry["name"] for entry in found] == [f"{kind}_nano" for kind in kinds]
     for entry in found:
         assert entry["parameters"] == count_parameters(entry["name"])
         assert entry["macs"] == count_macs(entry["name"])
@@ -37,3 +38,29 @@ def test_a_pattern_without_a_match_suggests_the_nearest(
 ) -> None:
     assert main(["models", "glnett_nano"]) == 2
     assert "did you mean 'glnet_nano'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the glnet_nano models, so that all of them are quickly counted."""
+    monkeypatch.setattr(models, "list_models", lambda pattern="glnet_nano*": list_models(pattern))
+
+
+@pytest.mark.usefixtures("few")
+def test_single_paths_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["glnet_nano"]
+    assert lines[-1] == "and 2 with one path alone: convattn models --all"
+    for words in (["--all"], ["glnet_nano*"]):
+        assert main(["models", *words]) == 0
+        names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert names == ["glnet_nano", "glnet_nano_attn", "glnet_nano_conv"]
+
+
+def test_the_page_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "models_page", lambda: "# Models\n")
+    assert main(["models", "--markdown"]) == 0
+    assert capsys.readouterr().out == "# Models\n"

@@ -1,19 +1,34 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import convattn
-from convattn.models import count_macs, count_parameters, paper_row, paper_rows
+from convattn.models import count_macs, count_parameters, is_single_path, paper_row, paper_rows
 
-PUBLISHED = [name for name in convattn.list_models() if paper_row(name)]
+PUBLISHED = [row.name for row in paper_rows()]
+# Further from the paper than 5 %, for the reason that docs/models.md gives.
+FAR = {"san10": -0.057, "san19": -0.051, "conv_swin_tiny": 0.352}
 
 
-def test_every_published_model_has_its_row():
-    assert [name for name in convattn.list_models() if "nano" not in name] == PUBLISHED
-    named = [row.name for row in paper_rows() if row.name]
-    assert sorted(named) == PUBLISHED
+def test_every_row_has_a_registered_model_of_its_own():
+    assert len(set(PUBLISHED)) == len(PUBLISHED) == 28
+    assert all(timm.is_model(name) for name in PUBLISHED)
+    timms = {name for name in PUBLISHED if name not in convattn.list_models()}
+    assert timms == {f"swin_{size}_patch4_window7_224" for size in ("tiny", "small")}
+
+
+def test_every_model_has_its_row_unless_the_papers_print_no_figures_of_it():
+    rest = {
+        name
+        for name in set(convattn.list_models()) - set(PUBLISHED)
+        if "nano" not in name and not is_single_path(name)
+    }
+    assert rest == {f"acmix_deit_{size}" for size in ("tiny", "small")} | {
+        f"xvolution_resnet{depth}" for depth in (34, 50)
+    }
 
 
 def test_rows_say_accuracy_and_source():
@@ -32,11 +47,23 @@ QUICK = ("acmix_resnet26", "glnet_stl")
     "name",
     [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PUBLISHED],
 )
-def test_cost_is_the_papers_to_within_5_percent(name):
+def test_multiply_adds_are_the_papers_to_within_5_percent(name):
     row = paper_row(name)
     assert row is not None
-    assert count_macs(name) == pytest.approx(row.macs_g * 1e9, rel=0.05)
-    assert count_parameters(name) == pytest.approx(row.params_m * 1e6, rel=0.05)
+    difference = count_macs(name) / (row.macs_g * 1e9) - 1
+    if name in FAR:
+        assert difference == pytest.approx(FAR[name], abs=5e-4)
+    else:
+        assert abs(difference) <= 0.05
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_codes_to_the_unit(name):
+    row = paper_row(name)
+    assert row is not None
+    count = count_parameters(name)
+    assert row.code_params in (None, count)
+    assert count == pytest.approx(row.params_m * 1e6, rel=0.05)
 
 
 def test_macs_of_a_convolution_and_a_linear_layer_are_their_formulas():
