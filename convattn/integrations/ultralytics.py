@@ -66,24 +66,26 @@ class OperatorConv(nn.Module):
         act: bool | nn.Module = True,
     ) -> None:
         super().__init__()
-        self._take(Conv(c1, c2, k, s, p, g, d, act))
+        layer = self.in_place_of(Conv(c1, c2, k, s, p, g, d, act))
+        self.op, self.bn, self.act = layer.op, layer.bn, layer.act
 
     @classmethod
-    def in_place_of(cls, conv: Conv) -> OperatorConv:
+    def in_place_of(cls, conv: Any) -> Any:
         """Make the layer that fits in the place of an Ultralytics `Conv`, with a new operator."""
+        norm = nn.Identity() if cls.operator is XVolution else conv.bn
+        return cls.around(cls.operator.from_conv2d(conv.conv), norm, conv.act)
+
+    @classmethod
+    def around(cls, op: nn.Module, norm: nn.Module, act: nn.Module) -> Any:
+        """Make the layer of its parts."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._take(conv)
+        layer.op, layer.bn, layer.act = op, norm, act
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c1, H, W) to (B, c2, ceil(H / s), ceil(W / s))."""
         return self.act(self.bn(self.op(x)))
-
-    def _take(self, conv: Conv) -> None:
-        self.op = self.operator.from_conv2d(conv.conv)
-        self.bn = nn.Identity() if self.operator is XVolution else conv.bn
-        self.act = conv.act
 
 
 class ACmixConv(OperatorConv):
@@ -252,6 +254,28 @@ def write_yaml(
     return path.resolve()
 
 
+def adopt(model: nn.Module) -> list[str]:
+    """Make a model fit for ``fuse()``, in place, after ``convattn.replace`` in Ultralytics' `Conv`.
+
+    Ultralytics folds the batch norm of each of its `Conv` into the convolution, as validation and
+    prediction ask for. A `Conv` that holds something else becomes an `OperatorConv`, which keeps
+    its norm and computes the same.
+
+    Args:
+        model: A model of Ultralytics, such as ``YOLO(...).model``.
+
+    Returns:
+        The names of what changed.
+    """
+    names: list[str] = []
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Conv) and not isinstance(layer.conv, nn.Conv2d):
+            adopted = OperatorConv.around(layer.conv, layer.bn, layer.act).train(layer.training)
+            model.set_submodule(name, _in_the_place(adopted, layer))
+            names.append(name)
+    return names
+
+
 def _coarse_blocks(backbone: list[list[Any]]) -> list[int]:
     stride, blocks = 1, []
     for i, (_, _, name, arguments) in enumerate(backbone):
@@ -295,12 +319,17 @@ def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
         mixed = layer
         mixed.__class__ = module
         mixed.mix()
-    for name in ("i", "f"):
-        if hasattr(layer, name):
-            setattr(mixed, name, getattr(layer, name))
-    mixed.np = sum(parameter.numel() for parameter in mixed.parameters())
-    mixed.type = f"{module.__module__}.{module.__name__}"
-    return mixed
+    return _in_the_place(mixed, layer, module)
+
+
+def _in_the_place(new: Any, layer: Any, module: type[nn.Module] | None = None) -> Any:
+    """Tell a layer what Ultralytics told the one before it: its number, its input, its size."""
+    module = module or type(new)
+    if hasattr(layer, "i"):  # a layer of the model, not a part of one
+        new.i, new.f = layer.i, layer.f
+        new.np = sum(parameter.numel() for parameter in new.parameters())
+        new.type = f"{module.__module__}.{module.__name__}"
+    return new
 
 
 def _probe(parse_model: Callable[..., Any]) -> None:

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-ultralytics: Any = pytest.importorskip("ultralytics")
+# installed with the tests, but its OpenCV needs a libGL that a bare machine may lack
+ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 
 from ultralytics.nn import tasks  # noqa: E402
 from ultralytics.nn.modules import Bottleneck  # noqa: E402
 
+import convattn  # noqa: E402
 from convattn import ACmix, GLMix, XVolution  # noqa: E402
 from convattn.integrations import ultralytics as ours  # noqa: E402
 
@@ -242,6 +244,27 @@ def test_detectors_are_copied_and_pickled(detector, tmp_path):
         torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("operator", ["acmix", "xvolution", "glmix"])
+def test_a_trained_detector_keeps_its_convolutions_and_still_fuses(operator):
+    model = wake(tasks.DetectionModel("yolo11n.yaml", verbose=False))
+    x = torch.rand(1, 3, 64, 96)
+    expected = maps(model, x)
+    convattn.replace(model, operator, where="model.[57].conv", keep=True)
+    convattn.replace(model, operator, where="model.8.m.*.cv2.conv", keep=True)
+    assert ours.adopt(model) == ["model.5", "model.7", *inner(model)]
+    assert [layer.i for layer in model.model] == list(range(len(model.model)))
+    torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
+    fused = maps(model.fuse(verbose=False), x)
+    assert model.is_fused()
+    torch.testing.assert_close(fused, expected, rtol=1e-3, atol=1e-4)
+    assert ours.adopt(model) == []
+
+
+def inner(model: Any) -> list[str]:
+    names = [n for n, m in model.named_modules() if isinstance(m, ours.OperatorConv)]
+    return [name for name in names if name.startswith("model.8.")]
+
+
 # --- one epoch, as a user would train ---
 
 
@@ -320,13 +343,14 @@ def test_written_yaml_trains_validates_and_exports(base, operator, squares, monk
 
 def check(trainer: Any, data: Path) -> None:
     """Load the checkpoint again, validate (in half precision on a GPU), predict and export."""
-    for operator in trainer.model.modules():
-        if isinstance(operator, ACmix):
-            assert operator.alpha.item() != 0.5
-        elif isinstance(operator, XVolution):
-            assert operator.attn_norm.weight.abs().min() > 0
-        elif isinstance(operator, GLMix):
-            assert operator.slot_scale.item() != operator.in_chans**-0.5
+    for module in trainer.model.modules():
+        learnt: Any = module
+        if isinstance(module, ACmix):
+            assert learnt.alpha.item() != 0.5
+        elif isinstance(module, XVolution):
+            assert learnt.attn_norm.weight.abs().min() > 0
+        elif isinstance(module, GLMix):
+            assert learnt.slot_scale.item() != learnt.in_chans**-0.5
     model = ultralytics.YOLO(trainer.best)
     half = {"half": True} if DEVICE != "cpu" else {}
     metrics = model.val(data=str(data), project=str(data.parent / "runs"), **small(), **half)
