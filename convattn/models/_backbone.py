@@ -227,7 +227,8 @@ class Pyramid(nn.Module):
 
         Args:
             num_classes: Its size; 0 for none.
-            global_pool: How it pools; as before if None.
+            global_pool: How it pools; as before if None, or the usual way where a classifier comes
+                to a model that did not pool.
 
         Raises:
             ValueError: For a pooling that the model does not have, or "" with a classifier.
@@ -235,6 +236,8 @@ class Pyramid(nn.Module):
         check_sizes(self.in_chans, num_classes, self.drop_rate)
         like = next(self.stem.parameters())
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
+        if global_pool is None and num_classes and not pool:
+            pool = self.pools[0]
         self.num_classes = num_classes
         with placed(like.device):
             self._set_head(num_classes, pool)

@@ -312,3 +312,10 @@ def test_what_is_learnt_starts_at_what_is_fixed(build, change):
 def test_wrong_arguments_say_what_would_be_right(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_swin_nano", **change)
+
+
+def test_a_classifier_that_comes_back_pools_again(build):
+    model, x = build("acmix_swin_nano", num_classes=0, global_pool=""), torch.randn(1, 3, 32, 64)
+    model.reset_classifier(3)
+    features = model.forward_features(x).mean((2, 3))
+    torch.testing.assert_close(model(x), model.get_classifier()(features))
