@@ -52,22 +52,22 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the map (B, dim, H, W) and the token (B, 1, dim) or None, in x's dtype."""
-        positions = self.pos_embed.to(x.dtype)
+        positions = self.pos_embed
         tokens: Tensor | None = None
         if self.cls_token is not None:
-            token = self.cls_token.to(x.dtype) + positions[:, :1]
-            tokens = token.expand(x.shape[0], -1, -1)
+            token = self.cls_token + positions[:, :1]
+            tokens = token.to(x.dtype).expand(x.shape[0], -1, -1)
             positions = positions[:, 1:]
         grid = positions.transpose(1, 2).unflatten(2, self.grid)
         if x.shape[2] != self.grid[0] or x.shape[3] != self.grid[1]:
             grid = F.interpolate(
-                grid,
+                grid if grid.dtype == torch.float64 else grid.float(),  # half has no bicubic
                 size=(x.shape[2], x.shape[3]),
                 mode=self.interpolation,
                 align_corners=False,
                 antialias=self.antialias,
             )
-        return x + grid, tokens
+        return x + grid.to(x.dtype), tokens
 
 
 class TokenBlock(PreNormBlock):

@@ -28,6 +28,14 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters())
 
 
+def strides(name: str) -> list[int]:
+    return [16, 16, 16] if "deit" in name else [4, 8, 16, 32]
+
+
+def positions(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    return features[:, :, getattr(model, "num_prefix_tokens", 0) :]
+
+
 def test_pretrained_cfg_names_modules_and_sizes_that_exist(name, build):
     model = build(name)
     cfg = model.pretrained_cfg
@@ -74,7 +82,8 @@ def test_takes_grey_images(name, build):
 
 
 def test_every_parameter_gets_a_gradient(name, build):
-    model = build(name, num_classes=5).train()
+    # A class token alone sees nothing of the last convolution.
+    model = build(name, num_classes=5, global_pool="avg").train()
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     still = [n for n, p in model.named_parameters() if not p.grad.any()]
@@ -82,13 +91,13 @@ def test_every_parameter_gets_a_gradient(name, build):
     assert [n for n in still if not n.endswith("pos_proj.bias")] == []
 
 
-def test_features_only_gives_strides_4_8_16_32(name, build):
+def test_features_only_gives_the_strides_of_the_family(name, build):
     x = torch.randn(2, 3, 64, 96)
     model = build(name, features_only=True)
-    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    assert model.feature_info.reduction() == strides(name)
     maps = model(x)
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
-    assert [m.shape[2:] for m in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    assert [m.shape[2:] for m in maps] == [(64 // s, 96 // s) for s in strides(name)]
 
 
 def test_features_are_the_outputs_of_the_stages(name, build):
@@ -104,8 +113,9 @@ def test_features_are_the_outputs_of_the_stages(name, build):
         torch.testing.assert_close(ours, real)
     torch.testing.assert_close(final, model.forward_features(x))
     extractor = build(name, features_only=True)
-    for ours, real in zip(extractor(x), seen[:4], strict=True):
-        torch.testing.assert_close(ours, real)
+    indices = extractor.feature_info.out_indices
+    for ours, index in zip(extractor(x), indices, strict=True):
+        torch.testing.assert_close(ours, maps[index])
 
 
 def test_features_only_takes_out_indices(name, build):
@@ -114,15 +124,16 @@ def test_features_only_takes_out_indices(name, build):
     assert len(model(x)) == 2
     assert [m.shape[1] for m in model(x)] == model.feature_info.channels()
     last = build(name, features_only=True, out_indices=(-1,))
-    assert last.feature_info.reduction() == [32]
-    assert [tuple(m.shape[2:]) for m in last(x)] == [(2, 2)]
+    stride = strides(name)[-1]
+    assert last.feature_info.reduction() == [stride]
+    assert [tuple(m.shape[2:]) for m in last(x)] == [(64 // stride, 64 // stride)]
 
 
 def test_features_can_be_taken_from_a_traced_graph(name, build):
     x = torch.randn(1, 3, 64, 64)
     graph = build(name, features_only=True, feature_cls="fx")
     torch.testing.assert_close(graph(x), build(name, features_only=True)(x))
-    assert graph.feature_info.reduction() == [4, 8, 16, 32]
+    assert graph.feature_info.reduction() == strides(name)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +188,7 @@ def test_classifier_can_be_replaced_and_removed(name, build):
     assert model.get_classifier().in_features == model.head_hidden_size
     assert model(x).shape == (2, 9)
     model.reset_classifier(0, "max")
-    torch.testing.assert_close(model(x), model.forward_features(x).amax((2, 3)))
+    torch.testing.assert_close(model(x), positions(model, model.forward_features(x)).amax((2, 3)))
     model.reset_classifier(0, "")
     torch.testing.assert_close(model(x), model.forward_features(x))
 
@@ -189,10 +200,16 @@ def test_head_without_classifier_gives_pooled_features(name, build):
     assert isinstance(model.num_features, int)
     assert isinstance(model.head_hidden_size, int)
     assert pooled.shape == (2, model.head_hidden_size)
-    assert_close(pooled, features.mean((2, 3)), torch.float32)
+    mean = positions(model, features).mean((2, 3))
+    token = getattr(model, "num_prefix_tokens", 0)
+    assert_close(pooled, features[:, :, 0, 0] if token else mean, torch.float32)
     torch.testing.assert_close(model.forward_head(features), model(x))
-    for global_pool, expected in [("avg", pooled), ("", features)]:
-        headless = build(name, num_classes=0, global_pool=global_pool)
+    for pool, expected in [
+        ({}, pooled),
+        ({"global_pool": "avg"}, mean),
+        ({"global_pool": ""}, features),
+    ]:
+        headless = build(name, num_classes=0, **pool)
         headless.load_state_dict(model.state_dict(), strict=False)
         torch.testing.assert_close(headless(x), expected)
 
