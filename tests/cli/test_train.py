@@ -72,7 +72,8 @@ def test_settings_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["train", "--settings"]) == 0
     assert "  lr=0.001\n      learning rate\n" in capsys.readouterr().out
     assert main(["train", "--recipes"]) == 0
-    assert capsys.readouterr().out.split()[:2] == ["acmix_resnet", "digits"]
+    recipes = capsys.readouterr().out.split()
+    assert recipes[:4] == ["acmix_pvt", "acmix_resnet", "acmix_swin", "digits"]
 
 
 @pytest.mark.slow

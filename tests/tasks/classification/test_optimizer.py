@@ -20,6 +20,8 @@ from convattn.tasks.classification.optimizer import (
         ("glnet", 128, 2e-3 / 16),
         ("acmix_resnet", 256, 0.1),
         ("acmix_resnet", 1024, 0.4),
+        ("acmix_swin", 1024, 1e-3),
+        ("acmix_pvt", 1024, 1e-3),
         ("nano", 512, 4e-3),  # the square root of four
         ("digits", 999, 3e-3),  # as it stands
     ],

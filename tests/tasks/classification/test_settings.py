@@ -15,7 +15,7 @@ from convattn.tasks.classification.settings import (
     save_config,
 )
 
-RECIPES = ["acmix_resnet", "digits", "finetune", "glnet", "nano"]
+RECIPES = ["acmix_pvt", "acmix_resnet", "acmix_swin", "digits", "finetune", "glnet", "nano"]
 
 
 def test_the_recipes_are_listed() -> None:
@@ -152,6 +152,25 @@ def test_drop_path_of_a_family_is_looked_up_by_model() -> None:
     assert load_config("glnet", {"model": "glnet_16g"}).drop_path == 0.4
     assert load_config("glnet", {"model": "resnet18"}).drop_path is None
     assert load_config("glnet", {"drop_path": 0.05}).drop_path == 0.05
+
+
+@pytest.mark.parametrize(
+    ("model", "rate"),
+    [
+        ("acmix_swin_tiny", 0.2),
+        ("acmix_swin_small", 0.3),
+        ("conv_swin_tiny", 0.2),
+        ("swin_small_patch4_window7_224", 0.3),
+    ],
+)
+def test_drop_path_of_swin_is_that_of_what_it_is_compared_with(model: str, rate: float) -> None:
+    assert load_config("acmix_swin", {"model": model}).drop_path == rate
+
+
+@pytest.mark.parametrize("recipe", ["acmix_swin", "glnet"])
+def test_every_model_that_a_recipe_names_exists(recipe: str) -> None:
+    rates = load_recipe(recipe)["drop_path"]
+    assert all(is_model(name) for name in rates)
 
 
 def test_every_setting_is_documented() -> None:
