@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
-from convattn.layers.attention import (
-    GlobalAttention,
-    PatchwiseAttention,
-    SlidingWindowAttention,
-    SpatialReductionAttention,
-    WindowAttention,
-)
+from convattn.layers.acmix_folding import fold_alpha, folded_layers
+from convattn.layers.attention_choice import ATTENTIONS, NUM_HEADS, AttentionFactory, make_part
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
+from convattn.layers.folding import fold_scale
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -26,40 +21,13 @@ from convattn.ops._checks import (
     check_odd,
     check_positive,
 )
-from convattn.ops.acmix import acmix_convolution, shift_convolution
+from convattn.ops.acmix import (
+    acmix_convolution,
+    folded_convolution,
+    folding_pays,
+    shift_convolution,
+)
 from convattn.ops.fuse import shift_kernels
-
-AttentionFactory = Callable[[int], AttentionPart]
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A built-in attention, which of ACmix's arguments it takes, and what its name fixes."""
-
-    part: Callable[..., AttentionPart]
-    takes: tuple[str, ...]
-    fixed: dict[str, Any] = field(default_factory=dict)
-    sees_all: bool = False  # nothing is left to dilate
-
-
-ATTENTIONS = {
-    "sliding_window": _Named(
-        SlidingWindowAttention, ("num_heads", "window_size", "stride", "dilation", "backend")
-    ),
-    "window": _Named(WindowAttention, ("num_heads", "window_size", "backend")),
-    "shifted_window": _Named(
-        WindowAttention, ("num_heads", "window_size", "backend"), fixed={"shifted": True}
-    ),
-    "global": _Named(GlobalAttention, ("num_heads", "stride", "backend"), sees_all=True),
-    "spatial_reduction": _Named(
-        SpatialReductionAttention,
-        ("in_chans", "num_heads", "reduction", "stride", "backend"),
-        sees_all=True,
-    ),
-    "patchwise": _Named(PatchwiseAttention, ("window_size", "stride", "dilation", "backend")),
-}
-
-NUM_HEADS = 4  # where nothing else is said; those of the attentions
 
 # How the maps of the fully connected layer are shifted and summed.
 SHIFTS = ("learned", "random", "fixed", "tensor")
@@ -157,7 +125,7 @@ class ACmix(Conv2dLike):
         check_choice("shift", shift, SHIFTS)
         check_choice("mix", mix, MIXES)
         check_choice("backend", backend, ("auto", "reference"))
-        part = _make_part(
+        part = make_part(
             attention,
             out_chans,
             {"num_heads": num_heads, "window_size": window_size, "reduction": reduction},
@@ -184,6 +152,7 @@ class ACmix(Conv2dLike):
         if mix != "attention":
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
             self.dep_conv = self._make_dep_conv()
+        self.folded: Any = None  # both as one convolution, after ``reparameterize``
         self.alpha: Any = MIXES[mix].factor("alpha")
         self.beta: Any = MIXES[mix].factor("beta")
         self.register_load_state_dict_pre_hook(accept_scalars)
@@ -252,6 +221,35 @@ class ACmix(Conv2dLike):
         y = y[:, :, ::skip, ::skip] if skip > 1 else y
         return y, _times(self.alpha, column).squeeze(3).transpose(1, 2)
 
+    def reparameterize(self) -> None:
+        """Fold what is linear with nothing between, exactly and for good.
+
+        beta goes into ``fc``; alpha into the attention's output projection, or into W_v with its
+        inverse where ``fc`` takes v, unless it is close to zero; ``fc`` and the group convolution
+        become one where that is no more work. A bias of ``fc`` becomes a group of ones, which zero
+        padding cuts off at the border as it did the bias.
+        """
+        if self.fc is None:
+            return
+        beta = 1 - self.alpha if self.beta is None else self.beta
+        fold_scale(self.fc, torch.as_tensor(beta, device=self.fc.weight.device))
+        self._settle("beta")
+        if isinstance(self.alpha, nn.Parameter) and fold_alpha(
+            self.attn, self.v_proj, self.fc, self.alpha
+        ):
+            self._settle("alpha")
+        outputs = self.out_chans // self.head_dim
+        pays = folding_pays(sum(self.attn.groups), outputs, self.kernel_size, self.attn.stride)
+        if pays and self.shift != "tensor" and self.backend == "auto":
+            kernels = self._dep_weight(self.fc.weight)
+            self.folded = folded_layers(self.fc, kernels, self.head_dim)
+            self.fc = self.dep_conv = None
+
+    def _settle(self, factor: str) -> None:
+        """Make a factor 1, and no longer a parameter."""
+        delattr(self, factor)
+        setattr(self, factor, 1.0)
+
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
         return (
@@ -265,17 +263,30 @@ class ACmix(Conv2dLike):
         return self._add_convolution(self.attn(q, k, v), q, k, v)
 
     def _add_convolution(self, attended: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.fc is None:
+        if self.fc is None and self.folded is None:
             return attended
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            beta = 1 - self.alpha if self.beta is None else self.beta
-            return _times(self.alpha, attended) + _times(beta, self._convolve(q, k, v))
+        beta = 1 - self.alpha if self.beta is None else self.beta
+        return _times(self.alpha, attended) + _times(beta, self._convolve(q, k, v))
 
     def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        fc = self.fc
-        assert fc is not None
         k = self.attn.spread(k, (q.shape[2], q.shape[3]))
         v = self.attn.spread(v, (q.shape[2], q.shape[3]))
+        if self.folded is None:
+            return self._shift_and_sum(q, k, v)
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return folded_convolution(
+                q,
+                k,
+                v,
+                self.folded.weight,
+                head_dim=self.head_dim,
+                stride=self.attn.stride,
+                dilation=self.dilation,
+            )
+
+    def _shift_and_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fc = self.fc
+        assert fc is not None
         if self.shift == "tensor":
             return shift_convolution(
                 q,
@@ -288,24 +299,26 @@ class ACmix(Conv2dLike):
                 stride=self.attn.stride,
                 dilation=self.dilation,
             )
-        if self.dep_conv is None:
-            kernels = shift_kernels(
-                self.kernel_size, self.out_chans, device=q.device, dtype=q.dtype
-            )
-        else:
-            kernels = self.dep_conv.weight
         return acmix_convolution(
             q,
             k,
             v,
             fc.weight,
-            kernels,
+            self._dep_weight(q),
             head_dim=self.head_dim,
             fc_bias=fc.bias,
             stride=self.attn.stride,
             dilation=self.dilation,
             backend=self.backend,
         )
+
+    def _dep_weight(self, like: Tensor) -> Tensor:
+        if self.dep_conv is None:
+            return shift_kernels(
+                self.kernel_size, self.out_chans, device=like.device, dtype=like.dtype
+            )
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return self.dep_conv.weight
 
     def _make_dep_conv(self) -> nn.Conv2d | None:
         if self.shift in ("fixed", "tensor"):
@@ -332,40 +345,4 @@ def _times(factor: Tensor | float, x: Tensor) -> Tensor:
     """Give a learnt factor the type of the map, or autocast would widen the map."""
     if isinstance(factor, Tensor):
         return factor.to(x.dtype) * x
-    return factor * x
-
-
-def _make_part(
-    attention: str | AttentionPart | AttentionFactory,
-    out_chans: int,
-    chosen: dict[str, int | None],
-    given: dict[str, Any],
-) -> AttentionPart:
-    """Return the attention, and raise for arguments that it would ignore."""
-    said = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(attention, str):
-        return _make_named_part(attention, out_chans, said, given)
-    if said:
-        raise ValueError(f"the attention that is plugged in has its own {', '.join(said)}")
-    makes = callable(attention) and not isinstance(attention, nn.Module)
-    part = attention(out_chans) if makes else attention
-    if not isinstance(part, AttentionPart):
-        raise TypeError(f"attention must be a name or an AttentionPart, got {type(part).__name__}")
-    if part.dim not in (None, out_chans):
-        raise ValueError(f"the attention has dim={part.dim}, which must be out_chans={out_chans}")
-    return part
-
-
-def _make_named_part(
-    name: str, out_chans: int, said: dict[str, int], given: dict[str, Any]
-) -> AttentionPart:
-    check_choice("attention", name, ATTENTIONS)
-    named = ATTENTIONS[name]
-    if given["dilation"] == 1 or named.sees_all:
-        given = {key: value for key, value in given.items() if key != "dilation"}
-    options = given | said
-    for key in ("num_heads", "window_size", "reduction", "dilation"):
-        if key in options and key not in named.takes:
-            raise ValueError(f"attention {name!r} takes no {key}, got {key}={options[key]}")
-    options = {key: value for key, value in options.items() if key in named.takes}
-    return named.part(out_chans, **options, **named.fixed)
+    return x if factor == 1.0 else factor * x

@@ -6,6 +6,7 @@ from timm.layers import Attention
 from torch import Tensor
 
 from convattn.layers.block import PreNormBlock, resolve_num_heads
+from convattn.layers.folding import fold_scale
 
 
 class AttentionBlock(PreNormBlock):
@@ -56,3 +57,8 @@ class AttentionBlock(PreNormBlock):
         """Attend from every position to every position."""
         mixed = self.attn(u.flatten(2).transpose(1, 2))
         return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+    def scale_mix(self, scale: Tensor) -> bool:
+        """Fold a factor of each channel into the projection of the attention."""
+        fold_scale(self.attn.proj, scale)
+        return True

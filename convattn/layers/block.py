@@ -6,6 +6,7 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.layers.ffn import ConvMlp, depthwise
+from convattn.layers.folding import fold_identity, fold_scale
 from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6
@@ -58,17 +59,36 @@ class PreNormBlock(nn.Module):
         self.mlp = ConvMlp(dim, max(1, int(dim * mlp_ratio)), dwconv=mlp_dwconv)
         self.ls2 = _layer_scale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.folded = False
 
     def mix(self, u: Tensor, context: Tensor) -> Tensor:
         """Mix the positions of the normed map ``u``; ``context`` is what the block was given."""
         raise NotImplementedError
+
+    def scale_mix(self, scale: Tensor) -> bool:
+        """Multiply what ``mix`` gives by ``scale`` (dim,) for good; False where it cannot be."""
+        return False
+
+    def reparameterize(self) -> None:
+        """Fold, exactly and for good, what is linear with nothing between.
+
+        ``x + DW(x)`` becomes one convolution; the scales go into the last layers of their branches.
+        """
+        if self.pos_embed is not None and not self.folded:
+            fold_identity(self.pos_embed)
+        self.folded = True
+        if isinstance(self.ls1, LayerScale2d) and self.scale_mix(self.ls1.gamma):
+            self.ls1 = nn.Identity()
+        if isinstance(self.ls2, LayerScale2d):
+            fold_scale(self.mlp.fc2, self.ls2.gamma)
+            self.ls2 = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
         check_map(x, channels=self.dim)
         context = x
         if self.pos_embed is not None:
-            x = x + self.pos_embed(x)
+            x = self.pos_embed(x).to(x.dtype) if self.folded else x + self.pos_embed(x)
         # Under autocast the scales, kept in float32, would widen everything that follows.
         x = x + self.drop_path1(self.ls1(self.mix(self.norm1(x), context))).to(x.dtype)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)

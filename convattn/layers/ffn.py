@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from convattn.layers.folding import fold_identity
 from convattn.ops._checks import check_map, check_odd, check_positive
 
 
@@ -35,14 +36,21 @@ class ConvMlp(nn.Module):
         self.dwconv = depthwise(hidden_dim, kernel_size) if dwconv else None
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
         check_map(x, channels=self.fc1.in_channels)
         z = self.fc1(x)
         if self.dwconv is not None:
-            z = z + self.dwconv(z)
+            z = self.dwconv(z) if self.folded else z + self.dwconv(z)
         return self.fc2(self.act(z))
+
+    def reparameterize(self) -> None:
+        """Make ``z + DW(z)`` one convolution, exactly; there is no way back."""
+        if self.dwconv is not None and not self.folded:
+            fold_identity(self.dwconv)
+        self.folded = True
 
 
 def depthwise(

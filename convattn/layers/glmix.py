@@ -13,6 +13,7 @@ from convattn.layers._scalars import accept_scalars
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
+from convattn.layers.folding import fold_scale
 from convattn.ops._checks import (
     check_choice,
     check_map,
@@ -164,6 +165,19 @@ class GLMix(Conv2dLike):
         check_map(context, "context", channels=self.in_chans)
         return self.proj(self._mix(x, context))
 
+    def scale_outputs(self, scale: Tensor) -> None:
+        """Multiply each channel of the output by ``scale`` (out_chans,) for good, exactly.
+
+        The slots are given back with weights that sum to one: what scales them scales the map.
+        """
+        if isinstance(self.proj, nn.Conv2d):
+            fold_scale(self.proj, scale)
+            return
+        if self.slot_attn is not None:
+            fold_scale(self.slot_attn.proj, scale)
+        if self.local is not None and self.branches != "sequential":
+            fold_scale(self.local[-1], scale)
+
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
         slots = "none" if self.slot_attn is None else self._slot_grid or "learned"
@@ -275,6 +289,11 @@ class GLMixBlock(PreNormBlock):
     def mix(self, u: Tensor, context: Tensor) -> Tensor:
         """Mix ``u`` by GLMix, with slots pooled from the block's input."""
         return self.mixer(u, context)
+
+    def scale_mix(self, scale: Tensor) -> bool:
+        """Fold a factor of each channel into the last layers of GLMix."""
+        self.mixer.scale_outputs(scale)
+        return True
 
 
 def _number_of_slots(slots: int | tuple[int, int]) -> int:

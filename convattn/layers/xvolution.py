@@ -14,6 +14,7 @@ from convattn.layers.conv2d_like import (
     follow,
 )
 from convattn.layers.ffn import depthwise
+from convattn.layers.folding import fold_scale, fold_shift, norm_factors
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -153,6 +154,29 @@ class XVolution(Conv2dLike):
         self.conv = conv
         self.conv_norm = follow(conv, nn.Identity())
         self.attn_norm = follow(conv, _ZeroStartNorm(self.out_chans))
+
+    def reparameterize(self) -> None:
+        """Fold both norms into the layers before them, exactly and for good.
+
+        ``y = W^c * x + b + attention``, the norm of the attention in the weighting or, without
+        one, in W_v, and its shift in b. Without the weighting and with "pssa" that is one
+        convolution, part of whose kernel depends on content:
+        ``y(x0) = sum_delta (W^c_delta + r_delta(x0) W_v) x(x0 + delta) + b``, where distance and
+        dilation are the same. For evaluation: the norms use their running statistics.
+
+        X-volution (arXiv 2106.02253), re-parameterisation, the exact form.
+        """
+        factors = norm_factors(self.conv_norm)
+        if factors is not None:
+            fold_scale(self.conv, factors[0])
+            fold_shift(self.conv, factors[1])
+            self.conv_norm = follow(self.conv, nn.Identity())
+        factors = norm_factors(self.attn_norm)
+        if factors is not None:
+            last = self.v_proj if self.weighting is None else self.weighting
+            fold_scale(last, factors[0])
+            fold_shift(self.conv, factors[1])
+            self.attn_norm = follow(self.conv, nn.Identity())
 
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from convattn.ops._backend import use_backend as use_backend
 from convattn.ops.acmix import acmix_convolution as acmix_convolution
+from convattn.ops.acmix import folded_convolution as folded_convolution
 from convattn.ops.acmix import shift_convolution as shift_convolution
 from convattn.ops.attention import global_attention as global_attention
 from convattn.ops.attention import patchwise_aggregate as patchwise_aggregate

@@ -98,8 +98,7 @@ def acmix_convolution(
             dilation=dilation,
         )
     if chosen == "auto":
-        per_channel = outputs // head_dim
-        pays = groups * per_channel <= groups * stride**2 + per_channel * kernel_size**2
+        pays = folding_pays(groups, outputs // head_dim, kernel_size, stride)
         chosen = "folded" if pays else "grouped"
     padding = dilation * (int(kernel_size) // 2)  # sizes are tensors where a model is traced
     x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
@@ -108,6 +107,73 @@ def acmix_convolution(
     else:
         x, kernels = torch.einsum("mj,bdjhw->bdmhw", weight, x), dep_weight
     return F.conv2d(x.flatten(1, 2), kernels, None, stride, padding, dilation, groups=head_dim)
+
+
+def folding_pays(groups: int, num_outputs: int, kernel_size: int, stride: int = 1) -> bool:
+    """Say whether the folded convolution has no more multiplications than the two layers.
+
+    ``J N K^2 <= J K^2 s^2 + N K^4``
+
+    Args:
+        groups: J.
+        num_outputs: N, outputs per channel of a group.
+        kernel_size: K.
+        stride: s.
+    """
+    return groups * num_outputs <= groups * stride**2 + num_outputs * kernel_size**2
+
+
+@scriptable(
+    "(Tensor q, Tensor k, Tensor v, Tensor kernels, *, int head_dim, int stride=1, "
+    "int dilation=1) -> Tensor"
+)
+def folded_convolution(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernels: Tensor,
+    *,
+    head_dim: int,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """Compute ``acmix_convolution`` with kernels that `fuse.fold_fc_group_conv` made before.
+
+    ``y[c, n, i] = sum_j sum_t kernels[c N + n, j, t] g_j[c, s i + r (t - K // 2)]``, g_j the groups
+    of q, k and v, and a last one of ones where ``kernels`` has one more: the bias of the layer
+
+    Args:
+        q: queries (B, C_q, H, W).
+        k: keys (B, C_k, H, W); the numbers of channels may differ.
+        v: values (B, C_v, H, W).
+        kernels: (d N, J, K, K), or (d N, J + 1, K, K) with a bias.
+        head_dim: d.
+        stride: s.
+        dilation: r.
+
+    Returns:
+        A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
+
+    Raises:
+        TypeError: maps that are not floating point, sizes that are not integers.
+        ValueError: shapes or sizes that do not fit.
+
+    ACmix (arXiv 2111.14556), the convolution path.
+    """
+    groups = _check_maps(q, k, v, head_dim, stride, dilation)
+    check_tensor("kernels", kernels)
+    fits = kernels.dim() == 4 and kernels.shape[2] == kernels.shape[3]
+    if not fits or kernels.shape[1] not in (groups, groups + 1):
+        raise ValueError(
+            f"kernels must have shape (d N, {groups}, K, K), or {groups + 1} in place of {groups} "
+            f"with a bias, got {tuple(kernels.shape)}"
+        )
+    outputs, taken, kernel_size, _ = kernels.shape
+    check_odd("kernel size of kernels", kernel_size)
+    check_divisible("outputs of kernels", outputs, "head_dim", head_dim)
+    x = _interleaved((q, k, v), head_dim, ones=taken > groups).flatten(1, 2)
+    padding = dilation * (int(kernel_size) // 2)
+    return F.conv2d(x, kernels, None, stride, padding, dilation, groups=head_dim)
 
 
 @scriptable(
@@ -175,11 +241,17 @@ def _connectable(
     A bias becomes one more group of ones, so that zero padding cuts it off at the border.
     """
     weight = fc_weight.flatten(1)
-    groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
     if fc_bias is not None:
         weight = torch.cat([weight, fc_bias[:, None]], dim=1)
+    return _interleaved(maps, head_dim, ones=fc_bias is not None), weight
+
+
+def _interleaved(maps: Sequence[Tensor], head_dim: int, *, ones: bool) -> Tensor:
+    """Return the groups beside one another in each channel: (B, d, J, H, W)."""
+    groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
+    if ones:
         groups.append(torch.ones_like(groups[0][:, :, :1]))
-    return torch.cat(groups, dim=2), weight
+    return torch.cat(groups, dim=2)
 
 
 def _check(
@@ -193,18 +265,7 @@ def _check(
     dilation: int,
 ) -> int:
     """Raise unless the maps are groups that the layer takes; return their number J."""
-    check_positive("stride", stride)
-    check_positive("dilation", dilation)
-    groups = 0
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_map(x, name)
-        check_divisible(f"channels of {name}", x.shape[1], "head_dim", head_dim)
-        groups += x.shape[1] // head_dim
-    if not q.shape[2:] == k.shape[2:] == v.shape[2:]:
-        raise ValueError(
-            f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
-            f"{tuple(v.shape)}"
-        )
+    groups = _check_maps(q, k, v, head_dim, stride, dilation)
     check_tensor("fc_weight", fc_weight)
     if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
         raise ValueError(
@@ -218,6 +279,23 @@ def _check(
                 f"fc_bias must have shape ({fc_weight.shape[0]},), one for each map that "
                 f"fc_weight gives, got {tuple(fc_bias.shape)}"
             )
+    return groups
+
+
+def _check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dilation: int) -> int:
+    """Raise unless the maps are of one size, in groups of d channels; return their number J."""
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    groups = 0
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_map(x, name)
+        check_divisible(f"channels of {name}", x.shape[1], "head_dim", head_dim)
+        groups += x.shape[1] // head_dim
+    if not q.shape[2:] == k.shape[2:] == v.shape[2:]:
+        raise ValueError(
+            f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
     return groups
 
 

@@ -77,3 +77,72 @@ def fold_fc_group_conv(fc_weight: Tensor, dep_weight: Tensor, *, groups: int) ->
             f"{tuple(dep_weight.shape)} and fc_weight {tuple(fc_weight.shape)}"
         )
     return torch.einsum("omhw,mj->ojhw", dep_weight, fc_weight.flatten(1))
+
+
+def batch_norm_factors(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm does in evaluation as one factor and one summand per channel.
+
+    ``norm(x) = scale x + shift``, ``scale = weight / sqrt(variance + eps)``,
+    ``shift = bias - mean scale``
+
+    Args:
+        mean: running mean (C,).
+        variance: running variance (C,).
+        weight: learnt scale (C,); None for 1.
+        bias: learnt bias (C,); None for 0.
+        eps: what is added to the variance.
+
+    Returns:
+        scale (C,) and shift (C,), in float32 at least.
+    """
+    scale = (widened(variance) + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias
+
+
+def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the weight of a layer whose outputs are multiplied by a factor each.
+
+    ``y = scale (W x)  =>  y = (scale W) x``
+
+    Args:
+        weight: of a convolution or a linear layer, or its bias: (C, ...).
+        scale: (C,) or (1,).
+
+    Returns:
+        The scaled weight, in float32 at least.
+    """
+    return widened(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def add_identity(weight: Tensor) -> Tensor:
+    """Return the kernels of a depth-wise convolution to whose output its input is added.
+
+    ``y = x + DW(x)``: 1 more in the centre.
+
+    Args:
+        weight: (C, 1, K, K) with K odd.
+
+    Returns:
+        Kernels (C, 1, K, K), in float32 at least.
+
+    Raises:
+        ValueError: kernels that are not depth-wise or have no centre.
+
+    GLMix (arXiv 2411.14429), the position embedding and the FFN of its blocks.
+    """
+    if weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"weight must have shape (C, 1, K, K), got {tuple(weight.shape)}")
+    check_odd("kernel size of weight", weight.shape[2])
+    centre = torch.zeros_like(widened(weight))
+    centre[:, :, weight.shape[2] // 2, weight.shape[2] // 2] = 1
+    return weight + centre
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return a tensor in float32 at least, so that folding rounds once."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,7 +15,8 @@ from convattn.layers import (
     GlobalAttention,
     SpatialReductionAttention,
 )
-from convattn.layers.acmix import ATTENTIONS, MIXES, SHIFTS
+from convattn.layers.acmix import MIXES, SHIFTS
+from convattn.layers.attention_choice import ATTENTIONS
 from convattn.ops import use_backend
 from convattn.ops.fuse import shift_kernels
 from tests.compare import assert_close

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from convattn import ACmix, GLMixBlock, XVolution
-from convattn.layers.acmix import ATTENTIONS, MIXES, SHIFTS
+from convattn.layers.acmix import MIXES, SHIFTS
+from convattn.layers.attention_choice import ATTENTIONS
 from tests.compare import assert_close
 from tests.layers.properties import randomise
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from convattn import XVolution
 from tests.compare import assert_close
+from tests.golden import relative_error
 from tests.layers.properties import LayerProperties, randomise
 
 
@@ -127,6 +129,61 @@ def test_the_convolution_is_dilated(attention):
 def test_prints_what_it_is():
     text = "16, 24, kernel_size=3, stride=2, dilation=1, num_heads=4, attention=pssa, distance=1"
     assert XVolution(16, 24, stride=2).extra_repr() == text
+
+
+@pytest.mark.parametrize("weighting", [False, True])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_deployed_form_computes_the_same_without_norms(attention, weighting):
+    layer = randomise(XVolution(16, 24, stride=2, attention=attention, weighting=weighting))
+    deployed = copy.deepcopy(layer.double().eval())
+    for _ in range(2):  # the second time nothing is left
+        deployed.reparameterize()
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+        x = torch.randn(2, 16, 9, 7, dtype=torch.float64)
+        assert relative_error(deployed(x), layer(x)) < 1e-10
+    again = copy.deepcopy(deployed)
+    again.load_state_dict(deployed.state_dict())
+
+
+def test_the_deployed_form_without_weighting_is_one_convolution_whose_kernel_sees_the_map():
+    layer = randomise(XVolution(8, 12, num_heads=3, weighting=False)).double().eval()
+    x = torch.randn(1, 8, 7, 6, dtype=torch.float64)
+    expected = layer(x)
+    layer.reparameterize()
+    state = layer.state_dict()
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    q, k = (layer.get_submodule(n)(t) for n, t in [("q_proj", x), ("k_proj", padded)])
+    y = state["conv.bias"][:, None, None].expand(12, 7, 6).clone()
+    for i in range(3):
+        for j in range(3):
+            keys = k[:, :, i : i + 7, j : j + 6]
+            near = (q * keys).unflatten(1, (3, 4)).sum(2) / (2 * 9)  # r_delta of each head
+            kernel = (
+                state["conv.weight"][:, :, i, j, None, None]
+                + near[0].repeat_interleave(4, 0)[:, None] * state["v_proj.weight"]
+            )
+            y += (kernel * padded[0, :, i : i + 7, j : j + 6]).sum(1)
+    assert relative_error(y[None], expected) < 1e-10
+
+
+def test_norms_of_a_kept_convolution_are_folded():
+    layer = XVolution(8, 8)
+    layer.take_over(nn.Conv2d(8, 8, 3, padding=1))
+    randomise(layer).double().eval()
+    x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    expected = layer(x)
+    layer.reparameterize()
+    assert relative_error(layer(x), expected) < 1e-10
+
+
+def test_norms_without_running_statistics_stay():
+    layer = randomise(XVolution(8)).double().eval()
+    for norm in (layer.conv_norm, layer.attn_norm):
+        norm.running_mean = norm.running_var = None  # type: ignore[assignment]
+    x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    expected = layer(x)
+    layer.reparameterize()
+    assert_close(layer(x), expected, torch.float64)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
