@@ -237,7 +237,7 @@ class Pyramid(nn.Module):
         like = next(self.stem.parameters())
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         if global_pool is None and num_classes and not pool:
-            pool = self.pools[0]
+            pool = self._usual_pool()
         self.num_classes = num_classes
         with placed(like.device):
             self._set_head(num_classes, pool)
@@ -252,6 +252,9 @@ class Pyramid(nn.Module):
             )
         self.head = self._make_head(num_classes, global_pool)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+
+    def _usual_pool(self) -> str:
+        return "avg"
 
     def _make_head(self, num_classes: int, global_pool: str) -> ClassifierHead:
         return ClassifierHead(

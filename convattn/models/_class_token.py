@@ -265,6 +265,9 @@ class TokenPyramid(Pyramid):
             return features
         return pixels_of(features, self.num_prefix_tokens, like.shape[2], like.shape[3])
 
+    def _usual_pool(self) -> str:
+        return "token" if self.num_prefix_tokens else "avg"
+
     def _make_head(self, num_classes: int, global_pool: str) -> ClassifierHead:
         if global_pool == "token" and self.num_prefix_tokens == 0:
             raise ValueError(
