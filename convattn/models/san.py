@@ -44,7 +44,9 @@ _SAN = {
     "san10": SANConfig(depths=(2, 1, 2, 4, 1)),
     "san15": SANConfig(depths=(3, 2, 3, 5, 2)),
     "san19": SANConfig(depths=(3, 3, 4, 6, 3)),
-    "san_nano": SANConfig(depths=(1, 1, 1, 1, 1), embed_dims=(32, 32, 64, 96, 128)),
+    "san_nano": SANConfig(
+        depths=(1, 1, 1, 1, 1), embed_dims=(32, 32, 64, 96, 128), window_sizes=(3, 3, 3, 3, 3)
+    ),
 }
 _ACMIX = {f"acmix_{name}": replace(config, mix="learned") for name, config in _SAN.items()}
 VARIANTS: dict[str, SANConfig] = {

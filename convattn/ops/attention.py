@@ -315,12 +315,13 @@ def _aggregate_taps(
     for dim in (2, 3):
         v = v.index_select(dim, padded_positions(v.shape[dim], reach, v.device))
     v = v.unflatten(1, (-1, weights.shape[1]))
-    H, W = weights.shape[3:]
+    # Narrowed, not sliced: where sizes are symbols, a slice would be clamped to them K^2 times.
+    height, width = (stride * (size - 1) + 1 for size in weights.shape[3:])
     out = v.new_zeros(())
     for t, weight in enumerate(weights.unbind(2)):
         top, left = dilation * (t // kernel_size), dilation * (t % kernel_size)
-        bottom, right = top + stride * (H - 1) + 1, left + stride * (W - 1) + 1
-        out = out + weight[:, None] * v[..., top:bottom:stride, left:right:stride]
+        seen = v.narrow(-2, top, height).narrow(-1, left, width)
+        out = out + weight[:, None] * seen[..., ::stride, ::stride]
     return out.flatten(1, 2)
 
 
