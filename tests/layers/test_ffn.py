@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from convattn.layers import ConvMlp
 from tests.layers.properties import LayerProperties, randomise
@@ -21,6 +22,14 @@ class TestConvMlp(LayerProperties):
             weight, bias = state["dwconv.weight"], state["dwconv.bias"]
             z = z + F.conv2d(z, weight, bias, padding=1, groups=24)
         return F.conv2d(F.gelu(z), state["fc2.weight"], state["fc2.bias"])
+
+
+class TestDeployedConvMlp(TestConvMlp):
+    def layer(self, dtype: torch.dtype = torch.float64, backend: str = "auto") -> nn.Module:
+        mlp = randomise(self.build()).to(dtype).eval()
+        mlp.reparameterize()
+        mlp.reparameterize()  # nothing is left
+        return mlp
 
 
 class TestPlainConvMlp(TestConvMlp):

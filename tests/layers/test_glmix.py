@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 
 import convattn
@@ -290,6 +291,34 @@ def test_heads_have_about_32_channels_where_nothing_is_said(channels, heads):
 )
 def test_prints_what_it_is(arguments, text):
     assert text in GLMix(16, **arguments).extra_repr()
+
+
+@pytest.mark.parametrize("branches", ["parallel", "sequential", "local", "global"])
+@pytest.mark.parametrize("clustering", ["soft", "kmeans", "static"])
+def test_a_scaled_mixer_gives_scaled_outputs(branches, clustering):
+    options: dict[str, Any] = {"slots": 4, "branches": branches, "clustering": clustering}
+    for out_chans in (16, 12):
+        mixer = randomise(GLMix(16, out_chans, **options)).double()
+        scale, x = torch.randn(out_chans).double(), torch.randn(2, 16, 9, 7).double()
+        expected = scale[:, None, None] * mixer(x)
+        mixer.scale_outputs(scale)
+        assert relative_error(mixer(x), expected) < 1e-10
+
+
+@pytest.mark.parametrize("options", [{}, {"pos_embed": False}, {"mlp_dwconv": False}])
+def test_the_deployed_block_computes_the_same_with_fewer_steps(options):
+    options = {"slots": 4, "layer_scale": 0.1, "mlp_dwconv": True, **options}
+    block = randomise(GLMixBlock(16, head_dim=8, **options)).double().eval()
+    deployed: Any = reparameterize_model(nn.ModuleList([block]))
+    again: Any = reparameterize_model(deployed)
+    deployed, again = deployed[0], again[0]
+    x = torch.randn(2, 16, 9, 7).double()
+    for other in (deployed, again):
+        assert relative_error(other(x), block(x)) < 1e-10
+    gone = {n for n, _ in block.named_parameters()} - {n for n, _ in deployed.named_parameters()}
+    assert gone == {"ls1.gamma", "ls2.gamma"}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert deployed.float()(x.float()).dtype == torch.float32
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

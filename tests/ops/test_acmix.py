@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops.acmix import BACKENDS
+from convattn.ops.acmix import BACKENDS, folding_pays
 from convattn.ops.fuse import fold_fc_group_conv, shift_kernels
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor
@@ -77,6 +77,24 @@ class TestGrouped(Convolution):
 class TestGroupedWithBias(Convolution):
     test_compiles_whole = None  # as a part of the layer
     backend, bias, dilation = "grouped", True, 3
+
+
+class TestFoldedBefore(Convolution):
+    test_compiles_whole = None  # as a part of the layer
+    stride, dilation = 2, 2
+
+    def fast(self, *tensors: Tensor) -> Tensor:
+        q, k, v, fc_weight, dep_weight, *bias = tensors
+        weight = torch.cat([fc_weight.reshape(9, -1), *(b[:, None] for b in bias)], dim=1)
+        dep_weight, d = dep_weight.reshape(-1, 9, 3, 3), q.shape[1] // HEADS
+        kernels = fold_fc_group_conv(weight, dep_weight, groups=d)
+        return ops.folded_convolution(
+            q, k, v, kernels, head_dim=d, stride=self.stride, dilation=self.dilation
+        )
+
+
+class TestFoldedBeforeWithBias(TestFoldedBefore):
+    bias, stride, dilation = True, 1, 1
 
 
 class TestShifts(Convolution):
@@ -223,3 +241,30 @@ def test_shifts_need_a_square_number_of_maps():
     x = torch.zeros(1, 2, 4, 4)
     with pytest.raises(ValueError, match="K\\^2 maps of an odd K, got 8"):
         ops.shift_convolution(x, x, x, torch.zeros(8, 3), head_dim=2, num_outputs=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((8, 7, 3), r"shape \(d N, 6, K, K\), or 7 in place of 6 with a bias, got \(8, 7, 3\)"),
+        ((8, 6, 3, 5), r"got \(8, 6, 3, 5\)"),
+        ((8, 8, 3, 3), r"got \(8, 8, 3, 3\)"),
+        ((8, 6, 2, 2), "kernel size of kernels must be odd, got 2"),
+        ((9, 6, 3, 3), "outputs of kernels must be a multiple of head_dim"),
+    ],
+)
+def test_kernels_folded_before_must_fit(shape, message):
+    x = torch.randn(1, 8, 5, 5)
+    with pytest.raises(ValueError, match=message):
+        ops.folded_convolution(x, x, x, torch.zeros(shape), head_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "num_outputs", "stride", "pays"),
+    [(12, 4, 1, True), (18, 6, 1, False), (18, 6, 2, True), (24, 8, 3, True), (24, 8, 1, False)],
+)
+def test_folding_pays_where_it_is_no_more_multiplications(groups, num_outputs, stride, pays):
+    folded = groups * num_outputs * 9
+    two_layers = groups * 9 * stride**2 + num_outputs * 81
+    assert (folded <= two_layers) == pays
+    assert folding_pays(groups, num_outputs, 3, stride) == pays

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convattn.ops import (
     acmix_convolution,
     dispatch,
+    folded_convolution,
     global_attention,
     kmeans_clustering,
     patchwise_aggregate,
@@ -42,11 +43,13 @@ class Convolutions(nn.Module):
         self.fc = nn.Parameter(torch.randn(9, 6))
         self.bias = nn.Parameter(torch.randn(9))
         self.kernels = nn.Parameter(torch.randn(8, 9, 3, 3))
+        self.folded = nn.Parameter(torch.randn(8, 7, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         y = acmix_convolution(
             x, x, x, self.fc, self.kernels, head_dim=4, fc_bias=self.bias, stride=2
         )
+        y = y + folded_convolution(x, x, x, self.folded, head_dim=4, stride=2)
         return y + shift_convolution(x, x, x, self.fc, head_dim=4, num_outputs=2, stride=2)
 
 

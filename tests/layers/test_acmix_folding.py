@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convattn import ACmix
+from convattn.layers import GlobalAttention, SpatialReductionAttention, WindowAttention
+from convattn.layers.acmix import MIXES, SHIFTS
+from convattn.layers.attention_choice import ATTENTIONS
+from tests.compare import assert_close
+from tests.golden import relative_error
+from tests.layers.properties import randomise
+
+
+def trained(in_chans: int = 12, out_chans: int = 16, **options: Any) -> Any:
+    return randomise(ACmix(in_chans, out_chans, **options)).double().eval()
+
+
+def assert_same_when_folded(layer: Any, size: tuple[int, int] = (9, 7)) -> Any:
+    folded = copy.deepcopy(layer)
+    x = torch.randn(2, layer.in_chans, *size, dtype=torch.float64)
+    for _ in range(2):  # the second time nothing is left
+        folded.reparameterize()
+        assert relative_error(folded(x), layer(x)) < 1e-10
+    return folded
+
+
+@pytest.mark.parametrize("fc_bias", [False, True])
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_mix_and_shift_computes_the_same(mix, shift, fc_bias):
+    layer = trained(mix=mix, shift=shift, fc_bias=fc_bias, window_size=3)
+    folded = assert_same_when_folded(layer)
+    assert (folded.folded is not None) == (mix != "attention" and shift != "tensor")
+    assert not any(isinstance(f, nn.Parameter) for f in (folded.alpha, folded.beta))
+
+
+NOT_DILATED = ("window", "shifted_window")
+
+
+@pytest.mark.parametrize(
+    ("attention", "stride", "dilation"),
+    [
+        (name, stride, dilation)
+        for name in ATTENTIONS
+        for stride, dilation in [(1, 1), (2, 1), (1, 2), (3, 2)]
+        if dilation == 1 or name not in NOT_DILATED
+    ],
+)
+def test_every_attention_computes_the_same(attention, stride, dilation):
+    layer = trained(attention=attention, stride=stride, dilation=dilation, fc_bias=True)
+    for size in [(9, 7), (1, 1), (2, 3)]:
+        folded = assert_same_when_folded(layer, size)
+    assert folded.alpha == folded.beta == 1
+
+
+@pytest.mark.parametrize("attention", ["global", "spatial_reduction"])
+def test_tokens_are_the_same(attention):
+    layer = trained(attention=attention)
+    folded = copy.deepcopy(layer)
+    folded.reparameterize()
+    x, tokens = torch.randn(2, 12, 6, 5).double(), torch.randn(2, 3, 12).double()
+    for ours, theirs in zip(
+        folded.forward_tokens(x, tokens), layer.forward_tokens(x, tokens), strict=True
+    ):
+        assert relative_error(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        GlobalAttention(16, num_heads=2, proj=True),
+        SpatialReductionAttention(16, in_chans=12, proj=True),
+        WindowAttention(16, window_size=3),
+    ],
+)
+def test_the_factor_goes_into_an_output_projection(part):
+    layer = trained(attention=part)
+    v = layer.v_proj.weight.clone()
+    folded = assert_same_when_folded(layer)
+    assert folded.alpha == 1
+    assert torch.equal(folded.v_proj.weight, v)
+
+
+@pytest.mark.parametrize(("heads", "stride", "folds"), [(4, 1, True), (8, 1, False), (8, 3, True)])
+def test_the_two_layers_become_one_where_that_is_no_more_work(heads, stride, folds):
+    layer = trained(num_heads=heads, stride=stride, fc_bias=True, window_size=3)
+    folded = assert_same_when_folded(layer)
+    assert (folded.folded is not None) == folds
+    assert (folded.fc is None) == folds
+    weights = {name.split(".")[0] for name in folded.state_dict()}
+    assert ("folded" in weights) == folds
+    assert ("dep_conv" in weights) != folds
+
+
+class _Squared(GlobalAttention):
+    def forward(self, q, k, v):
+        return super().forward(q, k, v).square()
+
+
+@pytest.mark.parametrize("part", [_Squared(16), _Squared(16, proj=True)])
+def test_the_factor_of_an_attention_that_is_not_known_stays(part):
+    folded = assert_same_when_folded(trained(attention=part))
+    assert isinstance(folded.alpha, nn.Parameter)
+    assert folded.beta == 1
+
+
+@pytest.mark.parametrize(("alpha", "stays"), [(0.0, True), (1e-6, True), (-0.7, False)])
+@pytest.mark.parametrize("mix", ["learned", "complement", "learned_alpha"])
+def test_a_factor_that_is_nearly_zero_stays(mix, alpha, stays):
+    layer = trained(mix=mix, window_size=3)
+    nn.init.constant_(layer.alpha, alpha)
+    folded = assert_same_when_folded(layer)
+    assert isinstance(folded.alpha, nn.Parameter) == stays
+
+
+def test_the_formulas_stay_where_they_are_asked_for():
+    folded = assert_same_when_folded(trained(backend="reference", window_size=3))
+    assert folded.folded is None
+    assert folded.dep_conv is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays(dtype):
+    layer = trained(fc_bias=True, window_size=3).to(dtype)
+    x = torch.randn(2, 12, 9, 7, dtype=dtype)
+    expected = layer.float()(x.float())
+    layer.to(dtype).reparameterize()
+    assert {p.dtype for p in layer.parameters()} == {dtype}
+    spread = expected.std()
+    assert_close(layer(x).float() / spread, expected / spread, torch.bfloat16)
+
+
+def test_frozen_layers_stay_frozen():
+    layer = trained(fc_bias=True).requires_grad_(False)
+    layer.reparameterize()
+    assert layer.folded is not None
+    assert not any(p.requires_grad for p in layer.parameters())
