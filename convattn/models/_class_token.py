@@ -52,7 +52,7 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the map (B, dim, H, W) and the token (B, 1, dim) or None, in x's dtype."""
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         tokens: Tensor | None = None
         if self.cls_token is not None:
             token = self.cls_token + positions[:, :1]
@@ -150,6 +150,14 @@ class TokenStage(Stage):
         return self.norm(x), tokens  # the norm's output is the stage's map, by name
 
 
+class Join(nn.Module):
+    """Put the tokens before the positions, in one column."""
+
+    def forward(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """Return (B, C, T + H W, 1), or without tokens the map."""
+        return x if tokens is None else join(x, tokens)
+
+
 class TokenPool(nn.Module):
     """Pool a column of tokens and positions: the first token, or the positions alone.
 
@@ -211,6 +219,7 @@ class TokenPyramid(Pyramid):
             stages=stages, global_pool=pool, num_prefix_tokens=int(class_token), **parts
         )
         self.stages = nn.ModuleList(stages)
+        self.join = Join()
         for info in self.feature_info:
             info["module"] += ".norm"  # a stage gives its map and tokens, this the map alone
 
@@ -255,10 +264,7 @@ class TokenPyramid(Pyramid):
         return self._features(x, tokens) if whole else x, maps
 
     def _features(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        if tokens is None or self.num_prefix_tokens == 0:
-            return x
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return join(x, tokens)
+        return self.join(x, tokens) if self.num_prefix_tokens else x
 
     def _as_map(self, features: Tensor, like: Tensor) -> Tensor:
         if self.num_prefix_tokens == 0:
@@ -296,15 +302,15 @@ def tokens_of(column: Tensor, T: int) -> Tensor:
 
 
 def _start(module: nn.Module) -> None:
-    linear = isinstance(module, nn.Linear)
-    if isinstance(module, nn.Conv2d):
-        linear = module.kernel_size == (1, 1)
     # On the meta device there is nothing to fill, and not filling it is quick.
-    if linear and not module.weight.is_meta:
+    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
+        return
+    if isinstance(module, nn.Linear) or module.kernel_size == (1, 1):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-for _module_class in (TokenBlock, PositionEmbedding):
-    register_notrace_module(_module_class)  # they look at sizes: torch.fx takes them as one node
+for _module_class in (TokenBlock, PositionEmbedding, Join):
+    # They look at sizes, and whether there are tokens: torch.fx takes each as one node.
+    register_notrace_module(_module_class)
