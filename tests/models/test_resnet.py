@@ -61,6 +61,25 @@ def test_every_block_mixes_and_the_group_convolutions_start_at_the_shifts():
         assert (weights["alpha"].item(), weights["beta"].item()) == (0.5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "conv"),
+    [
+        ("acmix_resnet_nano", "layer4.0.conv2.q_proj"),
+        ("xvolution_resnet_nano", "layer3.0.conv2.v_proj"),
+    ],
+)
+def test_what_stands_in_a_convolution_s_place_starts_as_timm_starts_convolutions(name, conv):
+    weight = convattn.create_model(name).get_submodule(conv).get_parameter("weight")
+    fan_out = weight.shape[0]
+    assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+def test_alpha_and_beta_do_not_decay(build):
+    names = build("acmix_resnet_nano").no_weight_decay()
+    assert names == {f"layer{i}.0.conv2.{n}" for i in (1, 2, 3, 4) for n in ("alpha", "beta")}
+    assert build("acmix_resnet_nano", mix="sum").no_weight_decay() == set()
+
+
 def test_blocks_start_as_the_identity_unless_told_otherwise():
     for zero_init_last in (True, False):
         model = convattn.create_model("acmix_resnet_nano", zero_init_last=zero_init_last)
@@ -86,10 +105,10 @@ def test_output_stride_dilates_instead(build, name, output_stride, dilations):
     assert features.feature_info.reduction() == [min(s, output_stride) for s in (4, 8, 16, 32)]
 
 
-def test_stride_2_of_the_stem_is_among_the_features(build):
-    features = build("acmix_resnet_nano", features_only=True, out_indices=(0, 4))
-    assert features.feature_info.reduction() == [2, 32]
-    assert [m.shape[-1] for m in features(torch.randn(1, 3, 64, 64))] == [32, 2]
+def test_features_are_numbered_from_the_first_stage(build):
+    features = build("acmix_resnet_nano", features_only=True, out_indices=(0, 3))
+    assert features.feature_info.reduction() == [4, 32]
+    assert [m.shape[-1] for m in features(torch.randn(1, 3, 64, 64))] == [16, 2]
 
 
 @pytest.mark.parametrize(
