@@ -59,6 +59,7 @@ class Pyramid(nn.Module):
         norm: Applied to the last stage's map.
         widths: Channels of each stage.
         reductions: Strides of the stages' maps.
+        first_map: Stages before the one whose map is the first that can be asked for.
         in_chans: Channels of the image.
         num_classes: Size of the output; 0 gives the pooled features.
         global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
@@ -77,6 +78,7 @@ class Pyramid(nn.Module):
         norm: nn.Module,
         widths: Sequence[int],
         reductions: Sequence[int] = (4, 8, 16, 32),
+        first_map: int = 0,
         in_chans: int,
         num_classes: int,
         global_pool: str,
@@ -93,7 +95,9 @@ class Pyramid(nn.Module):
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
             for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
+            if i >= first_map
         ]
+        self.first_map = first_map
         self.stem = stem
         self.stages: nn.Sequential | nn.ModuleList = nn.Sequential(*stages)
         self.norm = norm
@@ -164,9 +168,10 @@ class Pyramid(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         self._check_images(x)
-        count = len(self.stages)
+        count = len(self.stages) - self.first_map
         chosen, last = feature_take_indices(count, _as_list(indices))
-        final, maps = self._run(x, last + 1 if stop_early else count)
+        final, maps = self._run(x, self.first_map + (last + 1 if stop_early else count))
+        maps = maps[self.first_map :]
         if len(maps) == len(self.feature_info):  # the norm belongs to the last stage built
             final = self.norm(final)
             if norm:
@@ -204,11 +209,12 @@ class Pyramid(nn.Module):
             prune_head: Whether to remove the classifier; it goes anyway with the last stage.
 
         Returns:
-            The stages' indices, counted from the first.
+            The stages' indices, counted from the first that has a map.
         """
-        chosen, last = feature_take_indices(len(self.stages), _as_list(indices))
-        shorter = last < len(self.stages) - 1
-        self.stages = self.stages[: last + 1]
+        count = len(self.stages) - self.first_map
+        chosen, last = feature_take_indices(count, _as_list(indices))
+        shorter = last < count - 1
+        self.stages = self.stages[: self.first_map + last + 1]
         if shorter:
             self.num_features = self.feature_info[last]["num_chs"]
             self.num_prefix_tokens = 0

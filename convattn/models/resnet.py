@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.models import register_notrace_module
+from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -103,7 +104,9 @@ class BaselineResNet(ResNet):
         ValueError: For sizes or names that do not fit.
 
     Deep residual learning (CVPR 2016, arXiv 1512.03385), with the stride in the 3x3 convolution as
-    torchvision has it. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``.
+    torchvision has it. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``. The
+    features are the four stages' maps, numbered from 0 as in every family; timm's ResNets count the
+    stem's as well.
     """
 
     def __init__(
@@ -140,7 +143,35 @@ class BaselineResNet(ResNet):
             if self.put_operators():
                 self.init_weights(zero_init_last)
         self.in_chans = in_chans
+        self.feature_info = self.feature_info[1:]  # without the stem's
         self.to(dtype=dtype)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the final map and the maps of chosen stages; see `Pyramid`."""
+        return super().forward_intermediates(
+            x, _after_the_stem(indices), norm, stop_early, output_fmt, intermediates_only
+        )
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the stages after the last of ``indices``, and the head; return the rest."""
+        taken = super().prune_intermediate_layers(_after_the_stem(indices), prune_norm, prune_head)
+        chosen = [i - 1 for i in taken]
+        if max(chosen) < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[max(chosen)]["num_chs"]
+        return chosen
 
     def put_operators(self) -> bool:
         """Put the family's operator in place of convolutions, and return whether there is one."""
@@ -248,6 +279,12 @@ def _check(config: ResNetConfig, output_stride: int) -> None:
         )
 
 
+def _after_the_stem(indices: int | list[int] | None) -> list[int]:
+    """Count maps as timm's ResNet does, whose first one is the stem's."""
+    chosen, _ = feature_take_indices(4, indices)
+    return [i + 1 for i in chosen]
+
+
 def _conv_of(block: nn.Module, name: str) -> nn.Conv2d:
     conv = block.get_submodule(name)
     assert isinstance(conv, nn.Conv2d)
@@ -292,6 +329,6 @@ for _class, _configs, _filter in (
         _class,
         _configs,
         _cfgs(_configs),
-        feature_cfg={"out_indices": (1, 2, 3, 4)},
+        feature_cfg={"out_indices": (0, 1, 2, 3)},
         checkpoint_filter=_filter,
     )

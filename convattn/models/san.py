@@ -131,10 +131,10 @@ class SAN(Pyramid):
         ValueError: For sizes, names or a stride that do not fit.
 
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
-    the five stages have strides 2 to 32, rounded down as published. Departures: one-pixel maps
-    reflect too, so that 32 pixels are enough. For ACmix in SAN there is no published code, and the
-    paper counts 0.3 to 0.7 M parameters more than this reading of it has. Everything starts as
-    torch starts it, ACmix's group convolution at the shifts.
+    the five stages have strides 2 to 32, rounded down as published; the first is no feature.
+    Departures: one-pixel maps reflect too, so that 32 pixels are enough. For ACmix in SAN there is
+    no published code, and the paper counts 0.3 to 0.7 M parameters more than this reading of it
+    has. Everything starts as torch starts it, ACmix's group convolution at the shifts.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class SAN(Pyramid):
                 norm=nn.Identity(),  # the last stage ends in its own
                 widths=widths,
                 reductions=(2, 4, 8, 16, 32),
+                first_map=1,  # maps have strides 4 to 32, as in every family
                 in_chans=in_chans,
                 num_classes=num_classes,
                 global_pool=global_pool,
@@ -245,6 +246,6 @@ register_family(
     SAN,
     VARIANTS,
     {name: _cfg(name) for name in VARIANTS},
-    feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
+    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
     checkpoint_filter=checkpoint_filter,
 )

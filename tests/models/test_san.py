@@ -165,7 +165,7 @@ def test_factors_do_not_decay(build):
 def test_maps_are_rounded_down_and_never_empty(build, size):
     model = build("acmix_san_nano")
     maps = model.forward_intermediates(torch.randn(1, 3, *size), intermediates_only=True)
-    for stride, x in zip((2, 4, 8, 16, 32), maps, strict=True):
+    for stride, x in zip((4, 8, 16, 32), maps, strict=True):
         assert x.shape[2:] == tuple(n // stride for n in size)
 
 
@@ -176,10 +176,10 @@ def test_maps_end_in_their_norm(build):
     assert all((x >= 0).all() and (x == 0).any() for x in maps)
 
 
-def test_stride_2_is_among_the_features(build):
-    features = build("san_nano", features_only=True, out_indices=(0, 4))
-    assert features.feature_info.reduction() == [2, 32]
-    assert [m.shape[-1] for m in features(torch.randn(1, 3, 64, 64))] == [32, 2]
+def test_features_are_numbered_from_the_stage_of_stride_4(build):
+    features = build("san_nano", features_only=True, out_indices=(0, 3))
+    assert features.feature_info.reduction() == [4, 32]
+    assert [m.shape[-1] for m in features(torch.randn(1, 3, 64, 64))] == [16, 2]
 
 
 @pytest.mark.parametrize("coarse", [False, True])
