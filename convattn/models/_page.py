@@ -42,7 +42,9 @@ have not trained on it. Numbers in the last column lead to the table of figures 
 has an entry for every figure of ours that does not round to the paper's.
 """
 _ABOUT = {
-    "X-volution": "Of ImageNet, its paper prints gains over the ResNet; see below.",
+    "X-volution": """\
+Of ImageNet, its paper prints gains over the ResNet; see below. Those ResNets are timm's `resnet34`
+and `baseline_resnet50`.""",
     _BASELINES: """\
 On the same skeletons, so that a comparison changes one thing. `swin_*` are timm's.""",
     _SINGLE: """\
