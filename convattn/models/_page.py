@@ -265,7 +265,7 @@ def _explanations(key: str, figure: str) -> list[int]:
 @cache
 def _figures(key: str) -> Figures:
     name, _, change = key.partition(" ")
-    arguments = dict([change.split("=")]) if change else {}
+    arguments: dict[str, Any] = dict([change.split("=")]) if change else {}
     with torch.device("meta"):
         model = create_model(name, **arguments)
     return Figures(count_parameters(model), count_macs(model))
