@@ -141,7 +141,7 @@ def _square(name: str, sides: tuple[int, ...]) -> int:
 
 
 def _check_padding(conv: nn.Conv2d, size: ConvSize) -> None:
-    if conv.padding == "same" and size.stride == 1:
+    if conv.padding == "same":  # which torch takes without a stride alone
         return
     padding = (0, 0) if conv.padding == "valid" else conv.padding
     if padding != (size.padding, size.padding):

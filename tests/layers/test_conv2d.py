@@ -251,3 +251,11 @@ def test_what_is_beside_a_convolution_starts_at_zero_and_learns():
     assert layer.gamma.grad.all()
     nn.init.ones_(layer.gamma)
     assert_close(layer(x), conv(x) + layer.op(x), torch.float32)
+
+
+def test_what_is_beside_a_convolution_keeps_the_type_that_it_gives():
+    conv = nn.Conv2d(8, 12, 3, 2, 1)
+    layer = ConvBeside(conv, GLMix.from_conv2d(conv))
+    x = torch.randn(2, 8, 9, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == conv(x).dtype == torch.bfloat16

@@ -176,6 +176,13 @@ def test_norms_of_a_kept_convolution_are_folded():
     assert relative_error(layer(x), expected) < 1e-10
 
 
+def test_frozen_layers_stay_frozen_when_deployed():
+    layer = XVolution(8).requires_grad_(False)
+    layer.reparameterize()
+    assert "conv.bias" in dict(layer.named_parameters())
+    assert not any(p.requires_grad for p in layer.parameters())
+
+
 def test_norms_without_running_statistics_stay():
     layer = randomise(XVolution(8)).double().eval()
     for norm in (layer.conv_norm, layer.attn_norm):
