@@ -9,12 +9,15 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.utils import reparameterize_model
 from torch import nn
 
 import convattn
 from convattn import ACmix, GLMix, XVolution
 from convattn.layers import ACmixConv2d, ConvBeside
 from tests.compare import assert_close
+from tests.golden import relative_error
+from tests.layers.properties import randomise
 
 OPERATORS: dict[str, Any] = {"acmix": ACmix, "xvolution": XVolution, "glmix": GLMix}
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
@@ -176,6 +179,16 @@ def test_changed_networks_are_copied_saved_scripted_and_traced(operator, keep, t
     assert_close(scripted(x), y, torch.float32)
     graph = timm.models.FeatureGraphNet(model, (3,))
     assert_close(graph(x)[0], model.forward_intermediates(x, [3])[1][0], torch.float32)
+
+
+@every_operator
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_deployed_form_of_a_changed_network_computes_the_same(operator, keep):
+    model = narrow_timm_resnet()
+    convattn.replace(model, operator, where="layer3.*.conv2", keep=keep)
+    randomise(model).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert relative_error(reparameterize_model(model)(x), model(x)) < 1e-10
 
 
 @every_operator
