@@ -84,6 +84,9 @@ def test_a_row_scales_width_and_depth_as_a_conv_does(name):
     assert (strided.op.out_chans, strided.op.kernel_size, strided.op.stride) == (16, 5, 2)
     assert isinstance(strided.act, nn.Identity)
     assert isinstance(repeats[0].act, nn.SiLU)
+    # X-volution's branches end in norms of their own
+    norm = nn.Identity if "XVolution" in name else nn.BatchNorm2d
+    assert isinstance(repeats[0].bn, norm)
     y = strided(repeats(stem(torch.rand(2, 3, 13, 18))))
     assert y.shape == (2, 16, 7, 9)
 
@@ -196,6 +199,9 @@ def test_yaml_is_written_for_any_model(tmp_path):
     assert type(model.model[15]).__name__ == "C2fGLMix"
     assert model.model[3].op.out_chans == 128  # 256 at scale s
     assert model.stride.tolist() == [8, 16, 32]
+    coarse = ultralytics.YOLO(ours.write_yaml("yolov8n.yaml", "ACmix", tmp_path)).model
+    mixed = [i for i, layer in enumerate(coarse.model) if type(layer).__name__ == "C2fACmix"]
+    assert mixed == [6, 8]  # in the backbone, at 1/16 and 1/32
     with pytest.raises(ValueError, match=r"layer 9 of yolov8n.yaml is SPPF; .* layers \[0, 1, 2"):
         ours.write_yaml("yolov8n.yaml", "GLMix", tmp_path, layers=(9,))
     with pytest.raises(ValueError, match=r"layer 99 of yolov8n.yaml is nothing"):
