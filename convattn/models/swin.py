@@ -231,10 +231,9 @@ def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
 
 def _start(module: nn.Module) -> None:
     # On the meta device there is nothing to fill, and not filling it is quick.
-    linear = isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-    )
-    if not linear or module.weight.is_meta:
+    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
+        return
+    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
         return
     trunc_normal_(module.weight, std=0.02)
     if module.bias is not None:

@@ -137,7 +137,7 @@ def test_stages_hold_what_was_published():
     sizes = [mixer.attn.window_size for mixer in mixers(model)]
     assert sizes == 3 * [3] + 16 * [7]
     for block in (m for m in model.modules() if isinstance(m, SANBlock)):
-        mixer = block.mixer
+        mixer: Any = block.mixer
         channels = [p.out_channels for p in (mixer.q_proj, mixer.k_proj, mixer.v_proj)]
         assert channels == [block.dim // 16, block.dim // 16, block.dim // 4]
         assert mixer.attn.mlp[2].out_channels == block.dim // 32
@@ -196,7 +196,7 @@ def test_the_norm_of_a_stage_learns_with_its_blocks(build, coarse):
 @pytest.mark.parametrize(
     "change",
     [
-        {"window_sizes": (3, 3, 3, 3, 3)},
+        {"window_sizes": (3, 5, 5, 5, 5)},
         {"kernel_size": 5},
         {"mix": "sum"},
         {"shift": "random"},

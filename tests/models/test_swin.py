@@ -23,7 +23,7 @@ GIGA_MACS = [
     pytest.param("acmix_swin_tiny_attn", 4.5, marks=pytest.mark.slow),
     pytest.param("acmix_swin_small_attn", 8.7, marks=pytest.mark.slow),
 ]
-DEMO = {
+DEMO: dict[str, Any] = {
     "embed_dims": (24, 48, 96),
     "depths": (2, 2, 2),
     "num_heads": (3, 6, 12),
@@ -143,7 +143,7 @@ def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_attention_alone_computes_what_swin_computes():
     torch.manual_seed(0)
-    swin = timm.create_model(TIMM["acmix_swin_tiny_attn"]).eval()
+    swin: Any = timm.create_model(TIMM["acmix_swin_tiny_attn"]).eval()
     for module in swin.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.normal_(module.weight, 1, 0.2)
@@ -151,7 +151,7 @@ def test_attention_alone_computes_what_swin_computes():
     for name, table in swin.named_parameters():
         if name.endswith("relative_position_bias_table"):
             nn.init.normal_(table)
-    model = convattn.create_model("acmix_swin_tiny_attn").eval()
+    model: Any = convattn.create_model("acmix_swin_tiny_attn").eval()
     convattn.load_official(model, from_timm(swin.state_dict()))
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
