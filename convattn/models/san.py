@@ -133,8 +133,8 @@ class SAN(Pyramid):
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
     the five stages have strides 2 to 32, rounded down as published; the first is no feature.
     Departures: one-pixel maps reflect too, so that 32 pixels are enough. For ACmix in SAN there is
-    no published code, and the paper counts 0.3 to 0.7 M parameters more than this reading of it
-    has. Everything starts as torch starts it, ACmix's group convolution at the shifts.
+    no published code: the paper's counts are 0.1 to 0.4 M parameters higher than those of this
+    reading. Everything starts as torch starts it, ACmix's group convolution at the shifts.
     """
 
     def __init__(
