@@ -16,6 +16,7 @@ from convattn.layers.acmix import ACmix
 from convattn.layers.attention import prepend_tokens
 from convattn.layers.block import PreNormBlock
 from convattn.models._backbone import POOLS, Pyramid, Stage
+from convattn.models._start import start_linear, start_transformer
 
 NORM_EPS = 1e-6
 NOT_WEIGHTS = ("alpha", "beta", "cls_token", "pos_embed")
@@ -228,12 +229,7 @@ class TokenPyramid(Pyramid):
 
         Patch embeddings, spatial reductions and ACmix's convolution path start as they do alone.
         """
-        self.apply(_start)
-        for module in self.modules():
-            if isinstance(module, ACmix):
-                if module.fc is not None:
-                    module.fc.reset_parameters()
-                module.reset_parameters()
+        start_transformer(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed sequence (B, C, 1 + H W, 1) of images, or without a token the map."""
@@ -247,7 +243,7 @@ class TokenPyramid(Pyramid):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
         super().reset_classifier(num_classes, global_pool)
-        self.head.apply(_start)
+        self.head.apply(start_linear)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of positions, class token, alpha and beta, which should not shrink."""
@@ -299,16 +295,6 @@ def pixels_of(column: Tensor, T: int, H: int, W: int) -> Tensor:
 def tokens_of(column: Tensor, T: int) -> Tensor:
     """Return the tokens (B, T, C) in a column."""
     return column[:, :, :T, 0].transpose(1, 2)
-
-
-def _start(module: nn.Module) -> None:
-    # On the meta device there is nothing to fill, and not filling it is quick.
-    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
-        return
-    if isinstance(module, nn.Linear) or module.kernel_size == (1, 1):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 for _module_class in (TokenBlock, PositionEmbedding, Join):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from convattn.models._backbone import (
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models._start import start_linear, start_transformer
 from convattn.ops._checks import check_choice, check_odd, check_rate
 
 MIXERS = ("acmix", "conv")
@@ -205,17 +206,12 @@ class Swin(Pyramid):
 
         The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as torch starts them.
         """
-        self.apply(_start)
-        for module in self.modules():
-            if isinstance(module, ACmix):
-                if module.fc is not None:
-                    module.fc.reset_parameters()
-                module.reset_parameters()
+        start_transformer(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
         super().reset_classifier(num_classes, global_pool)
-        self.head.apply(_start)
+        self.head.apply(start_linear)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of alpha, beta and the bias tables, which are no weights of a map."""
@@ -227,17 +223,6 @@ def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
     """Add zeros below and on the right, so that ``step`` divides the sizes."""
     # never skipped: a branch on the size would tie an exported graph to it
     return F.pad(x, [0, -x.shape[3] % step, 0, -x.shape[2] % step])
-
-
-def _start(module: nn.Module) -> None:
-    # On the meta device there is nothing to fill, and not filling it is quick.
-    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
-        return
-    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-        return
-    trunc_normal_(module.weight, std=0.02)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 def _stages(config: SwinConfig) -> list[Stage]:
