@@ -87,7 +87,7 @@ def _matches(name: str, patterns: str | Iterable[str]) -> bool:
 
 def _patch(replacement: Callable[..., list[str]]) -> None:
     for place in (timm, timm.models):
-        place.list_models = replacement
+        vars(place)["list_models"] = replacement
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,7 +101,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of models of timm."""
     names = set(our_names())
-    ours, others = [], []
+    ours: list[pytest.Item] = []
+    others: list[pytest.Item] = []
     for item in items:
         name = getattr(getattr(item, "callspec", None), "params", {}).get("model_name")
         (ours if name in names else others).append(item)
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     if not our_names():
         raise SystemExit(f"no model matches {pattern!r}; see convattn.list_models()")
     options = ["-q", "-p", __spec__.name, "-c", os.devnull, "-p", "no:cacheprovider"]
-    options += ["--rootdir", str(_CACHE), "-n", str(os.cpu_count() or 1), "-W", "ignore"]
+    options += ["--rootdir", str(_CACHE), "-n", "auto", "-W", "ignore"]
     return int(pytest.main([*options, *arguments[1:], str(test_file())]))
 
 
