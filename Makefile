@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.installed
+RUNS := $(VENV)/.installed
+READY := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
 
 .PHONY: help demo test lint types quick slow timm clean
@@ -15,17 +16,26 @@ help:
 	@echo "make timm   timm's own tests of its models, on ours"
 	@echo "make clean  remove the virtual environment and the caches"
 
-# Installed once, and again only when the list of dependencies changes.
-$(READY): pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "convattn needs Python 3.10 or newer; choose one with: make PYTHON=python3.12 demo"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	@echo "Installing convattn into $(VENV) (PyTorch included: about 6 GB, a few minutes, only once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,dev]"
+
+# Installed once, and again only when the list of dependencies changes: what training needs, or all
+# that is tested.
+INSTALL = @echo "Installing convattn into $(VENV) (PyTorch included: about 6 GB, a few minutes, only once)"; \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e
+
+$(RUNS): pyproject.toml | $(BIN)/python
+	$(INSTALL) ".[train]"
 	@touch $@
 
-demo: $(READY)
+$(READY): pyproject.toml | $(BIN)/python
+	$(INSTALL) ".[train,dev]"
+	@touch $(RUNS) $@
+
+demo: $(RUNS)
 	@$(BIN)/python -m examples.demo
 
 lint: $(READY)
