@@ -104,6 +104,21 @@ def test_a_network_that_keeps_its_convolutions_computes_what_it_did(build, train
     assert all(m.training is training for m in changed.modules())
 
 
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [("acmix", {}), ("acmix", {"attention": "patchwise"}), ("xvolution", {}), ("glmix", {})],
+)
+def test_large_maps_in_float16_are_what_they_were(operator, options):
+    """What is new may leave the range of float16 where the convolution does not."""
+    torch.manual_seed(0)
+    model = small().half().eval()
+    x = 2000 * torch.randn(1, 8, 20, 24).half()
+    expected = model(x)
+    assert expected.isfinite().all()
+    convattn.replace(model, operator, where="0", keep=True, **options)
+    assert torch.equal(model(x), expected)
+
+
 @every_operator
 def test_what_is_kept_is_the_very_convolution(operator):
     model = small()

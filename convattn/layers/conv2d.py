@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
-from convattn.layers.conv2d_like import Conv2dLike, conv2d_size, follow
+from convattn.layers.conv2d_like import Conv2dLike, conv2d_size, follow, within_range
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
 
@@ -172,4 +172,4 @@ class ConvBeside(nn.Module):
         """Map (B, C_in, H, W) to what the convolution gives."""
         y = self.conv(x)
         # Under autocast gamma, kept in float32, would widen everything that follows.
-        return y + (self.gamma[:, None, None] * self.op(x)).to(y.dtype)
+        return y + (self.gamma[:, None, None] * within_range(self.op(x))).to(y.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from convattn.ops._checks import check_odd
@@ -132,6 +132,11 @@ def follow(conv: nn.Conv2d, layer: Module) -> Module:
     if last and not weight.is_contiguous():
         layer = layer.to(memory_format=torch.channels_last)
     return layer.train(conv.training)
+
+
+def within_range(x: Tensor) -> Tensor:
+    """Make what float16 could not hold finite, so that a factor of zero still makes it zero."""
+    return torch.nan_to_num(x) if x.dtype == torch.float16 else x
 
 
 def _square(name: str, sides: tuple[int, ...]) -> int:

@@ -12,6 +12,7 @@ from convattn.layers.conv2d_like import (
     conv2d_size,
     fewer_heads,
     follow,
+    within_range,
 )
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, norm_factors
@@ -121,7 +122,8 @@ class XVolution(Conv2dLike):
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:
             attended = self.weighting(attended)
-        return self.conv_norm(self.conv(x)) + self.attn_norm(attended)
+        # a product of three projections: of all layers this one leaves float16 first
+        return self.conv_norm(self.conv(x)) + self.attn_norm(within_range(attended))
 
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
