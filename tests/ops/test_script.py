@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
+import pkgutil
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import convattn.ops
 from convattn.ops import (
     acmix_convolution,
     dispatch,
@@ -91,3 +96,39 @@ class WithCheck(nn.Module):
 def test_a_script_tells_the_same_errors():
     with pytest.raises(RuntimeError, match="must be a multiple of num_heads"):
         torch.jit.script(WithCheck())(torch.randn(1, 8, 4, 4))
+
+
+SCHEMAS: dict[str, Any] = {
+    schema.name.removeprefix("convattn::"): schema
+    for schema in torch._C._jit_get_all_schemas()
+    if schema.name.startswith("convattn::")
+}
+
+
+def function_called(name: str) -> Any:
+    modules = [
+        importlib.import_module(f"convattn.ops.{module.name}")
+        for module in pkgutil.iter_modules(convattn.ops.__path__)
+    ]
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+def test_every_function_of_the_package_can_be_called_in_scripts():
+    functions = {name for name, f in vars(convattn.ops).items() if inspect.isfunction(f)}
+    assert functions - {"use_backend"} <= set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_scripts_see_the_arguments_and_defaults_of_the_function(name):
+    ours = inspect.signature(function_called(name)).parameters.values()
+    script = [
+        (
+            a.name,
+            a.kwarg_only,
+            a.default_value if a.has_default_value() else inspect.Parameter.empty,
+        )
+        for a in SCHEMAS[name].arguments
+    ]
+    # a schema writes one number for a pair of equal ones
+    script = [(n, only, 0 if default == [0, 0] else default) for n, only, default in script]
+    assert script == [(p.name, p.kind is p.KEYWORD_ONLY, p.default) for p in ours]
