@@ -33,8 +33,8 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 
-for _operator in OPERATORS.values():
-    register_notrace_module(_operator)  # they look at sizes: torch.fx takes them as one node
+for _module in (*OPERATORS.values(), ConvBeside):
+    register_notrace_module(_module)  # they look at sizes or types: torch.fx takes them as one node
 
 
 @dataclass(frozen=True)
