@@ -199,7 +199,7 @@ class GLNet(Pyramid):
         like = next(self.stem.parameters())
         with placed(like.device):
             head = self._token_head(num_classes)
-        self.token_head = head if head is None else head.to(like.dtype)
+        self.token_head = head if head is None else head.to(like.dtype).train(self.training)
         for classifier in (self.head, self.token_head):
             if classifier is not None:
                 classifier.apply(_start)
@@ -341,6 +341,6 @@ register_family(
     GLNet,
     VARIANTS,
     {name: _cfg(name, config) for name, config in VARIANTS.items()},
-    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    feature_cfg={"feature_cls": "getter", "flatten_sequential": True},
     checkpoint_filter=checkpoint_filter,
 )

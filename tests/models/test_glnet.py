@@ -194,6 +194,7 @@ class TestTokenLabelling:
     def test_both_classifiers_are_replaced(self, model):
         x = torch.randn(1, 3, 32, 32)
         model.reset_classifier(11)
+        assert not any(module.training for module in model.modules())
         assert (model(x).shape, model.token_head.out_features) == ((1, 11), 11)
         model.reset_classifier(0)
         assert model(x).shape == (1, model.num_features)
