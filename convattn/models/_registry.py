@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -38,6 +38,7 @@ def register_family(
     pretrained_cfgs: Mapping[str, Mapping[str, Any]],
     *,
     feature_cfg: Mapping[str, Any],
+    feature_maps: Callable[[Any], int] = lambda config: 4,
     checkpoint_filter: Callable[[dict[str, Any], nn.Module], dict[str, Any]],
 ) -> None:
     """Register every variant of a family with timm, as functions of the module that defines it.
@@ -47,7 +48,9 @@ def register_family(
         model_class: Its constructor takes ``config`` and timm's keyword arguments.
         configs: Variant name to frozen config dataclass, whose fields are keyword arguments too.
         pretrained_cfgs: Variant name to timm's pretrained_cfg.
-        feature_cfg: What ``features_only=True`` gives, in timm's terms.
+        feature_cfg: What ``features_only=True`` gives, in timm's terms; all maps without its
+            ``out_indices``, and at most its number of last ones.
+        feature_maps: How many maps there are, by the config.
         checkpoint_filter: Renames the entries of a weight file that timm loads.
     """
     home = sys.modules[module]
@@ -63,13 +66,19 @@ def register_family(
         _check_arguments(name, arguments, known)
         check_weights_exist(name, pretrained, arguments)
         changes = {k: arguments.pop(k) for k in list(arguments) if k in fields}
+        config = dataclasses.replace(configs[name], **changes)
+        if arguments.get("features_only"):
+            count = feature_maps(config)
+            default = range(count)[-feature_cfg.get("out_indices", count) :]
+            asked = arguments.get("out_indices", default)
+            arguments["out_indices"] = _out_indices(name, asked, count)
         return build_model_with_cfg(
             model_class,
             name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter,
             feature_cfg=dict(feature_cfg),  # timm changes it
-            config=dataclasses.replace(configs[name], **changes),
+            config=config,
             **arguments,
         )
 
@@ -114,6 +123,17 @@ def _entrypoint(
     return entrypoint
 
 
+def _out_indices(name: str, asked: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """Return the maps asked for in the network's order, in which they come and are described."""
+    named = range(-asked, 0) if isinstance(asked, int) else asked
+    if not named or not all(-count <= i < count for i in named):
+        raise ValueError(
+            f"{name} has {count} maps, numbered from 0 to {count - 1}: out_indices must name some "
+            f"of them, or be how many of the last ones, got {asked}"
+        )
+    return tuple(sorted({i % count for i in named}))
+
+
 def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> nn.Module:
     """Build a model by name: one of this package's, or any of timm's.
 
@@ -123,7 +143,8 @@ def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> 
             they raise. Give ``checkpoint_path=`` for a file, or see `convattn.load_official`.
         **timm_arguments: Passed to `timm.create_model`: ``num_classes, in_chans, global_pool,
             drop_rate, drop_path_rate, features_only, out_indices, output_stride`` and more. A
-            name that the model does not take is an error.
+            name that the model does not take is an error. Maps come in the network's order,
+            whatever that of ``out_indices``.
 
     Returns:
         The model, in training mode, or with ``features_only=True`` timm's feature extractor.

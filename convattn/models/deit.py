@@ -191,5 +191,6 @@ register_family(
     VARIANTS,
     {name: _cfg(config) for name, config in VARIANTS.items()},
     feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+    feature_maps=lambda config: config.depth,
     checkpoint_filter=checkpoint_filter,
 )

@@ -235,6 +235,6 @@ register_family(
     PVT,
     VARIANTS,
     {name: _cfg(name, config) for name, config in VARIANTS.items()},
-    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    feature_cfg={"feature_cls": "getter"},
     checkpoint_filter=checkpoint_filter,
 )

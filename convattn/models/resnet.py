@@ -329,6 +329,6 @@ for _class, _configs, _filter in (
         _class,
         _configs,
         _cfgs(_configs),
-        feature_cfg={"out_indices": (0, 1, 2, 3)},
+        feature_cfg={},
         checkpoint_filter=_filter,
     )

@@ -246,6 +246,6 @@ register_family(
     SAN,
     VARIANTS,
     {name: _cfg(name) for name in VARIANTS},
-    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    feature_cfg={"feature_cls": "getter", "flatten_sequential": True},
     checkpoint_filter=checkpoint_filter,
 )

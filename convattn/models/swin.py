@@ -307,6 +307,7 @@ register_family(
     Swin,
     VARIANTS,
     {name: _cfg(name) for name in VARIANTS},
-    feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+    feature_cfg={"feature_cls": "getter", "flatten_sequential": True},
+    feature_maps=lambda config: len(config.depths),
     checkpoint_filter=checkpoint_filter,
 )

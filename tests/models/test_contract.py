@@ -129,6 +129,15 @@ def test_features_only_takes_out_indices(name, build):
     assert [tuple(m.shape[2:]) for m in last(x)] == [(64 // stride, 64 // stride)]
 
 
+@pytest.mark.parametrize("out_indices", [(3, 1), [-1, 1], (1, 1, 3)])
+def test_maps_come_in_the_order_in_which_they_are_described(name, build, out_indices):
+    model = build(name, features_only=True, out_indices=out_indices)
+    expected = build(name, features_only=True, out_indices=(1, 3))
+    assert model.feature_info.channels() == expected.feature_info.channels()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(x), expected(x))
+
+
 def test_features_can_be_taken_from_a_traced_graph(name, build):
     x = torch.randn(1, 3, 64, 64)
     graph = build(name, features_only=True, feature_cls="fx")

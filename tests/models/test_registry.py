@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import timm
+import torch
 
 import convattn
 
@@ -58,6 +60,20 @@ def test_unknown_argument_suggests_the_nearest(name):
         TypeError, match=f"{name} takes no argument 'in_chan'; did you mean 'in_chans'"
     ):
         convattn.create_model(name, in_chan=1)
+
+
+@pytest.mark.parametrize("name", ["acmix_deit_nano", "baseline_resnet_nano", "glnet_nano"])
+@pytest.mark.parametrize("out_indices", [(), -1, 0, 5, (1, 4), (-5,)])
+def test_maps_that_a_model_does_not_have_are_named(name, out_indices):
+    message = f"{name} has 4 maps, numbered from 0 to 3: .* got {re.escape(str(out_indices))}$"
+    with pytest.raises(ValueError, match=message):
+        convattn.create_model(name, features_only=True, out_indices=out_indices)
+
+
+@pytest.mark.parametrize("name", ["acmix_swin_nano", "glnet_nano", "san_nano"])
+def test_maps_can_be_had_by_name(name):
+    maps = convattn.create_model(name, features_only=True, feature_cls="dict")
+    assert [m.shape[2] for m in maps(torch.randn(2, 3, 64, 64)).values()] == [16, 8, 4, 2]
 
 
 def test_variants_are_functions_of_their_family():

@@ -317,6 +317,12 @@ def test_wrong_arguments_say_what_would_be_right(change, message):
         convattn.create_model("acmix_swin_nano", **change)
 
 
+def test_features_are_of_as_many_stages_as_there_are():
+    model: Any = convattn.create_model("acmix_swin_nano", **DEMO, features_only=True)
+    assert model.feature_info.reduction() == [4, 8, 16]
+    assert [m.shape[2] for m in model(torch.randn(1, 3, 112, 112))] == [28, 14, 7]
+
+
 def test_a_classifier_that_comes_back_pools_again(build):
     model, x = build("acmix_swin_nano", num_classes=0, global_pool=""), torch.randn(1, 3, 32, 64)
     model.reset_classifier(3)
