@@ -96,7 +96,10 @@ def _from_array(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ImportError) and error.__context__ is not None:
+        # Ultralytics, where it is imported, makes PIL look for one more decoder.
+        return _reason(error.__context__)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     text = str(error).split(" <")[0].splitlines() or [""]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from convattn.data.images import (
     BrokenImageError,
@@ -115,3 +115,19 @@ def test_channels_are_converted_both_ways() -> None:
     assert to_channels(grey, 3).getpixel((0, 0)) == (7, 7, 7)
     assert to_channels(color, 1).getpixel((0, 0)) == 7
     assert to_channels(grey, 1) is grey
+
+
+def test_a_decoder_that_a_library_looks_for_in_vain_is_not_the_reason(tmp_path, monkeypatch):
+    """Ultralytics puts its own function in the place of PIL's, and asks for HEIF."""
+    real = Image.open
+
+    def opens(path: Path) -> Image.Image:
+        try:
+            return real(path)
+        except UnidentifiedImageError:
+            raise ModuleNotFoundError("No module named 'pi_heif'")  # noqa: B904  # as there
+
+    monkeypatch.setattr(Image, "open", opens)
+    (tmp_path / "b.png").write_bytes(b"text")
+    with pytest.raises(BrokenImageError, match="not an image"):
+        load_image(tmp_path / "b.png")
