@@ -146,7 +146,8 @@ def rename(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def checkpoint_filter(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Let timm load a published file too, where its ``pretrained_cfg_overlay`` names one."""
-    return rename(model, state)
+    ours, theirs = model.state_dict(), rename(model, state)
+    return {k: v for k, v in theirs.items() if k in ours or not _is_ignored(k, v)}
 
 
 def _table(module: nn.Module) -> Renames:
@@ -218,7 +219,9 @@ def _check_same(
     if text:
         raise ValueError(
             f"{name} does not hold the weights of this {type(model).__name__}: {text}. Build the "
-            "variant and the num_classes that the file was trained with"
+            "variant and the num_classes that the file was trained with; as a backbone or with "
+            "other classes, create_model(..., pretrained=True, pretrained_cfg_overlay={'file': "
+            "PATH}) takes it"
         )
 
 

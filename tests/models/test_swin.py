@@ -82,12 +82,29 @@ def test_published_file_must_hold_exactly_the_models_weights(
         convattn.load_official(convattn.create_model("acmix_swin_nano", **DEMO), state)
 
 
-def test_buffers_and_masks_of_a_published_file_are_ignored():
+def with_buffers() -> dict[str, torch.Tensor]:
     state = Fixture("acmix_swin_small_demo").state()
     state["layers.0.blocks.1.attn_mask"] = torch.zeros(16, 49, 49)
-    state["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(49, 49)
-    report = convattn.load_official(convattn.create_model("acmix_swin_nano", **DEMO), state)
+    state["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(49, 49).long()
+    return state
+
+
+def test_buffers_and_masks_of_a_published_file_are_ignored():
+    model = convattn.create_model("acmix_swin_nano", **DEMO)
+    report = convattn.load_official(model, with_buffers())
     assert len(report.ignored) == 2
+
+
+@pytest.mark.parametrize("change", [{}, {"in_chans": 1}, {"num_classes": 3}])
+def test_timm_takes_a_published_file_with_its_buffers(change, tmp_path):
+    torch.save({"model": with_buffers()}, tmp_path / "published.pth")
+    overlay = {"file": tmp_path / "published.pth", "num_classes": 10}
+    model: Any = convattn.create_model(
+        "acmix_swin_nano", pretrained=True, pretrained_cfg_overlay=overlay, **{**DEMO, **change}
+    )
+    expected = convattn.create_model("acmix_swin_nano", **DEMO)
+    convattn.load_official(expected, with_buffers())
+    torch.testing.assert_close(model.stages.state_dict(), expected.stages.state_dict())
 
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
@@ -306,6 +323,9 @@ def test_what_is_learnt_starts_at_what_is_fixed(build, change):
         ({"output_stride": 16}, "output stride 32 only, got output_stride=16"),
         ({"mixer": "acmx"}, "unknown mixer 'acmx'; did you mean 'acmix'"),
         ({"mix": "lerned"}, "did you mean 'learned'"),
+        ({"mixer": "conv", "mix": "attention"}, "mix='attention' .* with mixer='conv'"),
+        ({"mixer": "conv", "shift": "fixed"}, "shift='fixed' with mixer='conv'"),
+        ({"depths": (1, 0, 1, 1)}, "the depth of a stage must be at least 1, got 0"),
         ({"depths": (1, 1, 2)}, r"must name the same stages, got .*\(1, 1, 2\)"),
         ({"window_size": (7, 7)}, "must name the same stages"),
         ({"num_heads": (3, 2, 4, 8)}, "multiple of num_heads, got dim=16, num_heads=3"),
