@@ -329,6 +329,8 @@ def placed(device: torch.device | str | None) -> Iterator[None]:
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Return each block's drop-path rate, by stage: from 0 at the first to ``rate`` at the last."""
+    for depth in depths:
+        check_positive("the depth of a stage", depth)
     total = sum(depths)
     rates = iter(rate * i / max(total - 1, 1) for i in range(total))
     return [[next(rates) for _ in range(depth)] for depth in depths]

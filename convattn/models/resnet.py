@@ -51,7 +51,7 @@ class ACmixResNetConfig(ResNetConfig):
 class XVolutionResNetConfig(ResNetConfig):
     """A ResNet, the stages that have `XVolution`, and its arguments."""
 
-    stages: tuple[int, ...] = (3,)  # counted from 1
+    stages: int | tuple[int, ...] = (3,)  # counted from 1
     attention: str = "pssa"  # or "sa"
     num_heads: int = 4
     distance: int | None = None  # between the pixels that "pssa" sees; None for the dilation
@@ -173,6 +173,11 @@ class BaselineResNet(ResNet):
             self.num_features = self.head_hidden_size = self.feature_info[max(chosen)]["num_chs"]
         return chosen
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of ACmix's alpha and beta, which should not shrink."""
+        leaves = ("alpha", "beta")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+
     def put_operators(self) -> bool:
         """Put the family's operator in place of convolutions, and return whether there is one."""
         return False
@@ -222,11 +227,6 @@ class ACmixResNet(BaselineResNet):
             if isinstance(module, ACmix):
                 module.reset_parameters()
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of alpha and beta, which weigh two paths and should not shrink."""
-        leaves = ("alpha", "beta")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
-
 
 class XVolutionResNet(BaselineResNet):
     """The ResNet whose first 3x3 convolution is X-volution in every block of some stages.
@@ -249,9 +249,10 @@ class XVolutionResNet(BaselineResNet):
         config = self._config
         assert isinstance(config, XVolutionResNetConfig)
         _, name, norm = BLOCKS[config.block]
-        if not config.stages or not set(config.stages) <= {1, 2, 3, 4}:
+        stages = {config.stages} if isinstance(config.stages, int) else set(config.stages)
+        if not stages or not stages <= {1, 2, 3, 4}:
             raise ValueError(f"stages are some of 1, 2, 3, 4, such as (3,), got {config.stages}")
-        for block in self.stage_blocks(*config.stages):
+        for block in self.stage_blocks(*stages):
             conv = _conv_of(block, name)
             mixer = XVolution(
                 conv.in_channels,

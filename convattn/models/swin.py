@@ -267,6 +267,11 @@ def _windows(config: SwinConfig) -> tuple[int, ...]:
 
 def _check(config: SwinConfig) -> None:
     check_choice("mixer", config.mixer, MIXERS)
+    if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
+        raise ValueError(
+            f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} with "
+            "mixer='conv'; leave them out, or build an acmix_swin model"
+        )
     check_rate("drop_path_rate", config.drop_path_rate)
     check_odd("kernel_size", config.kernel_size)
     named = (config.embed_dims, config.depths, config.num_heads, _windows(config))

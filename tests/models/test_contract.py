@@ -251,7 +251,7 @@ def test_timm_builds_optimiser_groups(name, build):
     layers = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
     assert sum(len(g["params"]) for g in layers) == len(parameters(model))
     plain, decayed = param_groups_weight_decay(
-        model, 0.05, no_weight_decay_list=getattr(model, "no_weight_decay", set)()
+        model, 0.05, no_weight_decay_list=model.no_weight_decay()
     )
     assert (plain["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
     assert all(p.ndim > 1 for p in decayed["params"])

@@ -78,6 +78,7 @@ def test_alpha_and_beta_do_not_decay(build):
     names = build("acmix_resnet_nano").no_weight_decay()
     assert names == {f"layer{i}.0.conv2.{n}" for i in (1, 2, 3, 4) for n in ("alpha", "beta")}
     assert build("acmix_resnet_nano", mix="sum").no_weight_decay() == set()
+    assert build("baseline_resnet_nano").no_weight_decay() == set()
 
 
 def test_blocks_start_as_the_identity_unless_told_otherwise():
@@ -214,11 +215,14 @@ class TestXVolution:
         assert list(found) == [f"layer3.{i}.{conv}" for i in range(6)]
         assert [m.stride for m in found.values()] == [2, 1, 1, 1, 1, 1]
 
-    @pytest.mark.parametrize("stages", [(1,), (2, 4), (1, 2, 3, 4)])
-    def test_stands_in_the_stages_asked_for(self, build, stages):
+    @pytest.mark.parametrize(
+        ("stages", "expected"),
+        [(2, [2]), ((4, 2), [2, 4]), ([3, 3], [3]), ((1, 2, 3, 4), [1, 2, 3, 4])],
+    )
+    def test_stands_in_the_stages_asked_for(self, build, stages, expected):
         model = build("xvolution_resnet_nano", stages=stages, num_classes=3)
         found = [n for n, m in model.named_modules() if isinstance(m, XVolution)]
-        assert found == [f"layer{i}.0.conv2" for i in stages]
+        assert found == [f"layer{i}.0.conv2" for i in expected]
         assert model(torch.randn(2, 3, 40, 32)).shape == (2, 3)
 
     @pytest.mark.parametrize("block", ["basic", "bottleneck"])
@@ -277,6 +281,7 @@ class TestXVolution:
         [
             ({"stages": (0, 3)}, r"some of 1, 2, 3, 4, such as \(3,\), got \(0, 3\)"),
             ({"stages": ()}, r"got \(\)"),
+            ({"stages": 5}, "got 5"),
             ({"attention": "psa"}, "did you mean 'pssa'"),
             ({"attention": "sa", "distance": 2}, "distance is for attention='pssa'"),
         ],
