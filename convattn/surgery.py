@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,10 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+# Libraries that later look into layers for what was replaced, and where ``adopt(model)`` prepares
+# them: named, not imported, as the library is an optional one.
+_ADOPTING = {"ultralytics": "convattn.integrations.ultralytics"}
 
 for _module in (*OPERATORS.values(), ConvBeside):
     register_notrace_module(_module)  # they look at sizes or types: torch.fx takes them as one node
@@ -125,10 +130,22 @@ def replace(
     if not report.replaced:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in report.skipped.items())
         raise ValueError(f"no convolution that where={where!r} matches can be replaced:{reasons}")
-    for name in report.replaced:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, made[matched[name]])
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in report.replaced}
+    finish = [_finisher(library) for library in _libraries(parents.values())]
+    for name, parent in parents.items():
+        setattr(parent, name.rpartition(".")[2], made[matched[name]])
+    for adopt in finish:
+        adopt(model)
     return report
+
+
+def _libraries(parents: Iterable[nn.Module]) -> list[str]:
+    named = {type(parent).__module__.partition(".")[0] for parent in parents}
+    return [library for library in _ADOPTING if library in named]
+
+
+def _finisher(library: str) -> Callable[[nn.Module], Any]:
+    return importlib.import_module(_ADOPTING[library]).adopt
 
 
 def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -> Factory:

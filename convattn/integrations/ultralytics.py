@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -29,8 +31,19 @@ except ImportError as error:
 
 SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
 
+_OURS = "reads_convattn"  # marks the function that knows our names, however it is wrapped later
 
-class OperatorConv(nn.Module):
+
+class _Named(nn.Module):
+    """A module of a model's YAML: a checkpoint that has one brings the names for its YAML along."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # it can be used even where it cannot be built
+            register()
+        super().__setstate__(state)
+
+
+class OperatorConv(_Named):
     """Ultralytics' `Conv` with an operator in place of its convolution.
 
     ``y = act(BN(operator(x)))``; X-volution, whose branches end in batch norms, takes no other.
@@ -72,15 +85,11 @@ class OperatorConv(nn.Module):
     @classmethod
     def in_place_of(cls, conv: Any) -> Any:
         """Make the layer that fits in the place of an Ultralytics `Conv`, with a new operator."""
-        norm = nn.Identity() if cls.operator is XVolution else conv.bn
-        return cls.around(cls.operator.from_conv2d(conv.conv), norm, conv.act)
-
-    @classmethod
-    def around(cls, op: nn.Module, norm: nn.Module, act: nn.Module) -> Any:
-        """Make the layer of its parts."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer.op, layer.bn, layer.act = op, norm, act
+        layer.op = cls.operator.from_conv2d(conv.conv)
+        layer.bn = nn.Identity() if cls.operator is XVolution else conv.bn
+        layer.act = conv.act
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +115,7 @@ class GLMixConv(OperatorConv):
     operator = GLMix
 
 
-class _Mixed(nn.Module):
+class _Mixed(_Named):
     """What a block becomes when the second convolution of its bottlenecks is an operator's.
 
     The arguments are those of the block without the operator, in the installed Ultralytics.
@@ -182,7 +191,7 @@ def register() -> None:
     Raises:
         RuntimeError: if the installed Ultralytics reads a model in another way.
     """
-    if hasattr(tasks.parse_model, "__wrapped__"):
+    if hasattr(tasks.parse_model, _OURS):
         return
     parse = tasks.parse_model
     wrapped = _reading_our_names(parse)
@@ -254,26 +263,66 @@ def write_yaml(
     return path.resolve()
 
 
-def adopt(model: nn.Module) -> list[str]:
-    """Make a model fit for ``fuse()``, in place, after ``convattn.replace`` in Ultralytics' `Conv`.
+class UnfusedConv(nn.Module):
+    """An Ultralytics `Conv` whose convolution was replaced: ``y = act(BN(conv(x)))``.
 
-    Ultralytics folds the batch norm of each of its `Conv` into the convolution, as validation and
-    prediction ask for. A `Conv` that holds something else becomes an `OperatorConv`, which keeps
-    its norm and computes the same.
+    Its parts have the same names, but ``fuse()``, which would fold the norm into what is no
+    convolution any more, passes it by.
+    """
+
+    conv: nn.Module
+    bn: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to what the part ``conv`` gives, normed and activated."""
+        return self.act(self.bn(self.conv(x)))
+
+
+def adopt(model: nn.Module) -> list[str]:
+    """Make every Ultralytics `Conv` that holds no convolution any more an `UnfusedConv`, in place.
+
+    Validation, prediction and export fuse a model. `convattn.replace` calls this.
 
     Args:
         model: A model of Ultralytics, such as ``YOLO(...).model``.
 
     Returns:
-        The names of what changed.
+        The names of what changed; those of the parts stay.
     """
     names: list[str] = []
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, Conv) and not isinstance(layer.conv, nn.Conv2d):
-            adopted = OperatorConv.around(layer.conv, layer.bn, layer.act).train(layer.training)
-            model.set_submodule(name, _in_the_place(adopted, layer))
+    for name, layer in model.named_modules():
+        held = isinstance(layer, Conv) and not isinstance(layer.conv, nn.Conv2d)
+        if held and hasattr(layer, "bn"):  # without one it is fused already
+            layer.__class__ = UnfusedConv
             names.append(name)
     return names
+
+
+def trainer(yolo: Any) -> Any:
+    """Return the trainer for a network that `convattn.replace` changed.
+
+    ``yolo.train(trainer=trainer(yolo), data=...)``. Without it Ultralytics trains a network that it
+    builds anew from the YAML, which knows nothing of what was replaced.
+
+    Args:
+        yolo: ``YOLO(...)``. Training starts from its weights; a head for another number of
+            classes starts anew.
+    """
+    changed = yolo.model
+    base: Any = yolo._smart_load("trainer")
+
+    class Trainer(base):
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            model = super().get_model(cfg, weights or changed, verbose)
+            built = dict(model.named_modules())
+            for name, new in changed.named_modules():
+                if isinstance(built.get(name), nn.Conv2d) and not isinstance(new, nn.Conv2d):
+                    model.set_submodule(name, copy.deepcopy(new).float().requires_grad_(True))
+            adopt(model)
+            return model
+
+    return Trainer
 
 
 def _coarse_blocks(backbone: list[list[Any]]) -> list[int]:
@@ -306,11 +355,12 @@ def _reading_our_names(parse: Callable[..., Any]) -> Callable[..., Any]:
                 LOGGER.info(f"layer {i} is {module.__name__}: {model[i].np:,} parameters")
         return model, save
 
+    setattr(parse_model, _OURS, True)
     return parse_model
 
 
 def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
-    """Turn a layer of the parsed model, or a sequence of them, into ours."""
+    """Turn a layer of the parsed model, or a sequence of them, into ours in the same place."""
     if isinstance(layer, nn.Sequential):
         mixed: Any = nn.Sequential(*(_exchange(repeat, module) for repeat in layer))
     elif issubclass(module, OperatorConv):
@@ -319,17 +369,11 @@ def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
         mixed = layer
         mixed.__class__ = module
         mixed.mix()
-    return _in_the_place(mixed, layer, module)
-
-
-def _in_the_place(new: Any, layer: Any, module: type[nn.Module] | None = None) -> Any:
-    """Tell a layer what Ultralytics told the one before it: its number, its input, its size."""
-    module = module or type(new)
-    if hasattr(layer, "i"):  # a layer of the model, not a part of one
-        new.i, new.f = layer.i, layer.f
-        new.np = sum(parameter.numel() for parameter in new.parameters())
-        new.type = f"{module.__module__}.{module.__name__}"
-    return new
+    if hasattr(layer, "i"):  # a layer of the model, not one of several repeats
+        mixed.i, mixed.f = layer.i, layer.f
+        mixed.np = sum(parameter.numel() for parameter in mixed.parameters())
+        mixed.type = f"{module.__module__}.{module.__name__}"
+    return mixed
 
 
 def _probe(parse_model: Callable[..., Any]) -> None:

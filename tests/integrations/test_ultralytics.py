@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 # installed with the tests, but its OpenCV needs a libGL that a bare machine may lack
 ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
@@ -19,9 +19,9 @@ ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 from ultralytics.nn import tasks  # noqa: E402
 from ultralytics.nn.modules import Bottleneck  # noqa: E402
 
-import convattn  # noqa: E402
 from convattn import ACmix, GLMix, XVolution  # noqa: E402
 from convattn.integrations import ultralytics as ours  # noqa: E402
+from tests.integrations.detectors import DEVICE, maps, small, wake  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -35,34 +35,12 @@ def kind(name: str) -> type[nn.Module]:
     return KINDS[next(operator for operator in KINDS if operator in name)]
 
 
-def parse(rows: list[list[Any]], **config: Any) -> list[Any]:
+def parse_rows(rows: list[list[Any]], **config: Any) -> list[Any]:
     ours.register()
     # Ultralytics reads a scale's row of the table even where it is the only one
     config = {"nc": 2, "scales": {"n": [1.0, 1.0, 1024]}, "scale": "n", **config}
     model, _ = tasks.parse_model({**config, "backbone": rows, "head": []}, 3, verbose=False)
     return list(model)
-
-
-def wake(model: Any) -> Any:
-    """Give every norm statistics and a scale that do something, and evaluate."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model.eval()
-
-
-def maps(model: Any, x: Tensor) -> list[Tensor]:
-    """Return what the detection head sees, which no decoding rounds."""
-    seen: list[Tensor] = []
-    handle = model.model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    return seen
 
 
 @pytest.fixture(params=["ACmix", "XVolution", "GLMix"])
@@ -78,7 +56,7 @@ def test_a_row_scales_width_and_depth_as_a_conv_does(name):
         [-1, 4, name, [128, 3, 1]],
         [-1, 1, name, [64, 5, 2, None, 1, 1, False]],
     ]
-    stem, repeats, strided = parse(rows, scales={"n": [0.5, 0.25, 1024]})
+    stem, repeats, strided = parse_rows(rows, scales={"n": [0.5, 0.25, 1024]})
     assert [(layer.op.in_chans, layer.op.out_chans) for layer in repeats] == [(32, 32)] * 2
     assert type(repeats[0].op) is kind(name)
     assert (strided.op.out_chans, strided.op.kernel_size, strided.op.stride) == (16, 5, 2)
@@ -94,7 +72,7 @@ def test_a_row_scales_width_and_depth_as_a_conv_does(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_counts_its_repeats_and_nothing_lands_in_the_operator(name):
     rows = [[-1, 6, name, [256]]]
-    (block,) = parse(rows, scales={"n": [0.5, 0.25, 100]})
+    (block,) = parse_rows(rows, scales={"n": [0.5, 0.25, 100]})
     default = kind(name)(block.c)
     operators = [m for m in block.modules() if isinstance(m, kind(name))]
     assert len(block.m) == len(operators) == 3
@@ -113,7 +91,7 @@ def test_a_block_takes_the_arguments_of_the_one_it_is_built_on(name):
     host = ours.MODULES[name][1].__name__
     arguments = [64, True] if host == "C2f" else [64, True, 0.25]
     rows = [[-1, 2, host, list(arguments)], [-1, 2, name, list(arguments)]]
-    plain, mixed = parse(rows)
+    plain, mixed = parse_rows(rows)
     assert plain.c == mixed.c
     assert type(mixed).__name__ == name
     of = [m for m in plain.modules() if isinstance(m, Bottleneck)]
@@ -125,18 +103,18 @@ def test_a_block_takes_the_arguments_of_the_one_it_is_built_on(name):
 
 
 def test_kernel_of_a_conv_is_three_where_nothing_is_said():
-    (layer,) = parse([[-1, 1, "ACmixConv", [32]]])
+    (layer,) = parse_rows([[-1, 1, "ACmixConv", [32]]])
     assert layer.op.kernel_size == 3
 
 
 def test_the_activation_of_the_model_is_used():
-    (layer,) = parse([[-1, 1, "GLMixConv", [32, 3]]], activation="torch.nn.ReLU()")
+    (layer,) = parse_rows([[-1, 1, "GLMixConv", [32, 3]]], activation="torch.nn.ReLU()")
     assert isinstance(layer.act, nn.ReLU)
 
 
 def test_larger_scales_turn_on_what_they_turn_on_in_c3k2():
     scales = {"m": [1.0, 1.0, 512]}
-    plain, mixed = parse(
+    plain, mixed = parse_rows(
         [[-1, 1, "C3k2", [64, False]], [-1, 1, "C3k2ACmix", [64, False]]], scales=scales, scale="m"
     )
     assert [type(m).__name__ for m in plain.m] == [type(m).__name__ for m in mixed.m] == ["C3k"]
@@ -145,7 +123,7 @@ def test_larger_scales_turn_on_what_they_turn_on_in_c3k2():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_know_their_place(name):
-    first, layer = parse([[-1, 1, "Conv", [32, 3]], [-1, 1, name, [32]]])
+    first, layer = parse_rows([[-1, 1, "Conv", [32, 3]], [-1, 1, name, [32]]])
     assert (layer.i, layer.f, first.i) == (1, -1, 0)
     assert layer.np == sum(p.numel() for p in layer.parameters())
     assert layer.type == f"convattn.integrations.ultralytics.{name}"
@@ -153,7 +131,7 @@ def test_layers_know_their_place(name):
 
 def test_groups_are_refused_with_the_value():
     with pytest.raises(ValueError, match=r"groups must be 1, got groups=4"):
-        parse([[-1, 1, "Conv", [32, 3]], [-1, 1, "ACmixConv", [32, 3, 1, None, 4]]])
+        parse_rows([[-1, 1, "Conv", [32, 3]], [-1, 1, "ACmixConv", [32, 3, 1, None, 4]]])
 
 
 def test_registering_again_changes_nothing():
@@ -161,6 +139,31 @@ def test_registering_again_changes_nothing():
     parse_model = tasks.parse_model
     ours.register()
     assert tasks.parse_model is parse_model
+
+
+def test_a_function_that_somebody_else_wrapped_is_not_ours(monkeypatch):
+    ours.register()
+    parse: Any = inspect.unwrap(tasks.parse_model)
+
+    @functools.wraps(parse)
+    def theirs(*arguments: Any, **options: Any) -> Any:
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(tasks, "parse_model", theirs)
+    assert type(parse_rows([[-1, 1, "ACmixConv", [32]]])[0]) is ours.ACmixConv
+
+
+def test_a_checkpoint_brings_the_names_of_its_yaml_along(monkeypatch):
+    stored = pickle.dumps(parse_rows([[-1, 1, "GLMixConv", [32]]])[0])
+    monkeypatch.setattr(tasks, "parse_model", inspect.unwrap(tasks.parse_model))
+    pickle.loads(stored)
+    config = {"nc": 1, "scales": {"n": [1, 1, 64]}, "scale": "n", "head": []}
+    rows = [[-1, 1, "C2fGLMix", [32]]]
+    (layer,), _ = tasks.parse_model({**config, "backbone": rows}, 3, verbose=False)
+    assert type(layer) is ours.C2fGLMix
+    # one that cannot be built any more can still be used
+    monkeypatch.setattr(tasks, "parse_model", lambda d, ch, verbose=True: (nn.Sequential(), []))
+    pickle.loads(stored)(torch.rand(2, 3, 9, 7))
 
 
 def test_the_configuration_is_left_as_it_was():
@@ -250,63 +253,7 @@ def test_detectors_are_copied_and_pickled(detector, tmp_path):
         torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("operator", ["acmix", "xvolution", "glmix"])
-def test_a_trained_detector_keeps_its_convolutions_and_still_fuses(operator):
-    model = wake(tasks.DetectionModel("yolo11n.yaml", verbose=False))
-    x = torch.rand(1, 3, 64, 96)
-    expected = maps(model, x)
-    convattn.replace(model, operator, where="model.[57].conv", keep=True)
-    convattn.replace(model, operator, where="model.8.m.*.cv2.conv", keep=True)
-    assert ours.adopt(model) == ["model.5", "model.7", *inner(model)]
-    assert [layer.i for layer in model.model] == list(range(len(model.model)))
-    torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
-    fused = maps(model.fuse(verbose=False), x)
-    assert model.is_fused()
-    torch.testing.assert_close(fused, expected, rtol=1e-3, atol=1e-4)
-    assert ours.adopt(model) == []
-
-
-def inner(model: Any) -> list[str]:
-    names = [n for n, m in model.named_modules() if isinstance(m, ours.OperatorConv)]
-    return [name for name in names if name.startswith("model.8.")]
-
-
 # --- one epoch, as a user would train ---
-
-
-@pytest.fixture
-def squares(tmp_path) -> Path:
-    """Write a data set of grey images with a coloured square each, in YOLO's format."""
-    place_font()
-    rng = np.random.default_rng(0)
-    for part in ("train", "val"):
-        images, labels = tmp_path / "images" / part, tmp_path / "labels" / part
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
-        for i in range(8):
-            image = np.full((64, 64, 3), 128, np.uint8)
-            left, top = rng.integers(0, 40, 2)
-            image[top : top + 24, left : left + 24] = rng.integers(0, 255, 3)
-            Image.fromarray(image).save(images / f"{i}.png")
-            centre = (left + 12) / 64, (top + 12) / 64
-            (labels / f"{i}.txt").write_text(f"0 {centre[0]} {centre[1]} 0.375 0.375\n")
-    config = tmp_path / "squares.yaml"
-    config.write_text(
-        f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {{0: square}}\n"
-    )
-    return config
-
-
-def place_font() -> None:
-    """Put a font where Ultralytics would download one to."""
-    import matplotlib
-    from ultralytics.utils import USER_CONFIG_DIR
-
-    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    Path(USER_CONFIG_DIR, "Arial.ttf").write_bytes(font.read_bytes())
-
-
-DEVICE = 0 if torch.cuda.is_available() else "cpu"
 
 
 def one_epoch(yaml: Path, data: Path) -> Any:
@@ -315,17 +262,6 @@ def one_epoch(yaml: Path, data: Path) -> Any:
     options = {"epochs": 1, "nbs": 4, "amp": False, "project": str(data.parent / "runs")}
     model.train(data=str(data), **options, **small())
     return model.trainer
-
-
-def small() -> dict[str, Any]:
-    return {
-        "imgsz": 64,
-        "batch": 4,
-        "workers": 0,
-        "device": DEVICE,
-        "plots": False,
-        "verbose": False,
-    }
 
 
 @pytest.mark.filterwarnings("ignore")  # tracing tells of every size that becomes a number

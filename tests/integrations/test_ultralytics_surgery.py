@@ -1,0 +1,86 @@
+"""Detectors of Ultralytics whose convolutions `convattn.replace` changed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
+
+from ultralytics.nn import tasks  # noqa: E402
+
+import convattn  # noqa: E402
+from convattn import ACmix  # noqa: E402
+from convattn.integrations import ultralytics as ours  # noqa: E402
+from convattn.layers import ConvBeside  # noqa: E402
+from tests.integrations.detectors import DEVICE, maps, small, wake  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+WHERE = "model.8.m.*.m.*.cv2.conv"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("operator", ["acmix", "xvolution", "glmix"])
+def test_a_changed_detector_still_fuses(operator, keep):
+    model = wake(tasks.DetectionModel("yolo11n.yaml", verbose=False))
+    x = torch.rand(1, 3, 64, 96)
+    plain = maps(model, x)
+    names = list(model.state_dict())
+    report = convattn.replace(model, operator, where="model.[57].conv", keep=keep)
+    assert list(report.replaced) == ["model.5.conv", "model.7.conv"]
+    convattn.replace(model, operator, where="model.8.m.*.cv2.conv", keep=keep)
+    assert not any(isinstance(model.get_submodule(n), nn.Conv2d) for n in report.replaced)
+    assert {n for n in names if ".conv." not in n} <= set(model.state_dict())
+    assert [layer.i for layer in model.model] == list(range(len(model.model)))
+    changed = maps(wake(model), x) if not keep else maps(model, x)
+    if keep:
+        torch.testing.assert_close(changed, plain, rtol=0, atol=0)
+    fused = maps(copy.deepcopy(model).fuse(verbose=False), x)
+    torch.testing.assert_close(fused, changed, rtol=1e-3, atol=1e-4)
+    assert model.fuse(verbose=False).is_fused()
+    # what is fused already has no norm to pass by
+    convattn.replace(model, operator, where="model.3.conv", keep=keep)
+    assert ours.adopt(model) == []
+    assert all(m.isfinite().all() for m in maps(model, x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
+    monkeypatch.chdir(squares.parent)
+    options = {
+        "data": str(squares),
+        "epochs": 1,
+        "nbs": 4,
+        "amp": False,
+        "project": str(squares.parent / "runs"),
+        **small(),
+    }
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    convattn.replace(yolo.model, "acmix", where=WHERE, keep=True)
+    before = copy.deepcopy(yolo.model)
+    seen = {}
+
+    def remember(trainer: Any) -> None:
+        seen.update({k: v.cpu().clone() for k, v in trainer.model.state_dict().items()})
+
+    yolo.add_callback("on_pretrain_routine_end", remember)
+    yolo.train(trainer=ours.trainer(yolo), **options)
+    # it starts from the weights that were there; the data have one class, the network had 80
+    names = {name for name, value in before.state_dict().items() if name in seen}
+    same = {n for n in names if seen[n].shape == before.state_dict()[n].shape}
+    assert all("model.23.cv3" in n for n in set(before.state_dict()) - same)
+    assert all(torch.equal(seen[n], before.state_dict()[n]) for n in same if "num_b" not in n)
+    again = ultralytics.YOLO(yolo.trainer.best)
+    assert again.model.nc == 1
+    beside = [m for m in again.model.modules() if isinstance(m, ConvBeside)]
+    assert len(beside) == 2
+    assert all(isinstance(m.op, ACmix) and m.gamma.abs().max() > 0 for m in beside)
+    again.train(trainer=ours.trainer(again), **options)
+    assert sum(isinstance(m, ConvBeside) for m in again.model.modules()) == 2
+    images = str(squares.parent / "images" / "val" / "0.png")
+    assert len(again.predict(images, imgsz=64, device=DEVICE, verbose=False)) == 1
