@@ -102,7 +102,7 @@ def test_timm_takes_a_published_file_with_its_buffers(change, tmp_path):
     model: Any = convattn.create_model(
         "acmix_swin_nano", pretrained=True, pretrained_cfg_overlay=overlay, **{**DEMO, **change}
     )
-    expected = convattn.create_model("acmix_swin_nano", **DEMO)
+    expected: Any = convattn.create_model("acmix_swin_nano", **DEMO)
     convattn.load_official(expected, with_buffers())
     torch.testing.assert_close(model.stages.state_dict(), expected.stages.state_dict())
 
