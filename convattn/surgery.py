@@ -109,8 +109,9 @@ def replace(
     named = _convolutions(model)
     matched = {name: conv for name, conv in named.items() if _matches(where, name, conv)}
     if not matched:
-        raise ValueError(_nothing_matched(where, list(named)))
+        raise ValueError(_nothing_matched(model, where, list(named)))
     skipped = _inside_operators(model, matched) | _elsewhere_too(named, matched)
+    skipped |= {} if keep else _tied(model, matched)
     made: dict[nn.Module, nn.Module] = {}
     for name, conv in matched.items():
         if name in skipped or conv in made:
@@ -182,12 +183,20 @@ def _matches(where: str | Predicate, name: str, conv: nn.Module) -> bool:
     return where(name, conv)
 
 
-def _nothing_matched(where: str | Predicate, names: list[str]) -> str:
+def _nothing_matched(model: nn.Module, where: str | Predicate, names: list[str]) -> str:
     if not names:
         return "the model has no convolution"
     if isinstance(where, str):
         near = difflib.get_close_matches(where, names, n=5, cutoff=0.0)
-        return f"no convolution is called {where!r}; the nearest names are {', '.join(near)}"
+        others = [
+            f", but {type(module).__name__} {name!r}"
+            for name, module in model.named_modules()
+            if name and _matches(where, name, module)
+        ]
+        return (
+            f"no convolution is called {where!r}{''.join(others[:1])}; the nearest names are "
+            f"{', '.join(near)}"
+        )
     return (
         f"where takes none of the {len(names)} convolutions; the first ones are "
         f"{', '.join(names[:5])}"
@@ -218,6 +227,21 @@ def _elsewhere_too(
         name: f"it is also {others[conv]!r}, which where does not match"
         for name, conv in matched.items()
         if conv in others
+    }
+
+
+def _tied(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Name the convolutions whose weight another module has too: two operators share none."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(name)
+    return {
+        name: f"its weight is also that of {other!r}: make them one module, or use keep=True"
+        for name, conv in matched.items()
+        for parameter in conv.parameters(recurse=False)
+        for other in owners[parameter]
+        if model.get_submodule(other) is not conv
     }
 
 

@@ -287,6 +287,14 @@ def test_nothing_matched_shows_the_nearest_names():
     model = narrow_resnet()
     with pytest.raises(ValueError, match=r"no convolution is called 'layer3\.\*\.conv4'; .*layer3"):
         convattn.replace(model, "acmix", where="layer3.*.conv4")
+    with pytest.raises(
+        ValueError, match=r"called 'layer1\.0\.bn1', but BatchNorm2d 'layer1\.0\.bn1'; "
+    ):
+        convattn.replace(model, "acmix", where="layer1.0.bn1")
+    convattn.replace(model, "acmix", where="layer3.0.conv2")
+    with pytest.raises(ValueError, match=r"but ACmix 'layer3\.0\.conv2'; the nearest .* layer4"):
+        convattn.replace(model, "glmix", where="layer3.0.conv2")
+    model = narrow_resnet()
     with pytest.raises(ValueError, match=r"none of the 17 convolutions; the first .* conv1, layer"):
         convattn.replace(model, "acmix", where=lambda name, module: False)
     with pytest.raises(ValueError, match="the model has no convolution"):
@@ -365,6 +373,18 @@ def test_a_convolution_in_two_places_is_left_where_only_one_matches():
     assert list(report.replaced) == ["other"]
     assert report.skipped == {"second": "it is also 'first', which where does not match"}
     assert model.first is model.second
+
+
+def test_a_weight_that_two_convolutions_share_is_not_made_two():
+    first, second, other = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+    second.weight = first.weight
+    model = nn.Sequential(first, second, other)
+    report = convattn.replace(model, "acmix", where="[12]")
+    assert list(report.replaced) == ["2"]
+    assert report.skipped["1"].startswith("its weight is also that of '0'")
+    kept: Any = nn.Sequential(first, second)
+    convattn.replace(kept, "acmix", where="*", keep=True)
+    assert kept[0].conv.weight is kept[1].conv.weight
 
 
 def test_operators_keep_their_own_convolutions():

@@ -61,12 +61,13 @@ class _Conv2dArguments(Conv2dLike):
     def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
         """Make the operator that fits in the place of a convolution; see `ACmix.from_conv2d`."""
         size = conv2d_size(conv)
+        kernel_size = options.pop("kernel_size", size.kernel_size)
         layer = cls(
             size.in_channels,
             size.out_channels,
-            size.kernel_size,
+            kernel_size,
             size.stride,
-            size.padding,
+            size.dilation * (kernel_size // 2),
             size.dilation,
             device=conv.weight.device,
             **options,

@@ -143,18 +143,18 @@ def test_follows_the_memory_format(make):
         assert {not p.is_contiguous() for p in wide} <= {is_last}
 
 
-@every_operator
+@pytest.mark.parametrize("operator", OPERATORS + CLASSES)
 def test_the_kernel_can_be_another_one(operator):
-    conv = nn.Conv2d(8, 8, 3, 2, 1)
+    conv = nn.Conv2d(8, 8, 3, 2, 2, 2)
     layer = operator.from_conv2d(conv, kernel_size=5)
     assert layer.kernel_size == 5
     assert layer(torch.randn(1, 8, 9, 7)).shape == (1, 8, 5, 4)
 
 
-@every_operator
+@pytest.mark.parametrize("operator", OPERATORS + CLASSES)
 @pytest.mark.parametrize("name", ["stride", "dilation"])
 def test_the_other_sizes_are_those_of_the_convolution(operator, name):
-    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{name}'"):
+    with pytest.raises(TypeError, match=f"multiple values for (keyword )?argument '{name}'"):
         operator.from_conv2d(nn.Conv2d(8, 8, 3, padding=1), **{name: 2})
 
 
