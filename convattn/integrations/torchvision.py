@@ -90,10 +90,10 @@ def backbone_with_fpn(
 
     The detectors need as many anchor sizes as there are maps, "pool" included.
     """
-    if trainable_layers is not None and not 0 <= trainable_layers <= len(out_indices):
+    if trainable_layers not in (None, *range(len(out_indices) + 1)):
         raise ValueError(
             f"trainable_layers must be from 0 to {len(out_indices)}, the number of maps, got "
-            f"{trainable_layers}"
+            f"{trainable_layers!r}"
         )
     body = create_model(name, features_only=True, out_indices=tuple(out_indices), **arguments)
     if trainable_layers is not None and trainable_layers < len(out_indices):

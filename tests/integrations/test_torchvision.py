@@ -132,6 +132,9 @@ def test_all_or_nothing_trains():
 def test_bad_arguments_name_the_value_and_the_fix():
     with pytest.raises(ValueError, match=r"trainable_layers must be from 0 to 4, .* got 5"):
         backbone_with_fpn("glnet_nano", trainable_layers=5)
+    fraction: Any = 2.5
+    with pytest.raises(ValueError, match=r"trainable_layers must be from 0 to 4, .* got 2\.5"):
+        backbone_with_fpn("glnet_nano", trainable_layers=fraction)
     with pytest.raises(ValueError, match="did you mean 'glnet_nano'"):
         backbone_with_fpn("glnet_nan")
     with pytest.raises(TypeError, match="did you mean 'in_chans'"):
