@@ -48,6 +48,20 @@ def test_xvolution(attention, weighting):
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        *(ACmix(16, attention=name, fc_bias=True) for name in ATTENTIONS),
+        ACmix(32, num_heads=8, shift="fixed"),
+        *(XVolution(16, attention=name, weighting=False) for name in ("pssa", "sa")),
+    ],
+)
+def test_the_deployed_forms(layer):
+    deployed = randomise(layer).eval()
+    deployed.reparameterize()
+    assert_scripts(deployed, layer.in_chans)
+
+
+@pytest.mark.parametrize(
     "choice",
     [
         {},
