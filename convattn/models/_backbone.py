@@ -169,7 +169,7 @@ class Pyramid(nn.Module):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         self._check_images(x)
         count = len(self.stages) - self.first_map
-        chosen, last = feature_take_indices(count, _as_list(indices))
+        chosen, last = feature_take_indices(count, as_list(indices))
         final, maps = self._run(x, self.first_map + (last + 1 if stop_early else count))
         maps = maps[self.first_map :]
         if len(maps) == len(self.feature_info):  # the norm belongs to the last stage built
@@ -212,7 +212,7 @@ class Pyramid(nn.Module):
             The stages' indices, counted from the first that has a map.
         """
         count = len(self.stages) - self.first_map
-        chosen, last = feature_take_indices(count, _as_list(indices))
+        chosen, last = feature_take_indices(count, as_list(indices))
         shorter = last < count - 1
         self.stages = self.stages[: self.first_map + last + 1]
         if shorter:
@@ -250,12 +250,7 @@ class Pyramid(nn.Module):
         self.head.to(like.dtype).train(self.training)
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
-        check_choice("global_pool", global_pool, self.pools)
-        if num_classes and not global_pool:
-            raise ValueError(
-                f"a classifier needs pooled features, got num_classes={num_classes} with "
-                "global_pool=''; use global_pool='avg', or num_classes=0 for the features alone"
-            )
+        check_pool(global_pool, num_classes, self.pools)
         self.head = self._make_head(num_classes, global_pool)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
@@ -288,7 +283,8 @@ class Pyramid(nn.Module):
         }
 
 
-def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    """Return a choice of stages as timm takes it; raise if it is empty."""
     if indices is None or isinstance(indices, int):
         return indices
     if len(indices) == 0:
@@ -315,6 +311,16 @@ def check_sizes(in_chans: int, num_classes: int, drop_rate: float) -> None:
     if num_classes != 0:
         check_positive("num_classes (0 for no classifier)", num_classes)
     check_rate("drop_rate", drop_rate)
+
+
+def check_pool(global_pool: str, num_classes: int, pools: Sequence[str] = POOLS) -> None:
+    """Raise unless a model of these poolings can pool so for so many classes."""
+    check_choice("global_pool", global_pool, pools)
+    if num_classes and not global_pool:
+        raise ValueError(
+            f"a classifier needs pooled features, got num_classes={num_classes} with "
+            "global_pool=''; use global_pool='avg', or num_classes=0 for the features alone"
+        )
 
 
 @contextmanager

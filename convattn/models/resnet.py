@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.xvolution import XVolution
-from convattn.models._backbone import check_sizes, placed
+from convattn.models._backbone import as_list, check_pool, check_sizes, placed
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
@@ -124,6 +124,7 @@ class BaselineResNet(ResNet):
     ) -> None:
         _check(config, output_stride)
         check_sizes(in_chans, num_classes, drop_rate)
+        check_pool(global_pool, num_classes)
         self._config = config
         with placed(device):
             super().__init__(
@@ -172,6 +173,15 @@ class BaselineResNet(ResNet):
         if max(chosen) < 3:
             self.num_features = self.head_hidden_size = self.feature_info[max(chosen)]["num_chs"]
         return chosen
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
+        check_sizes(self.in_chans, num_classes, self.drop_rate)
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        if global_pool is None and num_classes and not pool:
+            pool = "avg"
+        check_pool(pool, num_classes)
+        super().reset_classifier(num_classes, pool)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of ACmix's alpha and beta, which should not shrink."""
@@ -282,7 +292,7 @@ def _check(config: ResNetConfig, output_stride: int) -> None:
 
 def _after_the_stem(indices: int | list[int] | None) -> list[int]:
     """Count maps as timm's ResNet does, whose first one is the stem's."""
-    chosen, _ = feature_take_indices(4, indices)
+    chosen, _ = feature_take_indices(4, as_list(indices))
     return [i + 1 for i in chosen]
 
 

@@ -88,6 +88,14 @@ def test_blocks_start_as_the_identity_unless_told_otherwise():
         assert [bool(p.any()) for p in norms] == 4 * [not zero_init_last]
 
 
+def test_a_classifier_comes_back_to_a_pruned_network(build):
+    model, x = build("acmix_resnet_nano"), torch.randn(2, 3, 64, 32)
+    model.prune_intermediate_layers([1])
+    model.reset_classifier(6)
+    features = model.forward_features(x).mean((2, 3))
+    torch.testing.assert_close(model(x), model.get_classifier()(features))
+
+
 def test_strides_are_those_of_the_published_blocks():
     model = convattn.create_model("acmix_resnet38", device="meta")
     strides = [m.stride for m in mixers(model)]
