@@ -259,6 +259,13 @@ def test_operators_can_be_functions():
     assert isinstance(kept[0], ConvBeside)
 
 
+def test_what_a_function_makes_follows_the_convolution_too():
+    model = small(dtype=torch.float64).eval()
+    convattn.replace(model, lambda conv: nn.Sequential(nn.Conv2d(8, 8, 1)), where="0")
+    assert {p.dtype for p in model[0].parameters()} == {torch.float64}
+    assert not any(module.training for module in model.modules())
+
+
 def test_says_what_was_replaced_and_what_was_left():
     model = nn.Sequential(
         nn.Conv2d(8, 8, 3, padding=1),
