@@ -225,13 +225,22 @@ def test_head_without_classifier_gives_pooled_features(name, build):
 
 def test_gradient_checkpointing_changes_no_gradient(name, build):
     x = torch.randn(2, 3, 64, 32)
-    gradients = []
+    gradients, stored = [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        stored[-1] += tensor.numel()
+        return tensor
+
     for enable in (False, True):
         model = build(name, num_classes=5).train()
         model.set_grad_checkpointing(enable)
-        model(x).square().sum().backward()
+        stored.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(x)
+        out.square().sum().backward()
         gradients.append({n: p.grad for n, p in parameters(model).items()})
     assert_close(gradients[0], gradients[1], torch.float32)
+    assert stored[1] < 0.8 * stored[0]
 
 
 @pytest.mark.parametrize("coarse", [False, True])
