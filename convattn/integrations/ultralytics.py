@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -28,6 +27,9 @@ except ImportError as error:
         f"convattn.integrations.ultralytics needs ultralytics ({error}); "
         "install it with: pip install 'convattn[yolo]'"
     ) from error
+
+from convattn.integrations._changed_detectors import adopt as adopt
+from convattn.integrations._changed_detectors import trainer as trainer
 
 SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
 
@@ -261,68 +263,6 @@ def write_yaml(
     content = {key: value for key, value in model.items() if key not in ("scale", "yaml_file")}
     path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
     return path.resolve()
-
-
-class UnfusedConv(nn.Module):
-    """An Ultralytics `Conv` whose convolution was replaced: ``y = act(BN(conv(x)))``.
-
-    Its parts have the same names, but ``fuse()``, which would fold the norm into what is no
-    convolution any more, passes it by.
-    """
-
-    conv: nn.Module
-    bn: nn.Module
-    act: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to what the part ``conv`` gives, normed and activated."""
-        return self.act(self.bn(self.conv(x)))
-
-
-def adopt(model: nn.Module) -> list[str]:
-    """Make every Ultralytics `Conv` that holds no convolution any more an `UnfusedConv`, in place.
-
-    Validation, prediction and export fuse a model. `convattn.replace` calls this.
-
-    Args:
-        model: A model of Ultralytics, such as ``YOLO(...).model``.
-
-    Returns:
-        The names of what changed; those of the parts stay.
-    """
-    names: list[str] = []
-    for name, layer in model.named_modules():
-        held = isinstance(layer, Conv) and not isinstance(layer.conv, nn.Conv2d)
-        if held and hasattr(layer, "bn"):  # without one it is fused already
-            layer.__class__ = UnfusedConv
-            names.append(name)
-    return names
-
-
-def trainer(yolo: Any) -> Any:
-    """Return the trainer for a network that `convattn.replace` changed.
-
-    ``yolo.train(trainer=trainer(yolo), data=...)``. Without it Ultralytics trains a network that it
-    builds anew from the YAML, which knows nothing of what was replaced.
-
-    Args:
-        yolo: ``YOLO(...)``. Training starts from its weights; a head for another number of
-            classes starts anew.
-    """
-    changed = yolo.model
-    base: Any = yolo._smart_load("trainer")
-
-    class Trainer(base):
-        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-            model = super().get_model(cfg, weights or changed, verbose)
-            built = dict(model.named_modules())
-            for name, new in changed.named_modules():
-                if isinstance(built.get(name), nn.Conv2d) and not isinstance(new, nn.Conv2d):
-                    model.set_submodule(name, copy.deepcopy(new).float().requires_grad_(True))
-            adopt(model)
-            return model
-
-    return Trainer
 
 
 def _coarse_blocks(backbone: list[list[Any]]) -> list[int]:

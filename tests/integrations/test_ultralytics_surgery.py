@@ -49,6 +49,18 @@ def test_a_changed_detector_still_fuses(operator, keep):
     assert all(m.isfinite().all() for m in maps(model, x))
 
 
+@pytest.mark.parametrize("base", ["yolov9t.yaml", "yolo26n.yaml"])
+def test_everything_can_be_replaced(base):
+    model = wake(tasks.DetectionModel(base, verbose=False))
+    x = torch.rand(1, 3, 64, 96)
+    plain = maps(model, x)
+    convattn.replace(model, "glmix", where="*", keep=True, slots=4)
+    torch.testing.assert_close(maps(model, x), plain, rtol=0, atol=0)
+    fused = maps(model.fuse(verbose=False), x)
+    assert model.is_fused()
+    torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
     monkeypatch.chdir(squares.parent)
