@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.markdown:
+        if args.pattern is not None or args.all or args.json:
+            raise ValueError("--markdown prints the whole page; leave out the pattern and the rest")
         print(models_page(), end="")
         return 0
     names = _names(args.pattern)
@@ -91,7 +93,7 @@ def _describe(name: str) -> dict[str, Any]:
 def _row(found: dict[str, Any]) -> str:
     height, width = found["input_size"][1:]
     macs = f"{found['macs'] / 1e9:.2f} G" if found["macs"] > 1e9 else f"{found['macs'] / 1e6:.0f} M"
-    top1, source = "-", "no paper: ours, for small images" if width < 224 else "no paper"
+    top1, source = "-", "no paper: ours, for small images" if width < 224 else "no paper prints it"
     if found["paper"] is not None:
         top1, source = f"{found['paper_top1']:.1f}", found["paper"].removesuffix(_RESULTS)
     if found["training"] not in (None, "standard"):
