@@ -121,6 +121,12 @@ def test_frozen_layers_are_those_that_earlier_maps_depend_on(name):
     torch.testing.assert_close(after, frozen, rtol=0, atol=0)
 
 
+def test_what_is_not_frozen_is_in_training():
+    body = backbone_with_fpn("acmix_resnet_nano", trainable_layers=1).body
+    assert body.training
+    assert body.get_submodule("layer4").training
+
+
 def test_all_or_nothing_trains():
     assert all(p.requires_grad for p in backbone_with_fpn("glnet_nano").body.parameters())
     everything = backbone_with_fpn("acmix_resnet_nano", trainable_layers=4).body

@@ -71,6 +71,16 @@ def test_without_the_convolution_it_is_the_attention_of_a_vision_transformer():
     assert_close(y.flatten(2).transpose(1, 2), expected[:, 1:], torch.float64)
 
 
+def test_an_attention_without_a_stride_is_sampled_and_its_tokens_are_not():
+    part = GlobalAttention(16, num_heads=2)
+    dense = randomise(ACmix(16, attention=part)).double().eval()
+    strided = ACmix(16, attention=copy.deepcopy(part), stride=2).double().eval()
+    strided.load_state_dict(dense.state_dict())
+    (y, u), (whole, seen) = (layer.forward_tokens(*_inputs()) for layer in (strided, dense))
+    assert_close(y, whole[:, :, ::2, ::2], torch.float64)
+    assert_close(u, seen, torch.float64)
+
+
 def test_attentions_of_neighbours_have_no_place_for_tokens():
     with pytest.raises(NotImplementedError, match="takes no tokens; use attention='global' or"):
         ACmix(16).double().forward_tokens(*_inputs())
