@@ -93,7 +93,19 @@ def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
     beside = [m for m in again.model.modules() if isinstance(m, ConvBeside)]
     assert len(beside) == 2
     assert all(isinstance(m.op, ACmix) and m.gamma.abs().max() > 0 for m in beside)
-    again.train(trainer=ours.trainer(again), **options)
+    base: Any = ours.trainer(again)
+    trainable: list[bool] = []
+
+    class Watched(base):
+        def get_model(self, *arguments: Any, **named: Any) -> Any:
+            model = super().get_model(*arguments, **named)
+            parameters = model.named_parameters()
+            trainable.extend(p.requires_grad for n, p in parameters if ".dfl." not in n)
+            return model
+
+    again.train(trainer=Watched, **options)
+    assert trainable
+    assert all(trainable)  # what a checkpoint holds is frozen
     assert sum(isinstance(m, ConvBeside) for m in again.model.modules()) == 2
     images = str(squares.parent / "images" / "val" / "0.png")
     assert len(again.predict(images, imgsz=64, device=DEVICE, verbose=False)) == 1
