@@ -170,8 +170,10 @@ def test_forward_intermediates_takes_what_timm_takes(name, build):
     stopped, maps = model.forward_intermediates(x, indices=[count - 2], stop_early=True)
     torch.testing.assert_close(stopped, maps[0])
     torch.testing.assert_close(maps[0], every[count - 2])
-    normed, _ = model.forward_intermediates(x, norm=True)
+    normed, maps = model.forward_intermediates(x, norm=True)
     torch.testing.assert_close(normed, final)
+    torch.testing.assert_close(maps[-1].flatten(2), positions(model, final).flatten(2))
+    torch.testing.assert_close(maps[:-1], every[:-1])
 
 
 def test_prune_intermediate_layers_drops_what_follows(name, build):
