@@ -227,7 +227,8 @@ def test_head_without_classifier_gives_pooled_features(name, build):
 
 def test_gradient_checkpointing_changes_no_gradient(name, build):
     x = torch.randn(2, 3, 64, 32)
-    gradients, stored = [], []
+    gradients: list[dict[str, torch.Tensor | None]] = []
+    stored: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         stored[-1] += tensor.numel()
