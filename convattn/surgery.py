@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -132,7 +132,7 @@ def replace(
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in report.skipped.items())
         raise ValueError(f"no convolution that where={where!r} matches can be replaced:{reasons}")
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in report.replaced}
-    finish = [_finisher(library) for library in _libraries(parents.values())]
+    finish = [_finisher(library) for library in _libraries(model)]
     for name, parent in parents.items():
         setattr(parent, name.rpartition(".")[2], made[matched[name]])
     for adopt in finish:
@@ -140,8 +140,8 @@ def replace(
     return report
 
 
-def _libraries(parents: Iterable[nn.Module]) -> list[str]:
-    named = {type(parent).__module__.partition(".")[0] for parent in parents}
+def _libraries(model: nn.Module) -> list[str]:
+    named = {type(module).__module__.partition(".")[0] for module in model.modules()}
     return [library for library in _ADOPTING if library in named]
 
 

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from torch import Tensor, nn
+from ultralytics.engine.model import Model
 from ultralytics.nn.modules import Conv, RepConv
+from ultralytics.utils import LOGGER
+
+_OURS = "keeps_replaced"  # marks what trains the changed network: our trainers, our ``train()``
+
+
+class _Changed:
+    """Marks a network that `adopt` saw: copies and checkpoints have it, and bring `trainer` along.
+
+    A checkpoint may hold nothing else of this file.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _changed, ()
+
+
+def _changed() -> _Changed:
+    _train_with_our_trainer()
+    return _Changed()
 
 
 class UnfusedConv(nn.Module):
@@ -47,7 +67,9 @@ def adopt(model: nn.Module) -> list[str]:
     """Make what holds a replaced convolution fit for ``fuse()``, in place.
 
     A `Conv` becomes an `UnfusedConv`, a `RepConv` around one an `UnfusedRepConv`: the parts keep
-    their names. Validation, prediction and export fuse a model. `convattn.replace` calls this.
+    their names. Validation, prediction and export fuse a model. The network is marked as changed,
+    and from here on ``YOLO(...).train()`` of a marked one takes the `trainer` by itself, in this
+    process. `convattn.replace` calls this.
 
     Args:
         model: A model of Ultralytics, such as ``YOLO(...).model``.
@@ -66,14 +88,16 @@ def adopt(model: nn.Module) -> list[str]:
         if any(isinstance(branch, UnfusedConv) for branch in branches):
             layer.__class__ = UnfusedRepConv
             names.append(name)
+    model.changed_by_convattn = _changed()  # type: ignore[assignment]  # what is no tensor
     return names
 
 
 def trainer(yolo: Any) -> Any:
     """Return the trainer for a network that `convattn.replace` changed.
 
-    ``yolo.train(trainer=trainer(yolo), data=...)``. Without it Ultralytics trains a network that it
-    builds anew from the YAML, which knows nothing of what was replaced.
+    Ultralytics trains a network that it builds anew from the YAML, which knows nothing of what was
+    replaced; this trainer puts it in again. ``yolo.train(data=...)`` takes it by itself; a trainer
+    of your own derives from it: ``yolo.train(trainer=Yours, data=...)``.
 
     Args:
         yolo: ``YOLO(...)``. Training starts from its weights; a head for another number of
@@ -92,4 +116,32 @@ def trainer(yolo: Any) -> Any:
             adopt(model)
             return model
 
+    setattr(Trainer, _OURS, True)
     return Trainer
+
+
+_trainer = trainer  # under another name where an argument has this one
+
+
+def _train_with_our_trainer() -> None:
+    """Let ``YOLO(...).train()`` keep what was replaced; calling this again changes nothing."""
+    train = Model.train
+    if hasattr(train, _OURS):
+        return
+
+    @functools.wraps(train)
+    def train_what_is_there(self: Any, trainer: Any = None, **arguments: Any) -> Any:
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else []
+        if any(isinstance(vars(module).get("changed_by_convattn"), _Changed) for module in modules):
+            if trainer is None:
+                LOGGER.info("convattn: what was replaced in this network is kept in training")
+                trainer = _trainer(self)
+            elif not hasattr(trainer, _OURS):
+                LOGGER.warning(
+                    "convattn: this trainer may build the network anew from its YAML, without what "
+                    "was replaced; derive it from convattn.integrations.ultralytics.trainer(yolo)"
+                )
+        return train(self, trainer, **arguments)
+
+    setattr(train_what_is_there, _OURS, True)
+    Model.train = train_what_is_there  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from torch import nn
 
 ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 
+from ultralytics.engine.model import Model  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn import tasks  # noqa: E402
 from ultralytics.nn.modules import Conv  # noqa: E402
+from ultralytics.utils import LOGGER  # noqa: E402
 
 import convattn  # noqa: E402
 from convattn import ACmix  # noqa: E402
@@ -109,3 +113,57 @@ def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
     assert sum(isinstance(m, ConvBeside) for m in again.model.modules()) == 2
     images = str(squares.parent / "images" / "val" / "0.png")
     assert len(again.predict(images, imgsz=64, device=DEVICE, verbose=False)) == 1
+
+
+class _BeforeTheFirstStep(Exception):  # noqa: N818  # it is none
+    pass
+
+
+def trained(yolo: Any, squares: Any, **arguments: Any) -> Any:
+    """Return the network that ``yolo.train()`` is about to train."""
+    seen = []
+
+    def remember(trainer: Any) -> None:
+        seen.append(trainer.model)
+        raise _BeforeTheFirstStep
+
+    yolo.callbacks["on_pretrain_routine_end"] = [remember]
+    project = str(squares.parent / "runs")
+    with pytest.raises(_BeforeTheFirstStep):
+        yolo.train(data=str(squares), epochs=1, amp=False, project=project, **small(), **arguments)
+    return seen[0]
+
+
+def beside(model: Any) -> int:
+    return sum(isinstance(module, ConvBeside) for module in model.modules())
+
+
+@pytest.mark.parametrize("where", [WHERE, "model.23.cv2.?.2"])
+def test_a_changed_detector_trains_as_it_is_whoever_forgets_its_trainer(
+    where, squares, monkeypatch
+):
+    monkeypatch.chdir(squares.parent)
+    monkeypatch.setattr(Model, "train", inspect.unwrap(Model.train))
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    expected = len(convattn.replace(yolo.model, "glmix", where=where, keep=True).replaced)
+    assert beside(trained(yolo, squares)) == expected
+    ultralytics.YOLO("yolo11n.yaml").save("plain.pt")
+    yolo = ultralytics.YOLO("plain.pt")
+    convattn.replace(yolo.model, "glmix", where=where, keep=True)
+    yolo.save("changed.pt")
+    assert beside(trained(yolo, squares)) == expected
+    # as in a process that knows nothing of this one
+    monkeypatch.setattr(Model, "train", inspect.unwrap(Model.train))
+    assert beside(trained(ultralytics.YOLO("changed.pt"), squares)) == expected
+    assert beside(trained(ultralytics.YOLO("plain.pt"), squares)) == 0
+
+
+def test_a_trainer_that_may_lose_what_was_replaced_is_warned_of(squares, monkeypatch, caplog):
+    monkeypatch.chdir(squares.parent)
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    convattn.replace(yolo.model, "glmix", where=WHERE, keep=True)
+    trained(yolo, squares, trainer=type("Mine", (ours.trainer(yolo),), {}))
+    assert "trainer(yolo)" not in caplog.text
+    trained(yolo, squares, trainer=DetectionTrainer)
+    assert "derive it from convattn.integrations.ultralytics.trainer(yolo)" in caplog.text
