@@ -26,6 +26,7 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models._start import start_linear, start_transformer
 from convattn.ops._checks import check_choice, check_odd, check_rate
+from convattn.ops._reflection import ceil_divide
 
 MIXERS = ("acmix", "conv")
 NORM_EPS = 1e-5
@@ -104,9 +105,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2))."""
         x = _pad_to_multiple(x, 2)
-        top, bottom = x[:, :, 0::2], x[:, :, 1::2]
-        # the published order: down each column first
-        x = torch.cat([top[..., 0::2], bottom[..., 0::2], top[..., 1::2], bottom[..., 1::2]], dim=1)
+        x = x.unflatten(3, (x.shape[3] // 2, 2)).unflatten(2, (x.shape[2] // 2, 2))
+        x = x.permute(0, 5, 3, 1, 2, 4).flatten(1, 3)  # the published order: down each column first
         return self.reduction(self.norm(x))
 
 
@@ -221,8 +221,11 @@ class Swin(Pyramid):
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
     """Add zeros below and on the right, so that ``step`` divides the sizes."""
-    # never skipped: a branch on the size would tie an exported graph to it
-    return F.pad(x, [0, -x.shape[3] % step, 0, -x.shape[2] % step])
+    # Symbolic sizes simplify so: H + (step * n - H) is step * n. And the padding is never skipped:
+    # a branch on the size would tie an exported graph to it.
+    bottom = step * ceil_divide(x.shape[2], step) - x.shape[2]
+    right = step * ceil_divide(x.shape[3], step) - x.shape[3]
+    return F.pad(x, [0, right, 0, bottom])
 
 
 def _stages(config: SwinConfig) -> list[Stage]:

@@ -48,7 +48,7 @@ def attend_in_windows(
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:
     """Return where the padding of an axis starts and ends."""
-    start = max(size - shift, 0)
+    start = size - shift if shift < size else 0
     return start, start + windows * window_size - size
 
 
