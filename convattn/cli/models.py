@@ -23,17 +23,19 @@ HELP = "list the models"
 DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
 EPILOG = """examples:
   convattn models 'glnet*'
+  convattn models acmix_pvt_tiny pvt_tiny
   convattn models --markdown > docs/models.md
 
 Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
-ImageNet-1k top-1 as the paper prints it. Any model of timm can be trained as well."""
+ImageNet-1k top-1 as the paper prints it; docs/models.md has the papers' other figures too. A part
+of a name stands for all that have it. Any model of timm can be trained as well."""
 _RESULTS = " ImageNet-1k results"  # the heading says so
 _LINE = "{:<26} {:>11} {:>9} {:>8} {:>6}  {}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("pattern", nargs="?", help="such as 'glnet*'")
+    parser.add_argument("patterns", nargs="*", metavar="pattern", help="such as 'glnet*'")
     parser.add_argument(
         "--all", action="store_true", help="without a pattern: those with one path alone too"
     )
@@ -46,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.markdown:
-        if args.pattern is not None or args.all or args.json:
+        if args.patterns or args.all or args.json:
             raise ValueError("--markdown prints the whole page; leave out the pattern and the rest")
         print(models_page(), end="")
         return 0
-    names = _names(args.pattern)
-    shown = [n for n in names if args.all or args.pattern is not None or not is_single_path(n)]
+    asked = [name for pattern in args.patterns for name in _names(pattern)]
+    names = list(dict.fromkeys(asked)) or list_models()
+    shown = [n for n in names if args.all or args.patterns or not is_single_path(n)]
     if args.json:
         print(json.dumps([_describe(name) for name in shown], indent=2))
         return 0
@@ -65,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(pattern: str | None) -> list[str]:
-    if pattern is None:
-        return list_models()
+def _names(pattern: str) -> list[str]:
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         near = difflib.get_close_matches(pattern.strip("*"), list_models(), n=1)

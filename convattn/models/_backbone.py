@@ -347,5 +347,5 @@ def only_stride_32(family: str, output_stride: int) -> None:
     if output_stride != 32:
         raise ValueError(
             f"{family} has output stride 32 only, got output_stride={output_stride}; use "
-            "features_only=True for maps at strides 4, 8 and 16"
+            "features_only=True for maps at strides 4, 8 and 16, or a ResNet, which can be dilated"
         )

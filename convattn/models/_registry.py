@@ -185,6 +185,8 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], known: list[str]) 
         if argument not in known:
             near = difflib.get_close_matches(argument, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
+            if argument == "img_size":
+                hint = ": it takes images of any size, as they come."
             raise TypeError(
                 f"{name} takes no argument {argument!r}{hint} Known: {', '.join(known)}"
             )

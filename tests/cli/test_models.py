@@ -33,6 +33,12 @@ def test_a_part_of_a_name_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert "acmix_resnet_nano" in capsys.readouterr().out
 
 
+def test_several_models_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "glnet_nano", "pvt_nano", "glnet_n?no"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["glnet_nano", "pvt_nano"]
+
+
 def test_a_pattern_without_a_match_suggests_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

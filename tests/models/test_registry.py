@@ -80,3 +80,8 @@ def test_variants_are_functions_of_their_family():
     from convattn.models import glnet
 
     assert glnet.glnet_nano(num_classes=2).num_classes == 2  # type: ignore[attr-defined]
+
+
+def test_a_size_of_images_is_not_asked_for() -> None:
+    with pytest.raises(TypeError, match=r"'img_size': it takes images of any size"):
+        convattn.create_model("acmix_swin_nano", img_size=64)
