@@ -34,6 +34,9 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 
+_PART = "it is a part of"  # how the reason of what an operator consists of begins
+_NAMES = 8  # names that a line of the report shows; the report has them all
+
 # Libraries that later look into layers for what was replaced, and where ``adopt(model)`` prepares
 # them: named, not imported, as the library is an optional one.
 _ADOPTING = {"ultralytics": "convattn.integrations.ultralytics"}
@@ -60,8 +63,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
         lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
-        lines += [f"  {name}: left, {reason}" for name, reason in self.skipped.items()]
-        return "\n".join(lines)
+        return "\n".join(lines + _left(self.skipped))
 
 
 def replace(
@@ -80,8 +82,8 @@ def replace(
 
     Args:
         model: any network; it is changed.
-        operator: "acmix", "xvolution", "glmix" or one of their classes; or a function that takes
-            the `nn.Conv2d` and returns a module, and raises ValueError to leave it.
+        operator: "acmix", "xvolution", "glmix", in any case, or one of their classes; or a function
+            that takes the `nn.Conv2d` and returns a module, and raises ValueError to leave it.
         where: names, as `model.named_modules()` gives them, in shell style (``"layer3.*.conv2"``,
             with ``*`` for dots too); or a function of name and convolution that says yes or no.
         keep: whether the trained convolution stays in the result, and the model computes at first
@@ -96,7 +98,7 @@ def replace(
         What was replaced by what, and what matched but was left, with the reason.
 
     Raises:
-        TypeError: an unknown option.
+        TypeError: an unknown option, or one that the convolution decides, like the stride.
         ValueError: nothing matched (the message shows the nearest names), all that matched had to
             be left (the message shows why), or the model is itself a convolution.
     """
@@ -129,8 +131,14 @@ def replace(
         {name: skipped[name] for name in matched if name in skipped},
     )
     if not report.replaced:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in report.skipped.items())
-        raise ValueError(f"no convolution that where={where!r} matches can be replaced:{reasons}")
+        raise ValueError(
+            "\n".join(
+                [
+                    f"no convolution that where={where!r} matches can be replaced:",
+                    *_left(report.skipped),
+                ]
+            )
+        )
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in report.replaced}
     finish = [_finisher(library) for library in _libraries(model)]
     for name, parent in parents.items():
@@ -152,9 +160,11 @@ def _finisher(library: str) -> Callable[[nn.Module], Any]:
 def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -> Factory:
     operator: Any = named
     if isinstance(named, str):
-        check_choice("operator", named, OPERATORS)
-        operator = OPERATORS[named]
+        plain = named.lower().replace("-", "")
+        check_choice("operator", plain, OPERATORS)
+        operator = OPERATORS[plain]
     if isinstance(operator, type) and issubclass(operator, Conv2dLike):
+        operator.check_options(options)
         return partial(operator.from_conv2d, **options)
     if not callable(operator) or isinstance(operator, nn.Module):
         raise TypeError(
@@ -187,20 +197,29 @@ def _nothing_matched(model: nn.Module, where: str | Predicate, names: list[str])
     if not names:
         return "the model has no convolution"
     if isinstance(where, str):
-        near = difflib.get_close_matches(where, names, n=5, cutoff=0.0)
-        others = [
-            f", but {type(module).__name__} {name!r}"
-            for name, module in model.named_modules()
-            if name and _matches(where, name, module)
-        ]
-        return (
-            f"no convolution is called {where!r}{''.join(others[:1])}; the nearest names are "
-            f"{', '.join(near)}"
-        )
+        return f"no convolution is called {where!r}{_called(model, where, names)}"
     return (
         f"where takes none of the {len(names)} convolutions; the first ones are "
         f"{', '.join(names[:5])}"
     )
+
+
+def _called(model: nn.Module, where: str, names: list[str]) -> str:
+    """Say what a pattern is the name of, and what was probably meant."""
+    others = {name: m for name, m in model.named_modules() if name and _matches(where, name, m)}
+    ours = [m for m in others.values() if isinstance(m, Conv2dLike | ConvBeside)]
+    for name, module in others.items():
+        more = f" (one of {len(ours)} that it names)" if len(ours) > 1 else ""
+        if isinstance(module, ConvBeside):
+            return f": {name!r} already has {type(module.op).__name__} beside it{more}"
+        if isinstance(module, Conv2dLike):
+            return f": {name!r} is already replaced by {type(module).__name__}{more}"
+    near = ", ".join(difflib.get_close_matches(where, names, n=5, cutoff=0.0))
+    for name, module in others.items():
+        inside = fnmatch.filter(names, f"{where}.*")
+        hint = f"; for its {len(inside)} convolutions use '{where}.*'" if inside else ""
+        return f", but {type(module).__name__} {name!r}{hint}; the nearest names are {near}"
+    return f"; the nearest names are {near}"
 
 
 def _inside_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -211,7 +230,7 @@ def _inside_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dic
         if isinstance(module, Conv2dLike | ConvBeside)
     }
     return {
-        name: f"it is a part of {kind} {host.rstrip('.')!r}"
+        name: f"{_PART} {kind} {host.rstrip('.')!r}"
         for name in matched
         for host, kind in hosts.items()
         if name.startswith(host)
@@ -258,6 +277,22 @@ def _made(conv: nn.Module, build: Factory, keep: bool) -> nn.Module:
         return ConvBeside(conv, new).train(conv.training)
     new.take_over(conv)
     return new
+
+
+def _left(skipped: Mapping[str, str]) -> list[str]:
+    """Lines that say what was left: one a reason, and one for all parts of operators."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        key = "parts of operators" if reason.startswith(_PART) else reason
+        groups.setdefault(key, []).append(name)
+    lines = []
+    for reason, names in groups.items():
+        if len(names) == 1:
+            lines.append(f"  {names[0]}: left, {skipped[names[0]]}")
+            continue
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        lines.append(f"  left {len(names)}, {reason}: {', '.join(names[:_NAMES])}{more}")
+    return lines
 
 
 def _describe(module: nn.Module) -> str:

@@ -299,8 +299,6 @@ def test_nothing_matched_shows_the_nearest_names():
     ):
         convattn.replace(model, "acmix", where="layer1.0.bn1")
     convattn.replace(model, "acmix", where="layer3.0.conv2")
-    with pytest.raises(ValueError, match=r"but ACmix 'layer3\.0\.conv2'; the nearest .* layer4"):
-        convattn.replace(model, "glmix", where="layer3.0.conv2")
     model = narrow_resnet()
     with pytest.raises(ValueError, match=r"none of the 17 convolutions; the first .* conv1, layer"):
         convattn.replace(model, "acmix", where=lambda name, module: False)
@@ -310,9 +308,10 @@ def test_nothing_matched_shows_the_nearest_names():
 
 def test_everything_left_is_an_error_with_the_reasons():
     model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
-    with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.conv_dw: .*groups=8") as error:
+    with pytest.raises(
+        ValueError, match=r"left 4, .*groups=8 .*: stages\.0\.blocks\.0\.conv_dw, stages"
+    ):
         convattn.replace(model, "acmix", where="*conv_dw")
-    assert str(error.value).count("groups must be 1") == 4
 
 
 @pytest.mark.parametrize(
@@ -320,7 +319,7 @@ def test_everything_left_is_an_error_with_the_reasons():
     [
         ({"operator": "acmixx"}, ValueError, "unknown operator 'acmixx'; did you mean 'acmix'"),
         ({"colour": 3}, TypeError, "colour"),
-        ({"stride": 3}, TypeError, "stride"),
+        ({"stride": 3}, TypeError, "'stride': it is that of the convolution"),
         ({"operator": nn.ReLU()}, TypeError, "got ReLU"),
         ({"operator": lambda conv: None}, TypeError, "must return a module, got NoneType"),
         ({"operator": lambda conv: conv, "slots": 3}, TypeError, "slots would be ignored"),

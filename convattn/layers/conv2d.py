@@ -34,6 +34,7 @@ class _Conv2dArguments(Conv2dLike):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        self.check_options(options)
         conv = nn.Conv2d(
             in_channels,
             out_channels,
@@ -60,6 +61,7 @@ class _Conv2dArguments(Conv2dLike):
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
         """Make the operator that fits in the place of a convolution; see `ACmix.from_conv2d`."""
+        cls.check_options(options)
         size = conv2d_size(conv)
         kernel_size = options.pop("kernel_size", size.kernel_size)
         layer = cls(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_OF_THE_CONVOLUTION = (
+    *("in_chans", "out_chans", "in_channels", "out_channels"),
+    *("stride", "padding", "dilation", "groups", "padding_mode", "device", "dtype"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Conv2dLike(nn.Module):
             TypeError: something other than a convolution, or an unknown option.
             ValueError: a convolution that the operator cannot stand in for; the message says why.
         """
+        cls.check_options(options)
         size = conv2d_size(conv)
         with torch.device(conv.weight.device):
             layer = cls(
@@ -77,6 +86,23 @@ class Conv2dLike(nn.Module):
                 **cls._fitting(size, options),
             )
         return follow(conv, layer)
+
+    @classmethod
+    def check_options(cls, options: Iterable[str]) -> None:
+        """Raise a TypeError unless each name is one of the options of `from_conv2d`."""
+        known = _keywords(cls)
+        for name in options:
+            if name in _OF_THE_CONVOLUTION:
+                raise TypeError(
+                    f"{cls.__name__} takes no option {name!r}: it is that of the convolution"
+                )
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise TypeError(
+                    f"{cls.__name__} takes no option {name!r}{hint} "
+                    f"Known: {', '.join(map(repr, known))}"
+                )
 
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +143,20 @@ def conv2d_size(conv: nn.Conv2d) -> ConvSize:
     else:
         _check_output(conv, size)
     return size
+
+
+def _keywords(operator: type[Conv2dLike]) -> list[str]:
+    """Names that a constructor takes beside the sizes, its bases' where it passes names on."""
+    names: list[str] = []
+    for kind in operator.__mro__[: operator.__mro__.index(Conv2dLike)]:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind).parameters.values()
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        names += [p.name for p in named if p.name not in (*_OF_THE_CONVOLUTION, *names)]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names
 
 
 def fewer_heads(channels: int, default: int) -> int:
