@@ -1,6 +1,9 @@
 """Convolution and attention in one operator: ACmix, X-volution and GLMix."""
 
 from convattn.layers.acmix import ACmix as ACmix
+from convattn.layers.conv2d import ACmixConv2d as ACmixConv2d
+from convattn.layers.conv2d import GLMixConv2d as GLMixConv2d
+from convattn.layers.conv2d import XVolutionConv2d as XVolutionConv2d
 from convattn.layers.glmix import GLMix as GLMix
 from convattn.layers.glmix import GLMixBlock as GLMixBlock
 from convattn.layers.xvolution import XVolution as XVolution

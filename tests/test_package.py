@@ -50,9 +50,12 @@ def test_version_is_one_plain_line():
     "name",
     [
         "ACmix",
+        "ACmixConv2d",
         "GLMix",
         "GLMixBlock",
+        "GLMixConv2d",
         "XVolution",
+        "XVolutionConv2d",
         "create_model",
         "list_models",
         "load_official",
