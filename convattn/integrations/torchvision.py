@@ -62,7 +62,7 @@ class PyramidBackbone(nn.Module):
 def backbone_with_fpn(
     name: str,
     *,
-    out_indices: Sequence[int] = (-4, -3, -2, -1),
+    out_indices: Sequence[int] | None = None,
     out_channels: int = 256,
     trainable_layers: int | None = None,
     extra_blocks: ExtraFPNBlock | None = None,
@@ -73,8 +73,9 @@ def backbone_with_fpn(
 
     Args:
         name: The model.
-        out_indices: Which of its maps the pyramid takes, in ascending order; the last four, which
-            have strides 4, 8, 16 and 32, if not given.
+        out_indices: Which of its maps the pyramid takes, in ascending order; None for the last
+            four, each coarser than the one before: strides 4, 8, 16 and 32 in all of ours but the
+            plain vision transformers, whose maps have one size.
         out_channels: Channels of every map of the pyramid.
         trainable_layers: How many of these maps, counted from the last, have layers of their own
             that train. Everything that an earlier map depends on is frozen, its batch norms with
@@ -85,19 +86,27 @@ def backbone_with_fpn(
         **arguments: For ``timm.create_model``: ``pretrained``, ``in_chans``, ...
 
     Raises:
-        ValueError: For an unknown name or sizes that do not fit.
+        ValueError: For an unknown name, sizes that do not fit, or, without ``out_indices``, maps
+            that do not become coarser.
         TypeError: For an argument that the model does not have.
 
     The detectors need as many anchor sizes as there are maps, "pool" included.
     """
-    if trainable_layers not in (None, *range(len(out_indices) + 1)):
+    indices = (-4, -3, -2, -1) if out_indices is None else tuple(out_indices)
+    if trainable_layers not in (None, *range(len(indices) + 1)):
         raise ValueError(
-            f"trainable_layers must be from 0 to {len(out_indices)}, the number of maps, got "
+            f"trainable_layers must be from 0 to {len(indices)}, the number of maps, got "
             f"{trainable_layers!r}"
         )
-    body = create_model(name, features_only=True, out_indices=tuple(out_indices), **arguments)
-    if trainable_layers is not None and trainable_layers < len(out_indices):
-        _freeze(body, len(out_indices) - 1 - trainable_layers, arguments.get("in_chans"))
+    body: Any = create_model(name, features_only=True, out_indices=indices, **arguments)
+    strides = body.feature_info.reduction()
+    if out_indices is None and strides != sorted(set(strides)):
+        raise ValueError(
+            f"the last four maps of {name!r} have strides {strides}, and a pyramid has coarser and "
+            "coarser ones: choose another model, or name the maps, such as out_indices=(-1,)"
+        )
+    if trainable_layers is not None and trainable_layers < len(indices):
+        _freeze(body, len(indices) - 1 - trainable_layers, arguments.get("in_chans"))
     return PyramidBackbone(body, out_channels, extra_blocks=extra_blocks, norm_layer=norm_layer)
 
 

@@ -141,6 +141,8 @@ def test_bad_arguments_name_the_value_and_the_fix():
     fraction: Any = 2.5
     with pytest.raises(ValueError, match=r"trainable_layers must be from 0 to 4, .* got 2\.5"):
         backbone_with_fpn("glnet_nano", trainable_layers=fraction)
+    with pytest.raises(ValueError, match=r"strides \[16, 16, 16, 16\], .* out_indices=\(-1,\)"):
+        backbone_with_fpn("acmix_deit_nano")
     with pytest.raises(ValueError, match="did you mean 'glnet_nano'"):
         backbone_with_fpn("glnet_nan")
     with pytest.raises(TypeError, match="did you mean 'in_chans'"):
