@@ -33,6 +33,7 @@ from convattn.integrations._changed_detectors import trainer as trainer
 
 SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
 
+_NOTE = "# Needs convattn.integrations.ultralytics.register() in the process that builds it.\n"
 _OURS = "reads_convattn"  # marks the function that knows our names, however it is wrapped later
 
 
@@ -188,7 +189,8 @@ def register() -> None:
     A row with one of the names is read by Ultralytics as the module of its own that ours is built
     on (`Conv`, `C2f` or `C3k2`), so that it scales the channels and counts the repeats as it does
     for its own, and no argument can land in the operator's. Then the operator is put in. No file of
-    Ultralytics is changed. Calling this again changes nothing.
+    Ultralytics is changed. Calling this again changes nothing. Without it such a YAML ends in
+    ``KeyError: 'C3k2GLMix'``.
 
     Raises:
         RuntimeError: if the installed Ultralytics reads a model in another way.
@@ -215,9 +217,14 @@ def recipe(name: str = "yolov8n-acmix") -> Path:
         name: "yolov8n-acmix"; the letter after the number is its scale: n, s or m.
 
     Raises:
-        ValueError: For another name.
+        ValueError: For another name; `write_yaml` makes the YAML of any other network.
     """
-    check_choice("recipe", name, [f"yolov8{scale}-acmix" for scale in "nsm"])
+    try:
+        check_choice("recipe", name, [f"yolov8{scale}-acmix" for scale in "nsm"])
+    except ValueError as error:
+        base, _, operator = name.partition("-")
+        written = f"write_yaml({base + '.yaml'!r}, {operator or 'acmix'!r})"
+        raise ValueError(f"{error}; {written} makes that of another network") from None
     register()
     # Ultralytics reads the letter and opens the file without it.
     return Path(__file__).parent / f"{name}.yaml"
@@ -230,7 +237,7 @@ def write_yaml(
 
     Args:
         base: A YAML that Ultralytics knows, with the letter of its scale: "yolo11n.yaml".
-        operator: "ACmix", "XVolution" or "GLMix".
+        operator: "ACmix", "XVolution" or "GLMix", in any case.
         folder: Where the file goes; its name is that of the base and the operator.
         layers: Rows to change, counted from 0; None for each `C2f` and `C3k2` of the backbone whose
             map is 1/16 of the image or smaller.
@@ -242,7 +249,10 @@ def write_yaml(
         ValueError: For an unknown operator, a row that holds neither `Conv`, `C2f` nor `C3k2`, or
             a model where nothing is to be changed.
     """
-    check_choice("operator", operator, OPERATORS)
+    plain = operator.lower().replace("-", "")
+    known = {name.lower(): name for name in OPERATORS}
+    check_choice("operator", plain, known)
+    operator = known[plain]
     register()
     model = tasks.yaml_model_load(base)
     rows = model["backbone"] + model["head"]
@@ -261,7 +271,7 @@ def write_yaml(
         rows[layer][2] = names[rows[layer][2]]
     path = Path(folder) / f"{Path(base).stem}-{operator.lower()}.yaml"
     content = {key: value for key, value in model.items() if key not in ("scale", "yaml_file")}
-    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+    path.write_text(_NOTE + yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
     return path.resolve()
 
 

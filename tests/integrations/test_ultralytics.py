@@ -209,8 +209,11 @@ def test_yaml_is_written_for_any_model(tmp_path):
         ours.write_yaml("yolov8n.yaml", "GLMix", tmp_path, layers=(9,))
     with pytest.raises(ValueError, match=r"layer 99 of yolov8n.yaml is nothing"):
         ours.write_yaml("yolov8n.yaml", "GLMix", tmp_path, layers=(99,))
-    with pytest.raises(ValueError, match="did you mean 'GLMix'"):
-        ours.write_yaml("yolov8n.yaml", "GLmix", tmp_path)
+    same = ours.write_yaml("yolov8s.yaml", "glmix", tmp_path, layers=(3, 15))
+    assert same == path
+    assert "C2fGLMix" in same.read_text()
+    with pytest.raises(ValueError, match="did you mean 'glmix'"):
+        ours.write_yaml("yolov8n.yaml", "GLMx", tmp_path)
     with pytest.raises(ValueError, match=r"nothing to change in yolov5n\.yaml"):
         ours.write_yaml("yolov5n.yaml", "ACmix", tmp_path)
 
@@ -221,6 +224,12 @@ def test_recipe_is_found_at_every_scale(scale):
     assert model.yaml["scale"] == scale
     assert model.model[0].conv.out_channels == {"n": 16, "s": 32, "m": 48}[scale]
     assert sum(isinstance(m, ACmix) for m in model.modules()) >= 5
+
+
+def test_another_recipe_is_one_to_write():
+    written = r"write_yaml\('yolo11n\.yaml', 'glmix'\) makes that of another network"
+    with pytest.raises(ValueError, match=f"unknown recipe 'yolo11n-glmix'.*{written}"):
+        ours.recipe("yolo11n-glmix")
 
 
 def test_detectors_fuse_to_the_same_maps(detector):
