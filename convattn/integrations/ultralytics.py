@@ -238,7 +238,8 @@ def write_yaml(
     Args:
         base: A YAML that Ultralytics knows, with the letter of its scale: "yolo11n.yaml".
         operator: "ACmix", "XVolution" or "GLMix", in any case.
-        folder: Where the file goes; its name is that of the base and the operator.
+        folder: Where the file goes, made where there is none; its name is that of the base and the
+            operator.
         layers: Rows to change, counted from 0; None for each `C2f` and `C3k2` of the backbone whose
             map is 1/16 of the image or smaller.
 
@@ -269,6 +270,7 @@ def write_yaml(
                 f"layers {fits}"
             )
         rows[layer][2] = names[rows[layer][2]]
+    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / f"{Path(base).stem}-{operator.lower()}.yaml"
     content = {key: value for key, value in model.items() if key not in ("scale", "yaml_file")}
     path.write_text(_NOTE + yaml.safe_dump(content, sort_keys=False, default_flow_style=None))

@@ -202,7 +202,7 @@ def test_yaml_is_written_for_any_model(tmp_path):
     assert type(model.model[15]).__name__ == "C2fGLMix"
     assert model.model[3].op.out_chans == 128  # 256 at scale s
     assert model.stride.tolist() == [8, 16, 32]
-    coarse = ultralytics.YOLO(ours.write_yaml("yolov8n.yaml", "ACmix", tmp_path)).model
+    coarse = ultralytics.YOLO(ours.write_yaml("yolov8n.yaml", "ACmix", tmp_path / "a" / "b")).model
     mixed = [i for i, layer in enumerate(coarse.model) if type(layer).__name__ == "C2fACmix"]
     assert mixed == [6, 8]  # in the backbone, at 1/16 and 1/32
     with pytest.raises(ValueError, match=r"layer 9 of yolov8n.yaml is SPPF; .* layers \[0, 1, 2"):
