@@ -20,6 +20,7 @@ from tests.compare import assert_close
 from tests.golden import relative_error
 
 NANO = convattn.list_models("*_nano")
+BASELINES = ("baseline_resnet_nano", "conv_swin_nano", "pvt_nano", "san_nano")
 
 pytestmark = pytest.mark.parametrize("name", NANO)
 
@@ -374,6 +375,8 @@ def test_is_captured_as_one_graph_forward_and_backward(name, build, dynamic, bac
 
 @pytest.mark.slow
 def test_compiled_code_gives_the_same(name, build):
+    if name in BASELINES:
+        pytest.skip("its code is compiled with that of the model that has ACmix in its place")
     model, x = build(name, num_classes=5), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert_close(torch.compile(model, fullgraph=True)(x), model(x), torch.float32)
