@@ -342,6 +342,11 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
+def named_parameters_called(model: nn.Module, *leaves: str) -> set[str]:
+    """Return the full names of the parameters that have one of these as their last part."""
+    return {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+
+
 def only_stride_32(family: str, output_stride: int) -> None:
     """Raise for an ``output_stride`` that a family without dilated stages cannot give."""
     if output_stride != 32:

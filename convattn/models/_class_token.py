@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from convattn.layers.acmix import ACmix
 from convattn.layers.attention import prepend_tokens
 from convattn.layers.block import PreNormBlock
-from convattn.models._backbone import POOLS, Pyramid, Stage
+from convattn.models._backbone import POOLS, Pyramid, Stage, named_parameters_called
 from convattn.models._start import start_linear, start_transformer
 
 NORM_EPS = 1e-6
@@ -247,7 +247,7 @@ class TokenPyramid(Pyramid):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of positions, class token, alpha and beta, which should not shrink."""
-        return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] in NOT_WEIGHTS}
+        return named_parameters_called(self, *NOT_WEIGHTS)
 
     def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         x = self.stem(x)

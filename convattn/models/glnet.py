@@ -22,6 +22,7 @@ from convattn.models._backbone import (
     Stage,
     check_sizes,
     drop_path_rates,
+    named_parameters_called,
     only_stride_32,
     placed,
 )
@@ -206,8 +207,7 @@ class GLNet(Pyramid):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the slots and temperatures, which are no weights of a map."""
-        leaves = ("slots", "slot_scale")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+        return named_parameters_called(self, "slots", "slot_scale")
 
     def _token_head(self, num_classes: int) -> nn.Linear | None:
         wanted = self.config.token_labelling and num_classes > 0

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.xvolution import XVolution
-from convattn.models._backbone import as_list, check_pool, check_sizes, placed
+from convattn.models._backbone import (
+    as_list,
+    check_pool,
+    check_sizes,
+    named_parameters_called,
+    placed,
+)
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
@@ -185,8 +191,7 @@ class BaselineResNet(ResNet):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of ACmix's alpha and beta, which should not shrink."""
-        leaves = ("alpha", "beta")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+        return named_parameters_called(self, "alpha", "beta")
 
     def put_operators(self) -> bool:
         """Put the family's operator in place of convolutions, and return whether there is one."""

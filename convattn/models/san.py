@@ -16,6 +16,7 @@ from convattn.models._backbone import (
     Stage,
     check_sizes,
     drop_path_rates,
+    named_parameters_called,
     only_stride_32,
     placed,
 )
@@ -171,8 +172,7 @@ class SAN(Pyramid):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of alpha and beta, which weigh two paths and should not shrink."""
-        leaves = ("alpha", "beta")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+        return named_parameters_called(self, "alpha", "beta")
 
 
 def _stem(in_chans: int, width: int) -> nn.Module:

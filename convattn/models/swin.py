@@ -18,6 +18,7 @@ from convattn.models._backbone import (
     Stage,
     check_sizes,
     drop_path_rates,
+    named_parameters_called,
     only_stride_32,
     placed,
 )
@@ -215,8 +216,7 @@ class Swin(Pyramid):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of alpha, beta and the bias tables, which are no weights of a map."""
-        leaves = ("alpha", "beta", "relative_position_bias_table")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
+        return named_parameters_called(self, "alpha", "beta", "relative_position_bias_table")
 
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
