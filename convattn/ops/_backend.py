@@ -1,14 +1,83 @@
-"""Which path of an operator runs: what the caller says, else the override, else its own rule."""
+"""Which path of an operator runs: what the caller says, else the override, else its table of rules.
+
+A table is a tuple of (path, when it fits, the measurement that says so); the first that fits is
+taken, and the last fits always.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from convattn.ops._checks import check_choice
 
 # Every path of any operator. An operator that lacks the overriding one keeps its own rule.
-PATHS = ("reference", "tiled", "dense", "folded", "grouped", "taps", "sdpa", "shifted")
+PATHS = ("reference", "tiled", "dense", "folded", "grouped", "taps", "sdpa", "shifted", "triton")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the choice of a path may depend on.
+
+    Sizes may be symbols while a model is compiled: a rule that compares them costs one graph for
+    each side, so that a table may compare them with few constants, and never with one another.
+    """
+
+    device: str
+    dtype: torch.dtype
+    height: int
+    width: int
+    stride: int = 1
+    window: int = 1
+    grad: bool = False  # whether a gradient will be asked for
+    exporting: bool = False  # whether the operators are written down for another runtime
+
+
+Rule = tuple[str, Callable[[Case], bool], str]
+
+
+def describe(*tensors: Tensor, stride: int = 1, window: int = 1) -> Case:
+    """Return the case of an operator on the map ``tensors[0]`` and other tensors.
+
+    Args:
+        tensors: the map, whose last two dimensions are its height and width, then all else that a
+            gradient may be wanted for.
+        stride: of the operator.
+        window: of the operator.
+    """
+    x = tensors[0]
+    return Case(
+        device=x.device.type,
+        dtype=x.dtype,
+        height=x.shape[-2],
+        width=x.shape[-1],
+        stride=stride,
+        window=window,
+        grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        exporting=exporting(),
+    )
+
+
+def exporting() -> bool:
+    """Whether the operators are written down for another runtime, which knows PyTorch's own."""
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch.compiler.is_exporting()
+        or torch.onnx.is_in_onnx_export()
+    )
+
+
+def choose(rules: Sequence[Rule], case: Case) -> str:
+    """Return the path of the first rule that fits."""
+    for path, fits, _ in rules:
+        if fits(case):
+            return path
+    raise AssertionError(f"the last rule fits always, but none fits {case}")
+
 
 # A plain variable: torch.compile reads it once and guards on it.
 _override: str | None = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import resolve
+from convattn.ops._backend import Case, Rule, choose, describe, resolve
 from convattn.ops._checks import (
     check_divisible,
     check_map,
@@ -37,12 +37,15 @@ SDPA_BACKENDS = ("sdpa", "reference")
 PATCH_BACKENDS = ("taps", "reference")
 
 
-def _suits_whole(height: int, width: int, window_size: int) -> bool:
-    """Whether "auto" attends to a map as a whole: it has no more pixels than a tile with its halo.
+def _is_small(case: Case) -> bool:
+    """Whether the map has no more pixels than a tile with its halo: 18 x 18 for 7 x 7 windows."""
+    return case.height * case.width <= (2 * case.window + 4) ** 2
 
-    With 7 x 7 windows that is 18 x 18; on a CPU the two paths cross between 18 and 22.
-    """
-    return height * width <= (2 * window_size + 4) ** 2
+
+SLIDING_RULES: tuple[Rule, ...] = (
+    ("dense", _is_small, "the two cross between 18 x 18 and 22 x 22"),
+    ("tiled", lambda case: True, "the rest"),
+)
 
 
 @scriptable(
@@ -100,8 +103,8 @@ def sliding_window_attention(
     _check_position(position, q, num_heads)
     chosen = resolve(backend, SLIDING_BACKENDS)
     if chosen == "auto":
-        whole = _suits_whole(q.shape[2], q.shape[3], window_size)
-        chosen = "dense" if whole else "tiled"
+        given = (q, k, v) if position is None else (q, k, v, position)
+        chosen = choose(SLIDING_RULES, describe(*given, stride=stride, window=window_size))
     options = {"window_size": window_size, "stride": stride, "dilation": dilation}
     if chosen == "reference":
         return reference.sliding_window_attention(

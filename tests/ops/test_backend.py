@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from convattn import ops
 from convattn.ops import acmix, attention, glmix, xvolution
-from convattn.ops._backend import PATHS, resolve
+from convattn.ops._backend import PATHS, Case, choose, describe, exporting, resolve
 
 
 def test_the_callers_word_is_final():
@@ -48,7 +50,55 @@ def test_every_path_of_an_operator_can_be_the_override():
         if name.endswith("BACKENDS")
         for path in value
     }
-    assert choices == set(PATHS)
+    assert choices | {"triton"} == set(PATHS)
+
+
+CASE = Case(device="cpu", dtype=torch.float32, height=7, width=9)
+
+
+def test_the_first_rule_that_fits_decides():
+    rules = (
+        ("tiled", lambda case: case.device == "cuda", ""),
+        ("dense", lambda case: case.height < 8, ""),
+        ("sdpa", lambda case: True, ""),
+    )
+    assert choose(rules, CASE) == "dense"
+    assert choose(rules[:1] + rules[2:], CASE) == "sdpa"
+    with pytest.raises(AssertionError, match="the last rule fits always"):
+        choose(rules[:1], CASE)
+
+
+def test_every_table_ends_with_a_rule_for_the_rest_and_names_paths():
+    tables = {
+        f"{module.__name__}.{name}": value
+        for module in (acmix, attention, glmix, xvolution)
+        for name, value in vars(module).items()
+        if name.endswith("RULES")
+    }
+    assert "convattn.ops.attention.SLIDING_RULES" in tables
+    for name, rules in tables.items():
+        assert all(path in PATHS and why for path, _, why in rules), name
+        assert all(rules[-1][1](case) for case in (CASE, replace(CASE, device="cuda"))), name
+
+
+def test_a_case_is_described_by_the_tensors():
+    x, weight = torch.zeros(2, 3, 5, 7, dtype=torch.bfloat16), torch.zeros(3, requires_grad=True)
+    case = describe(x, weight, stride=2, window=3)
+    assert case == Case("cpu", torch.bfloat16, 5, 7, stride=2, window=3, grad=True)
+    assert not describe(x).grad
+    with torch.no_grad():
+        assert not describe(x, weight).grad
+
+
+def test_a_case_says_whether_the_model_is_exported():
+    class Asks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if exporting() else x - 1
+
+    x = torch.zeros(2)
+    assert not exporting()
+    assert torch.export.export(Asks(), (x,)).module()(x).tolist() == [1, 1]
+    assert torch.compile(Asks(), fullgraph=True, backend="eager")(x).tolist() == [-1, -1]
 
 
 @pytest.mark.slow
