@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import convattn
-from convattn.cli import evaluate, models, predict, train
+from convattn.cli import bench, evaluate, models, predict, train
 
-_COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models}
+_COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models, "bench": bench}
 _EXTRAS = {
     "jinja2": "train",
     "lightning": "train",
@@ -29,6 +29,7 @@ _EXAMPLES = """examples:
   convattn eval runs/glnet_nano-digits-1         how good the result is
   convattn predict runs/glnet_nano-digits-1 scan.png
   convattn models 'glnet*'                       what there is to train
+  convattn bench glnet_stl --against resnet50    how fast it is here
 """
 
 

@@ -1,0 +1,1 @@
+"""Measure speed and memory: computations in turns, medians with their spread, ratios by round."""

@@ -1,0 +1,162 @@
+"""Both sides of a comparison in the form in which they would be deployed, checked before use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import timm.models.convnext
+import torch
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.fx import GraphModule, Tracer
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import convattn
+
+MAX_DIFFERENCE = 1e-4  # of the outputs, relative, in float32: what rounding leaves
+
+
+def deploy(model: nn.Module, example: Tensor, *, ours: bool) -> nn.Module:
+    """Return the model in evaluation with all folded that can be, and prove that it is the same.
+
+    This package's models are folded as a user would fold them, by `convattn.reparameterize`. Others
+    get the same favour: what timm folds, batch norms after convolutions, ConvNeXt's layer scales.
+
+    Args:
+        model: on the CPU in float32; it is left as it is.
+        example: images to compare the outputs on.
+        ours: whether this package made it.
+
+    Raises:
+        RuntimeError: the folded model computes something else.
+    """
+    folded = _fold_ours(model) if ours else fold_peer(model)
+    model = copy.deepcopy(model).eval()
+    with torch.inference_mode():
+        before, after = model(example), folded(example)
+    difference = float((after - before).norm() / before.norm())
+    if not difference < MAX_DIFFERENCE:  # a NaN is no proof either
+        raise RuntimeError(
+            f"the folded {type(model).__name__} is not the model: its outputs differ by "
+            f"{difference:.1e} of their size, where rounding leaves less than {MAX_DIFFERENCE:.0e}"
+        )
+    return folded
+
+
+def fold_peer(model: nn.Module) -> nn.Module:
+    """Return a folded copy of a network that is not of this package."""
+    folded = reparameterize_model(model.eval())
+    _fold_layer_scales(folded)
+    _fold_norms(folded)
+    return folded
+
+
+def count_norms(model: nn.Module) -> int:
+    """Return how many batch norms are left."""
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give norms, layer scales and what starts at zero the values of a trained network, roughly.
+
+    As they start, many do nothing, and a wrong folding could not be seen.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def between(low: float, high: float, like: Tensor) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator).to(like)
+
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.8, 1.2),
+                (module.weight, 0.8, 1.2),
+                (module.bias, -0.2, 0.2),
+            ):
+                if tensor is not None:
+                    tensor.copy_(between(low, high, tensor))
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2].startswith("gamma"):
+            parameter.copy_(between(0.5, 1.0, parameter))
+        elif parameter.dim() > 1 and not parameter.any():  # a classifier that starts at zero
+            parameter.copy_(between(-0.05, 0.05, parameter))
+    return model
+
+
+def _fold_ours(model: nn.Module) -> nn.Module:
+    folded: nn.Module = getattr(convattn, "reparameterize", reparameterize_model)(model.eval())
+    return folded
+
+
+@torch.no_grad()
+def _fold_layer_scales(model: nn.Module) -> None:
+    """Fold what follows ConvNeXt's last linear layer into it."""
+    for block in model.modules():
+        if isinstance(block, timm.models.convnext.ConvNeXtBlock) and block.gamma is not None:
+            last: Any = block.mlp.fc2
+            last.weight.mul_(block.gamma.view(-1, *[1] * (last.weight.dim() - 1)))
+            if last.bias is not None:
+                last.bias.mul_(block.gamma)
+            block.gamma = None
+
+
+class _Shallow(Tracer):
+    """Sees a batch norm as one module, timm's with an activation too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _fold_norms(model: nn.Module) -> None:
+    """Fold every batch norm whose only input is a convolution that nothing else reads.
+
+    The trace only finds the pairs: the model keeps its own forward. A network that cannot be traced
+    keeps its norms; `count_norms` tells.
+    """
+    if not count_norms(model):
+        return
+    try:
+        graph = GraphModule(model, _Shallow().trace(model)).graph
+    except Exception:  # tracing runs any code there is; the reasons are as many
+        return
+    modules = dict(model.named_modules())
+    used = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    for conv_node, node in _pairs(graph):
+        conv, norm = modules[str(conv_node.target)], modules[str(node.target)]
+        once = used.count(str(conv_node.target)) == used.count(str(node.target)) == 1
+        if not once or not isinstance(conv, nn.Conv2d) or not isinstance(norm, _BatchNorm):
+            continue
+        if norm.running_mean is None:
+            continue
+        _set(model, str(conv_node.target), fuse_conv_bn_eval(conv, norm))
+        _set(model, str(node.target), _after(norm))
+
+
+def _pairs(graph: Any) -> list[tuple[Any, Any]]:
+    """Return the modules that follow each other, where the first has no other reader."""
+    return [
+        (node.args[0], node)
+        for node in graph.nodes
+        if node.op == "call_module"
+        and node.args
+        and getattr(node.args[0], "op", "") == "call_module"
+        and len(node.args[0].users) == 1
+    ]
+
+
+def _after(norm: _BatchNorm) -> nn.Module:
+    """Return what a norm does beside norming: timm's may hold an activation."""
+    if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return nn.Identity()
+    rest: list[Callable[..., Any]] = [getattr(norm, n) for n in ("drop", "act") if hasattr(norm, n)]
+    return nn.Sequential(*(m for m in rest if isinstance(m, nn.Module)))
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,166 @@
+"""Models as computations to measure: evaluation in the deployed form, or a step of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convattn.bench.deployed import count_norms, deploy, randomize
+from convattn.bench.run import Built, Case
+from convattn.models import count_macs, count_parameters, create_model, list_models
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How models are run; the same for all sides of a comparison."""
+
+    size: tuple[int, int]
+    batch: int = 8
+    device: str = "cpu"
+    dtype: str = "float32"
+    train: bool = False
+    compile: bool = False
+    deployed: bool = True  # evaluation: folded; else as it was trained
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON, less what stands elsewhere."""
+        return {
+            "mode": "training step" if self.train else "evaluation",
+            "batch": self.batch,
+            "size": list(self.size),
+            "compile": self.compile,
+            "form": "deployed" if self.deployed and not self.train else "trained",
+            "layout": "channels-last",
+            "weights": "random",
+            **({"optimizer": "AdamW, fused"} if self.train else {}),
+        }
+
+
+def default_batch(device: str) -> int:
+    """Return how many images a call takes where nobody says."""
+    return 128 if torch.device(device).type == "cuda" else 8
+
+
+def check_device(device: str) -> str:
+    """Return the device, if there is one.
+
+    Raises:
+        ValueError: it is unknown or not there.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ValueError(
+                f"device {device!r}: PyTorch {torch.__version__} sees no GPU here; use 'cpu'"
+            )
+        if (torch.device(device).index or 0) >= count:
+            raise ValueError(f"device {device!r}: there are {count}, numbered from 0")
+    return device
+
+
+def own_size(name: str) -> tuple[int, int]:
+    """Return height and width of the images that a model was made for."""
+    with torch.device("meta"):
+        cfg: Any = create_model(name).pretrained_cfg
+    height, width = cfg["input_size"][1:]
+    return height, width
+
+
+def model_case(name: str, setting: Setting) -> Case:
+    """Return a model as a computation.
+
+    Args:
+        name: of this package's registry, or of timm's.
+        setting: how to run it.
+
+    Raises:
+        ValueError: no model has this name, or it does not take images of this size.
+    """
+    with torch.device("meta"):
+        described = build_model(name, setting.size)
+    macs = count_macs(described, (3, *setting.size)) * setting.batch
+    return Case(
+        name=name,
+        build=lambda: _training(name, setting) if setting.train else _evaluation(name, setting),
+        images=setting.batch,
+        # Forward once, and backward twice as much: for the inputs and for the weights.
+        macs=macs * 3 if setting.train else macs,
+        details={"parameters": count_parameters(described)},
+    )
+
+
+def build_model(name: str, size: tuple[int, int]) -> nn.Module:
+    """Build a model for images of a size; those of timm that need to know it are told."""
+    model = create_model(name)
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    if tuple(cfg["input_size"][1:]) == tuple(size) or not cfg.get("fixed_input_size"):
+        return model
+    try:
+        return create_model(name, img_size=size)
+    except (TypeError, AssertionError) as error:
+        height, width = cfg["input_size"][1:]
+        raise ValueError(
+            f"{name} takes images of {height}x{width} pixels only, got {size[0]}x{size[1]}"
+        ) from error
+
+
+def _evaluation(name: str, setting: Setting) -> Built:
+    torch.manual_seed(0)
+    model = randomize(build_model(name, setting.size)).eval()
+    note, macs = "", None
+    if setting.deployed:
+        model = deploy(model, torch.randn(1, 3, *setting.size), ours=name in list_models())
+        macs = count_macs(model, (3, *setting.size)) * setting.batch
+        left = count_norms(model)
+        note = f"{left} batch norms follow no layer that could take them" if left else ""
+    dtype = DTYPES[setting.dtype]
+    model = model.to(setting.device, dtype).to(memory_format=torch.channels_last)
+    images = _images(setting, dtype)
+    run: Any = torch.compile(model) if setting.compile else model
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = run(images)
+            return result
+
+    return Built(call, macs=macs, note=note)
+
+
+def _training(name: str, setting: Setting) -> Built:
+    torch.manual_seed(0)
+    model = build_model(name, setting.size).train()
+    model = model.to(setting.device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, fused=True)
+    images = _images(setting, torch.float32)
+    labels = torch.randint(1000, (setting.batch,), device=setting.device)
+    run: Any = torch.compile(model) if setting.compile else model
+    half = setting.dtype != "float32"
+    autocast = torch.autocast(
+        torch.device(setting.device).type, dtype=DTYPES[setting.dtype], enabled=half
+    )
+
+    def call() -> None:
+        with autocast:
+            loss = F.cross_entropy(run(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Built(call)
+
+
+def _images(setting: Setting, dtype: torch.dtype) -> Tensor:
+    images = torch.randn(setting.batch, 3, *setting.size, device=setting.device, dtype=dtype)
+    return images.contiguous(memory_format=torch.channels_last)

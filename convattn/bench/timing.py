@@ -1,0 +1,93 @@
+"""Times of several computations, measured in turns: A B C, A B C, ..."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+Clock = Callable[[Call, int], float]  # (what to call, how often) -> seconds of all calls
+
+MIN_SAMPLE = 0.01  # seconds: a shorter computation is repeated within a sample
+_WARM_SECONDS, _WARM_CALLS = 0.2, 2
+
+
+@dataclass(frozen=True)
+class Times:
+    """What was measured of each computation."""
+
+    seconds: dict[str, list[float]]  # of one call, by name and round
+    calls: dict[str, int]  # in each sample
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: at so many rounds, or earlier when the time is over."""
+
+    rounds: int = 50
+    least: int = 5
+    seconds: float = math.inf  # of the rounds, without warming up
+
+
+def measure(
+    calls: Mapping[str, Call],
+    *,
+    clock: Clock,
+    limits: Limits,
+    now: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> Times:
+    """Warm each up, then time them in turns, so that all see the same moods of the machine.
+
+    Args:
+        calls: the computations by name, in the order of their turns.
+        clock: how a sample is timed; `clock_of` gives that of a device.
+        limits: rounds and seconds.
+        now: the time, for ``limits.seconds``.
+        on_round: told the number of rounds that are done.
+    """
+    repeats = {name: _warm_up(call, clock) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    start, done = now(), 0
+    while done < limits.least or (done < limits.rounds and now() - start < limits.seconds):
+        for name, call in calls.items():
+            seconds[name].append(clock(call, repeats[name]) / repeats[name])
+        done += 1
+        on_round(done)
+    return Times(seconds, repeats)
+
+
+def clock_of(device: torch.device | str) -> Clock:
+    """Return the clock of a device: events of a GPU's stream, else the computer's."""
+    return _cuda_clock if torch.device(device).type == "cuda" else _cpu_clock
+
+
+def _warm_up(call: Call, clock: Clock) -> int:
+    """Call until nothing is new any more, and return how many calls make a sample."""
+    spent, fastest, done = 0.0, math.inf, 0
+    while done < _WARM_CALLS or spent < _WARM_SECONDS:
+        took = max(clock(call, 1), 1e-7)
+        spent, fastest, done = spent + took, min(fastest, took), done + 1
+    return max(1, math.ceil(MIN_SAMPLE / fastest))
+
+
+def _cpu_clock(call: Call, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return time.perf_counter() - start
+
+
+def _cuda_clock(call: Call, repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000

@@ -1,0 +1,208 @@
+"""``convattn bench``: how fast a model is here, beside others."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from convattn.bench.floor import measure_peak
+from convattn.bench.models import (
+    DTYPES,
+    Setting,
+    check_device,
+    default_batch,
+    model_case,
+    own_size,
+)
+from convattn.bench.progress import show_progress
+from convattn.bench.record import new_document, to_json
+from convattn.bench.run import Group, run_group
+from convattn.bench.table import comparison_table
+from convattn.bench.timing import Limits
+from convattn.models import create_model
+
+HELP = "measure a model's speed and memory, beside others"
+DESCRIPTION = """Measure the speed and the memory of models, side by side.
+
+Every model is warmed up; then they take turns, round by round, so that all see the same moods of
+the machine. Speeds are medians with quartiles, and ratios are taken round by round."""
+EPILOG = """examples:
+  convattn bench glnet_stl --against swin_tiny_patch4_window7_224 convnext_tiny
+  convattn bench acmix_resnet50 --against resnet50 --dtype bfloat16 --threads 2
+  convattn bench glnet_4g --against convnext_tiny --train --batch 32
+  convattn bench glnet_4g --against convnext_tiny --device cuda --dtype bfloat16 --compile
+  convattn bench --list 'swin*'
+
+Models are those of `convattn models` and of timm, with random weights. Evaluation runs in the
+deployed form, channels-last: this package's models after convattn.reparameterize, timm's with batch
+norms and layer scales folded likewise. A training step is forward, backward and AdamW.
+
+quartiles    half of the rounds lie between them; in brackets those of a ratio
+mult-adds    of one image; papers call them FLOPs
+of peak      the arithmetic floor, as a share of the time needed: what the multiply-adds would take
+             at the speed of the largest matrix products and 1x1 convolutions, measured beside it
+peak memory  of one batch, beyond weights, images and outputs"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", nargs="?", help="what to measure")
+    parser.add_argument(
+        "--against", nargs="+", action="extend", default=[], metavar="NAME", help="beside what"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", metavar="TYPE", help=", ".join(DTYPES))
+    parser.add_argument("--train", action="store_true", help="a step of training, not evaluation")
+    parser.add_argument("--compile", action="store_true", help="compile every model first")
+    parser.add_argument("--batch", type=int, metavar="N", help="images; default 8, on a GPU 128")
+    parser.add_argument("--size", metavar="PIXELS", help="192 or 192x256; default the model's own")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default PyTorch's")
+    parser.add_argument("--rounds", type=int, metavar="N", help="exactly so many")
+    parser.add_argument(
+        "--seconds", type=float, default=30, metavar="S", help="rounds go on so long; default 30"
+    )
+    parser.add_argument(
+        "--as-trained", action="store_true", help="evaluate without folding anything"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every sample; - prints nothing else")
+    parser.add_argument("--plot", metavar="FILE", help="draw the speeds: .png or .svg")
+    parser.add_argument("--list", nargs="?", const="*", metavar="PATTERN", help="list the models")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.list is not None:
+        return _list(args.list)
+    if args.model is None:
+        raise ValueError("which model? Such as: convattn bench glnet_stl --against convnext_tiny")
+    names = list(dict.fromkeys([args.model, *args.against]))
+    _check(args, names)
+    if args.plot:
+        from convattn.bench.figures import check_picture
+
+        check_picture(args.plot)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    document = _measure(args, names)
+    group = document["groups"][0]
+    if args.json == "-":
+        print(to_json(document), end="")
+    else:
+        print(_heading(document, group))
+        print("\n".join(comparison_table(group)))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(to_json(document), encoding="utf-8")
+    if args.plot:
+        from convattn.bench.figures import save, speed_figure
+
+        save(speed_figure(group), args.plot)
+    return 0
+
+
+def _list(pattern: str) -> int:
+    names = fnmatch.filter(timm.list_models(), pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}")
+    print("\n".join(names))
+    return 0
+
+
+def _check(args: argparse.Namespace, names: list[str]) -> None:
+    """Find every mistake before anything is measured."""
+    check_device(args.device)
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
+    if args.train and args.dtype == "float16":
+        raise ValueError("--train in float16 needs a gradient scaler; use --dtype bfloat16")
+    if args.train and args.as_trained:
+        raise ValueError("--train trains the trained form anyway: leave out --as-trained")
+    for option in ("batch", "threads", "rounds", "seconds"):
+        value = getattr(args, option)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{option} must be positive, got {value}")
+    for name in names:
+        with torch.device("meta"):
+            create_model(name)
+    for option in ("json", "plot"):
+        path = getattr(args, option)
+        if path not in (None, "-") and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"--{option} {path}: there is no folder {Path(path).parent}")
+
+
+def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    setting = Setting(
+        size=_size(args.size) or own_size(args.model),
+        batch=args.batch or default_batch(args.device),
+        device=args.device,
+        dtype=args.dtype,
+        train=args.train,
+        compile=args.compile,
+        deployed=not args.as_trained,
+    )
+    group = Group(
+        name=f"{args.model} beside {len(names) - 1} others" if len(names) > 1 else args.model,
+        cases=[model_case(name, setting) for name in names],
+        device=setting.device,
+        dtype=setting.dtype,
+        settings=setting.as_dict(),
+    )
+    command = "convattn " + " ".join(_words(args))
+    document = new_document("bench", command=command, device=args.device, settings={})
+    limits = Limits(rounds=args.rounds or 1000, least=args.rounds or 5, seconds=args.seconds)
+    progress = show_progress()
+    try:
+        progress.group(args.model, 1, 1)
+        progress.say("measuring the machine's peak")
+        peak = measure_peak(args.device, DTYPES[args.dtype])
+        document["groups"].append(run_group(group, limits=limits, peak=peak, progress=progress))
+        progress.done()
+    finally:
+        progress.close()
+    return document
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """Return the words that ask for the same again."""
+    words = ["bench", args.model]
+    for name, value in vars(args).items():
+        if name in ("command", "run", "options", "model", "list", "json", "plot", "traceback"):
+            continue
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value not in (None, False, []):
+            words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return words
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if found is None:
+        raise ValueError(f"--size must be pixels such as 192 or 192x256, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
+    settings, machine = group["settings"], document["machine"]
+    height, width = settings["size"]
+    threads = document["settings"]["threads"]
+    many = f"{threads} thread{'s' if threads > 1 else ''} of {machine['cpu']}"
+    where = machine["gpu"] or many
+    form = [] if settings["mode"] == "training step" else [f"{settings['form']} form"]
+    words = [
+        settings["mode"],
+        *form,
+        f"{settings['batch']} images of {height}x{width}",
+        settings["dtype"],
+        *(["compiled"] if settings["compile"] else []),
+        where,
+        f"{group['rounds']} rounds",
+    ]
+    return ", ".join(words)
