@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def describe_versions() -> dict[str, str | None]:
     return {**own, **{name: _version(name) for name in _PACKAGES}}
 
 
+@cache
 def describe_commit() -> str | None:
     """Return the commit of this checkout, with a ``+`` if files differ; None for a package."""
     home = Path(__file__).parents[2]

@@ -79,7 +79,6 @@ def run_group(
         progress.say(f"preparing {case.name}")
         try:
             built = case.build()
-            built.call()
             built.call()  # what is kept from call to call is there now
             memory[case.name] = peak_memory(built.call, group.device) if case.memory else None
             ready[case.name] = built

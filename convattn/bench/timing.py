@@ -13,7 +13,6 @@ Call = Callable[[], object]
 Clock = Callable[[Call, int], float]  # (what to call, how often) -> seconds of all calls
 
 MIN_SAMPLE = 0.01  # seconds: a shorter computation is repeated within a sample
-_WARM_SECONDS, _WARM_CALLS = 0.2, 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Limits:
     rounds: int = 50
     least: int = 5
     seconds: float = math.inf  # of the rounds, without warming up
+    warm: float = 0.1  # seconds of warming up each, with at least one call
 
 
 def measure(
@@ -50,7 +50,7 @@ def measure(
         now: the time, for ``limits.seconds``.
         on_round: told the number of rounds that are done.
     """
-    repeats = {name: _warm_up(call, clock) for name, call in calls.items()}
+    repeats = {name: _warm_up(call, clock, limits.warm) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     start, done = now(), 0
     while done < limits.least or (done < limits.rounds and now() - start < limits.seconds):
@@ -66,10 +66,10 @@ def clock_of(device: torch.device | str) -> Clock:
     return _cuda_clock if torch.device(device).type == "cuda" else _cpu_clock
 
 
-def _warm_up(call: Call, clock: Clock) -> int:
+def _warm_up(call: Call, clock: Clock, seconds: float) -> int:
     """Call until nothing is new any more, and return how many calls make a sample."""
     spent, fastest, done = 0.0, math.inf, 0
-    while done < _WARM_CALLS or spent < _WARM_SECONDS:
+    while not done or spent < seconds:
         took = max(clock(call, 1), 1e-7)
         spent, fastest, done = spent + took, min(fastest, took), done + 1
     return max(1, math.ceil(MIN_SAMPLE / fastest))

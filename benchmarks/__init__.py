@@ -1,0 +1,1 @@
+"""Benchmarks: operators, backbones, training, scaling; the page that shows what they found."""

@@ -1,0 +1,187 @@
+"""What the scripts share: options, the plan's share of the time, the file of results."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from convattn.bench.floor import Peak, measure_peak
+from convattn.bench.machine import describe_machine, slug
+from convattn.bench.models import DTYPES, check_device, default_batch
+from convattn.bench.progress import Progress, show_progress
+from convattn.bench.record import Record, new_document
+from convattn.bench.run import Group, run_group
+from convattn.bench.timing import Limits
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plan of groups depends on."""
+
+    device: str
+    dtypes: tuple[str, ...]
+    batch: int
+    compile: bool
+    quick: bool
+
+
+Plan = Callable[[Options], list[Group]]
+
+
+def main(
+    script: str, *, about: str, plan: Plan, budget: float, argv: Sequence[str] | None = None
+) -> int:
+    """Run a script of benchmarks and return its exit status.
+
+    Args:
+        script: its name, as in ``python -m benchmarks.NAME``.
+        about: what it measures.
+        plan: the groups to measure, by the options.
+        budget: seconds that it takes by default.
+        argv: the words of the command line; None for the process's.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(script, about, budget).parse_args(words)
+    try:
+        return _run(script, plan, args, words)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.{script}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{script}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, help="this one only")
+    parser.add_argument("--batch", type=int, help="images; default 8, on a GPU 128")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="networks compiled too; on a GPU they are",
+    )
+    parser.add_argument("--threads", type=int, help="of the CPU; default PyTorch's")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=budget,
+        metavar="SECONDS",
+        help=f"rounds go on so long; default {budget:.0f}",
+    )
+    parser.add_argument("--rounds", type=int, default=40, help="at most; default 40")
+    parser.add_argument("--only", metavar="PATTERN", help="groups that have this in their name")
+    parser.add_argument("--list", action="store_true", help="list the groups and end")
+    parser.add_argument("--quick", action="store_true", help="try the script in a second or two")
+    parser.add_argument("--name", help="of the machine, for the file; default its processor")
+    parser.add_argument("--output", type=Path, help="file; default benchmarks/results/NAME-SCRIPT")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file of another machine's results"
+    )
+    return parser
+
+
+def _run(script: str, plan: Plan, args: argparse.Namespace, words: list[str]) -> int:
+    check_device(args.device)
+    for option in ("batch", "threads", "budget", "rounds"):
+        value = getattr(args, option)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{option} must be positive, got {value}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    groups = plan(_options(args))
+    names = [group.name for group in groups]
+    chosen = [group for group in groups if _asked(group.name, args.only)]
+    if not chosen:
+        raise ValueError(f"no group has {args.only!r} in its name; see --list")
+    if args.list:
+        print("\n".join(group.name for group in chosen))
+        return 0
+    document = new_document(
+        script,
+        command=shlex.join(["python", "-m", f"benchmarks.{script}", *words]),
+        device=args.device,
+        settings={"quick": args.quick},
+    )
+    record = Record(_path(script, args), document, force=args.force)
+    print(f"{len(chosen)} groups in {_minutes(args)}; results: {record.path}", file=sys.stderr)
+    start, progress = time.perf_counter(), show_progress()
+    try:
+        _measure(chosen, args, record, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"\nInterrupted: {record.path} has the groups above.", file=sys.stderr)
+        return 130
+    finally:
+        progress.close()
+    if not args.dtype:
+        record.keep(names)
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes: {record.path}", file=sys.stderr)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    gpu = torch.device(args.device).type == "cuda"
+    if gpu:
+        torch.backends.cudnn.benchmark = True
+    usual = ("bfloat16",) if gpu else ("float32",) if args.quick else ("float32", "bfloat16")
+    return Options(
+        device=args.device,
+        dtypes=(args.dtype,) if args.dtype else usual,
+        batch=args.batch or (2 if args.quick else default_batch(args.device)),
+        compile=gpu and not args.quick if args.compile is None else args.compile,
+        quick=args.quick,
+    )
+
+
+def _path(script: str, args: argparse.Namespace) -> Path:
+    if args.output:
+        return Path(args.output)
+    name = args.name or slug(describe_machine(args.device))
+    # A trial says nothing: it does not go where results are.
+    folder = Path(tempfile.gettempdir()) / "convattn-quick" if args.quick else RESULTS
+    return folder / f"{name}-{script}.json"
+
+
+def _asked(name: str, pattern: str | None) -> bool:
+    return pattern is None or fnmatch.fnmatchcase(name, f"*{pattern}*")
+
+
+def _minutes(args: argparse.Namespace) -> str:
+    return "a few seconds" if args.quick else f"about {args.budget / 60:.1f} minutes"
+
+
+def _measure(
+    groups: list[Group], args: argparse.Namespace, record: Record, progress: Progress
+) -> None:
+    end = time.perf_counter() + args.budget
+    peaks: dict[str, Peak] = {}
+    for number, group in enumerate(groups, start=1):
+        progress.group(group.name, number, len(groups))
+        if group.dtype not in peaks:
+            progress.say("measuring the machine's peak")
+            seconds = 0.05 if args.quick else 2.0
+            peaks[group.dtype] = measure_peak(group.device, DTYPES[group.dtype], seconds)
+        share = group.weight / sum(other.weight for other in groups[number - 1 :])
+        left = max(end - time.perf_counter(), 0.0) * share
+        limits = Limits(rounds=args.rounds, least=min(args.rounds, 5), seconds=left)
+        if args.quick:
+            limits = Limits(rounds=2, least=2, warm=0)
+        peak = peaks[group.dtype]
+        result = run_group(group, limits=limits, peak=peak, progress=progress, keep_going=True)
+        record.add(result)
+        progress.done()

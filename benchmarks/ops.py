@@ -1,0 +1,225 @@
+"""Measure the operators: every path that they have, beside the reference.
+
+python -m benchmarks.ops
+python -m benchmarks.ops --device cuda
+
+On a GPU the sliding window has PyTorch's FlexAttention beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Options, main
+from convattn import ops
+from convattn.bench.models import DTYPES
+from convattn.bench.run import Built, Case, Group
+from convattn.ops import acmix, attention, glmix, xvolution
+
+HEADS, WINDOW, SLOTS = 4, 7, (8, 8)
+# Channels and size of the four stages of a ResNet for images of 224 x 224, and of a GLNet-STL.
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
+_LATER_STAGES = ((64, 56), (256, 14))
+_QUICK = ((8, 9),)
+
+Operator = Callable[..., Tensor]  # (*inputs, backend=) -> Tensor
+
+
+def plan(options: Options) -> list[Group]:
+    """Return the groups: an operator, a shape, forward or with backward, a type."""
+    makers = (_sliding, _clustering, _pixel_shift, _convolution_path)
+    return [
+        group
+        for dtype in options.dtypes
+        for backward in (False, True)
+        for make in makers
+        for group in make(options, dtype, backward)
+    ]
+
+
+def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
+    groups = []
+    for stride in (1, 2):
+        for channels, size in _QUICK if options.quick else STAGES:
+            shape = (options.batch, channels, size, size)
+            position = (1, channels // HEADS, size, size)
+
+            def call(q: Tensor, k: Tensor, v: Tensor, p: Tensor, **rest: Any) -> Tensor:
+                return ops.sliding_window_attention(
+                    q, k, v, num_heads=HEADS, window_size=WINDOW, position=p, **rest
+                )
+
+            answered = -(-size // stride)
+            groups.append(
+                _group(
+                    options,
+                    "sliding window",
+                    [shape, shape, shape, position],
+                    call,
+                    attention.SLIDING_BACKENDS,
+                    macs=2 * options.batch * channels * WINDOW**2 * answered**2,
+                    dtype=dtype,
+                    backward=backward,
+                    stride=stride,
+                )
+            )
+    return groups
+
+
+def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
+    def call(u: Tensor, scale: Tensor, backend: str) -> Tensor:
+        slots = ops.pool_slots(u, SLOTS)
+        gathered = ops.soft_clustering(slots, u, scale, backend=backend)
+        return ops.dispatch(slots, gathered, u, scale, backend=backend)
+
+    return [
+        _group(
+            options,
+            "GLMix clustering and dispatching",
+            [(options.batch, channels, size, size), (1,)],
+            call,
+            glmix.BACKENDS,
+            macs=4 * options.batch * channels * SLOTS[0] * SLOTS[1] * size**2,
+            dtype=dtype,
+            backward=backward,
+        )
+        for channels, size in (_QUICK if options.quick else STAGES)
+    ]
+
+
+def _pixel_shift(options: Options, dtype: str, backward: bool) -> list[Group]:
+    def call(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+        return ops.pixel_shift_attention(q, k, v, num_heads=HEADS, backend=backend)
+
+    return [
+        _group(
+            options,
+            "pixel shift attention",
+            [(options.batch, channels, size, size)] * 3,
+            call,
+            xvolution.BACKENDS,
+            macs=2 * options.batch * channels * 9 * size**2,
+            dtype=dtype,
+            backward=backward,
+        )
+        for channels, size in (_QUICK if options.quick else _LATER_STAGES)
+    ]
+
+
+def _convolution_path(options: Options, dtype: str, backward: bool) -> list[Group]:
+    groups = []
+    for channels, size in _QUICK if options.quick else _LATER_STAGES:
+        d, shape = channels // HEADS, (options.batch, channels, size, size)
+
+        def call(
+            q: Tensor, k: Tensor, v: Tensor, fc: Tensor, dep: Tensor, backend: str, d: int = d
+        ) -> Tensor:
+            return ops.acmix_convolution(q, k, v, fc, dep, head_dim=d, backend=backend)
+
+        groups.append(
+            _group(
+                options,
+                "ACmix convolution path",
+                [shape, shape, shape, (9, 3 * HEADS), (channels, 9, 3, 3)],
+                call,
+                acmix.BACKENDS,
+                # Folded: 9 products with each of the groups, for every output and pixel.
+                macs=options.batch * channels * 9 * 3 * HEADS * size**2,
+                dtype=dtype,
+                backward=backward,
+            )
+        )
+    return groups
+
+
+def _group(
+    options: Options,
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    call: Operator,
+    backends: Sequence[str],
+    *,
+    macs: int,
+    dtype: str,
+    backward: bool,
+    stride: int = 0,
+) -> Group:
+    gpu = torch.device(options.device).type == "cuda"
+    extra: dict[str, Any] = {"stride": stride} if stride else {}
+    batch, channels, size = shapes[0][0], shapes[0][1], shapes[0][2]
+    mode = "forward + backward" if backward else "forward"
+    paths = ["reference", "auto", *(b for b in backends if b != "reference")]
+    paths = [path for path in paths if gpu or path != "triton"]
+
+    def build(path: str) -> Callable[[], Built]:
+        if path == "flex":
+            from benchmarks.flex import sliding_window_flex
+
+            operator: Operator = sliding_window_flex(
+                size=size, num_heads=HEADS, window_size=WINDOW, stride=stride, device=options.device
+            )
+            return lambda: _ready(operator, shapes, options.device, dtype, backward)
+        rest = {"backend": path, **extra}
+        return lambda: _ready(
+            lambda *tensors: call(*tensors, **rest), shapes, options.device, dtype, backward
+        )
+
+    if gpu and stride:
+        paths.append("flex")
+    title = f"{name} ({channels}, {size}x{size})" + (f", stride {stride}" if stride else "")
+    work = macs * (3 if backward else 1)
+    return Group(
+        name=f"{title}, {mode}, {dtype}",
+        cases=[Case(name=p, build=build(p), images=batch, macs=work) for p in paths],
+        device=options.device,
+        dtype=dtype,
+        settings={
+            "operator": name,
+            "mode": mode,
+            "batch": batch,
+            "channels": channels,
+            "size": [size, size],
+            **extra,
+            "layout": "channels-last",
+        },
+        weight=float(batch * channels * size**2) * (3 if backward else 1) + 2e5 * batch,
+    )
+
+
+def _ready(
+    operator: Operator,
+    shapes: Sequence[tuple[int, ...]],
+    device: str,
+    dtype: str,
+    backward: bool,
+) -> Built:
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, device=device, dtype=DTYPES[dtype]) for shape in shapes]
+    tensors = [
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors
+    ]
+    if not backward:
+
+        def forward() -> Tensor:
+            with torch.inference_mode():
+                return operator(*tensors)
+
+        return Built(forward)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    gradient = torch.randn_like(operator(*tensors))
+
+    def both() -> tuple[Tensor, ...]:
+        result = operator(*tensors)
+        return result.detach(), *torch.autograd.grad(result, tensors, gradient)
+
+    return Built(both)
+
+
+if __name__ == "__main__":
+    sys.exit(main("ops", about=__doc__ or "", plan=plan, budget=200))

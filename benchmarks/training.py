@@ -1,0 +1,35 @@
+"""Measure a step of training: forward, backward, AdamW; time and memory.
+
+python -m benchmarks.training
+python -m benchmarks.training --device cuda
+
+On a GPU everything is measured compiled too.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.common import Options, main
+from benchmarks.networks import RESNET, SWIN, network_group
+from convattn.bench.run import Group
+
+GROUPS = (
+    ("GLNet and Swin", (SWIN, "glnet_stl")),
+    ("ResNets", (RESNET, "acmix_resnet50")),
+)
+_QUICK = (("nano", ("glnet_nano", "acmix_resnet_nano")),)
+
+
+def plan(options: Options) -> list[Group]:
+    """Return the groups: networks that are compared, by type, compiled or not."""
+    return [
+        network_group(title, names, options, dtype=dtype, train=True, compiled=compiled)
+        for dtype in options.dtypes
+        for compiled in ((False, True) if options.compile else (False,))
+        for title, names in (_QUICK if options.quick else GROUPS)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main("training", about=__doc__ or "", plan=plan, budget=200))
