@@ -59,6 +59,7 @@ def test_version_is_one_plain_line():
         "create_model",
         "list_models",
         "load_official",
+        "reparameterize",
         "replace",
     ],
 )

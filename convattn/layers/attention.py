@@ -12,6 +12,7 @@ from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
 from convattn.layers.attention_part import AttentionPart
+from convattn.layers.folding import fold_sequence
 from convattn.ops._checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.ops.attention import (
     PATCH_BACKENDS,
@@ -336,6 +337,10 @@ class PatchwiseAttention(AttentionPart):
             nn.ReLU(inplace=True),
             nn.Conv2d(maps, maps * places, 1),
         )
+
+    def reparameterize(self) -> None:
+        """Fold the norm inside the network into the layer before it, exactly and for good."""
+        fold_sequence(self.mlp)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend: (B, C, ceil(H / s), ceil(W / s))."""

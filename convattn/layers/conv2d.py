@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.conv2d_like import Conv2dLike, conv2d_size, follow, within_range
+from convattn.layers.folding import add_layer, fold_scale, fold_shift, is_plain
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
 
@@ -164,15 +165,56 @@ class ConvBeside(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        self.conv = conv
+        self.conv: Any = conv  # or None, where ``op`` has taken it over
         self.op = op
         weight = conv.weight
-        self.gamma = nn.Parameter(
+        self.gamma: Any = nn.Parameter(
             torch.zeros(conv.out_channels, device=weight.device, dtype=weight.dtype)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to what the convolution gives."""
-        y = self.conv(x)
-        # Under autocast gamma, kept in float32, would widen everything that follows.
-        return y + (self.gamma[:, None, None] * within_range(self.op(x))).to(y.dtype)
+        if self.conv is None:
+            return self.op(x)
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            y, beside = self.conv(x), within_range(self.op(x))
+            if self.gamma is not None:
+                beside = self.gamma[:, None, None] * beside
+            # Under autocast gamma, kept in float32, would widen everything that follows.
+            return y + beside.to(y.dtype)
+
+    def reparameterize(self) -> None:
+        """Fold gamma into the operator, and the convolution into X-volution's, exactly.
+
+        What an operator cannot take over stays as it is.
+        """
+        if self.gamma is not None and self._absorb(self.gamma.detach()):
+            self.gamma = None
+        if self.gamma is not None or self.conv is None or not isinstance(self.op, XVolution):
+            return
+        if _are_alike(self.conv, self.op.conv):
+            add_layer(self.op.conv, self.conv)
+            self.conv = None
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift`` for good, exactly; False where it cannot be."""
+        self.reparameterize()
+        if self.conv is None:
+            assert isinstance(self.op, XVolution)
+            return self.op.absorb_affine(scale, shift)
+        if self.gamma is not None or not is_plain(self.conv) or not self._absorb(scale):
+            return False
+        fold_scale(self.conv, scale)
+        fold_shift(self.conv, shift)
+        return True
+
+    def _absorb(self, scale: Tensor) -> bool:
+        absorb = getattr(self.op, "absorb_affine", None)
+        return absorb is not None and absorb(scale, torch.zeros_like(scale))
+
+
+def _are_alike(conv: nn.Conv2d, other: nn.Conv2d) -> bool:
+    """Return whether the sum of two convolutions of one map is a convolution."""
+    names = ("kernel_size", "stride", "dilation", "groups", "padding", "padding_mode")
+    same = all(getattr(conv, name) == getattr(other, name) for name in names)
+    return same and is_plain(conv) and is_plain(other)

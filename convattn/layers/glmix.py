@@ -13,7 +13,7 @@ from convattn.layers._scalars import accept_scalars
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
-from convattn.layers.folding import fold_scale
+from convattn.layers.folding import fold_scale, fold_shift
 from convattn.ops._checks import (
     check_choice,
     check_map,
@@ -177,6 +177,16 @@ class GLMix(Conv2dLike):
             fold_scale(self.slot_attn.proj, scale)
         if self.local is not None and self.branches != "sequential":
             fold_scale(self.local[-1], scale)
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (out_chans,), for good, exactly."""
+        self.scale_outputs(scale)
+        last = self.proj
+        if not isinstance(last, nn.Conv2d):
+            parallel = self.local is not None and self.branches != "sequential"
+            last = self.local[-1] if parallel else self.slot_attn.proj
+        fold_shift(last, shift)
+        return True
 
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""

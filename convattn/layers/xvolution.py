@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convattn.layers.conv2d_like import (
@@ -15,7 +16,7 @@ from convattn.layers.conv2d_like import (
     within_range,
 )
 from convattn.layers.ffn import depthwise
-from convattn.layers.folding import fold_scale, fold_shift, norm_factors
+from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -175,10 +176,34 @@ class XVolution(Conv2dLike):
             self.conv_norm = follow(self.conv, nn.Identity())
         factors = norm_factors(self.attn_norm)
         if factors is not None:
-            last = self.v_proj if self.weighting is None else self.weighting
-            fold_scale(last, factors[0])
+            fold_scale(self._last(), factors[0])
             fold_shift(self.conv, factors[1])
             self.attn_norm = follow(self.conv, nn.Identity())
+
+    @torch.no_grad()
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift`` for good, exactly; see `fold_norm`.
+
+        Args:
+            scale: (out_chans,).
+            shift: (out_chans,).
+
+        Returns:
+            Whether it is done: not where a norm counts on its batch, or the convolution that was
+            taken over computes in its own way.
+        """
+        self.reparameterize()
+        if not isinstance(self.conv_norm, nn.Identity) or not is_plain(self.conv):
+            return False
+        if not isinstance(self.attn_norm, nn.Identity):
+            return False
+        fold_scale(self.conv, scale)
+        fold_shift(self.conv, shift)
+        fold_scale(self._last(), scale)
+        return True
+
+    def _last(self) -> nn.Conv2d:
+        return self.v_proj if self.weighting is None else self.weighting
 
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:

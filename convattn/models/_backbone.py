@@ -13,6 +13,7 @@ from timm.models import checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from convattn.layers.folding import fold_sequence
 from convattn.ops._checks import check_choice, check_map, check_positive, check_rate
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
@@ -35,6 +36,11 @@ class Stage(nn.Module):
         self.blocks: nn.Sequential | nn.ModuleList = nn.Sequential(*blocks)
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
+
+    def reparameterize(self) -> None:
+        """Fold the batch norms of the transition into its convolutions, exactly and for good."""
+        if isinstance(self.downsample, nn.Sequential):
+            fold_sequence(self.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
@@ -102,6 +108,11 @@ class Pyramid(nn.Module):
         self.stages: nn.Sequential | nn.ModuleList = nn.Sequential(*stages)
         self.norm = norm
         self._set_head(num_classes, global_pool)
+
+    def reparameterize(self) -> None:
+        """Fold the batch norms of the stem into its convolutions, exactly and for good."""
+        if isinstance(self.stem, nn.Sequential):
+            fold_sequence(self.stem)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""

@@ -16,6 +16,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import (
     Pyramid,
@@ -139,12 +140,35 @@ class GLNet(Pyramid):
             )
             self.config = config
             self.token_head = self._token_head(num_classes)
+        self.folded = False
         self.init_weights()
         self.to(dtype=dtype)
 
     def init_weights(self) -> None:
         """Start every convolution and linear layer at a narrow normal, its bias at zero."""
         self.apply(_start)
+
+    def reparameterize(self) -> None:
+        """Fold the norms of the stem into its convolutions; norm the mean, not the map.
+
+        The mean of a normed map is the norm of its mean, so that ``forward`` needs no pass over
+        the map. What ``forward_features`` and `forward_intermediates` give is as before.
+        """
+        super().reparameterize()
+        affine = channel_affine(self.norm)
+        if affine is not None:
+            self.norm = affine
+            self.folded = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
+        means = self.head.global_pool.pool_type == "avg" and self.token_head is None
+        if self.folded and means:
+            self._check_images(x)
+            x = self.stages(self.stem(x)).mean((2, 3), keepdim=True)
+            return self.head.fc(self.head.drop(self.norm(x).flatten(1)))
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return self.forward_head(self.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""

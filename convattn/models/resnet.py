@@ -13,6 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
+from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
 from convattn.models._backbone import (
     as_list,
@@ -26,8 +27,28 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
 from convattn.ops._checks import check_choice, check_rate
 
+
+class FoldingBasicBlock(BasicBlock):
+    """timm's block, whose norms go into the layers before them at deployment."""
+
+    def reparameterize(self) -> None:
+        """Fold both norms, and that of the shortcut, exactly and for good."""
+        _fold_norms(self)
+
+
+class FoldingBottleneck(Bottleneck):
+    """timm's block, whose norms go into the layers before them at deployment."""
+
+    def reparameterize(self) -> None:
+        """Fold the three norms, and that of the shortcut, exactly and for good."""
+        _fold_norms(self)
+
+
 # Each block, and which of its convolutions and norms an operator takes the place of: the first 3x3.
-BLOCKS = {"bottleneck": (Bottleneck, "conv2", "bn2"), "basic": (BasicBlock, "conv1", "bn1")}
+BLOCKS = {
+    "bottleneck": (FoldingBottleneck, "conv2", "bn2"),
+    "basic": (FoldingBasicBlock, "conv1", "bn1"),
+}
 
 
 @dataclass(frozen=True)
@@ -193,6 +214,18 @@ class BaselineResNet(ResNet):
         """Return the names of ACmix's alpha and beta, which should not shrink."""
         return named_parameters_called(self, "alpha", "beta")
 
+    def reparameterize(self) -> None:
+        """Fold the norms of the stem into its convolutions, exactly and for good.
+
+        The blocks do so with theirs, so that no batch norm is left.
+        """
+        last: nn.Module = self.conv1
+        if isinstance(last, nn.Sequential):
+            fold_sequence(last)
+            last = last[-1]
+        if fold_norm(last, self.bn1):
+            self.bn1 = left_of(self.bn1)
+
     def put_operators(self) -> bool:
         """Put the family's operator in place of convolutions, and return whether there is one."""
         return False
@@ -282,6 +315,14 @@ class XVolutionResNet(BaselineResNet):
             setattr(block, name, mixer)
             setattr(block, norm, nn.Identity())
         return True
+
+
+def _fold_norms(block: nn.Module) -> None:
+    for i in ("1", "2", "3"):
+        if hasattr(block, f"conv{i}"):
+            fold_pair(block, f"conv{i}", f"bn{i}")
+    if isinstance(block.downsample, nn.Sequential):
+        fold_sequence(block.downsample)
 
 
 def _check(config: ResNetConfig, output_stride: int) -> None:

@@ -11,6 +11,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
+from convattn.layers.folding import fold_pair
 from convattn.models._backbone import (
     Pyramid,
     Stage,
@@ -103,6 +104,14 @@ class SANBlock(nn.Module):
         self.expand = nn.Conv2d(dim // 4, dim, 1)
         self.act = nn.ReLU(inplace=True)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def reparameterize(self) -> None:
+        """Fold the norm after ACmix into it, exactly, where ACmix can take a shift.
+
+        The attention alone cannot: its weights do not sum to one. The first norm stays: it follows
+        a sum that goes on beside the branch, and precedes a ReLU.
+        """
+        fold_pair(self, "mixer", "norm2")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""

@@ -119,6 +119,46 @@ def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
     return widened(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
 
 
+def affine_before(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a layer that also does what was done to its inputs before.
+
+    ``y = W (scale x + shift) + b  =>  y = (W scale) x + (W shift + b)``; for a convolution that is
+    exact where it pads nothing.
+
+    Args:
+        weight: of a convolution or a linear layer: (C_out, C_in / groups, ...).
+        bias: (C_out,); None for 0.
+        scale: (C_in,).
+        shift: (C_in,).
+        groups: of the convolution.
+
+    Returns:
+        The weight and the bias (C_out,), in float32 at least.
+
+    Raises:
+        ValueError: factors for another number of inputs.
+    """
+    inputs = weight.shape[1] * groups
+    if scale.shape != (inputs,) or shift.shape != (inputs,):
+        raise ValueError(
+            f"scale and shift must have one value for each of {inputs} inputs, got "
+            f"{tuple(scale.shape)} and {tuple(shift.shape)}"
+        )
+    weight = widened(weight)
+    scale, shift = (_as_weight(factor, weight, groups) for factor in (scale, shift))
+    moved = (weight * shift).flatten(1).sum(1)
+    return weight * scale, moved if bias is None else moved + bias
+
+
+def _as_weight(factor: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Give a factor of each input the shape of the weight of a layer with groups."""
+    outputs = weight.shape[0] // groups
+    rows = factor.reshape(groups, 1, -1).expand(-1, outputs, -1).flatten(0, 1)
+    return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
+
+
 def add_identity(weight: Tensor) -> Tensor:
     """Return the kernels of a depth-wise convolution to whose output its input is added.
 

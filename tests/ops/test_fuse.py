@@ -7,6 +7,7 @@ from torch import nn
 
 from convattn.ops.fuse import (
     add_identity,
+    affine_before,
     batch_norm_factors,
     fold_fc_group_conv,
     scale_outputs,
@@ -118,3 +119,18 @@ def test_half_precision_is_folded_in_float32():
     assert {t.dtype for t in batch_norm_factors(half, half, half, half, eps=1e-5)} == {
         torch.float32
     }
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_done_to_the_inputs_goes_into_the_weights(groups, bias):
+    conv = nn.Conv2d(4, 6, 3, groups=groups, bias=bias)
+    x, scale, shift = torch.randn(2, 4, 5, 6), torch.randn(4), torch.randn(4)
+    expected = conv(x * scale[:, None, None] + shift[:, None, None])
+    weight, moved = affine_before(conv.weight, conv.bias, scale, shift, groups=groups)
+    assert_close(F.conv2d(x, weight, moved, groups=groups), expected, torch.float32)
+
+
+def test_factors_of_inputs_must_be_as_many():
+    with pytest.raises(ValueError, match=r"one value for each of 4 inputs, got \(3,\) and \(4,\)"):
+        affine_before(torch.zeros(6, 4), None, torch.ones(3), torch.ones(4))

@@ -1,0 +1,130 @@
+"""Batch norms that follow a layer in networks of any library, found by tracing, folded into it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from timm.layers import FrozenBatchNormAct2d
+from timm.models import get_notrace_functions, is_notrace_module
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
+
+from convattn.layers.folding import fold_norm, left_of
+
+_NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+_OWN_FOLDING = ("fuse", "forward_fuse", "switch_to_deploy", "absorb_affine")
+
+
+def fold_neighbours(model: nn.Module) -> None:
+    """Fold each batch norm whose input is always, and only its own, the output of one layer.
+
+    The model keeps its classes and methods: tracing only tells what follows what.
+    """
+    shared = _names_of_shared(model)
+    for layer, norm in list(_pairs(_skeleton(model), "")):
+        if layer in shared or norm in shared:
+            continue
+        after = model.get_submodule(norm)
+        if fold_norm(model.get_submodule(layer), after):
+            parent, _, name = norm.rpartition(".")
+            setattr(model.get_submodule(parent), name, left_of(after))
+
+
+def _pairs(part: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of layers and the norms after them, in all that can be traced."""
+    if not any(isinstance(module, _NORMS) for module in part.modules()):
+        return
+    if _looks_after_itself(part):
+        return
+    graph = _traced(part)
+    if graph is None:
+        for name, child in part.named_children():
+            yield from _pairs(child, f"{prefix}{name}.")
+        return
+    for layer, norm in _adjacent(graph, part):
+        yield prefix + layer, prefix + norm
+    for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+        module = part.get_submodule(name)
+        if _is_watched(module):
+            yield from _pairs(module, f"{prefix}{name}.")
+
+
+def _adjacent(graph: fx.Graph, root: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of one graph: wherever the one is called, the other one alone follows."""
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    number = Counter(str(node.target) for node in calls)
+    together = Counter(
+        (str(node.args[0].target), str(node.target))
+        for node in calls
+        if len(node.args) == 1 and not node.kwargs and _only_user(node.args[0])
+    )
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for (layer, norm), count in together.items():
+        if not isinstance(root.get_submodule(norm), _NORMS) or {layer, norm} & read:
+            continue
+        if not _can_take(root.get_submodule(layer)):
+            continue
+        if number[layer] == number[norm] == count:
+            yield layer, norm
+
+
+def _only_user(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1
+
+
+def _can_take(layer: nn.Module) -> bool:
+    # A linear layer's channels are its last axis, a norm's the second: the same in a matrix only.
+    return isinstance(layer, nn.Conv2d) or hasattr(layer, "absorb_affine")
+
+
+class _Tracer(fx.Tracer):
+    """Looks into all that is not known to be one step, nor kept whole."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.start = root
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _NORMS) or _looks_after_itself(m) or is_notrace_module(type(m)):
+            return True
+        if m is not self.start and _is_watched(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(part: nn.Module) -> fx.Graph | None:
+    try:
+        return _Tracer(part).trace(part)
+    except Exception:  # tracing runs the code of any library with what is no tensor
+        return None
+
+
+def _looks_after_itself(module: nn.Module) -> bool:
+    ours = type(module).__module__.split(".")[0] == "convattn"
+    return ours or any(hasattr(module, name) for name in _OWN_FOLDING)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _names_of_shared(model: nn.Module) -> set[str]:
+    """Return every name of the modules that have several."""
+    named = list(model.named_modules(remove_duplicate=False))
+    times = Counter(id(module) for _, module in named)
+    return {name for name, module in named if times[id(module)] > 1}
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy without weights, for tracing: some code keeps what passes through it."""
+    try:
+        memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
+        for weight in model.parameters():
+            memo[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, ValueError):
+        return nn.Identity()  # what cannot be copied, or has no sizes yet, is not traced

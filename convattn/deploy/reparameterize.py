@@ -1,0 +1,95 @@
+"""A model in its deployed form: every module folds what it can, then norms go where they follow."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from convattn.deploy.neighbours import fold_neighbours
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def reparameterize(model: Model, *, inplace: bool = False) -> Model:
+    """Return the deployed form of a model: the same function in evaluation, with less to compute.
+
+    The model itself and every module in it that has ``reparameterize()`` is asked to fold: the
+    operators and backbones of this package, and what follows that convention elsewhere (timm's
+    re-parameterised blocks). Then batch norms that follow a convolution, or one of the operators,
+    are folded into it in networks of other libraries too: those of torchvision and timm in which
+    `convattn.replace` put an operator, or modules of yours around a backbone. What follows what is
+    read from the code by ``torch.fx``; parts that it cannot trace keep their norms, as do modules
+    that a hook looks at, that are used in several places, or that have a ``fuse`` of their own
+    (Ultralytics' models).
+
+    It is exact: it changes the result by rounding alone, and weights are computed in float32 at
+    least. See `convattn.deploy.parity`. There is no way back, and nothing in it for training:
+    the norms that folded are gone.
+
+    A deployed form has other weights under other names than the trained one. To load a file of it,
+    build the model, call ``reparameterize``, then ``load_state_dict``.
+
+    Args:
+        model: Any network, in training or evaluation. Calling it again changes nothing.
+        inplace: Whether to change the model itself; else a copy is made, and the model is left as
+            it is.
+
+    Returns:
+        The deployed form, in evaluation.
+
+    Raises:
+        TypeError: For what is no ``nn.Module``, or a scripted or exported one.
+        ValueError: If the model cannot be copied.
+    """
+    _check(model)
+    if not inplace:
+        model = _copied(model)
+    _visit(model.eval(), set())
+    fold_neighbours(model)
+    return model.eval()  # what is new in it too
+
+
+def _visit(module: nn.Module, seen: set[nn.Module]) -> None:
+    """Let a module fold, then those that are left in it; one that is shared, once."""
+    if module in seen:
+        return
+    seen.add(module)
+    fold = getattr(module, "reparameterize", None)
+    if fold is not None and _takes_nothing(fold):
+        fold()
+    for child in list(module.children()):
+        _visit(child, seen)
+
+
+def _takes_nothing(method: object) -> bool:
+    """Return whether a method can be called as it is; in a VAE the name means something else."""
+    if not callable(method):
+        return False
+    kinds = inspect.signature(method).parameters.values()
+    return all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in kinds
+    )
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{type(model).__name__} is a script, whose code is fixed: call reparameterize on the "
+            "model first, then torch.jit.script or trace the result"
+        )
+
+
+def _copied(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({error}); use inplace=True, which changes "
+            "the model itself"
+        ) from error
