@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
-from convattn.layers.acmix_folding import fold_alpha, folded_layers
+from convattn.layers.acmix_folding import (
+    adds_up,
+    fold_alpha,
+    folded_layers,
+    map_convolution,
+    sees_one_map,
+    shift_attention,
+)
 from convattn.layers.attention_choice import ATTENTIONS, NUM_HEADS, AttentionFactory, make_part
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
@@ -23,10 +30,12 @@ from convattn.ops._checks import (
 )
 from convattn.ops.acmix import (
     acmix_convolution,
+    convolution_path,
     folded_convolution,
     folding_pays,
     shift_convolution,
 )
+from convattn.ops.acmix import map_convolution as convolve_map
 from convattn.ops.fuse import shift_kernels
 
 # How the maps of the fully connected layer are shifted and summed.
@@ -152,7 +161,13 @@ class ACmix(Conv2dLike):
         if mix != "attention":
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
             self.dep_conv = self._make_dep_conv()
-        self.folded: Any = None  # both as one convolution, after ``reparameterize``
+        # whether the convolution may take the map that q, k and v come from in their place
+        self.takes_map = (
+            mix != "attention" and shift != "tensor" and backend == "auto" and sees_one_map(part)
+        )
+        # after ``reparameterize`` one of these: from that map, or from q, k and v
+        self.direct: Any = None
+        self.folded: Any = None
         self.alpha: Any = MIXES[mix].factor("alpha")
         self.beta: Any = MIXES[mix].factor("beta")
         self.register_load_state_dict_pre_hook(accept_scalars)
@@ -176,9 +191,13 @@ class ACmix(Conv2dLike):
         """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
-        context = self.attn.context(x)
-        q, k, v = self.q_proj(x), self.k_proj(context), self.v_proj(context)
-        y = self.attn.restore(self._aggregate(q, k, v))
+        path = self._path(x)
+        if self.mix == "convolution" and path != "projected":
+            y = self._convolve_map(x, path)
+        else:
+            q, k, v = self._project(x)
+            y = self._aggregate(x, q, k, v, path)
+        y = self.attn.restore(y)
         skip = self.stride // self.attn.stride
         return y[:, :, ::skip, ::skip] if skip > 1 else y
 
@@ -211,12 +230,12 @@ class ACmix(Conv2dLike):
             )
         column = tokens.transpose(1, 2).unsqueeze(3)
         x = self.attn.prepare(x)
-        context = self.attn.context(x)
-        q, k, v = self.q_proj(x), self.k_proj(context), self.v_proj(context)
+        path = self._path(x)
+        q, k, v = self._project(x)
         attended, column = self.attn.forward_tokens(
             q, k, v, self.q_proj(column), self.k_proj(column), self.v_proj(column)
         )
-        y = self.attn.restore(self._add_convolution(attended, q, k, v))
+        y = self.attn.restore(self._add_convolution(attended, x, q, k, v, path))
         skip = self.stride // self.attn.stride
         y = y[:, :, ::skip, ::skip] if skip > 1 else y
         return y, _times(self.alpha, column).squeeze(3).transpose(1, 2)
@@ -224,26 +243,74 @@ class ACmix(Conv2dLike):
     def reparameterize(self) -> None:
         """Fold what is linear with nothing between, exactly and for good.
 
-        beta goes into ``fc``; alpha into the attention's output projection, or into W_v with its
-        inverse where ``fc`` takes v, unless it is close to zero; ``fc`` and the group convolution
-        become one where that is no more work. A bias of ``fc`` becomes a group of ones, which zero
-        padding cuts off at the border as it did the bias.
+        beta goes into ``fc``. Where q, k and v come from one map, the projections to them, ``fc``
+        and the group convolution become a dense convolution of that map, or a 1x1 and a group
+        convolution, whichever is faster; else the last two become one where that is no more work.
+        alpha goes into the attention's output projection, or into W_v, with its inverse where
+        ``fc`` still takes v, unless it is close to zero. A bias ends at the border of the map, as
+        it did before the group convolution.
         """
         if self.fc is None:
             return
         beta = 1 - self.alpha if self.beta is None else self.beta
         fold_scale(self.fc, torch.as_tensor(beta, device=self.fc.weight.device))
         self._settle("beta")
+        if self.takes_map and self._is_plain():
+            self._fold_into_map()
         if isinstance(self.alpha, nn.Parameter) and fold_alpha(
             self.attn, self.v_proj, self.fc, self.alpha
         ):
             self._settle("alpha")
+        if self.fc is None:
+            return
         outputs = self.out_chans // self.head_dim
         pays = folding_pays(sum(self.attn.groups), outputs, self.kernel_size, self.attn.stride)
         if pays and self.shift != "tensor" and self.backend == "auto":
             kernels = self._dep_weight(self.fc.weight)
             self.folded = folded_layers(self.fc, kernels, self.head_dim)
             self.fc = self.dep_conv = None
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs of ``forward`` ``scale * y + shift``, exactly and for good.
+
+        Args:
+            scale: (C,), any values.
+            shift: (C,).
+
+        Returns:
+            Whether that could be; if not, the layer is what it was, or its own deployed form.
+        """
+        if self.mix == "attention":
+            if self.alpha != 1.0 or not adds_up(self.attn):
+                return False
+            fold_alpha(self.attn, self.v_proj, None, scale)
+            shift_attention(self.attn, self.v_proj, shift)
+            return True
+        self.reparameterize()
+        if self.direct is None:
+            return False
+        if self.mix != "convolution":
+            if isinstance(self.alpha, nn.Parameter):
+                return False
+            fold_alpha(self.attn, self.v_proj, None, scale)
+        self.direct.absorb_affine(scale, shift)
+        return True
+
+    def _fold_into_map(self) -> None:
+        """Put one or two convolutions of the map in the place of the whole path."""
+        assert self.fc is not None
+        self.direct = map_convolution(
+            (self.q_proj, self.k_proj, self.v_proj),
+            self.fc,
+            self._dep_weight(self.fc.weight),
+            head_dim=self.head_dim,
+            stride=self.attn.stride,
+            dilation=self.dilation,
+        ).train(self.training)
+        self.fc = self.dep_conv = None
+        if self.mix == "convolution":
+            for name in ("q_proj", "k_proj", "v_proj"):
+                setattr(self, name, nn.Identity())  # which TorchScript can still compile
 
     def _settle(self, factor: str) -> None:
         """Make a factor 1, and no longer a parameter."""
@@ -257,16 +324,68 @@ class ACmix(Conv2dLike):
             f"stride={self.stride}, dilation={self.dilation}, shift={self.shift}, mix={self.mix}"
         )
 
-    def _aggregate(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _path(self, x: Tensor) -> str:
+        """Say what the convolution takes: "projected" for q, k and v, else the map itself."""
+        if self.direct is not None:
+            return "direct"
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            takes_map = self.takes_map
+            if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+                takes_map = takes_map and self._is_plain()
+            if not takes_map:
+                return "projected"
+            return convolution_path(
+                x,
+                head_dim=self.head_dim,
+                out_chans=self.out_chans,
+                stride=self.attn.stride,
+                alone=self.mix == "convolution",
+                backend=self.backend,
+            )
+
+    def _is_plain(self) -> bool:
+        """Whether the projections are weight and bias alone: not replaced, watched or hooked."""
+        return all(
+            type(p) is nn.Conv2d and not p._forward_hooks and not p._forward_pre_hooks
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        context = self.attn.context(x)
+        return self.q_proj(x), self.k_proj(context), self.v_proj(context)
+
+    def _aggregate(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str) -> Tensor:
         if self.mix == "convolution":
             return self._convolve(q, k, v)
-        return self._add_convolution(self.attn(q, k, v), q, k, v)
+        return self._add_convolution(self.attn(q, k, v), x, q, k, v, path)
 
-    def _add_convolution(self, attended: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.fc is None and self.folded is None:
+    def _add_convolution(
+        self, attended: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str
+    ) -> Tensor:
+        if self.fc is None and self.folded is None and self.direct is None:
             return attended
         beta = 1 - self.alpha if self.beta is None else self.beta
-        return _times(self.alpha, attended) + _times(beta, self._convolve(q, k, v))
+        convolved = self._convolve(q, k, v) if path == "projected" else self._convolve_map(x, path)
+        return _times(self.alpha, attended) + _times(beta, convolved)
+
+    def _convolve_map(self, x: Tensor, path: str) -> Tensor:
+        if self.direct is not None:
+            return self.direct(x)
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            fc = self.fc
+            assert fc is not None
+            return convolve_map(
+                x,
+                [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
+                [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
+                fc.weight,
+                self._dep_weight(x),
+                head_dim=self.head_dim,
+                fc_bias=fc.bias,
+                stride=self.attn.stride,
+                dilation=self.dilation,
+                path=path,
+            )
 
     def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k = self.attn.spread(k, (q.shape[2], q.shape[3]))

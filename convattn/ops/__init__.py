@@ -2,7 +2,9 @@
 
 from convattn.ops._backend import use_backend as use_backend
 from convattn.ops.acmix import acmix_convolution as acmix_convolution
+from convattn.ops.acmix import convolution_path as convolution_path
 from convattn.ops.acmix import folded_convolution as folded_convolution
+from convattn.ops.acmix import map_convolution as map_convolution
 from convattn.ops.acmix import shift_convolution as shift_convolution
 from convattn.ops.attention import global_attention as global_attention
 from convattn.ops.attention import patchwise_aggregate as patchwise_aggregate

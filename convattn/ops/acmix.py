@@ -10,18 +10,29 @@ checkpoints do.
 | "folded"    | both layers as one convolution from J to N maps in each of d groups             |
 | "grouped"   | the fully connected layer, then the convolution from M to N maps in each group  |
 | "reference" | the formula: K^2 copies of the M maps, einsum                                   |
+
+From the map x that q, k and v are projections of, without a look at them:
+
+| path        | computes                                                                        |
+|-------------|---------------------------------------------------------------------------------|
+| "dense"     | projections and both layers as one convolution of x                             |
+| "connected" | a projection of x to the M maps per channel, then their group convolution       |
+| "projected" | what the first table says, from q, k and v                                      |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import resolve
+from convattn.ops._acmix_kernels import connected
+from convattn.ops._backend import exporting, resolve
 from convattn.ops._checks import (
+    check_choice,
     check_divisible,
     check_map,
     check_odd,
@@ -33,6 +44,38 @@ from convattn.ops.fuse import fold_fc_group_conv
 from convattn.ops.reference import acmix as reference
 
 BACKENDS = ("folded", "grouped", "reference")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What the path of the convolution depends on: no size of a map, so none is guarded on."""
+
+    device: str
+    in_chans: int
+    outputs: int  # N
+    stride: int
+    alone: bool  # whether nothing else needs q, k and v
+    exporting: bool = False
+
+
+# (path, when, the benchmark behind it): forward and backward, float32, batch 8, on one core, of
+# projections and convolution. The copies of q, k and v to (d, J) cost as much as 128 channels of a
+# dense convolution do, a stride of 2 makes that four times as many.
+RULES: tuple[tuple[str, Callable[[Widths], bool], str], ...] = (
+    ("projected", lambda case: case.exporting, "plain operators, as the layer is written"),
+    ("projected", lambda case: case.device != "cpu", "not measured"),
+    (
+        "dense",
+        lambda case: case.in_chans <= 128 * case.stride**2,
+        "(64, 56) 53 ms against 95 projected; (128, 56) with stride 2 90, 182; (128, 28) 43, 52",
+    ),
+    (
+        "connected",
+        lambda case: case.alone or case.outputs > 4,
+        "(192, 28), N = 6: 58 ms against 66 projected, 84 dense; (384, 14), N = 12: 29, 39, 75",
+    ),
+    ("projected", lambda case: True, "(256, 14), N = 4: 26 ms against 27 connected, 41 dense"),
+)
 
 
 @scriptable(
@@ -107,6 +150,93 @@ def acmix_convolution(
     else:
         x, kernels = torch.einsum("mj,bdjhw->bdmhw", weight, x), dep_weight
     return F.conv2d(x.flatten(1, 2), kernels, None, stride, padding, dilation, groups=head_dim)
+
+
+@scriptable(
+    "(Tensor x, *, int head_dim, int out_chans, int stride=1, bool alone=False, "
+    "str backend='auto') -> str"
+)
+def convolution_path(
+    x: Tensor,
+    *,
+    head_dim: int,
+    out_chans: int,
+    stride: int = 1,
+    alone: bool = False,
+    backend: str = "auto",
+) -> str:
+    """Say how to convolve: "dense" or "connected" take ``x``, "projected" its q, k and v.
+
+    Args:
+        x: the map (B, C_in, H, W) that q, k and v are projections of.
+        head_dim: d.
+        out_chans: d N.
+        stride: s.
+        alone: whether nothing else needs q, k and v.
+        backend: of ``acmix_convolution``; whoever names one wants it for q, k and v.
+    """
+    if resolve(backend, BACKENDS) != "auto":
+        return "projected"
+    case = Widths(x.device.type, x.shape[1], out_chans // head_dim, stride, alone, exporting())
+    return next(path for path, fits, _ in RULES if fits(case))
+
+
+@scriptable(
+    "(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor fc_weight, Tensor dep_weight, *, "
+    "int head_dim, Tensor? fc_bias=None, int stride=1, int dilation=1, str path='dense') -> Tensor"
+)
+def map_convolution(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    fc_weight: Tensor,
+    dep_weight: Tensor,
+    *,
+    head_dim: int,
+    fc_bias: Tensor | None = None,
+    stride: int = 1,
+    dilation: int = 1,
+    path: str = "dense",
+) -> Tensor:
+    """Compute ``acmix_convolution`` from the map that q, k and v are projected from.
+
+    Args:
+        x: the map (B, C_in, H, W).
+        weights: of the 1x1 convolutions that make q, k and v, (C_q, C_in, 1, 1) and so on.
+        biases: of the same, (C_q,) and so on, or None.
+        fc_weight: (K^2, J) or (K^2, J, 1, 1).
+        dep_weight: kernels of the group convolution (d N, K^2, K, K).
+        head_dim: d.
+        fc_bias: (K^2,) or None.
+        stride: s.
+        dilation: r.
+        path: "dense" or "connected".
+
+    Returns:
+        A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
+
+    Raises:
+        TypeError: a map that is not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a path that do not fit.
+
+    ACmix (arXiv 2111.14556), the convolution path; that the projections can be folded too is ours.
+    """
+    _, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
+    check_map(x, "x", weights[0].shape[1])
+    check_choice("path", path, ("dense", "connected"))
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    folded = connected(weights, biases, fc_weight, fc_bias, dep_weight, head_dim=head_dim)
+    padding = dilation * (int(kernel_size) // 2)
+    if path == "connected":
+        weight = folded.weight.flatten(0, 1)[:, :, None, None]
+        maps = F.conv2d(x, weight.to(x.dtype), folded.bias.flatten().to(x.dtype))
+        kernels = folded.kernels.to(x.dtype)
+        return F.conv2d(maps, kernels, None, stride, padding, dilation, groups=head_dim)
+    kernels, border = (w.to(x.dtype) for w in folded.dense())
+    ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
+    offset = F.conv2d(ones, border, None, stride, padding, dilation)
+    return F.conv2d(x, kernels, None, stride, padding, dilation) + offset
 
 
 def folding_pays(groups: int, num_outputs: int, kernel_size: int, stride: int = 1) -> bool:

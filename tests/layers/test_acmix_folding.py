@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ACmix
 from convattn.layers import GlobalAttention, SpatialReductionAttention, WindowAttention
@@ -35,7 +37,8 @@ def assert_same_when_folded(layer: Any, size: tuple[int, int] = (9, 7)) -> Any:
 def test_every_mix_and_shift_computes_the_same(mix, shift, fc_bias):
     layer = trained(mix=mix, shift=shift, fc_bias=fc_bias, window_size=3)
     folded = assert_same_when_folded(layer)
-    assert (folded.folded is not None) == (mix != "attention" and shift != "tensor")
+    assert (folded.direct is not None) == (mix != "attention" and shift != "tensor")
+    assert folded.folded is None
     assert not any(isinstance(f, nn.Parameter) for f in (folded.alpha, folded.beta))
 
 
@@ -56,6 +59,8 @@ def test_every_attention_computes_the_same(attention, stride, dilation):
     for size in [(9, 7), (1, 1), (2, 3)]:
         folded = assert_same_when_folded(layer, size)
     assert folded.alpha == folded.beta == 1
+    reduced = attention == "spatial_reduction"  # keys and values come from another map
+    assert (folded.folded is not None, folded.direct is not None) == (reduced, not reduced)
 
 
 @pytest.mark.parametrize("attention", ["global", "spatial_reduction"])
@@ -88,7 +93,9 @@ def test_the_factor_goes_into_an_output_projection(part):
 
 @pytest.mark.parametrize(("heads", "stride", "folds"), [(4, 1, True), (8, 1, False), (8, 3, True)])
 def test_the_two_layers_become_one_where_that_is_no_more_work(heads, stride, folds):
-    layer = trained(num_heads=heads, stride=stride, fc_bias=True, window_size=3)
+    layer = trained(
+        num_heads=heads, stride=stride, fc_bias=True, attention="spatial_reduction", reduction=2
+    )
     folded = assert_same_when_folded(layer)
     assert (folded.folded is not None) == folds
     assert (folded.fc is None) == folds
@@ -111,16 +118,17 @@ def test_the_factor_of_an_attention_that_is_not_known_stays(part):
 
 @pytest.mark.parametrize(("alpha", "stays"), [(0.0, True), (1e-6, True), (-0.7, False)])
 @pytest.mark.parametrize("mix", ["learned", "complement", "learned_alpha"])
-def test_a_factor_that_is_nearly_zero_stays(mix, alpha, stays):
-    layer = trained(mix=mix, window_size=3)
+@pytest.mark.parametrize("shift", ["learned", "tensor"])
+def test_a_factor_that_is_nearly_zero_stays_where_the_convolution_takes_v(mix, alpha, stays, shift):
+    layer = trained(mix=mix, window_size=3, shift=shift)
     nn.init.constant_(layer.alpha, alpha)
     folded = assert_same_when_folded(layer)
-    assert isinstance(folded.alpha, nn.Parameter) == stays
+    assert isinstance(folded.alpha, nn.Parameter) == (stays and shift == "tensor")
 
 
 def test_the_formulas_stay_where_they_are_asked_for():
     folded = assert_same_when_folded(trained(backend="reference", window_size=3))
-    assert folded.folded is None
+    assert folded.folded is folded.direct is None
     assert folded.dep_conv is not None
 
 
@@ -138,5 +146,112 @@ def test_half_precision_stays(dtype):
 def test_frozen_layers_stay_frozen():
     layer = trained(fc_bias=True).requires_grad_(False)
     layer.reparameterize()
-    assert layer.folded is not None
+    assert layer.direct is not None
     assert not any(p.requires_grad for p in layer.parameters())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations inside by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("mix", "projections"), [("learned", 3), ("convolution", 0)])
+@pytest.mark.parametrize(("channels", "stride", "convolutions"), [(64, 1, 1), (256, 1, 2)])
+def test_the_convolution_path_is_one_or_two_convolutions_of_the_map(
+    channels, stride, convolutions, mix, projections
+):
+    layer = ACmix(channels, stride=stride, attention="global", mix=mix).eval()
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+        nn.init.zeros_(projection.get_parameter("bias"))
+    layer.reparameterize()
+    with Calls() as calls, torch.no_grad():
+        layer(torch.randn(1, channels, 14, 14))
+    border = convolutions == 1  # the one of the map of ones
+    assert calls.count["convolution"] == projections + convolutions + border
+    assert calls.count["cat"] == calls.count["einsum"] == calls.count["bmm"] == 0
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("heads", [1, 2, 4, 16])
+@pytest.mark.parametrize("in_chans", [3, 300])  # as one convolution, and as two
+@pytest.mark.parametrize("fc_bias", [False, True])
+def test_any_widths_compute_the_same(kernel_size, heads, in_chans, fc_bias):
+    layer = trained(
+        in_chans, 16, kernel_size=kernel_size, num_heads=heads, fc_bias=fc_bias, window_size=3
+    )
+    folded = assert_same_when_folded(layer)
+    assert folded.direct is not None
+
+
+def test_both_ways_to_convolve_the_map_occur():
+    ways = []
+    for in_chans, stride in [(3, 1), (300, 1), (300, 8)]:
+        layer = trained(in_chans, 16, window_size=3, stride=stride)
+        ways.append(assert_same_when_folded(layer).direct.connect is None)
+    assert ways == [True, False, True]
+
+
+NORMS = [torch.zeros(16), torch.linspace(-2, 2, 16), torch.full((16,), 3.0)]
+
+
+@pytest.mark.parametrize("scale", NORMS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"attention": name} for name in ATTENTIONS),
+        *({"attention": name, "mix": "attention"} for name in ATTENTIONS),
+        *({"mix": mix, "window_size": 3} for mix in MIXES),
+        *({"shift": shift, "window_size": 3} for shift in SHIFTS),
+        {"backend": "reference"},
+        {"attention": "window", "stride": 2},
+        {"in_chans": 300, "stride": 2, "dilation": 2},
+        {"in_chans": 300, "fc_bias": True, "window_size": 3},
+    ],
+)
+def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale):
+    layer = trained(**options)
+    scale, shift = scale.double(), torch.randn(16).double()
+    for size in [(9, 7), (1, 2)]:
+        x = torch.randn(2, layer.in_chans, *size, dtype=torch.float64)
+        expected, taken = layer(x), copy.deepcopy(layer)
+        for times in (1, 2):
+            if taken.absorb_affine(scale, shift):
+                expected = scale[:, None, None] * expected + shift[:, None, None]
+            torch.testing.assert_close(taken(x), expected, rtol=1e-9, atol=1e-9, msg=str(times))
+
+
+@pytest.mark.parametrize(
+    ("options", "takes"),
+    [
+        ({}, True),
+        ({"mix": "convolution"}, True),
+        ({"mix": "attention"}, True),
+        ({"attention": "window"}, True),
+        ({"attention": "patchwise"}, True),
+        ({"attention": "patchwise", "mix": "attention"}, False),
+        ({"attention": "spatial_reduction"}, False),
+        ({"attention": "spatial_reduction", "mix": "attention"}, True),
+        ({"attention": _Squared(16)}, False),
+        ({"attention": _Squared(16), "mix": "attention"}, False),
+        ({"shift": "tensor"}, False),
+        ({"backend": "reference"}, False),
+    ],
+)
+def test_which_layers_take_a_norm_over(options, takes):
+    assert trained(**options).absorb_affine(torch.rand(16), torch.rand(16)) == takes
+
+
+def test_a_projection_that_somebody_watches_is_still_called():
+    layer, seen = trained(window_size=3, mix="convolution"), []
+    layer.q_proj.register_forward_hook(lambda *args: seen.append(args))
+    assert_same_when_folded(layer)
+    assert len(seen) == 4  # the layer and its copy, twice each

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops.acmix import BACKENDS, folding_pays
+from convattn.ops._acmix_kernels import merge_groups, merged_groups
+from convattn.ops.acmix import BACKENDS, RULES, folding_pays
 from convattn.ops.fuse import fold_fc_group_conv, shift_kernels
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor
@@ -119,6 +120,95 @@ class TestShifts(Convolution):
         q, k, v, fc_weight, dep_weight, fc_bias = tensors
         shifts = shift_kernels(3, q.shape[1], dtype=dep_weight.dtype).flatten()
         return super().convolve(q, k, v, fc_weight, shifts, fc_bias, backend=backend)
+
+
+class TestDense(Convolution):
+    """From the map that q, k and v are projected from."""
+
+    path = "dense"
+    bias, stride, dilation = True, 2, 1
+
+    def fast(self, *tensors: Tensor) -> Tensor:
+        x, weights, biases, fc_weight, dep_weight, fc_bias = self.shaped(*tensors)
+        return ops.map_convolution(
+            x,
+            weights,
+            biases,
+            fc_weight,
+            dep_weight,
+            head_dim=x.shape[1] // HEADS,
+            fc_bias=fc_bias,
+            stride=self.stride,
+            dilation=self.dilation,
+            path=self.path,
+        )
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        x, weights, biases, fc_weight, dep_weight, fc_bias = self.shaped(*tensors)
+        q, k, v = (F.conv2d(x, w, b) for w, b in zip(weights, biases, strict=True))
+        bias = [] if fc_bias is None else [fc_bias]
+        return self.convolve(q, k, v, fc_weight, dep_weight, *bias, backend="reference")
+
+    def shaped(self, *tensors: Tensor) -> tuple[Any, ...]:
+        x, weights, biases, fc_weight, dep_weight, *bias = tensors
+        C = x.shape[1]
+        return (
+            x,
+            list(weights.reshape(3, C, C, 1, 1).unbind()),
+            list(biases.reshape(3, C).unbind()),
+            fc_weight.reshape(9, -1),
+            dep_weight.reshape(C, 9, 3, 3),
+            bias[0] if bias else None,
+        )
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        C = shape[1]
+        x, _, _, *rest = super().inputs(shape, dtype)
+        projections = [_random((3 * C**2,)) / C, _random((3 * C,))]
+        return [x, *(t.to(dtype) for t in projections), *rest]
+
+
+class TestDenseWithDilation(TestDense):
+    bias, stride, dilation = False, 1, 3
+
+
+class TestConnected(TestDense):
+    path = "connected"
+
+
+class TestConnectedWithDilation(TestDenseWithDilation):
+    path = "connected"
+
+
+def test_the_map_has_a_known_path_and_the_channels_of_the_projections():
+    x, weights = torch.zeros(1, 4, 5, 5), [torch.zeros(4, 4, 1, 1)] * 3
+    rest = ([None] * 3, torch.zeros(9, 6), torch.zeros(4, 9, 3, 3))
+    assert not ops.map_convolution(x, weights, *rest, head_dim=2).any()
+    with pytest.raises(ValueError, match=r"unknown path .thick.\. Known: .dense., .connected."):
+        ops.map_convolution(x, weights, *rest, head_dim=2, path="thick")
+    with pytest.raises(ValueError, match="x must have 4 channels"):
+        ops.map_convolution(x[:, 1:], weights, *rest, head_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("in_chans", "heads", "options", "path"),
+    [
+        (64, 4, {}, "dense"),
+        (256, 4, {}, "projected"),
+        (256, 4, {"alone": True}, "connected"),
+        (256, 4, {"stride": 2}, "dense"),
+        (192, 6, {}, "connected"),
+        (64, 4, {"backend": "grouped"}, "projected"),
+    ],
+)
+def test_the_widths_decide_what_the_convolution_takes(in_chans, heads, options, path):
+    sizes = {"head_dim": in_chans // heads, "out_chans": in_chans}
+    x = torch.empty(1, in_chans, 3, 3)
+    assert ops.convolution_path(x, **sizes, **options) == path
+    with ops.use_backend("reference"):
+        assert ops.convolution_path(x, **sizes, **options) == "projected"
+    assert ops.convolution_path(x.to("meta"), **sizes, **options) == "projected"
+    assert all(why for *_, why in RULES)
 
 
 @given(
@@ -268,3 +358,21 @@ def test_folding_pays_where_it_is_no_more_multiplications(groups, num_outputs, s
     two_layers = groups * 9 * stride**2 + num_outputs * 81
     assert (folded <= two_layers) == pays
     assert folding_pays(groups, num_outputs, 3, stride) == pays
+
+
+@pytest.mark.parametrize("merged", [1, 2, 3, 6])
+def test_merged_groups_compute_the_same(merged):
+    x, kernels = _random((2, 12, 5, 4)), _random((18, 2, 3, 3))
+    together = merge_groups(kernels, groups=6, merged=merged)
+    assert together.shape == (18, 2 * merged, 3, 3)
+    assert_close(
+        F.conv2d(x, together, groups=6 // merged), F.conv2d(x, kernels, groups=6), torch.float64
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "outputs", "merged"),
+    [(16, 4, 4), (32, 3, 4), (32, 6, 2), (32, 12, 1), (6, 4, 2), (7, 1, 1), (64, 1, 16)],
+)
+def test_groups_are_merged_up_to_a_vector_of_outputs(groups, outputs, merged):
+    assert merged_groups(groups, outputs) == merged

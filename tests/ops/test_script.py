@@ -15,10 +15,12 @@ from torch import Tensor, nn
 import convattn.ops
 from convattn.ops import (
     acmix_convolution,
+    convolution_path,
     dispatch,
     folded_convolution,
     global_attention,
     kmeans_clustering,
+    map_convolution,
     patchwise_aggregate,
     pixel_shift_attention,
     pool_slots,
@@ -49,12 +51,19 @@ class Convolutions(nn.Module):
         self.bias = nn.Parameter(torch.randn(9))
         self.kernels = nn.Parameter(torch.randn(8, 9, 3, 3))
         self.folded = nn.Parameter(torch.randn(8, 7, 3, 3))
+        self.projection = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.offset = nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
         y = acmix_convolution(
             x, x, x, self.fc, self.kernels, head_dim=4, fc_bias=self.bias, stride=2
         )
         y = y + folded_convolution(x, x, x, self.folded, head_dim=4, stride=2)
+        if convolution_path(x, head_dim=4, out_chans=8) == "dense":
+            w = self.projection
+            y = y + map_convolution(
+                x, [w, w, w], [None, self.offset, None], self.fc, self.kernels, head_dim=4, stride=2
+            )
         return y + shift_convolution(x, x, x, self.fc, head_dim=4, num_outputs=2, stride=2)
 
 
