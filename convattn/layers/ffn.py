@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from convattn.layers.folding import fold_identity
 from convattn.ops._checks import check_map, check_odd, check_positive
+from convattn.ops._fused_conv import conv2d_gelu
 
 
 class ConvMlp(nn.Module):
@@ -41,16 +43,41 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
         check_map(x, channels=self.fc1.in_channels)
+        return self.fc2(self._hidden(x) if torch.jit.is_scripting() else self._fused_hidden(x))  # type: ignore[attr-defined]
+
+    def _hidden(self, x: Tensor) -> Tensor:
         z = self.fc1(x)
         if self.dwconv is not None:
             z = self.dwconv(z) if self.folded else z + self.dwconv(z)
-        return self.fc2(self.act(z))
+        return self.act(z)
+
+    @torch.jit.unused
+    def _fused_hidden(self, x: Tensor) -> Tensor:
+        if self.dwconv is None:
+            return _activated(self.fc1, self.act, x)
+        if self.folded:
+            return _activated(self.dwconv, self.act, self.fc1(x))
+        return self._hidden(x)
 
     def reparameterize(self) -> None:
         """Make ``z + DW(z)`` one convolution, exactly; there is no way back."""
         if self.dwconv is not None and not self.folded:
             fold_identity(self.dwconv)
         self.folded = True
+
+
+def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
+    """``act(conv(x))``, in one step where nobody looks between the two."""
+    plain = type(conv) is nn.Conv2d and type(act) is nn.GELU and act.approximate == "none"
+    if not plain or torch.compiler.is_compiling() or _watched(conv) or _watched(act):
+        return act(conv(x))
+    padding = conv.kernel_size[0] // 2  # that of a layer that keeps the size of the map
+    return conv2d_gelu(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+
+
+def _watched(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or bool(torch.nn.modules.module._has_any_global_hook())
 
 
 def depthwise(

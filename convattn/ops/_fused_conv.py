@@ -1,0 +1,57 @@
+"""A convolution and the GELU behind it, in one pass over the map where a kernel does both.
+
+| path     | computes                                                                  |
+|----------|---------------------------------------------------------------------------|
+| "onednn" | oneDNN's convolution with the activation on its results, without gradients |
+| "aten"   | ``gelu(conv2d(x, weight, bias))``                                         |
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn.ops._backend import Case, Rule, choose, describe
+
+
+def _onednn(case: Case) -> bool:
+    return (
+        case.device == "cpu"
+        and case.dtype in (torch.float32, torch.bfloat16)
+        and not case.grad
+        and not case.exporting
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # whoever watches operators knows aten's
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and _available()
+    )
+
+
+def _available() -> bool:
+    backend = torch.backends.mkldnn
+    return bool(backend.is_available() and backend.enabled and hasattr(torch.ops.mkldnn, _NAME))
+
+
+_NAME = "_convolution_pointwise"
+
+# Measured on one core with AVX-512, batch 8, the FFNs of GLNet: the map between is written once.
+RULES: tuple[Rule, ...] = (
+    ("onednn", _onednn, "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more"),
+    ("aten", lambda _: True, "gradients need what is before the GELU"),
+)
+
+
+def conv2d_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))`` with the exact GELU."""
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    path = choose(RULES, describe(*tensors))
+    # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if path == "aten" or not last or any(t.dtype != x.dtype for t in tensors) or x.numel() == 0:
+        return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
+    fused = getattr(torch.ops.mkldnn, _NAME)
+    return fused(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
