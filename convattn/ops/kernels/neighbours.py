@@ -1,0 +1,232 @@
+"""Attention to the pixels of a window as operators of PyTorch that run Triton programs.
+
+B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
+r dilation, T side of a tile; i queries, j places of the window, k(j) the pixel that is shown there.
+
+With a softmax (sliding window; the map is mirrored at its borders, again and again):
+
+    l_ij = scale q_i . k_j,  P_ij = exp(l_ij - lse_i),  y_i = sum_j P_ij v_j
+    delta_i = dy_i . y_i,  dl_ij = P_ij (dy_i . v_j - delta_i)
+
+Without (pixel shift; zero outside the map, r is its distance L):
+
+    P_ij = l_ij,  y_i = sum_j P_ij v_j,  dl_ij = dy_i . v_j
+
+and with both
+
+    dq_i = scale sum_j dl_ij k_j
+    dk_k = scale sum_(ij shows k) dl_ij q_i,   dv_k = sum_(ij shows k) P_ij dy_i
+
+The sums over ``ij shows k`` are gathered, key by key, from each mirror image of the key and the
+queries around that image. Atomic additions would need no images, but give another rounding in each
+run, and float32 copies of both gradients. Nothing is stored but y, lse and delta: no copy of a map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from convattn.ops._reflection import ceil_divide
+from convattn.ops.kernels import _neighbours_triton as programs
+from convattn.ops.kernels._launch import accumulator, on_device_of, power_of_2, wide
+
+
+@torch.library.custom_op("convattn::attend_neighbours", mutates_args=())
+def attend_neighbours(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attend to the neighbours.
+
+    Args:
+        q: queries (B, C, H, W) of any strides; those at ``[::s, ::s]`` are answered.
+        k: keys, shaped like ``q``.
+        v: values, shaped like ``q``.
+        num_heads: N.
+        window_size: K, odd.
+        stride: s.
+        dilation: r.
+        scale: factor of the logits.
+        softmax: mirrored maps under a softmax, or else zeros around plain products.
+
+    Returns:
+        The map (B, C, ceil(H / s), ceil(W / s)) and lse (B, N, ceil(H / s), ceil(W / s)), in base 2
+        and float32 at least.
+    """
+    out, lse = _outputs(q, num_heads, stride)
+    tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
+    grid, sizes = _grid(tiling, out.shape[2:], q, out)
+    with on_device_of(q, programs.attend):
+        programs.attend[grid](
+            q, k, v, out, lse, *_strides(q, k, v, out), *sizes, num_heads, scale, **tiling
+        )
+    return out, lse
+
+
+@attend_neighbours.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    return _outputs(q, num_heads, stride)
+
+
+@torch.library.custom_op("convattn::attend_neighbours_backward", mutates_args=())
+def attend_neighbours_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``attend_neighbours``: of q, k and v, laid out as they are."""
+    num_heads = lse.shape[1]
+    dq = torch.empty_like(q) if stride == 1 else torch.zeros_like(q)
+    dk, dv, delta = torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
+    with on_device_of(q, programs.attend):
+        grid, sizes = _grid(tiling, out.shape[2:], q, out)
+        programs.backward_queries[grid](
+            q, k, v, out, grad, lse, delta, dq,
+            *_strides(q, k, v, out, grad, dq), *sizes, num_heads, scale, **tiling,
+        )  # fmt: skip
+        grid, sizes = _grid(tiling, q.shape[2:], q, out)
+        programs.backward_keys[grid](
+            q, k, v, grad, lse, delta, dk, dv,
+            *_strides(q, k, v, grad, dk, dv), *sizes, num_heads, scale,
+            *_images(q, window_size, dilation, softmax), 4 * (max(q.shape[2:]) + dilation * 64),
+            **(tiling | _candidates(tiling)),
+        )  # fmt: skip
+    return dq, dk, dv
+
+
+@attend_neighbours_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+    softmax: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, _, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+    gradients = attend_neighbours_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *(6 * [None])
+
+
+attend_neighbours.register_autograd(_backward, setup_context=_save)
+
+
+def _outputs(q: Tensor, num_heads: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Allocate the map of answers, laid out as the queries are, and lse."""
+    B, C, *size = q.shape
+    rows, columns = (ceil_divide(n, stride) for n in size)
+    out = q.new_empty(B, C, rows, columns)
+    if q.stride(1) == 1:
+        out = q.new_empty(B, rows, columns, C).permute(0, 3, 1, 2)
+    return out, q.new_empty(B, num_heads, rows, columns, dtype=wide(q.dtype))
+
+
+def _tiling(
+    q: Tensor, num_heads: int, window_size: int, stride: int, dilation: int, softmax: bool
+) -> dict[str, object]:
+    """Choose tiles and blocks by what a program keeps in registers and shared memory."""
+    channels = q.shape[1] // num_heads
+    block_c = power_of_2(channels, 16)
+    row = block_c * q.element_size()  # bytes of a pixel of a tile
+    tile = 8 if stride == 1 and row <= 256 else 4
+    columns = power_of_2(stride * (tile - 1) + window_size)
+    pixels = 64 if row <= 128 else 32 if row <= 512 else 16
+    return {
+        "CHANNELS": channels,
+        "BLOCK_C": block_c,
+        "TILE": tile,
+        "WINDOW": window_size,
+        "STRIDE": stride,
+        "DILATION": dilation,
+        "SOFTMAX": softmax,
+        "ACC": accumulator(q.dtype),
+        "BLOCK_ROWS": max(pixels // columns, 1),
+        "BLOCK_COLUMNS": columns,
+        "num_warps": 4 if tile * tile * row <= 4096 else 8,
+        "num_stages": 2,
+    }
+
+
+def _candidates(tiling: dict) -> dict[str, int]:
+    """Choose the blocks of queries that pass by a tile of keys; SKIP-th candidates are queries."""
+    skip = tiling["STRIDE"] // math.gcd(tiling["STRIDE"], tiling["DILATION"])
+    pixels = tiling["BLOCK_ROWS"] * tiling["BLOCK_COLUMNS"]
+    columns = power_of_2(ceil_divide(tiling["TILE"] + tiling["WINDOW"] - 1, skip))
+    return {
+        "BLOCK_ROWS": max(pixels // columns, 16 // columns, 1),
+        "BLOCK_COLUMNS": columns,
+        "SKIP": skip,
+        "SKIP_BLOCK": power_of_2(skip),
+    }
+
+
+def _grid(tiling: dict, tiled: torch.Size, q: Tensor, out: Tensor) -> tuple[tuple[int], list[int]]:
+    """Return the number of programs, for a map that is cut into tiles, and all sizes."""
+    phases = tiling["DILATION"]
+    blocks = [ceil_divide(n, phases * tiling["TILE"]) for n in tiled]
+    programs_of_plane = phases**2 * blocks[0] * blocks[1]
+    planes = q.shape[0] * (q.shape[1] // tiling["CHANNELS"])
+    return (programs_of_plane * planes,), [*q.shape[2:], *out.shape[2:], *blocks]
+
+
+def _images(q: Tensor, window_size: int, dilation: int, softmax: bool) -> list[int]:
+    """Return the first mirror image that windows show, by row and column, and how many there are.
+
+    Image m fills the places m span to (m + 1) span of the padded axis, see ``_image``.
+    """
+    if not softmax:
+        return [0, 0, 1, 1]
+    reach = dilation * (window_size // 2)
+    first, number = [], []
+    for size in q.shape[2:]:
+        span = max(size - 1, 1)
+        first.append(-reach // span)
+        number.append((size - 1 + reach) // span - first[-1] + 1)
+    return [*first, *number]
+
+
+def _strides(*maps: Tensor) -> list[int]:
+    return [n for x in maps for n in (x.stride(0), x.stride(1), x.stride(2), x.stride(3))]
