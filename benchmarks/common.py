@@ -51,10 +51,9 @@ def main(
         budget: seconds that it takes by default.
         argv: the words of the command line; None for the process's.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(script, about, budget).parse_args(words)
+    args = _parser(script, about, budget).parse_args(argv)
     try:
-        return _run(script, plan, args, words)
+        return _run(script, plan, args)
     except (ValueError, OSError) as error:
         print(f"benchmarks.{script}: {error}", file=sys.stderr)
         return 2
@@ -95,7 +94,7 @@ def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(script: str, plan: Plan, args: argparse.Namespace, words: list[str]) -> int:
+def _run(script: str, plan: Plan, args: argparse.Namespace) -> int:
     check_device(args.device)
     for option in ("batch", "threads", "budget", "rounds"):
         value = getattr(args, option)
@@ -113,7 +112,7 @@ def _run(script: str, plan: Plan, args: argparse.Namespace, words: list[str]) ->
         return 0
     document = new_document(
         script,
-        command=shlex.join(["python", "-m", f"benchmarks.{script}", *words]),
+        command=_command(script, args),
         device=args.device,
         settings={"quick": args.quick},
     )
@@ -155,6 +154,17 @@ def _path(script: str, args: argparse.Namespace) -> Path:
     # A trial says nothing: it does not go where results are.
     folder = Path(tempfile.gettempdir()) / "convattn-quick" if args.quick else RESULTS
     return folder / f"{name}-{script}.json"
+
+
+def _command(script: str, args: argparse.Namespace) -> str:
+    """Return the words that measure the whole file again."""
+    words = ["python", "-m", f"benchmarks.{script}"]
+    words += ["--quick"] if args.quick else []
+    words += ["--device", args.device] if args.device != "cpu" else []
+    for option in ("threads", "batch"):
+        value = getattr(args, option)
+        words += [f"--{option}", str(value)] if value else []
+    return shlex.join(words)
 
 
 def _asked(name: str, pattern: str | None) -> bool:

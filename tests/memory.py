@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from convattn.bench.memory import peak_memory as peak_memory
+
 
 class LargestTensor(TorchDispatchMode):
     """Records the largest memory, in bytes, that any operation inside returned."""

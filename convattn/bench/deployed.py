@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import convattn
 
-MAX_DIFFERENCE = 1e-4  # of the outputs, relative, in float32: what rounding leaves
+MAX_DIFFERENCE = 1e-8  # of the outputs, relative, in float64: what rounding leaves
 
 
 def deploy(model: nn.Module, example: Tensor, *, ours: bool) -> nn.Module:
@@ -26,17 +25,22 @@ def deploy(model: nn.Module, example: Tensor, *, ours: bool) -> nn.Module:
     get the same favour: what timm folds, batch norms after convolutions, ConvNeXt's layer scales.
 
     Args:
-        model: on the CPU in float32; it is left as it is.
+        model: on the CPU; it becomes float64 and is else left as it is.
         example: images to compare the outputs on.
         ours: whether this package made it.
+
+    Returns:
+        The folded model, in float64: converted, its weights are rounded once.
 
     Raises:
         RuntimeError: the folded model computes something else.
     """
+    model = model.double().eval()
     folded = _fold_ours(model) if ours else fold_peer(model)
-    model = copy.deepcopy(model).eval()
+    if not ours and _same_weights(model, folded):
+        return folded  # there was nothing to fold
     with torch.inference_mode():
-        before, after = model(example), folded(example)
+        before, after = model(example.double()), folded(example.double())
     difference = float((after - before).norm() / before.norm())
     if not difference < MAX_DIFFERENCE:  # a NaN is no proof either
         raise RuntimeError(
@@ -60,32 +64,41 @@ def count_norms(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give norms, layer scales and what starts at zero the values of a trained network, roughly.
+def randomize(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
+    """Give a new network's norms, layer scales and zeros such values as training leaves, roughly.
 
-    As they start, many do nothing, and a wrong folding could not be seen.
+    As they start, many do nothing, and a wrong folding could not be seen. The statistics of batch
+    norms are those of ``images``: with any others a deep network's maps grow beyond all bounds.
+
+    Args:
+        model: changed in place, and left in evaluation.
+        images: a few (B, C, H, W), B at least 2.
+        seed: of the values.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def between(low: float, high: float, like: Tensor) -> Tensor:
-        return low + (high - low) * torch.rand(like.shape, generator=generator).to(like)
+    def fill(tensor: Tensor, low: float, high: float) -> None:
+        values = torch.rand(tensor.shape, generator=generator).to(tensor)
+        tensor.copy_(low + (high - low) * values)
 
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            for tensor, low, high in (
-                (module.running_mean, -0.2, 0.2),
-                (module.running_var, 0.8, 1.2),
-                (module.weight, 0.8, 1.2),
-                (module.bias, -0.2, 0.2),
-            ):
-                if tensor is not None:
-                    tensor.copy_(between(low, high, tensor))
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        if norm.affine:
+            fill(norm.weight, 0.8, 1.2)
+            fill(norm.bias, -0.2, 0.2)
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2].startswith("gamma"):
-            parameter.copy_(between(0.5, 1.0, parameter))
+            fill(parameter, 0.5, 1.0)
         elif parameter.dim() > 1 and not parameter.any():  # a classifier that starts at zero
-            parameter.copy_(between(-0.05, 0.05, parameter))
-    return model
+            fill(parameter, -0.05, 0.05)
+    if norms:
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        model.train()(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return model.eval()
 
 
 def _fold_ours(model: nn.Module) -> nn.Module:
@@ -103,6 +116,11 @@ def _fold_layer_scales(model: nn.Module) -> None:
             if last.bias is not None:
                 last.bias.mul_(block.gamma)
             block.gamma = None
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 class _Shallow(Tracer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +34,10 @@ class Peak:
 
 
 def measure_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> Peak:
-    """Measure the speed of the largest products: a square one, and 1 x 1 convolutions.
+    """Measure the speed of large products and convolutions, and return the best.
 
-    Libraries differ in which of them they do best. No 3 x 3 convolution is among them: some compute
-    it with fewer multiplications than are counted.
+    Libraries differ in what they do best. On a GPU no 3 x 3 convolution is among them: there they
+    may be computed with fewer multiplications than are counted.
 
     Args:
         device: where.
@@ -60,19 +61,20 @@ def measure_peak(device: torch.device | str, dtype: torch.dtype, seconds: float 
 def _candidates(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[int, Callable[[], object]]]:
+    gpu = device.type == "cuda"
     # A GPU needs far more to be busy.
-    sides = (4096, 8192) if device.type == "cuda" else (768, 1536)
-    maps = ((64, 512), (128, 1024)) if device.type == "cuda" else ((4, 256), (8, 512))
+    sides = (4096, 8192) if gpu else (768,)
+    maps = ((64, 512, 1), (128, 1024, 1)) if gpu else ((4, 256, 1), (4, 256, 3), (4, 512, 3))
     found: dict[str, tuple[int, Callable[[], object]]] = {}
     for n in sides:
         a, b = torch.randn(2, n, n, device=device, dtype=dtype)
         found[f"product {n} x {n} x {n}"] = n**3, _quiet(torch.mm, a, b)
-    for batch, c in maps:
+    for batch, c, k in maps:
         x = torch.randn(batch, c, 28, 28, device=device, dtype=dtype)
-        weight = torch.randn(c, c, 1, 1, device=device, dtype=dtype)
+        weight = torch.randn(c, c, k, k, device=device, dtype=dtype)
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        name = f"1 x 1 convolution ({batch}, {c}, 28, 28)"
-        found[name] = batch * 28 * 28 * c * c, _quiet(F.conv2d, x, weight)
+        call = _quiet(partial(F.conv2d, padding=k // 2), x, weight)
+        found[f"{k} x {k} convolution ({batch}, {c}, 28, 28)"] = batch * 28**2 * (c * k) ** 2, call
     return found
 
 

@@ -12,9 +12,10 @@ import torch
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Return the most bytes that were allocated at once, less those of the result.
 
-    What existed before counts for nothing: parameters, inputs. What is left at the end, because the
-    function returned it or stored it, is not counted either. On a CPU every allocation of PyTorch's
-    allocator is followed, those within an operator too; on a GPU the caching allocator's.
+    What existed before counts for nothing, even if it is freed: parameters, inputs. What is left at
+    the end, because the function returned it or stored it, is not counted either. On a CPU every
+    allocation of PyTorch's allocator is followed, those within an operator too; on a GPU those of
+    the caching allocator.
 
     Args:
         function: called once; call it before, where a first call allocates what later ones keep.

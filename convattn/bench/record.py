@@ -48,7 +48,7 @@ class Record:
         force: begin anew over results of another machine.
 
     Raises:
-        ValueError: the file has results of another machine or script, or no results.
+        ValueError: the file has results of another machine, script or number of threads, or none.
     """
 
     def __init__(self, path: Path, document: dict[str, Any], *, force: bool = False) -> None:
@@ -62,6 +62,12 @@ class Record:
             raise ValueError(
                 f"{path} has results of another machine ({_name(before['machine'])}; this is "
                 f"{_name(document['machine'])}): give this one a --name, or replace it by --force"
+            )
+        threads = [found["settings"]["threads"] for found in (before, document)]
+        if threads[0] != threads[1]:
+            raise ValueError(
+                f"{path} has results of {threads[0]} threads, this run has {threads[1]}: set "
+                f"--threads {threads[0]}, or choose another --output, or replace it by --force"
             )
         self.document["groups"] = before["groups"]
 

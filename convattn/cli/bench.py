@@ -46,7 +46,7 @@ norms and layer scales folded likewise. A training step is forward, backward and
 quartiles    half of the rounds lie between them; in brackets those of a ratio
 mult-adds    of one image; papers call them FLOPs
 of peak      the arithmetic floor, as a share of the time needed: what the multiply-adds would take
-             at the speed of the largest matrix products and 1x1 convolutions, measured beside it
+             at the speed of large matrix products or convolutions, measured beside it
 peak memory  of one batch, beyond weights, images and outputs"""
 
 

@@ -1,0 +1,172 @@
+"""Print the page docs/performance.md, or write it with its pictures.
+
+    python -m benchmarks.page > docs/performance.md
+    python -m benchmarks.page --write
+
+The second draws docs/images/performance-*.png too, which needs matplotlib (the extra ``train``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import RESULTS
+from benchmarks.tables import (
+    describe,
+    network_tables,
+    operator_table,
+    scaling_table,
+    target_table,
+)
+from benchmarks.targets import Document
+from convattn.bench.record import read_document
+
+SCRIPTS = ("ops", "backbones", "training", "scaling")
+DOCS = Path(__file__).parents[1] / "docs"
+_HERE = Path(__file__).parent
+Machines = dict[str, dict[str, Document]]  # name of the machine -> script -> its result
+
+
+def load(folder: Path = RESULTS) -> Machines:
+    """Return all results of a folder."""
+    machines: Machines = {}
+    for path in sorted(folder.glob("*.json")):
+        name, _, script = path.stem.rpartition("-")
+        if script in SCRIPTS:
+            document = read_document(path)
+            if document["groups"]:
+                machines.setdefault(name, {})[script] = document
+    return machines
+
+
+def page(machines: Machines) -> str:
+    """Return the page, in Markdown."""
+    cpus = {name: found for name, found in machines.items() if not _is_gpu(found)}
+    gpus = {name: found for name, found in machines.items() if _is_gpu(found)}
+    text = (_HERE / "page.md").read_text(encoding="utf-8")
+    parts = {
+        "machines": "\n\n".join(_machine(name, found) for name, found in cpus.items())
+        or f"## CPU\n\n{_missing('')}\n\n{target_table({})}",
+        "gpu": "\n\n".join(_machine(name, found) for name, found in gpus.items())
+        or _missing(" --device cuda"),
+        "size": "224 x 224",
+        "notes": (_HERE / "notes.md").read_text(encoding="utf-8").strip(),
+    }
+    for name, part in parts.items():
+        text = text.replace("{{" + name + "}}", part)
+    return text
+
+
+def draw(machines: Machines, folder: Path = DOCS / "images") -> list[Path]:
+    """Draw the pictures of the page, and return them."""
+    from benchmarks.pictures import accuracy_figure, scaling_figure
+    from convattn.bench.figures import save
+
+    drawn = []
+    for name, found in machines.items():
+        for script, figure in (("backbones", accuracy_figure), ("scaling", scaling_figure)):
+            if script in found:
+                drawn.append(folder / _picture(name, script))
+                save(figure(found[script]), drawn[-1])
+    return drawn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--write", action="store_true", help="write the page and draw its pictures")
+    args = parser.parse_args(argv)
+    machines = load()
+    if not args.write:
+        print(page(machines), end="")
+        return 0
+    try:
+        drawn = draw(machines)
+    except ModuleNotFoundError as error:
+        print(
+            f"benchmarks.page --write needs {error.name}, which is not installed: "
+            "pip install 'convattn[train]'",
+            file=sys.stderr,
+        )
+        return 2
+    (DOCS / "performance.md").write_text(page(machines), encoding="utf-8")
+    print("\n".join(str(path) for path in (DOCS / "performance.md", *drawn)))
+    return 0
+
+
+def _machine(name: str, found: dict[str, Document]) -> str:
+    first = next(iter(found.values()))["machine"]
+    parts = [f"## {first['gpu'] or first['cpu']}", "### Targets", target_table(found)]
+    parts += ["Shown are ratios of speed. The targets are for " + _scope(first)]
+    if "backbones" in found:
+        parts += [
+            "### Backbones, evaluation",
+            _image(name, "backbones", "Speed against accuracy; large dots have many multiply-adds"),
+            "Speed against the accuracy that the papers print (we have not trained on ImageNet). "
+            "The larger a dot, the more multiply-adds; blue are this package's operators.",
+            network_tables(found["backbones"]),
+            describe(found["backbones"]),
+        ]
+    if "training" in found:
+        parts += ["### One training step", network_tables(found["training"])]
+        parts += [describe(found["training"])]
+    if "scaling" in found:
+        parts += [
+            "### As the image grows",
+            _image(name, "scaling", "Time and memory per pixel by the size of the image"),
+            "Every call has the same number of pixels: many small images or one large.",
+            scaling_table(found["scaling"]),
+            describe(found["scaling"]),
+        ]
+    if "ops" in found:
+        parts += [
+            "### Operators",
+            'Every path, in milliseconds for a batch; "auto" is what runs by itself. Peak memory: '
+            'that of the reference / of "auto", beyond inputs and outputs.',
+            operator_table(found["ops"]),
+            describe(found["ops"]),
+        ]
+    missing = [f"`python -m benchmarks.{script}`" for script in SCRIPTS if script not in found]
+    if missing:
+        parts.append(f"Not measured here yet: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _scope(machine: Document) -> str:
+    if machine["gpu"]:
+        return "bfloat16, with and without `torch.compile`."
+    return (
+        "the types that they name; a sliding window has to reach its own in float32 at each of its "
+        "shapes, the four stages of a ResNet at stride 1 and 2."
+    )
+
+
+def _missing(options: str) -> str:
+    commands = "\n".join(f"python -m benchmarks.{script}{options}" for script in SCRIPTS)
+    return (
+        f"Not measured yet. These commands do it:\n\n```bash\n{commands}\n"
+        "python -m benchmarks.page --write\n```"
+    )
+
+
+def _image(name: str, script: str, text: str) -> str:
+    return f"![{text}](images/{_picture(name, script)})"
+
+
+def _picture(name: str, script: str) -> str:
+    return f"performance-{name}-{script}.png"
+
+
+def _is_gpu(found: dict[str, Document]) -> bool:
+    return bool(next(iter(found.values()))["machine"]["gpu"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Clocks that nobody has to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class FakeClock:
+    """Takes as long as it is told, and writes down who was called."""
+
+    def __init__(self, seconds: dict[str, list[float]]) -> None:
+        self._seconds = {name: iter(values) for name, values in seconds.items()}
+        self.calls: list[tuple[str, int]] = []
+        self.now = 0.0
+        self._last = ""
+
+    def task(self, name: str) -> Callable[[], None]:
+        def call() -> None:
+            self._last = name
+
+        return call
+
+    def __call__(self, call: Callable[[], object], repeats: int) -> float:
+        call()
+        self.calls.append((self._last, repeats))
+        took = next(self._seconds[self._last]) * repeats
+        self.now += took
+        return took

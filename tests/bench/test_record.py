@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convattn.bench.machine import describe_commit, describe_machine, same_machine, slug
+from convattn.bench.record import Record, new_document, read_document, to_json
+
+
+def document(script: str = "ops", **machine: Any) -> dict[str, Any]:
+    new = new_document(script, command="by hand", device="cpu", settings={"quick": True})
+    new["machine"].update(machine)
+    return new
+
+
+def group(name: str, rounds: int = 1) -> dict[str, Any]:
+    return {"name": name, "rounds": rounds}
+
+
+def names(path: Path) -> list[str]:
+    return [group["name"] for group in read_document(path)["groups"]]
+
+
+def test_a_result_says_what_it_was_measured_on():
+    found = document()
+    assert {"device", "cpu", "cores", "flags", "memory_gib", "gpu", "os"} <= set(found["machine"])
+    assert found["machine"]["device"] == "cpu"
+    assert found["machine"]["gpu"] is None
+    assert {"python", "torch", "timm", "convattn", "triton"} <= set(found["versions"])
+    assert found["settings"]["threads"] == 1
+    assert "host" not in json.dumps(found).lower()
+
+
+def test_the_commit_is_that_of_the_checkout():
+    commit = describe_commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{12}\+?", commit)
+
+
+def test_each_group_is_written_at_once(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    record = Record(path, document())
+    record.add(group("first"))
+    assert names(path) == ["first"]
+    record.add(group("second"))
+    assert names(path) == ["first", "second"]
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_what_was_measured_before_stays_until_it_is_measured_again(tmp_path):
+    path = tmp_path / "a.json"
+    before = Record(path, document())
+    before.add(group("first", rounds=1))
+    before.add(group("second", rounds=1))
+    Record(path, document()).add(group("second", rounds=2))
+    found = read_document(path)["groups"]
+    assert [(g["name"], g["rounds"]) for g in found] == [("first", 1), ("second", 2)]
+
+
+def test_groups_that_are_no_more_go_and_the_others_are_put_in_order(tmp_path):
+    record = Record(tmp_path / "a.json", document())
+    for name in ("old", "second", "first"):
+        record.add(group(name))
+    record.keep(["first", "second", "third"])
+    assert names(tmp_path / "a.json") == ["first", "second"]
+
+
+def test_results_of_another_machine_are_not_overwritten(tmp_path):
+    path = tmp_path / "a.json"
+    Record(path, document(cpu="Another One", cores=64)).add(group("theirs"))
+    with pytest.raises(ValueError, match=r"another machine \(Another One, 64 cores; .*--name"):
+        Record(path, document())
+    assert names(path) == ["theirs"]
+    Record(path, document(), force=True).add(group("ours"))
+    assert names(path) == ["ours"]
+
+
+def test_results_of_another_script_are_not_overwritten(tmp_path):
+    path = tmp_path / "a.json"
+    Record(path, document("ops")).add(group("ops"))
+    with pytest.raises(ValueError, match="results of 'ops'"):
+        Record(path, document("training"))
+
+
+def test_results_of_other_threads_are_not_mixed(tmp_path):
+    path = tmp_path / "a.json"
+    Record(path, document()).add(group("one"))
+    other = document()
+    other["settings"]["threads"] = 2
+    with pytest.raises(ValueError, match="results of 1 threads, this run has 2: set --threads 1"):
+        Record(path, other)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "no JSON"), ("[]", "no benchmark's results")])
+def test_a_file_that_is_no_result_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_document(path)
+
+
+def test_samples_stand_on_one_line_and_are_rounded():
+    text = to_json({"seconds": [0.123456789, 2.0], "size": [3, 4], "name": "a [b]"})
+    assert '"seconds": [ 0.1234568, 2.0 ]' in text
+    assert json.loads(text) == {"seconds": [0.1234568, 2.0], "size": [3, 4], "name": "a [b]"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ({"gpu": None, "cpu": "AMD EPYC (Zen 5)"}, "cpu-amd-epyc-zen-5"),
+        ({"gpu": None, "cpu": "AMD EPYC 9654 96-Core Processor"}, "cpu-amd-epyc-9654"),
+        (
+            {"gpu": None, "cpu": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz"},
+            "cpu-intel-xeon-platinum-8480",
+        ),
+        ({"gpu": "NVIDIA H200", "cpu": "x"}, "gpu-h200"),
+        ({"gpu": None, "cpu": ""}, "cpu-unknown"),
+    ],
+)
+def test_a_machine_has_a_short_name(machine, expected):
+    assert slug(machine) == expected
+
+
+def test_a_gpu_makes_another_machine():
+    here = describe_machine()
+    assert same_machine(here, describe_machine())
+    assert not same_machine(here, {**here, "gpu": "NVIDIA H200", "device": "cuda"})

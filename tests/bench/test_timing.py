@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from convattn.bench.timing import MIN_SAMPLE, Limits, clock_of, measure
+from tests.bench.clocks import FakeClock
+
+
+def tasks(clock: FakeClock, *names: str):
+    return {name: clock.task(name) for name in names}
+
+
+def test_all_take_turns_after_all_are_warm():
+    clock = FakeClock({name: [1.0] * 9 for name in "abc"})
+    measure(tasks(clock, "a", "b", "c"), clock=clock, limits=Limits(rounds=3, least=1))
+    order = [name for name, _ in clock.calls]
+    assert order == ["a", "b", "c"] * 4  # one to warm up, three rounds
+
+
+def test_samples_are_by_name_and_round():
+    clock = FakeClock({"a": [9.0, 1.0, 2.0], "b": [9.0, 3.0, 4.0]})
+    found = measure(tasks(clock, "a", "b"), clock=clock, limits=Limits(rounds=2, least=1))
+    assert found.seconds == {"a": [1.0, 2.0], "b": [3.0, 4.0]}
+
+
+def test_warming_up_goes_on_for_its_time():
+    clock = FakeClock({"a": [0.04] * 9})
+    measure(tasks(clock, "a"), clock=clock, limits=Limits(rounds=1, least=1, warm=0.1))
+    assert len(clock.calls) == 3 + 1
+
+
+def test_a_short_computation_is_repeated_and_divided():
+    clock = FakeClock({"a": [MIN_SAMPLE / 4] * 9})
+    found = measure(tasks(clock, "a"), clock=clock, limits=Limits(rounds=2, least=1, warm=0))
+    assert found.calls == {"a": 4}
+    assert [repeats for _, repeats in clock.calls] == [1, 4, 4]
+    assert found.seconds["a"] == [MIN_SAMPLE / 4] * 2
+
+
+def test_rounds_end_when_the_time_is_over_but_not_before_the_least():
+    for least, expected in ((2, 4), (6, 6)):
+        clock = FakeClock({"a": [1.0] * 99})
+        limits = Limits(rounds=50, least=least, seconds=3.5)
+        now = partial(getattr, clock, "now")
+        found = measure(tasks(clock, "a"), clock=clock, limits=limits, now=now)
+        assert len(found.seconds["a"]) == expected
+
+
+def test_no_more_rounds_than_asked_for():
+    clock = FakeClock({"a": [1.0] * 99})
+    told: list[int] = []
+    limits = Limits(rounds=7, least=5)
+    measure(tasks(clock, "a"), clock=clock, limits=limits, on_round=told.append)
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_clock_of_a_processor_counts_every_call():
+    calls: list[int] = []
+    took = clock_of(torch.device("cpu"))(lambda: calls.append(1), 5)
+    assert len(calls) == 5
+    assert took >= 0
