@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convattn.layers._scalars import accept_scalars
 from convattn.layers.acmix_folding import (
     adds_up,
+    attends_map,
     fold_alpha,
     folded_layers,
     map_convolution,
@@ -165,6 +166,7 @@ class ACmix(Conv2dLike):
         self.takes_map = (
             mix != "attention" and shift != "tensor" and backend == "auto" and sees_one_map(part)
         )
+        self.attends_map = attends_map(self.attn)  # and whether the attention may
         # after ``reparameterize`` one of these: from that map, or from q, k and v
         self.direct: Any = None
         self.folded: Any = None
@@ -194,6 +196,8 @@ class ACmix(Conv2dLike):
         path = self._path(x)
         if self.mix == "convolution" and path != "projected":
             y = self._convolve_map(x, path)
+        elif self._leaves_projections(path):
+            y = self._add_convolution(self._attend_map(x), x, x, x, x, path)
         else:
             q, k, v = self._project(x)
             y = self._aggregate(x, q, k, v, path)
@@ -342,6 +346,24 @@ class ACmix(Conv2dLike):
                 alone=self.mix == "convolution",
                 backend=self.backend,
             )
+
+    def _leaves_projections(self, path: str) -> bool:
+        """Whether the attention makes q, k and v, as the convolution does without them."""
+        if not self.attends_map or (path == "projected" and self.mix != "attention"):
+            return False
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._is_plain()
+        return True
+
+    def _attend_map(self, x: Tensor) -> Tensor:
+        if hasattr(self.q_proj, "weight"):
+            return self.attn.forward_map(
+                x,
+                [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
+                [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
+            )
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return x  # the convolution is alone
 
     def _is_plain(self) -> bool:
         """Whether the projections are weight and bias alone: not replaced, watched or hooked."""

@@ -210,3 +210,8 @@ def sees_one_map(attn: AttentionPart) -> bool:
     """Whether q, k and v come from one map, and the convolution takes them as they are."""
     kind = type(attn)
     return (kind.context, kind.spread) == (AttentionPart.context, AttentionPart.spread)
+
+
+def attends_map(attn: AttentionPart) -> bool:
+    """Whether the attention is less work from that map than from q, k and v."""
+    return type(attn).forward_map is not AttentionPart.forward_map and sees_one_map(attn)

@@ -24,6 +24,7 @@ from convattn.ops.attention import (
     sliding_window_attention,
     window_attention,
 )
+from convattn.ops.map_attention import map_window_attention
 
 
 class SlidingWindowAttention(AttentionPart):
@@ -150,6 +151,20 @@ class WindowAttention(AttentionPart):
             num_heads=self.num_heads,
             window_size=self.window_size,
             shift=self._shifts(q),
+            bias=self.bias(),
+            backend=self.backend,
+        )
+        return self.proj(attended)
+
+    def forward_map(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        """Attend from the map that q, k and v are projections of: (B, C, H, W)."""
+        attended = map_window_attention(
+            x,
+            weights,
+            biases,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            shift=self._shifts(x),
             bias=self.bias(),
             backend=self.backend,
         )

@@ -63,6 +63,16 @@ class AttentionPart(nn.Module):
         """
         raise NotImplementedError
 
+    def forward_map(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        """Attend on the map that q, k and v are projected from, where that is less work.
+
+        Args:
+            x: what ``prepare`` returned (B, C_in, H, W).
+            weights: of the 1x1 convolutions that make q, k and v.
+            biases: of the same, or None each.
+        """
+        raise NotImplementedError("this attention takes q, k and v")
+
     def forward_tokens(
         self, q: Tensor, k: Tensor, v: Tensor, q_tokens: Tensor, k_tokens: Tensor, v_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -14,4 +14,5 @@ from convattn.ops.glmix import dispatch as dispatch
 from convattn.ops.glmix import kmeans_clustering as kmeans_clustering
 from convattn.ops.glmix import pool_slots as pool_slots
 from convattn.ops.glmix import soft_clustering as soft_clustering
+from convattn.ops.map_attention import map_window_attention as map_window_attention
 from convattn.ops.xvolution import pixel_shift_attention as pixel_shift_attention

@@ -1,6 +1,8 @@
-"""Window attention through one fused call: partition, mask what does not belong, attend, merge.
+"""Window attention in all windows at once: partition, mask what does not belong, attend, merge.
 
 B batch, C channels, N heads of d = C / N channels, K window, L = K^2 its pixels, n windows.
+
+A map is copied once, into the pixels of its windows; the heads are views of those.
 
 An axis that K does not divide is padded before the pixels that the shift rolled around its end:
 those stay together in the last window, as they are in the grid of windows that the shift moves.
@@ -14,7 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.ops._backend import Rule, choose, describe
 from convattn.ops._reflection import ceil_divide
+
+# How the heads of all windows attend.
+WINDOW_RULES: tuple[Rule, ...] = (
+    ("sdpa", lambda case: case.grad or case.exporting, "keeps no logits for the gradient"),
+    (
+        "matmul",
+        lambda case: (case.device, case.dtype) == ("cpu", torch.bfloat16),
+        "(96, 56), 3 heads: 18 ms against 26 for the layer, (192, 28) 10, 12; float32 51, 26",
+    ),
+    ("sdpa", lambda case: True, "float32 on a CPU as above; the rest not measured"),
+)
 
 
 def attend_in_windows(
@@ -28,22 +42,75 @@ def attend_in_windows(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    """Pad the map to whole windows and attend in all of them at once."""
-    B, _, H, W = q.shape
+    """Pad the maps to whole windows and attend in all of them at once."""
+    grid, gaps = _layout(q, window_size, shift)
+    tokens = (_partition(_pad(x, gaps), grid, window_size).flatten(1, 2) for x in (q, k, v))
+    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in tokens]
+    out = _attend(heads, q, grid, gaps, window_size, shift, bias, scale)
+    return _unpad(_merge(out, q.shape[0], grid, window_size), gaps)
+
+
+def attend_map_in_windows(
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    *,
+    num_heads: int,
+    window_size: int,
+    shift: tuple[int, int],
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Do the same from the map that one 1x1 convolution makes q, k and v of: one copy for three."""
+    grid, gaps = _layout(x, window_size, shift)
+    # (B n, C_in, K, K), channels last
+    pixels = _partition(_pad(x, gaps), grid, window_size).permute(0, 3, 1, 2)
+    projected = F.conv2d(pixels, weight, offset).permute(0, 2, 3, 1).flatten(1, 2)
+    heads = projected.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    out = _attend(heads, x, grid, gaps, window_size, shift, bias, scale)
+    return _unpad(_merge(out, x.shape[0], grid, window_size), gaps)
+
+
+def _layout(
+    x: Tensor, window_size: int, shift: tuple[int, int]
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Return the rows and columns of windows, and where the padding of each axis lies."""
+    H, W = x.shape[2:]
     grid = ceil_divide(H, window_size), ceil_divide(W, window_size)
-    gaps = tuple(_gap(*axis, window_size) for axis in zip((H, W), grid, shift, strict=True))
-    q, k, v = (_partition(_pad(x, gaps), grid, num_heads, window_size) for x in (q, k, v))
+    gaps = [_gap(*axis, window_size) for axis in zip((H, W), grid, shift, strict=True)]
+    return grid, gaps
+
+
+def _attend(
+    heads: Sequence[Tensor],
+    x: Tensor,
+    grid: tuple[int, int],
+    gaps: Sequence[tuple[int, int]],
+    window_size: int,
+    shift: tuple[int, int],
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Attend in each window and head, q, k and v (B n, N, L, d) each: (B n, N, L, d)."""
+    q, k, v = heads
+    H, W = x.shape[2:]
     mask = None if bias is None else bias.to(q.dtype)[None]
     if H % window_size or W % window_size or max(shift) > 0:
         mask = _mask(gaps, grid, window_size, bias, q)
-        # windows differ: they go beside the heads, so that the mask is not copied per image
-        q, k, v = (x.unflatten(0, (B, grid[0] * grid[1])).flatten(1, 2) for x in (q, k, v))
-        mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1)[None]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    # rows and columns of windows, heads, rows and columns of a window, channels of a head
-    out = out.reshape(B, *grid, num_heads, window_size, window_size, q.shape[3])
-    out = out.permute(0, 3, 6, 1, 4, 2, 5).flatten(5, 6).flatten(3, 4).flatten(1, 2)
-    return _unpad(out, gaps)
+        mask = mask.expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    if choose(WINDOW_RULES, describe(q, k, v)) == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    batch = q.shape[:2]
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    if mask is None:
+        logits = torch.bmm(q * scale, k.mT)
+    else:
+        mask = mask.expand(*batch, -1, -1).flatten(0, 1)
+        logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
+    # a softmax of bfloat16 rows takes more than twice as long
+    weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return torch.bmm(weights, v).unflatten(0, batch)
 
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:
@@ -72,11 +139,16 @@ def _unpad(x: Tensor, gaps: Sequence[tuple[int, int]]) -> Tensor:
     return x
 
 
-def _partition(x: Tensor, grid: tuple[int, int], num_heads: int, window_size: int) -> Tensor:
-    """Cut a map of whole windows into their tokens: (B n, N, L, d)."""
+def _partition(x: Tensor, grid: tuple[int, int], window_size: int) -> Tensor:
+    """Cut a map of whole windows into those, channels last: (B n, K, K, C)."""
     x = x.unflatten(3, (grid[1], window_size)).unflatten(2, (grid[0], window_size))
-    x = x.unflatten(1, (num_heads, x.shape[1] // num_heads)).permute(0, 3, 5, 1, 4, 6, 2)
-    return x.flatten(4, 5).flatten(0, 2).contiguous()
+    return x.permute(0, 2, 4, 3, 5, 1).contiguous().flatten(0, 2)
+
+
+def _merge(out: Tensor, batch: int, grid: tuple[int, int], window_size: int) -> Tensor:
+    """Put the windows' tokens (B n, N, L, d) back in their places: (B, C, H, W), channels last."""
+    out = out.transpose(1, 2).flatten(2).reshape(batch, *grid, window_size, window_size, -1)
+    return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def _mask(

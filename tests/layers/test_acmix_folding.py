@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ACmix
 from convattn.layers import GlobalAttention, SpatialReductionAttention, WindowAttention
 from convattn.layers.acmix import MIXES, SHIFTS
 from convattn.layers.attention_choice import ATTENTIONS
+from tests.calls import Calls
 from tests.compare import assert_close
 from tests.golden import relative_error
 from tests.layers.properties import randomise
@@ -148,20 +147,6 @@ def test_frozen_layers_stay_frozen():
     layer.reparameterize()
     assert layer.direct is not None
     assert not any(p.requires_grad for p in layer.parameters())
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operations inside by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("mix", "projections"), [("learned", 3), ("convolution", 0)])

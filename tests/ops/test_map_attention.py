@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn import ops
+from convattn.ops import _windows
+from convattn.ops._backend import choose, describe
+from tests.calls import Calls
+from tests.compare import assert_close
+from tests.ops.properties import OperatorProperties
+
+
+class TestWindow(OperatorProperties):
+    """Weights are given flat: what has one dimension is shared by the images of a batch."""
+
+    shift: int | tuple[int, int] = 0
+
+    def fast(self, *tensors: Tensor) -> Tensor:
+        return self.attend(*tensors, backend="auto")
+
+    def reference(self, *tensors: Tensor) -> Tensor:
+        return self.attend(*tensors, backend="reference")
+
+    def attend(self, *tensors: Tensor, backend: str) -> Tensor:
+        x, weights, biases, bias = tensors
+        C = x.shape[1]
+        return ops.map_window_attention(
+            x,
+            list(weights.reshape(3, C, C, 1, 1).unbind()),
+            [*biases.reshape(2, C).unbind(), None],
+            num_heads=2,
+            window_size=4,
+            shift=self.shift,
+            bias=bias.reshape(2, 16, 16),
+            backend=backend,
+        )
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+        C = shape[1]
+        tensors = [torch.randn(shape), torch.randn(3 * C**2) / C, torch.randn(2 * C)]
+        return [t.to(dtype) for t in (*tensors, torch.randn(2 * 16**2))]
+
+
+class TestShiftedWindow(TestWindow):
+    shift = (2, 1)
+
+
+def attend(x: Tensor, function: Any = ops.map_window_attention, **options: Any) -> Tensor:
+    C = x.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(C, C, 1, 1, generator=generator).to(x.dtype) / C for _ in range(3)]
+    options = {"num_heads": 2, "window_size": 3, "shift": 1, **options}
+    if function is ops.window_attention:
+        return function(*(F.conv2d(x, w) for w in weights), **options)
+    return function(x, weights, [None] * 3, **options)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (7, 5), (2, 3), (1, 1)])
+def test_it_is_window_attention_of_the_projections(size):
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+    for shift in ((0, 0), (1, 2)):
+        expected = attend(x, ops.window_attention, shift=shift, backend="reference")
+        assert_close(attend(x, shift=shift), expected, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "grad", "path"),
+    [
+        (torch.bfloat16, False, "matmul"),
+        (torch.bfloat16, True, "sdpa"),
+        (torch.float32, False, "sdpa"),
+    ],
+)
+def test_products_replace_the_fused_call_where_that_is_faster(dtype, grad, path):
+    x = torch.randn(2, 8, 7, 6, dtype=dtype, requires_grad=grad)
+    assert choose(_windows.WINDOW_RULES, describe(x)) == path
+    with Calls() as calls:
+        attend(x)
+    assert bool(calls.count["baddbmm"]) == (path == "matmul")
+
+
+def test_both_ways_to_attend_agree(monkeypatch):
+    x = torch.randn(2, 8, 7, 6, dtype=torch.float64)
+    for bias in (None, torch.randn(2, 9, 9, dtype=torch.float64)):
+        for shift, size in ((0, 6), (1, 7)):
+            options = {"shift": shift, "bias": bias, "scale": 0.4}
+            given = x[:, :, :size]
+            expected = attend(given, **options)
+            with monkeypatch.context() as patch:
+                patch.setattr(_windows, "choose", lambda *_: "matmul")
+                actual = attend(given, **options)
+            # its softmax is taken in float32
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_map_is_copied_once_and_projected_once():
+    x = torch.randn(2, 8, 6, 9).contiguous(memory_format=torch.channels_last)
+    with Calls() as calls, torch.no_grad():
+        attend(x, shift=0)
+        copies = calls.count["clone"] + calls.count["copy_"]
+    assert calls.count["convolution"] == 1
+    assert copies == 2  # to windows, and back
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "channels of q must be a multiple of num_heads"),
+        ({"window_size": 0}, "window_size must be at least 1"),
+        ({"shift": 3}, "shift must lie between 0 and window_size - 1 = 2"),
+        ({"bias": torch.zeros(2, 4, 4)}, r"bias must have shape .* \(2, 9, 9\), got \(2, 4, 4\)"),
+        ({"backend": "tiled"}, "unknown backend 'tiled'"),
+    ],
+)
+def test_it_rejects(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        attend(torch.randn(1, 8, 5, 5), **change)
