@@ -6,7 +6,7 @@ RUNS := $(VENV)/.installed
 READY := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
 
-.PHONY: help demo test lint types quick slow timm clean
+.PHONY: help demo test lint types quick slow timm bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
 	@echo "make timm   timm's own tests of its models, on ours"
+	@echo "make bench  measure speed and memory, and draw docs/performance.md anew"
 	@echo "make clean  remove the virtual environment and the caches"
 
 $(BIN)/python:
@@ -56,6 +57,12 @@ slow: $(READY)
 MODELS := *nano
 timm: $(READY)
 	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
+
+# A quarter of an hour; let the machine do nothing else. OPTIONS='--device cuda' on a GPU.
+bench: $(RUNS)
+	@for script in ops backbones training scaling; do \
+	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done
+	@$(BIN)/python -m benchmarks.page --write
 
 test: lint types quick slow timm
 

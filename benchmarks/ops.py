@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import Options, main
+from benchmarks.flex import sliding_window_flex
 from convattn import ops
 from convattn.bench.models import DTYPES
 from convattn.bench.run import Built, Case, Group
@@ -156,18 +158,14 @@ def _group(
     paths = ["reference", "auto", *(b for b in backends if b != "reference")]
     paths = [path for path in paths if gpu or path != "triton"]
 
-    def build(path: str) -> Callable[[], Built]:
+    def build(path: str) -> Built:
         if path == "flex":
-            from benchmarks.flex import sliding_window_flex
-
             operator: Operator = sliding_window_flex(
                 size=size, num_heads=HEADS, window_size=WINDOW, stride=stride, device=options.device
             )
-            return lambda: _ready(operator, shapes, options.device, dtype, backward)
-        rest = {"backend": path, **extra}
-        return lambda: _ready(
-            lambda *tensors: call(*tensors, **rest), shapes, options.device, dtype, backward
-        )
+        else:
+            operator = partial(call, backend=path, **extra)
+        return _ready(operator, shapes, options.device, dtype, backward)
 
     if gpu and stride:
         paths.append("flex")
@@ -175,7 +173,7 @@ def _group(
     work = macs * (3 if backward else 1)
     return Group(
         name=f"{title}, {mode}, {dtype}",
-        cases=[Case(name=p, build=build(p), images=batch, macs=work) for p in paths],
+        cases=[Case(name=p, build=partial(build, p), images=batch, macs=work) for p in paths],
         device=options.device,
         dtype=dtype,
         settings={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,20 +87,22 @@ def model_case(name: str, setting: Setting) -> Case:
         name: of this package's registry, or of timm's.
         setting: how to run it.
 
-    Raises:
-        ValueError: no model has this name, or it does not take images of this size.
+    Nothing is built yet: an error of the name or the size comes when it is.
     """
-    with torch.device("meta"):
-        described = build_model(name, setting.size)
-    macs = count_macs(described, (3, *setting.size)) * setting.batch
     return Case(
         name=name,
         build=lambda: _training(name, setting) if setting.train else _evaluation(name, setting),
         images=setting.batch,
         # Forward once, and backward twice as much: for the inputs and for the weights.
-        macs=macs * 3 if setting.train else macs,
-        details={"parameters": count_parameters(described)},
+        macs=lambda: _macs(name, setting.size) * setting.batch * (3 if setting.train else 1),
     )
+
+
+@cache
+def _macs(name: str, size: tuple[int, int]) -> int:
+    with torch.device("meta"):
+        model = build_model(name, size)
+    return count_macs(model, (3, *size))
 
 
 def build_model(name: str, size: tuple[int, int]) -> nn.Module:
@@ -124,7 +127,7 @@ def _evaluation(name: str, setting: Setting) -> Built:
     fixed = getattr(model, "pretrained_cfg", {}).get("fixed_input_size")
     size = setting.size if fixed else [min(side, _PROOF_SIZE) for side in setting.size]
     model = randomize(model, torch.randn(2, 3, *size))
-    note, macs = "", None
+    note, macs, details = "", None, {"parameters": count_parameters(model)}
     if setting.deployed:
         model = deploy(model, torch.randn(1, 3, *size), ours=name in list_models())
         macs = count_macs(model, (3, *setting.size)) * setting.batch
@@ -140,7 +143,7 @@ def _evaluation(name: str, setting: Setting) -> Built:
             result: Tensor = run(images)
             return result
 
-    return Built(call, macs=macs, note=note)
+    return Built(call, macs=macs, note=note, details=details)
 
 
 def _training(name: str, setting: Setting) -> Built:
@@ -163,7 +166,7 @@ def _training(name: str, setting: Setting) -> Built:
         optimizer.step()
         optimizer.zero_grad()
 
-    return Built(call)
+    return Built(call, details={"parameters": count_parameters(model)})
 
 
 def _images(setting: Setting, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,7 @@ class Built:
     call: Call
     macs: int | None = None  # for the floor, where folding has left fewer of them
     note: str = ""  # for whoever reads the result
+    details: dict[str, Any] = field(default_factory=dict)  # for the result
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Case:
     name: str
     build: Callable[[], Built]  # called when it is the group's turn
     images: int = 1  # in a call
-    macs: int | None = None  # of a call; None where nobody has counted them
+    macs: int | Callable[[], int] | None = None  # of a call; a function where counting takes long
     details: dict[str, Any] = field(default_factory=dict)  # for the result
     memory: bool = True  # whether to measure it
 
@@ -133,7 +134,8 @@ def _result(
 ) -> dict[str, Any]:
     summary = summarize(seconds)
     floor = None
-    macs = built.macs if built.macs is not None else case.macs
+    defined = case.macs() if callable(case.macs) else case.macs
+    macs = built.macs if built.macs is not None else defined
     if peak is not None and macs is not None:
         floor = {
             "macs": macs,
@@ -142,9 +144,10 @@ def _result(
         }
     return {
         **case.details,
+        **built.details,
         **({"note": built.note} if built.note else {}),
         "images": case.images,
-        "macs": case.macs,
+        "macs": defined,
         "memory_bytes": memory,
         "floor": floor,
         "summary": summary.as_dict(),

@@ -159,7 +159,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     try:
         progress.group(args.model, 1, 1)
         progress.say("measuring the machine's peak")
-        peak = measure_peak(args.device, DTYPES[args.dtype])
+        peak = measure_peak(args.device, DTYPES[args.dtype], min(1.0, args.seconds / 10))
         document["groups"].append(run_group(group, limits=limits, peak=peak, progress=progress))
         progress.done()
     finally:

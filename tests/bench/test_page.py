@@ -1,0 +1,213 @@
+"""docs/performance.md says what the results say, losses too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import page as pages
+from benchmarks.networks import CONVNEXT, RESNET, SWIN
+from benchmarks.page import DOCS, SCRIPTS, load, page
+from benchmarks.pictures import accuracy_figure, scaling_figure
+from benchmarks.tables import network_tables, operator_table, scaling_table, top1
+from benchmarks.targets import TARGETS, pixel_costs, target_rows, verdict
+from convattn.bench.floor import Peak
+from convattn.bench.record import new_document, to_json
+from convattn.bench.statistics import summarize
+from convattn.models import list_models
+
+PAGE = DOCS / "performance.md"
+
+
+def run(*seconds: float, **rest: Any) -> dict[str, Any]:
+    floor = {"macs": 10**9, "seconds": 0.1, "share_reached": 0.5}
+    made = {"images": 8, "macs": 32 * 10**9, "memory_bytes": 1 << 20, "floor": floor}
+    times = list(seconds)
+    return {**made, "summary": summarize(times).as_dict(), "seconds": times, **rest}
+
+
+def group(name: str, runs: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    usual = {"device": "cpu", "dtype": "float32", "mode": "evaluation", "batch": 8}
+    return {
+        "name": name,
+        "settings": {**usual, "compile": False, **settings},
+        "commit": "0123456789ab",
+        "rounds": 3,
+        "peak": Peak(5e10, "by hand").as_dict(),
+        "runs": runs,
+        "errors": {},
+    }
+
+
+def documents() -> dict[str, Any]:
+    made = {}
+    for script in SCRIPTS:
+        made[script] = new_document(script, command="by hand", device="cpu", settings={})
+    made["backbones"]["groups"] = [
+        group("ResNets, float32", {RESNET: run(1.0, 1.0), "acmix_resnet50": run(2.0, 2.0)}),
+        group(
+            "transformers, float32",
+            {
+                SWIN: run(1.0, 2.0, 4.0),
+                CONVNEXT: run(0.5, 0.5, 0.5),
+                "acmix_swin_tiny": run(1.0, 2.0, 4.0),
+                "glnet_stl": run(0.5, 1.0, 2.0),
+                "glnet_4g": run(1.0, 1.0, 1.0),
+            },
+        ),
+    ]
+    made["ops"]["groups"] = [
+        group(
+            f"sliding window (64, {size}x{size}), stride 1, forward, float32",
+            {
+                "reference": run(slow, memory_bytes=100 << 20),
+                "auto": run(1.0, memory_bytes=10 << 20),
+                "tiled": run(1.5),
+            },
+            operator="sliding window",
+            mode="forward",
+            channels=64,
+            size=[size, size],
+            stride=1,
+        )
+        for size, slow in ((56, 30.0), (28, 60.0))
+    ]
+    made["scaling"]["groups"] = [
+        group(
+            "GLMix operator, float32",
+            {
+                "128 px": run(1.0, 2.0, images=4, size=128, memory_bytes=1000),
+                "256 px": run(1.1, 2.2, images=1, size=256, memory_bytes=1300),
+            },
+            of="GLMix operator",
+        )
+    ]
+    return made
+
+
+def rows() -> dict[str, Any]:
+    return {row.what: row for row in target_rows(documents())}
+
+
+def test_the_page_is_what_the_command_prints():
+    assert PAGE.read_text(encoding="utf-8") == page(load())
+
+
+def test_its_pictures_are_there():
+    for picture in re.findall(r"\]\((images/[^)]*)\)", PAGE.read_text(encoding="utf-8")):
+        assert (DOCS / picture).stat().st_size > 1000, picture
+
+
+def test_every_target_has_a_row_where_nothing_was_measured():
+    text = page({})
+    for target in TARGETS:
+        assert f"`{target.ours}` against" in text
+    assert text.count("not measured yet") == len(target_rows({})) == 11
+    for script in SCRIPTS:
+        assert f"python -m benchmarks.{script}\n" in text
+        assert f"python -m benchmarks.{script} --device cuda\n" in text
+    assert "{{" not in text
+
+
+def test_a_ratio_is_that_of_the_rounds_and_a_loss_is_told():
+    found = rows()
+    lost = found["`acmix_resnet50` against ResNet-50, float32"]
+    assert (lost.measured, lost.verdict) == ("0.50x (0.50 - 0.50)", "missed")
+    won = found["`glnet_stl` against Swin-T, float32"]
+    assert (won.measured, won.verdict) == ("2.00x (2.00 - 2.00)", "aim reached")
+    same = found["`acmix_swin_tiny` against Swin-T, float32"]
+    assert (same.measured, same.verdict) == ("1.00x (1.00 - 1.00)", "aim reached")
+
+
+def test_a_sliding_window_is_judged_by_its_slowest_shape():
+    found = rows()
+    speed = found["sliding window against the reference, forward, float32"]
+    assert (speed.measured, speed.verdict) == ("30x to 60x, 2 shapes", "reached")
+    memory = found["its peak memory, forward, float32: the reference's share"]
+    assert (memory.least, memory.aim) == ("1/8", "1/20")
+    assert (memory.measured, memory.verdict) == ("1/10 to 1/10, 2 shapes", "reached")
+
+
+def test_pixels_are_compared_within_a_round():
+    costs = pixel_costs(documents()["scaling"]["groups"][0])
+    assert [cost.time.median for cost in costs] == pytest.approx([1.0, 1.1])
+    assert [cost.memory.median for cost in costs] == pytest.approx([1.0, 1.3])
+    assert costs[0].bytes == 1000 / (4 * 128**2)
+    found = rows()
+    time = found["GLMix operator: time per pixel, 128 to 256 px"]
+    assert (time.measured, time.verdict) == ("1.10x at 256 px, at most 1.10x", "reached")
+    assert found["GLMix operator: memory per pixel, 128 to 256 px"].verdict == "missed"
+
+
+def test_a_network_that_failed_misses_its_target():
+    made = documents()
+    broken = made["backbones"]["groups"][0]
+    del broken["runs"]["acmix_resnet50"]
+    broken["errors"] = {"acmix_resnet50": "out of memory"}
+    row = next(r for r in target_rows(made) if r.what.startswith("`acmix_resnet50`"))
+    assert (row.measured, row.verdict) == ("`acmix_resnet50` failed, see below", "missed")
+    assert "acmix_resnet50: out of memory" in network_tables(made["backbones"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.59, "missed"), (0.6, "reached"), (1.0, "aim reached")]
+)
+def test_a_verdict_takes_the_bounds_in(value, expected):
+    assert verdict(value, 0.6, 1.0) == expected
+
+
+def test_tables_show_what_was_measured():
+    made = documents()
+    networks = network_tables(made["backbones"])
+    assert "| `acmix_resnet50` | 4.00 | 4.00 - 4.00 | 4.00 G | 50% | 1.0 MiB | 77.8 |" in networks
+    operators = operator_table(made["ops"]).splitlines()
+    assert operators[2].startswith("| sliding window | (64, 56x56) | forward | float32 | 30,000 ")
+    assert "30.0x (30.0 - 30.0) | 100 MiB / 10.0 MiB | 50% | tiled 1,500 |" in operators[2]
+    assert len(scaling_table(made["scaling"]).splitlines()) == 2 + 2
+
+
+def test_the_whole_page_of_a_machine(tmp_path: Path):
+    for script, document in documents().items():
+        (tmp_path / f"cpu-a-b-{script}.json").write_text(to_json(document))
+    machines = load(tmp_path)
+    assert set(machines) == {"cpu-a-b"}
+    text = page(machines)
+    assert "Not measured here yet: `python -m benchmarks.training`." in text
+    assert "images/performance-cpu-a-b-scaling.png" in text
+    assert "--device cuda" in text
+
+
+def test_a_gpu_has_its_own_place(tmp_path: Path):
+    made = documents()["backbones"]
+    made["machine"].update(gpu="NVIDIA H200", gpu_memory_gib=139, device="cuda", cuda="13.2")
+    for measured in made["groups"]:
+        measured["settings"].update(device="cuda", dtype="bfloat16", compile=True)
+    (tmp_path / "gpu-h200-backbones.json").write_text(to_json(made))
+    text = page(load(tmp_path))
+    assert text.index("## CPU") < text.index("## GPU") < text.index("## NVIDIA H200")
+    assert "against Swin-T, bfloat16, compiled | 0.8x | 0.95x | 1.00x" in text
+
+
+def test_pictures_are_drawn(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    made = documents()
+    assert len(accuracy_figure(made["backbones"]).axes) == 1
+    lines: list[Any] = [axes.lines[0] for axes in scaling_figure(made["scaling"]).axes]
+    assert [list(line.get_ydata()) for line in lines] == [
+        pytest.approx([1.0, 1.1]),  # time
+        pytest.approx([1.0, 1.3]),  # memory
+    ]
+    drawn = pages.draw({"cpu-a-b": made}, tmp_path)
+    assert [path.name for path in drawn] == [
+        "performance-cpu-a-b-backbones.png",
+        "performance-cpu-a-b-scaling.png",
+    ]
+
+
+def test_accuracies_are_the_papers():
+    assert (top1(RESNET), top1(CONVNEXT), top1(SWIN)) == (76.9, 82.1, 81.3)
+    assert top1("acmix_deit_tiny") is None
+    assert {target.ours for target in TARGETS} <= set(list_models())

@@ -1,0 +1,181 @@
+"""The scripts of benchmarks/, tried as their --quick does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import backbones, common, ops, scaling, training
+from benchmarks.common import Options
+from benchmarks.flex import sliding_window_flex
+from convattn.bench.record import read_document
+from convattn.bench.run import Built, Case, Group
+from convattn.ops import sliding_window_attention
+from tests.tolerances import TOLERANCE
+
+SCRIPTS = {"ops": ops, "backbones": backbones, "training": training, "scaling": scaling}
+
+
+def run(script: str, *words: str) -> int:
+    plan = SCRIPTS[script].plan
+    return common.main(script, about="", plan=plan, budget=1, argv=words)
+
+
+def only(name: str, *cases: str) -> Any:
+    """A plan of one group, whose cases do nothing."""
+    return lambda options: [Group(name, [Case(c, lambda: Built(lambda: None)) for c in cases])]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param("ops", marks=pytest.mark.slow), "backbones", "training", "scaling"],
+)
+def test_a_quick_run_writes_every_group(script, tmp_path):
+    path = tmp_path / "a.json"
+    assert run(script, "--quick", "--output", str(path)) == 0
+    document = read_document(path)
+    options = Options(device="cpu", dtypes=("float32",), batch=2, compile=False, quick=True)
+    planned = SCRIPTS[script].plan(options)
+    assert [group["name"] for group in document["groups"]] == [group.name for group in planned]
+    assert document["settings"] == {"threads": 1, "quick": True}
+    assert document["command"] == f"python -m benchmarks.{script} --quick"
+    for group, plan in zip(document["groups"], planned, strict=True):
+        assert group["errors"] == {}
+        assert list(group["runs"]) == [case.name for case in plan.cases]
+        for name, found in group["runs"].items():
+            assert len(found["seconds"]) == found["summary"]["count"] == group["rounds"] == 2
+            assert found["memory_bytes"] >= 0, name
+            assert 0 < found["summary"]["smallest"] <= found["summary"]["largest"]
+        assert group["peak"]["macs_per_second"] > 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_plan_can_be_made_for_every_device(script):
+    """Whole plans, networks on the meta device: names, sizes and paths fit."""
+    module: ModuleType = SCRIPTS[script]
+    cpu = module.plan(Options("cpu", ("float32", "bfloat16"), 8, compile=False, quick=False))
+    gpu = module.plan(Options("cuda", ("bfloat16",), 128, compile=True, quick=False))
+    for groups in (cpu, gpu):
+        names = [group.name for group in groups]
+        assert len(names) == len(set(names)) > 0
+    if script in ("backbones", "training"):
+        compiled = [group.name for group in gpu if ", compiled, " in group.name]
+        assert len(compiled) * 2 == len(gpu)
+    if script == "ops":
+        flex = [group for group in gpu if "flex" in [case.name for case in group.cases]]
+        assert len(flex) == 4 * 2 * 2
+        assert "flex" not in [case.name for group in cpu for case in group.cases]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_flex_attention_computes_the_same(stride):
+    q, k, v = torch.randn(3, 2, 16, 9, 9)
+    position = torch.randn(1, 4, 9, 9)
+    flex = sliding_window_flex(
+        size=9, num_heads=4, window_size=7, stride=stride, device="cpu", compiled=False
+    )
+    expected = sliding_window_attention(
+        q, k, v, num_heads=4, position=position, stride=stride, backend="reference"
+    )
+    rtol, atol = TOLERANCE[torch.float32].values()
+    torch.testing.assert_close(flex(q, k, v, position), expected, rtol=rtol, atol=atol)
+
+
+def test_scaling_computes_the_same_number_of_pixels_at_every_size():
+    options = Options("cpu", ("float32",), 8, compile=False, quick=False)
+    for group in scaling.plan(options):
+        pixels = {case.images * case.details["size"] ** 2 for case in group.cases}
+        assert pixels == {1024**2}
+
+
+def test_some_groups_are_chosen_by_a_part_of_their_name(capsys):
+    assert run("ops", "--quick", "--only", "pixel*backward", "--list") == 0
+    (name,) = capsys.readouterr().out.splitlines()
+    assert name == "pixel shift attention (8, 9x9), forward + backward, float32"
+
+
+def test_one_group_leaves_the_others(tmp_path):
+    path = tmp_path / "a.json"
+    words = ("--quick", "--output", str(path), "--only")
+    for part in ("pixel*forward,", "ACmix*forward,", "pixel*forward,"):
+        assert run("ops", *words, part) == 0
+    names = [group["name"] for group in read_document(path)["groups"]]
+    assert [name.split(" (")[0] for name in names] == [
+        "pixel shift attention",
+        "ACmix convolution path",
+    ]
+
+
+def test_what_was_measured_survives_an_interruption(tmp_path, capsys):
+    path = tmp_path / "a.json"
+
+    def interrupt() -> Built:
+        raise KeyboardInterrupt
+
+    def plan(options: Options) -> list[Group]:
+        first = Group("first", [Case("a", lambda: Built(lambda: None))])
+        return [first, Group("second", [Case("b", interrupt)])]
+
+    words = ["--quick", "--output", str(path)]
+    assert common.main("ops", about="", plan=plan, budget=1, argv=words) == 130
+    assert [group["name"] for group in read_document(path)["groups"]] == ["first"]
+    assert "Interrupted" in capsys.readouterr().err
+
+
+def test_the_time_is_shared_by_weight(tmp_path, monkeypatch):
+    given: dict[str, float] = {}
+
+    def fake(group: Group, *, limits: Any, **rest: Any) -> dict[str, Any]:
+        given[group.name] = limits.seconds
+        return {"name": group.name}
+
+    monkeypatch.setattr(common, "run_group", fake)
+    monkeypatch.setattr(common, "measure_peak", lambda *arguments: None)
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # nothing takes any time
+
+    def plan(options: Options) -> list[Group]:
+        return [Group("a", [], weight=1.0), Group("b", [], weight=2.0), Group("c", [], weight=1.0)]
+
+    words = ["--budget", "80", "--output", str(tmp_path / "a.json")]
+    assert common.main("ops", about="", plan=plan, budget=1, argv=words) == 0
+    # What a group leaves is shared by those after it.
+    assert given == pytest.approx({"a": 20.0, "b": 80 * 2 / 3, "c": 80.0})
+
+
+def test_a_trial_does_not_go_where_results_are(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    before = sorted(common.RESULTS.glob("*"))
+    words = ["--quick", "--name", "here"]
+    assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 0
+    assert sorted(common.RESULTS.glob("*")) == before
+    assert (tmp_path / "convattn-quick" / "here-ops.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "nothing"], "no group has 'nothing' in its name; see --list"),
+        (["--device", "tpu"], "device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        (["--budget", "-1"], "--budget must be positive, got -1"),
+    ],
+)
+def test_mistakes_are_told(words, message, capsys):
+    assert run("ops", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_of_another_machine_stay(tmp_path, capsys):
+    path: Path = tmp_path / "a.json"
+    words = ["--quick", "--output", str(path)]
+    assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 0
+    document = json.loads(path.read_text())
+    document["machine"]["cpu"] = "Another One"
+    path.write_text(json.dumps(document))
+    assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 2
+    assert "another machine (Another One" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == document
