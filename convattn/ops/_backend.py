@@ -16,7 +16,18 @@ from torch import Tensor
 from convattn.ops._checks import check_choice
 
 # Every path of any operator. An operator that lacks the overriding one keeps its own rule.
-PATHS = ("reference", "tiled", "dense", "folded", "grouped", "taps", "sdpa", "shifted", "triton")
+PATHS = (
+    "reference",
+    "strips",
+    "tiled",
+    "dense",
+    "folded",
+    "grouped",
+    "taps",
+    "sdpa",
+    "shifted",
+    "triton",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Case:
     window: int = 1
     grad: bool = False  # whether a gradient will be asked for
     exporting: bool = False  # whether the operators are written down for another runtime
+    transformed: bool = False  # whether PyTorch's function transforms look into the operators
 
 
 Rule = tuple[str, Callable[[Case], bool], str]
@@ -59,6 +71,7 @@ def describe(*tensors: Tensor, stride: int = 1, window: int = 1) -> Case:
         window=window,
         grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
         exporting=exporting(),
+        transformed=transformed(),
     )
 
 
@@ -68,6 +81,13 @@ def exporting() -> bool:
         torch.jit.is_tracing()  # type: ignore[attr-defined]
         or torch.compiler.is_exporting()
         or torch.onnx.is_in_onnx_export()
+    )
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation looks into the operators."""
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
 

@@ -71,7 +71,7 @@ def test_the_first_rule_that_fits_decides():
 def test_every_table_ends_with_a_rule_for_the_rest_and_names_paths():
     tables = {
         f"{module.__name__}.{name}": value
-        for module in (acmix, attention, glmix, xvolution)
+        for module in (attention, glmix, xvolution)
         for name, value in vars(module).items()
         if name.endswith("RULES")
     }
@@ -88,6 +88,20 @@ def test_a_case_is_described_by_the_tensors():
     assert not describe(x).grad
     with torch.no_grad():
         assert not describe(x, weight).grad
+
+
+def test_a_case_says_whether_a_transform_looks_into_it():
+    x, cases = torch.zeros(2, 3, 5, 7), []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        cases.append(describe(x))
+        return x.sum()
+
+    torch.func.grad(look)(x)
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    look(x)
+    assert [case.transformed for case in cases] == [True, True, False]
 
 
 def test_a_case_says_whether_the_model_is_exported():

@@ -1,0 +1,149 @@
+"""Blocks of a few images and the memory that `_sliding_strips.py` computes in; the same letters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from convattn.ops._reflection import ceil_divide
+from convattn.ops._sliding_plan import Axis, Plan
+
+# Bytes of the logits of a strip: what is computed in one go stays in the second-level cache.
+LOGITS = 1 << 18
+
+
+class Desk:
+    """Cuts a few images at a time into blocks (b N n, rows and columns of a block, d), and back.
+
+    All that is computed on the way lies in memory that the next images use again.
+    """
+
+    def __init__(self, plan: Plan, num_heads: int, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.num_heads = num_heads
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.mask = plan.mask.to(self.dtype)
+        self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def chunks(self, batch: int) -> Iterator[slice]:
+        """Divide a batch into as many images as fit, one at least."""
+        size = max(1, LOGITS // (self.num_heads * self.plan.blocks * self.mask.nbytes))
+        return (slice(i, min(i + size, batch)) for i in range(0, batch, size))
+
+    def space(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Return the memory of that name, as much of it as asked for."""
+        dtype, size = self.dtype if dtype is None else dtype, math.prod(shape)
+        space = self._spaces.get((name, dtype))
+        if space is None or len(space) < size:
+            space = self._spaces[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
+        return space[:size].view(shape)
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply matrices."""
+        return torch.bmm(a, b, out=self.space(name, (len(a), a.shape[1], b.shape[2])))
+
+    def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the softmax of the logits of a strip: (b N n, R T, U)."""
+        weights = self.space("weights", (len(queries), *self.mask.shape))
+        torch.baddbmm(self.mask, queries, keys.mT, out=weights)
+        return torch.softmax(weights, 2, out=weights)
+
+    def queries(self, name: str, x: Tensor) -> Tensor:
+        """Copy what belongs to the answers (b, H/s, W/s, C), 0 for queries past the end.
+
+        Returns:
+            (strips, b N n, R T, d).
+        """
+        for dim, axis in enumerate((self.plan.rows, self.plan.columns), start=1):
+            if not axis.plain:
+                x = self._select(f"queries {dim}", x, dim, axis.queries)
+                x.index_fill_(dim, axis.past, 0)
+        x = self._tiles(x).permute(1, 0, 5, 3, 2, 4, 6)
+        tiles = self.space(name, x.shape)
+        return tiles.copy_(x).flatten(4, 5).flatten(1, 3)
+
+    def answer(self, tiles: Tensor, out: Tensor) -> None:
+        """Write what belongs to the answers (b, H/s, W/s, C)."""
+        rows, columns = self.plan.rows, self.plan.columns
+        tiles = tiles.unflatten(2, (rows.tile, -1))
+        tiles = tiles.unflatten(1, (-1, self.num_heads, self.plan.blocks))
+        tiles = tiles.permute(1, 0, 4, 3, 5, 2, 6)
+        if rows.plain and columns.plain:
+            self._tiles(out).copy_(tiles)
+            return
+        x = self.space("answered", tiles.shape).copy_(tiles)
+        x = x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        out.copy_(x.index_select(1, rows.answers).index_select(2, columns.answers))
+
+    def _tiles(self, x: Tensor) -> Tensor:
+        """View (b, rows, columns, C) as (b, strips, R, n, T, N, d)."""
+        x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (-1, self.plan.columns.tile))
+        return x.unflatten(1, (-1, self.plan.rows.tile))
+
+    def keys(self, name: str, x: Tensor, num_heads: int = 0) -> Tensor:
+        """Copy what each block shows of a map (b, C, H, W): (b N n, P columns, d)."""
+        columns = self.plan.columns
+        x = self._pad(x.permute(0, 2, 3, 1)).unflatten(3, (num_heads or self.num_heads, -1))
+        x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.shown, columns.step)
+        x = x.permute(0, 4, 2, 3, 1, 6, 5)
+        blocks = self.space(name, x.shape)
+        return blocks.copy_(x).flatten(4, 5).flatten(0, 3)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Copy the rows and columns of keys of a map (b, H, W, C), mirrored at its borders."""
+        rows, columns = self.plan.rows, self.plan.columns
+        if rows.core is None or columns.core is None:
+            x = self._select("rows", x.contiguous(), 1, rows.keys)
+            return self._select("padded", x, 2, columns.keys)
+        shape = (len(x), len(rows.keys), len(columns.keys), x.shape[3])
+        padded = self.space("padded", shape, x.dtype)
+        inside = x[:, : rows.core.stop - rows.core.start]
+        for places in columns.borders:
+            mirrored = inside.index_select(2, columns.keys[places])
+            padded[:, rows.core, places] = mirrored
+        inside = inside[:, :, : columns.core.stop - columns.core.start]
+        padded[:, rows.core, columns.core] = inside
+        for places in rows.borders:
+            padded[:, places] = padded.index_select(1, rows.keys[places] + rows.core.start)
+        return padded
+
+    def sum_copies(self, blocks: Tensor, out: Tensor) -> None:
+        """Write the sum of what all blocks show of each pixel: (b, H, W, C)."""
+        rows, columns = self.plan.rows, self.plan.columns
+        tiles, step, shown = columns.tiles, columns.step, columns.shown
+        x = blocks.unflatten(1, (-1, shown))
+        x = x.unflatten(0, (-1, self.num_heads, columns.phases, tiles))
+        x = x.permute(0, 4, 2, 3, 5, 1, 6)  # rows, phases, tiles, columns of a tile, heads
+        reach = ceil_divide(shown, step)  # the last tile reaches past whole steps
+        sums = self.space("sums", (*x.shape[:3], tiles - 1 + reach, step, *x.shape[5:]))
+        sums[:, :, :, tiles:] = 0
+        if shown < step:
+            sums.zero_()
+        sums[:, :, :, :tiles, :shown] = x[:, :, :, :, :step]
+        for i in range(1, reach):
+            piece = x[:, :, :, :, i * step : (i + 1) * step]
+            sums[:, :, :, i : i + tiles, : piece.shape[4]] += piece
+        sums = sums.flatten(5, 6).flatten(3, 4)[:, :, :, : columns.keys_of_phase].flatten(2, 3)
+        inside = _fold(_fold(sums, 1, rows, out.shape[1]), 2, columns, out.shape[2])
+        if inside.shape != out.shape:  # a stride passes the last pixels by
+            out.zero_()
+        out[:, : inside.shape[1], : inside.shape[2]] = inside
+
+    def _select(self, name: str, x: Tensor, dim: int, places: Tensor) -> Tensor:
+        shape = [*x.shape[:dim], len(places), *x.shape[dim + 1 :]]
+        return torch.index_select(x, dim, places, out=self.space(name, shape, x.dtype))
+
+
+def _fold(x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
+    """Sum the copies of each place of an axis, in the memory of those in order if they are."""
+    if axis.core is None:
+        shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
+        return x.new_zeros(shape).index_add_(dim, axis.keys, x)
+    inside = x.narrow(dim, axis.core.start, axis.core.stop - axis.core.start)
+    for places in axis.borders:
+        mirrored = x.narrow(dim, places.start, places.stop - places.start)
+        inside.index_add_(dim, axis.keys[places], mirrored)
+    return inside
