@@ -9,6 +9,7 @@ Paths of ``soft_clustering`` and ``dispatch``, among which `RULES` choose:
 |-------------|------------------------------------------------------------------------|
 | "tiled"     | products and softmax of a few thousand pixels at a time, again backward |
 | "sdpa"      | ``scaled_dot_product_attention`` on unit vectors                       |
+| "triton"    | one program for blocks of slots and pixels, on a GPU: `ops.kernels`     |
 | "reference" | the formulas, similarity maps in full                                  |
 """
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops import _glmix_tiled as tiled
+from convattn.ops import kernels
 from convattn.ops._backend import Case, Rule, choose, describe, resolve
 from convattn.ops._checks import check_map, check_positive, check_tensor
 from convattn.ops._script import scriptable
@@ -28,7 +30,7 @@ from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
 from convattn.ops.reference.glmix import MIN_NORM
 
-BACKENDS = ("tiled", "sdpa", "reference")
+BACKENDS = ("tiled", "sdpa", "triton", "reference")
 
 
 def _opaque(case: Case) -> bool:
@@ -52,7 +54,7 @@ RULES: tuple[Rule, ...] = (
     (
         "sdpa",
         lambda _: True,
-        "float16 has no room for products with long vectors; CUDA: not measured",
+        "float16 has no room for products with long vectors; CUDA: triton not measured",
     ),
 )
 
@@ -106,7 +108,7 @@ def soft_clustering(
         slots: initial slots (B, M, C), or (1, M, C) for the whole batch.
         u: the map (B, C, H, W).
         scale: inverse temperature, a number or a tensor of shape (1,).
-        backend: "auto", "tiled", "sdpa" or "reference".
+        backend: "auto", "tiled", "sdpa", "triton" or "reference".
 
     Returns:
         Clustered slots (B, M, C).
@@ -122,6 +124,8 @@ def soft_clustering(
     path = _path(backend, u, slots)
     if path == "reference":
         return reference.soft_clustering(slots, u, scale)
+    if path == "triton":
+        return kernels.cluster(slots, u, scale)
     if path == "tiled":
         dtype = _result_type(u)
         keys, tokens = _in_one_dtype(dtype, scale * _unit(slots), _tokens(u))
@@ -179,7 +183,7 @@ def dispatch(
         slots: what positions receive (B, M, C).
         u: the map (B, C, H, W).
         scale: inverse temperature, a number or a tensor of shape (1,).
-        backend: "auto", "tiled", "sdpa" or "reference".
+        backend: "auto", "tiled", "sdpa", "triton" or "reference".
 
     Returns:
         A map (B, C, H, W); its memory is channels-last on the fast path.
@@ -200,6 +204,8 @@ def dispatch(
     path = _path(backend, u, slots)
     if path == "reference":
         return reference.dispatch(prototypes, slots, u, scale)
+    if path == "triton":
+        return kernels.disperse(prototypes, slots, u, scale)
     if path == "tiled":
         dtype = _result_type(slots)
         parts = _in_one_dtype(dtype, scale * _unit(prototypes), slots, _tokens(u))

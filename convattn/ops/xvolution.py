@@ -8,20 +8,30 @@ Paths of ``pixel_shift_attention``:
 | backend     | computes                                                                      |
 |-------------|-------------------------------------------------------------------------------|
 | "shifted"   | one displacement after another on views of padded maps; what "auto" takes     |
+| "triton"    | tiles of queries with a halo of keys, on a GPU: `convattn.ops.kernels`        |
 | "reference" | the formula on K^2 copies of keys and values                                  |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import resolve
+from convattn.ops import kernels
+from convattn.ops._backend import Rule, choose, describe, resolve
 from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
 from convattn.ops._script import scriptable
 from convattn.ops.reference import xvolution as reference
 
-BACKENDS = ("shifted", "reference")
+BACKENDS = ("shifted", "triton", "reference")
+
+# What "auto" takes.
+RULES: tuple[Rule, ...] = (
+    ("shifted", lambda case: case.device == "cuda", "CUDA: shifted against triton not measured"),
+    ("shifted", lambda case: True, "against K^2 copies, on a CPU"),
+)
 
 
 @scriptable(
@@ -55,7 +65,7 @@ def pixel_shift_attention(
         distance: L, pixels between displacements.
         stride: s.
         scale: factor of the products; None for ``1 / (sqrt(d) K^2)``.
-        backend: "auto", "shifted" or "reference".
+        backend: "auto", "shifted", "triton" or "reference".
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)).
@@ -73,8 +83,10 @@ def pixel_shift_attention(
     check_positive("stride", stride)
     if scale is None:
         scale = (q.shape[1] // num_heads) ** -0.5 / kernel_size**2
-    plain = resolve(backend, BACKENDS) == "reference"
-    return (reference.pixel_shift_attention if plain else _shifted)(
+    chosen = resolve(backend, BACKENDS)
+    if chosen == "auto":
+        chosen = choose(RULES, describe(q, k, v, stride=stride, window=kernel_size))
+    return _PATHS[chosen](
         q,
         k,
         v,
@@ -123,3 +135,10 @@ def _shifted(
             out = term if out is None else out + term
     assert out is not None
     return out.flatten(1, 2)
+
+
+_PATHS: dict[str, Callable[..., Tensor]] = {
+    "shifted": _shifted,
+    "triton": kernels.attend_shifted,
+    "reference": reference.pixel_shift_attention,
+}

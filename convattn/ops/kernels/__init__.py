@@ -17,7 +17,7 @@ from torch import Tensor
 AVAILABLE = importlib.util.find_spec("triton") is not None
 
 
-def sliding_window_attention(
+def attend_sliding(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -38,7 +38,7 @@ def sliding_window_attention(
     return attend_neighbours(q, k, v, num_heads, window_size, stride, dilation, scale, True)[0]
 
 
-def pixel_shift_attention(
+def attend_shifted(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -57,7 +57,7 @@ def pixel_shift_attention(
     return attend_neighbours(q, k, v, num_heads, kernel_size, stride, distance, scale, False)[0]
 
 
-def soft_clustering(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
+def cluster(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """``ops.soft_clustering`` on checked arguments: slots (B, M, C)."""
     check_available()
     from convattn.ops.kernels.cosine import attend_cosine
@@ -66,7 +66,7 @@ def soft_clustering(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     return attend_cosine(slots, pixels, None, _number(scale, pixels))[0]
 
 
-def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
+def disperse(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """``ops.dispatch`` on checked arguments: prototypes and slots (B, M, C)."""
     check_available()
     from convattn.ops.kernels.cosine import attend_cosine

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from convattn.ops.kernels._common_triton import LOG2_E, LOWEST, dot
+from convattn.ops.kernels._common_triton import INTERPRETED, LOG2_E, LOWEST, dot
 
 SIZES = ["height", "width", "rows", "columns", "blocks_y", "blocks_x", "heads"]
 
@@ -56,7 +56,7 @@ def _store(start, value, y, x, channel, s_c, s_y, s_x, mask, CHANNELS: tl.conste
 
 @triton.jit
 def _window(
-    start,
+    block,
     first_y,
     first_x,
     height,
@@ -70,14 +70,15 @@ def _window(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Return the pixels of a block of keys, whether they exist, and which query sees which."""
+    REACH: tl.constexpr = STRIDE * (TILE - 1) + WINDOW
+    ACROSS: tl.constexpr = (REACH + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     n = tl.arange(0, BLOCK_ROWS * BLOCK_COLUMNS)
     i = tl.arange(0, TILE * TILE)
-    row = start + n // BLOCK_COLUMNS
-    column = n % BLOCK_COLUMNS
+    row = block // ACROSS * BLOCK_ROWS + n // BLOCK_COLUMNS
+    column = block % ACROSS * BLOCK_COLUMNS + n % BLOCK_COLUMNS
     down = row[None, :] - STRIDE * (i // TILE)[:, None]
     across = column[None, :] - STRIDE * (i % TILE)[:, None]
     seen = (down >= 0) & (down < WINDOW) & (across >= 0) & (across < WINDOW)
-    REACH: tl.constexpr = STRIDE * (TILE - 1) + WINDOW
     exists = (row < REACH) & (column < REACH)
     y = STRIDE * first_y + DILATION * (row - WINDOW // 2)
     x = STRIDE * first_x + DILATION * (column - WINDOW // 2)
@@ -93,12 +94,14 @@ def _window(
 def attend(
     q, k, v, out, lse,
     q_b, q_c, q_y, q_x, k_b, k_c, k_y, k_x, v_b, v_c, v_y, v_x, o_b, o_c, o_y, o_x,
-    height, width, rows, columns, blocks_y, blocks_x, heads, scale,
+    height, width, rows, columns, blocks_y, blocks_x, heads, scale: tl.float64,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
     STRIDE: tl.constexpr, DILATION: tl.constexpr, SOFTMAX: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Queries of a tile, all keys that they see; the softmax is normalised as keys pass by."""
+    if not INTERPRETED:  # to which it is a number of Python
+        scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     first_y = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
     first_x = _first(tile % (DILATION * blocks_x), blocks_x, TILE, DILATION)
@@ -115,9 +118,9 @@ def attend(
     total = tl.zeros([TILE * TILE, BLOCK_C], dtype=ACC)
     top = tl.full([TILE * TILE], LOWEST, dtype=ACC)
     norm = tl.zeros([TILE * TILE], dtype=ACC)
-    for start in range(0, STRIDE * (TILE - 1) + WINDOW, BLOCK_ROWS):
+    for block in range(BLOCKS):
         key_y, key_x, exists, seen = _window(
-            start, first_y, first_x, height, width,
+            block, first_y, first_x, height, width,
             TILE, WINDOW, STRIDE, DILATION, SOFTMAX, BLOCK_ROWS, BLOCK_COLUMNS,
         )  # fmt: skip
         key = _load(k, key_y, key_x, c, k_c, k_y, k_x, exists, CHANNELS)
@@ -147,12 +150,14 @@ def backward_queries(
     q, k, v, out, grad, lse, delta, dq,
     q_b, q_c, q_y, q_x, k_b, k_c, k_y, k_x, v_b, v_c, v_y, v_x, o_b, o_c, o_y, o_x,
     g_b, g_c, g_y, g_x, d_b, d_c, d_y, d_x,
-    height, width, rows, columns, blocks_y, blocks_x, heads, scale,
+    height, width, rows, columns, blocks_y, blocks_x, heads, scale: tl.float64,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
     STRIDE: tl.constexpr, DILATION: tl.constexpr, SOFTMAX: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries of a tile; leaves ``delta`` to the gradient of the keys."""
+    if not INTERPRETED:  # to which it is a number of Python
+        scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     first_y = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
     first_x = _first(tile % (DILATION * blocks_x), blocks_x, TILE, DILATION)
@@ -176,9 +181,9 @@ def backward_queries(
         tl.store(delta + at, mean, mask=inside)
         level = tl.load(lse + at, mask=inside, other=0.0)
     total = tl.zeros([TILE * TILE, BLOCK_C], dtype=ACC)
-    for start in range(0, STRIDE * (TILE - 1) + WINDOW, BLOCK_ROWS):
+    for block in range(BLOCKS):
         key_y, key_x, exists, seen = _window(
-            start, first_y, first_x, height, width,
+            block, first_y, first_x, height, width,
             TILE, WINDOW, STRIDE, DILATION, SOFTMAX, BLOCK_ROWS, BLOCK_COLUMNS,
         )  # fmt: skip
         key = _load(k, key_y, key_x, c, k_c, k_y, k_x, exists, CHANNELS)
@@ -245,7 +250,7 @@ def backward_keys(
     q, k, v, grad, lse, delta, dk, dv,
     q_b, q_c, q_y, q_x, k_b, k_c, k_y, k_x, v_b, v_c, v_y, v_x, g_b, g_c, g_y, g_x,
     dk_b, dk_c, dk_y, dk_x, dv_b, dv_c, dv_y, dv_x,
-    height, width, rows, columns, blocks_y, blocks_x, heads, scale,
+    height, width, rows, columns, blocks_y, blocks_x, heads, scale: tl.float64,
     first_y, first_x, images_y, images_x, lift,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
     STRIDE: tl.constexpr, DILATION: tl.constexpr, SOFTMAX: tl.constexpr, ACC: tl.constexpr,
@@ -256,6 +261,8 @@ def backward_keys(
 
     Each key gathers: no atomics, the same sum in the same order every time.
     """
+    if not INTERPRETED:  # to which it is a number of Python
+        scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     y_0 = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
     x_0 = _first(tile % (DILATION * blocks_x), blocks_x, TILE, DILATION)
@@ -286,10 +293,12 @@ def backward_keys(
             TILE, WINDOW, STRIDE, DILATION, SOFTMAX, SKIP, SKIP_BLOCK,
         )  # fmt: skip
         mine = (y >= low_y) & (y <= high_y) & (x >= low_x) & (x <= high_x)
-        until = tl.where(begin_x < end_x, end_y, begin_y)  # most images show nothing of a tile
-        for start in range(begin_y, until, BLOCK_ROWS):
-            row = start + n // BLOCK_COLUMNS
-            column = begin_x + n % BLOCK_COLUMNS
+        # Most images show nothing of a tile: no blocks.
+        blocks_down = tl.maximum(end_y - begin_y + BLOCK_ROWS - 1, 0) // BLOCK_ROWS
+        blocks_across = tl.maximum(end_x - begin_x + BLOCK_COLUMNS - 1, 0) // BLOCK_COLUMNS
+        for block in range(blocks_down * blocks_across):
+            row = begin_y + block // blocks_across * BLOCK_ROWS + n // BLOCK_COLUMNS
+            column = begin_x + block % blocks_across * BLOCK_COLUMNS + n % BLOCK_COLUMNS
             exists = (row < end_y) & (column < end_x)
             down = offset_y + SKIP * row[None, :] - (i // TILE)[:, None]
             across = offset_x + SKIP * column[None, :] - (i % TILE)[:, None]

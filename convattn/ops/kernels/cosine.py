@@ -35,7 +35,7 @@ PROGRAMS = 256  # that many keep a large GPU busy
 LEAST = 4  # blocks of a part: fewer are not worth a program of their own
 
 
-@torch.library.custom_op("convattn::attend_cosine", mutates_args=())
+@torch.library.custom_op("convattn_kernels::attend_cosine", mutates_args=())
 def attend_cosine(a: Tensor, k: Tensor, v: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Average values by the softmax of cosines.
 
@@ -68,7 +68,7 @@ def _(a: Tensor, k: Tensor, v: Tensor | None, scale: Tensor) -> tuple[Tensor, Te
     return torch.empty_like(a), a.new_empty(a.shape[:2], dtype=wide(a.dtype))
 
 
-@torch.library.custom_op("convattn::attend_cosine_backward", mutates_args=())
+@torch.library.custom_op("convattn_kernels::attend_cosine_backward", mutates_args=())
 def attend_cosine_backward(
     grad: Tensor, a: Tensor, k: Tensor, v: Tensor | None, scale: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

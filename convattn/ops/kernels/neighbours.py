@@ -25,6 +25,7 @@ run, and float32 copies of both gradients. Nothing is stored but y, lse and delt
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ from convattn.ops._reflection import ceil_divide
 from convattn.ops.kernels import _neighbours_triton as programs
 from convattn.ops.kernels._launch import accumulator, on_device_of, power_of_2, wide
 
+MOST_BYTES = 1024  # of the channels of a head: tiles of more do not fit in shared memory
 
-@torch.library.custom_op("convattn::attend_neighbours", mutates_args=())
+
+@torch.library.custom_op("convattn_kernels::attend_neighbours", mutates_args=())
 def attend_neighbours(
     q: Tensor,
     k: Tensor,
@@ -88,7 +91,7 @@ def _(
     return _outputs(q, num_heads, stride)
 
 
-@torch.library.custom_op("convattn::attend_neighbours_backward", mutates_args=())
+@torch.library.custom_op("convattn_kernels::attend_neighbours_backward", mutates_args=())
 def attend_neighbours_backward(
     grad: Tensor,
     q: Tensor,
@@ -117,8 +120,8 @@ def attend_neighbours_backward(
         programs.backward_keys[grid](
             q, k, v, grad, lse, delta, dk, dv,
             *_strides(q, k, v, grad, dk, dv), *sizes, num_heads, scale,
-            *_images(q, window_size, dilation, softmax), 4 * (max(q.shape[2:]) + dilation * 64),
-            **(tiling | _candidates(tiling)),
+            *_images(q, window_size, dilation, softmax), _lift(q, tiling),
+            **_by_keys(tiling),
         )  # fmt: skip
     return dq, dk, dv
 
@@ -166,14 +169,21 @@ def _outputs(q: Tensor, num_heads: int, stride: int) -> tuple[Tensor, Tensor]:
 
 def _tiling(
     q: Tensor, num_heads: int, window_size: int, stride: int, dilation: int, softmax: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Choose tiles and blocks by what a program keeps in registers and shared memory."""
     channels = q.shape[1] // num_heads
     block_c = power_of_2(channels, 16)
     row = block_c * q.element_size()  # bytes of a pixel of a tile
+    if row > MOST_BYTES:
+        raise ValueError(
+            f"backend 'triton' takes heads of at most {MOST_BYTES // q.element_size()} channels in "
+            f"{q.dtype}, got {channels}: use more heads, or another backend"
+        )
     tile = 8 if stride == 1 and row <= 256 else 4
-    columns = power_of_2(stride * (tile - 1) + window_size)
+    reach = stride * (tile - 1) + window_size
     pixels = 64 if row <= 128 else 32 if row <= 512 else 16
+    columns = min(power_of_2(reach), pixels)
+    rows = pixels // columns
     return {
         "CHANNELS": channels,
         "BLOCK_C": block_c,
@@ -183,27 +193,33 @@ def _tiling(
         "DILATION": dilation,
         "SOFTMAX": softmax,
         "ACC": accumulator(q.dtype),
-        "BLOCK_ROWS": max(pixels // columns, 1),
+        "BLOCKS": ceil_divide(reach, rows) * ceil_divide(reach, columns),
+        "BLOCK_ROWS": rows,
         "BLOCK_COLUMNS": columns,
         "num_warps": 4 if tile * tile * row <= 4096 else 8,
         "num_stages": 2,
     }
 
 
-def _candidates(tiling: dict) -> dict[str, int]:
+def _by_keys(tiling: dict[str, Any]) -> dict[str, Any]:
     """Choose the blocks of queries that pass by a tile of keys; SKIP-th candidates are queries."""
     skip = tiling["STRIDE"] // math.gcd(tiling["STRIDE"], tiling["DILATION"])
     pixels = tiling["BLOCK_ROWS"] * tiling["BLOCK_COLUMNS"]
     columns = power_of_2(ceil_divide(tiling["TILE"] + tiling["WINDOW"] - 1, skip))
-    return {
-        "BLOCK_ROWS": max(pixels // columns, 16 // columns, 1),
+    columns = min(columns, pixels)
+    blocks = {
+        "BLOCK_ROWS": pixels // columns,
         "BLOCK_COLUMNS": columns,
         "SKIP": skip,
         "SKIP_BLOCK": power_of_2(skip),
+        "num_warps": 8 if tiling["TILE"] == 8 else tiling["num_warps"],
     }
+    return {name: n for name, n in tiling.items() if name != "BLOCKS"} | blocks
 
 
-def _grid(tiling: dict, tiled: torch.Size, q: Tensor, out: Tensor) -> tuple[tuple[int], list[int]]:
+def _grid(
+    tiling: dict[str, Any], tiled: torch.Size, q: Tensor, out: Tensor
+) -> tuple[tuple[int], list[int]]:
     """Return the number of programs, for a map that is cut into tiles, and all sizes."""
     phases = tiling["DILATION"]
     blocks = [ceil_divide(n, phases * tiling["TILE"]) for n in tiled]
@@ -226,6 +242,11 @@ def _images(q: Tensor, window_size: int, dilation: int, softmax: bool) -> list[i
         first.append(-reach // span)
         number.append((size - 1 + reach) // span - first[-1] + 1)
     return [*first, *number]
+
+
+def _lift(q: Tensor, tiling: dict[str, Any]) -> int:
+    """Return so many strides that no place of a padded map stays negative: signs of % differ."""
+    return 4 * (max(q.shape[2:]) + tiling["DILATION"] * (tiling["TILE"] + tiling["WINDOW"]))
 
 
 def _strides(*maps: Tensor) -> list[int]:

@@ -58,7 +58,7 @@ class Compiler:
                 signature[parameter.name] = "constexpr"
                 constants[parameter.name] = value
             else:
-                signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+                signature[parameter.name] = parameter.annotation_type or "i32"
                 if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
                     attributes[(place,)] = [["tt.divisibility", 16]]
         source = triton.compiler.ASTSource(self.program, signature, constants, attributes)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from convattn import ops
 from convattn.ops import kernels, reference
 from tests.compare import assert_close, assert_same, values_and_gradients
 
@@ -16,7 +17,7 @@ Function = Callable[..., Tensor]
 
 def _cluster(device: str) -> Function:
     def cluster(slots: Tensor, other: Tensor, u: Tensor, scale: Tensor) -> Tensor:
-        return kernels.soft_clustering(slots.to(device), u.to(device), scale.to(device)).cpu()
+        return kernels.cluster(slots.to(device), u.to(device), scale.to(device)).cpu()
 
     return cluster
 
@@ -31,7 +32,7 @@ def _cluster_reference() -> Function:
 def _dispatch(device: str) -> Function:
     def dispatch(*tensors: Tensor) -> Tensor:
         prototypes, slots, u, scale = (t.to(device) for t in tensors)
-        return kernels.dispatch(prototypes, slots, u, scale).cpu()
+        return kernels.disperse(prototypes, slots, u, scale).cpu()
 
     return dispatch
 
@@ -168,7 +169,7 @@ def test_gradients_are_the_same_in_each_run(ours, theirs, device):
 
 def test_the_scale_may_be_a_number(device):
     prototypes, slots, u, _ = (t.to(device) for t in _inputs(1, 5, 8, 3, 4))
-    actual = kernels.dispatch(prototypes, slots, u, 3.0)
+    actual = kernels.disperse(prototypes, slots, u, 3.0)
     assert_close(actual, reference.glmix.dispatch(prototypes, slots, u, 3.0), torch.float64)
 
 
@@ -197,3 +198,16 @@ def test_compiles_whole(ours, theirs, dynamic, device):
     for height, width in [(6, 9), (7, 5)]:
         tensors = _inputs(2, 5, 8, height, width, torch.float32)
         assert_same(compiled, ours(device), tensors)
+
+
+def test_the_public_functions_take_the_kernel(device):
+    prototypes, slots, u, scale = (t.to(device) for t in _inputs(2, 5, 8, 3, 4))
+    assert_close(
+        ops.soft_clustering(slots[:1], u, scale, backend="triton"),
+        ops.soft_clustering(slots[:1], u, scale, backend="reference"),
+        torch.float64,
+    )
+    with ops.use_backend("triton"):
+        mixed = ops.dispatch(prototypes, slots, u, 3.0)
+    expected = ops.dispatch(prototypes, slots, u, 3.0, backend="reference")
+    assert_close(mixed, expected, torch.float64)

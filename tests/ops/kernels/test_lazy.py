@@ -22,10 +22,8 @@ def test_triton_programs_are_loaded_when_one_runs():
 def test_a_machine_without_triton_is_told_so(monkeypatch):
     monkeypatch.setattr(kernels, "AVAILABLE", False)
     u = torch.randn(1, 4, 3, 3)
-    with pytest.raises(ModuleNotFoundError, match="needs the package triton.*'auto' does without"):
-        kernels.pixel_shift_attention(
-            u, u, u, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0
-        )
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package triton.*'auto' does without"):
+        kernels.attend_shifted(u, u, u, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
 
 def test_tensors_on_the_cpu_are_refused():
@@ -34,4 +32,4 @@ def test_tensors_on_the_cpu_are_refused():
         pytest.skip("the interpreter takes them")
     u = torch.randn(1, 4, 3, 3)
     with pytest.raises(RuntimeError, match="needs tensors on a GPU, got cpu; TRITON_INTERPRET=1"):
-        kernels.soft_clustering(torch.randn(1, 2, 4), u, 1.0)
+        kernels.cluster(torch.randn(1, 2, 4), u, 1.0)

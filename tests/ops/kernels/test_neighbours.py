@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from convattn import ops
 from convattn.ops import kernels, reference
 from tests.compare import assert_close, assert_same, values_and_gradients
 
@@ -17,7 +18,7 @@ Function = Callable[..., Tensor]
 def _sliding(device: str, heads: int, window: int, stride: int = 1, dilation: int = 1) -> Function:
     def attend(*maps: Tensor) -> Tensor:
         q, k, v = (x.to(device) for x in maps)
-        return kernels.sliding_window_attention(
+        return kernels.attend_sliding(
             q, k, v, num_heads=heads, window_size=window, stride=stride, dilation=dilation,
             scale=None,
         ).cpu()  # fmt: skip
@@ -38,7 +39,7 @@ def _sliding_reference(heads: int, window: int, stride: int = 1, dilation: int =
 def _shift(device: str, heads: int, window: int, stride: int = 1, distance: int = 1) -> Function:
     def attend(*maps: Tensor) -> Tensor:
         q, k, v = (x.to(device) for x in maps)
-        return kernels.pixel_shift_attention(
+        return kernels.attend_shifted(
             q, k, v, num_heads=heads, kernel_size=window, stride=stride, distance=distance,
             scale=0.1,
         ).cpu()  # fmt: skip
@@ -209,7 +210,7 @@ def test_compiles_whole(ours, theirs, dynamic, device):
 def test_exports(device):
     class Attention(torch.nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return kernels.sliding_window_attention(
+            return kernels.attend_sliding(
                 q, k, v, num_heads=2, window_size=3, stride=1, dilation=1, scale=None
             )
 
@@ -220,8 +221,23 @@ def test_exports(device):
 
 def test_runs_on_the_meta_device(device):
     q = torch.empty(2, 4, 5, 7, device="meta")
-    out = kernels.sliding_window_attention(
+    out = kernels.attend_sliding(
         q, q, q, num_heads=2, window_size=3, stride=2, dilation=1, scale=None
     )
     assert out.is_meta
     assert out.shape == (2, 4, 3, 4)
+
+
+def test_a_head_too_wide_is_refused(device):
+    q = torch.randn(1, 257, 2, 2, device=device)
+    with pytest.raises(ValueError, match=r"heads of at most 256 channels .* got 257"):
+        _shift(device, 1, 3)(q, q, q)
+
+
+def test_the_public_function_takes_the_kernel(device):
+    q, k, v = (x.to(device) for x in _maps((1, 4, 3, 4)))
+    options = {"num_heads": 2, "kernel_size": 3, "stride": 2}
+    expected = ops.pixel_shift_attention(q, k, v, backend="reference", **options)
+    assert_close(
+        ops.pixel_shift_attention(q, k, v, backend="triton", **options), expected, torch.float64
+    )
