@@ -1,4 +1,4 @@
-"""Deployed forms compute what the trained ones do, on the smallest model of every family."""
+"""Deployed forms compute what the trained ones do, on every family and every registered name."""
 
 from __future__ import annotations
 
@@ -10,73 +10,243 @@ import pytest
 import torch
 from timm.layers import LayerScale2d
 from timm.utils import reparameterize_model
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import convattn
-from convattn import ACmix, XVolution
+from convattn import ACmix
 from convattn.layers import ConvMlp
+from convattn.layers.attention import PatchwiseAttention
 from convattn.layers.block import PreNormBlock
-from convattn.ops.acmix import folding_pays
 from tests.golden import relative_error
 from tests.layers.properties import randomise
 
 NANO = convattn.list_models("*nano*")
-SCALED = ["glnet_nano", "glnet_nano_conv", "glnet_nano_attn"]
+NORMED = [name for name in NANO if "resnet" in name or "glnet" in name]  # all norms fold in them
+
+# What a variant may have beside its family's smallest one.
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((f"glnet_nano{path}", {"layer_scale": 0.1}) for path in ("", "_conv", "_attn")),
+    *(("glnet_nano", {"global_pool": pool}) for pool in ("max", "avgmax", "catavgmax")),
+    ("glnet_nano", {"stem": "patch"}),
+    ("glnet_nano", {"token_labelling": True}),
+    ("glnet_nano", {"num_classes": 0}),
+    ("glnet_nano", {"num_classes": 0, "global_pool": ""}),
+    ("glnet_nano", {"slot_init": "learned"}),
+    ("glnet_nano", {"branches": "sequential"}),
+    ("baseline_resnet_nano", {"block": "basic", "stem_width": 0, "output_stride": 8}),
+    *(("acmix_resnet_nano", {"mix": mix}) for mix in ("complement", "learned_alpha", "sum")),
+    *(("acmix_resnet_nano", {"shift": shift}) for shift in ("random", "fixed", "tensor")),
+    *(("acmix_resnet_nano", {"attention": a}) for a in ("window", "global", "patchwise")),
+    ("acmix_resnet_nano", {"block": "basic", "output_stride": 16}),
+    ("xvolution_resnet_nano", {"block": "basic", "stages": (1, 2, 3, 4)}),
+    ("xvolution_resnet_nano", {"weighting": False, "attention": "sa", "output_stride": 16}),
+]
 
 every_model = pytest.mark.parametrize(
     ("name", "arguments"),
-    [(name, {}) for name in NANO] + [(name, {"layer_scale": 0.1}) for name in SCALED],
+    [*((name, {}) for name in NANO), *OPTIONS],
+    ids=lambda value: (
+        value if isinstance(value, str) else "-".join(map(str, value.values())) or "default"
+    ),
 )
+every_family = pytest.mark.parametrize("name", NANO)
 
 
-def trained(name: str, arguments: dict[str, Any]) -> Any:
+def trained(name: str, **arguments: Any) -> Any:
     """Norm statistics, scales and factors are random: nothing is hidden by a zero or a one."""
-    model = convattn.create_model(name, num_classes=5, **arguments)
+    model = convattn.create_model(name, **{"num_classes": 5, **arguments})
     return randomise(model).double().eval()
+
+
+def images(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size, dtype=torch.float64)
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+class Calls(TorchDispatchMode):
+    """Counts what PyTorch is asked to compute, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def calls(model: nn.Module, x: Tensor) -> list[str]:
+    with torch.no_grad(), Calls() as seen:
+        model(x)
+    return seen.names
 
 
 @every_model
 def test_the_deployed_form_computes_the_same(name, arguments):
-    model = trained(name, arguments)
+    model = trained(name, **arguments)
     before = copy.deepcopy(model.state_dict())
-    deployed = reparameterize_model(model)
-    again = reparameterize_model(deployed)
+    deployed = convattn.reparameterize(model)
+    again = convattn.reparameterize(deployed)
     for size in [(64, 64), (33, 47)]:
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        x = images(*size)
         assert relative_error(deployed(x), model(x)) < 1e-10
         assert relative_error(again(x), model(x)) < 1e-10
+    assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @every_model
+def test_what_timm_asks_of_a_model_is_the_same(name, arguments):
+    model = trained(name, **arguments)
+    deployed = convattn.reparameterize(model)
+    x = images(64, 64)
+    features = model.forward_features(x)
+    assert relative_error(deployed.forward_features(x), features) < 1e-10
+    for pre_logits in (False, True):
+        wanted = model.forward_head(features, pre_logits=pre_logits)
+        given = deployed.forward_head(features, pre_logits=pre_logits)
+        assert relative_error(given, wanted) < 1e-10
+    final, maps = model.forward_intermediates(x, norm=True)
+    deployed_final, deployed_maps = deployed.forward_intermediates(x, norm=True)
+    for given, wanted in zip([deployed_final, *deployed_maps], [final, *maps], strict=True):
+        assert relative_error(given, wanted) < 1e-10
+
+
+@every_model
+def test_the_walker_of_timm_is_exact_too(name, arguments):
+    model = trained(name, **arguments)
+    deployed = reparameterize_model(model)
+    x = images(48, 33)
+    assert relative_error(deployed(x), model(x)) < 1e-10
+    # which leaves the root alone: ours goes on where it ended
+    assert relative_error(convattn.reparameterize(deployed)(x), model(x)) < 1e-10
+
+
+@every_family
+def test_feature_maps_are_the_same(name):
+    model = convattn.create_model(name, features_only=True)
+    randomise(model).double().eval()
+    deployed = convattn.reparameterize(model)
+    x = images(64, 64)
+    for given, wanted in zip(deployed(x), model(x), strict=True):
+        assert relative_error(given, wanted) < 1e-10
+    if name in NORMED:
+        assert not batch_norms(deployed)
+
+
+@every_model
 def test_the_deployed_form_has_nothing_left_to_fold(name, arguments):
-    deployed = reparameterize_model(trained(name, arguments))
+    deployed = convattn.reparameterize(trained(name, **arguments))
+    assert all(_must_stay(deployed, norm) for norm in batch_norms(deployed))
     for module in deployed.modules():
-        if isinstance(module, XVolution):
-            assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
         if isinstance(module, ACmix):
             assert not isinstance(module.alpha, nn.Parameter)
             assert not isinstance(module.beta, nn.Parameter)
-            groups = module.attn.groups
-            pays = folding_pays(sum(groups), groups[2], module.kernel_size, module.attn.stride)
-            assert (module.fc is None) == (pays or module.mix == "attention")
         if isinstance(module, PreNormBlock | ConvMlp):
             assert module.folded
             assert not any(isinstance(m, LayerScale2d) for m in module.children())
 
 
-@every_model
+def _must_stay(model: nn.Module, norm: str) -> bool:
+    """Before a ReLU and after no layer, or after what takes no shift."""
+    if norm.endswith(("attn.mlp.0", "norm1")) or ("stages" in norm and norm.endswith("norm.0")):
+        return True
+    before = norm.replace("bn", "conv").replace("norm2", "mixer")
+    mixer = model.get_submodule(before)
+    if not isinstance(mixer, ACmix):
+        return False
+    weights_add_up = not isinstance(mixer.attn, PatchwiseAttention)
+    return mixer.shift == "tensor" or (mixer.mix == "attention" and not weights_add_up)
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_no_norm_is_computed_and_nothing_in_its_place(name):
+    model = trained(name)
+    x = images(64, 64)
+    before, after = calls(model, x), calls(convattn.reparameterize(model), x)
+    norms = [call for call in before if "batch_norm" in call]
+    assert len(norms) == len(batch_norms(model))
+    assert not any("batch_norm" in call for call in after)
+    assert len(after) < len(before) - len(norms) + 2  # the last one of GLNet, on its means
+
+
+@pytest.mark.parametrize("name", ["glnet_nano", "acmix_resnet_nano", "acmix_san_nano"])
+def test_the_deployed_form_is_close_in_half_precision(name):
+    model = trained(name).bfloat16()
+    deployed = convattn.reparameterize(model)
+    exact = copy.deepcopy(model).double()
+    x = images(64, 64).bfloat16()
+    assert deployed(x).dtype == torch.bfloat16
+    wanted = exact(x.double())
+    # as near to the exact one as the trained form, up to the rounding of the folded weights
+    assert relative_error(deployed(x), wanted) < 2 * relative_error(model(x), wanted) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [(name, {}) for name in NANO]
+    + [("glnet_nano", {"layer_scale": 0.1}), ("glnet_nano", {"token_labelling": True})],
+)
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 def test_the_deployed_form_is_copied_pickled_and_scripted(name, arguments):
-    deployed = reparameterize_model(trained(name, arguments))
-    x = torch.randn(1, 3, 48, 32, dtype=torch.float64)
+    deployed = convattn.reparameterize(trained(name, **arguments))
+    x = images(48, 32)
     y = deployed(x)
     for other in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
         assert torch.equal(other(x), y)
     assert relative_error(torch.jit.script(deployed)(x), y) < 1e-10
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glnet_nano", "acmix_resnet_nano"])
+def test_the_deployed_form_compiles_in_one_graph(name):
+    deployed = convattn.reparameterize(trained(name).float())
+    x = images(64, 64).float()
+    with torch.no_grad():
+        compiled = torch.compile(deployed, fullgraph=True)
+        assert relative_error(compiled(x), deployed(x)) < 1e-3
+
+
+@every_family
 def test_the_deployed_form_is_made_without_weights_too(name):
-    deployed = reparameterize_model(convattn.create_model(name, num_classes=5, device="meta"))
-    assert deployed.eval()(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 5)
+    deployed = convattn.reparameterize(convattn.create_model(name, num_classes=5, device="meta"))
+    assert deployed(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 5)
+
+
+@every_family
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_deployed_file_is_loaded_into_a_deployed_model(name, device):
+    """What another machine does: build, reparameterize, load."""
+    deployed = convattn.reparameterize(trained(name).float())
+    fresh = convattn.create_model(name, num_classes=5, device=device)
+    fresh = convattn.reparameterize(fresh)
+    fresh.load_state_dict(deployed.state_dict(), assign=device == "meta")
+    x = images(48, 33).float()
+    assert torch.equal(fresh(x), deployed(x))
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_deployed_file_does_not_pass_for_a_trained_one(name):
+    deployed = convattn.reparameterize(trained(name))
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*running_mean"):
+        trained(name).load_state_dict(deployed.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(convattn.list_models()) - set(NANO)))
+def test_every_registered_model_deploys_exactly(name):
+    model = convattn.create_model(name, num_classes=5)
+    matrices = {key: value.clone() for key, value in model.state_dict().items() if value.dim() > 1}
+    randomise(model).load_state_dict(matrices, strict=False)  # random ones overflow in deep models
+    model.double().eval()
+    deployed = convattn.reparameterize(model)
+    x = images(32, 64)[:1]
+    with torch.inference_mode():
+        assert relative_error(deployed(x), model(x)) < 1e-10
+    if "resnet" in name or "glnet" in name:
+        assert not batch_norms(deployed)
