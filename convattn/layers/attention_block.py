@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from timm.layers import Attention
 from torch import Tensor
 
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.folding import fold_scale
+from convattn.layers.heads import HeadAttention
 
 
 class AttentionBlock(PreNormBlock):
@@ -51,7 +51,7 @@ class AttentionBlock(PreNormBlock):
             layer_scale=layer_scale,
             drop_path=drop_path,
         )
-        self.attn = Attention(dim, resolve_num_heads(dim, num_heads, head_dim), qkv_bias=True)
+        self.attn = HeadAttention(dim, resolve_num_heads(dim, num_heads, head_dim))
 
     def mix(self, u: Tensor, context: Tensor) -> Tensor:
         """Attend from every position to every position."""

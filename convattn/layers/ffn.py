@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from convattn.layers.folding import fold_identity
 from convattn.ops._checks import check_map, check_odd, check_positive
+from convattn.ops._depthwise import depthwise_conv2d
 from convattn.ops._fused_conv import conv2d_gelu
 
 
@@ -85,6 +86,14 @@ def depthwise(
 ) -> nn.Conv2d:
     """Return a depth-wise convolution that keeps the size of the map, but for the stride."""
     padding = dilation * (kernel_size // 2)
-    return nn.Conv2d(
-        dim, dim, kernel_size, stride, padding, dilation=dilation, groups=dim, bias=bias
-    )
+    kind = nn.Conv2d if kernel_size <= 3 else WideDepthwise
+    return kind(dim, dim, kernel_size, stride, padding, dilation=dilation, groups=dim, bias=bias)
+
+
+class WideDepthwise(nn.Conv2d):
+    """Depth-wise convolution of more than 3x3, whose gradient takes a path of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) as `torch.nn.Conv2d` does."""
+        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        return depthwise_conv2d(x, self.weight, self.bias, stride, padding, dilation)

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import Attention, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
@@ -14,6 +14,7 @@ from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift
+from convattn.layers.heads import HeadAttention
 from convattn.ops._checks import (
     check_choice,
     check_map,
@@ -121,7 +122,7 @@ class GLMix(Conv2dLike):
                 num_heads = fewer_heads(in_chans, in_chans // HEAD_DIM)
             num_heads = resolve_num_heads(in_chans, num_heads, head_dim or HEAD_DIM)
             self.slot_scale = nn.Parameter(torch.full((1,), in_chans**-0.5))
-            self.slot_attn = Attention(in_chans, num_heads, qkv_bias=True)
+            self.slot_attn = HeadAttention(in_chans, num_heads)
             if slot_init == "learned":
                 self.slots = nn.Parameter(torch.empty(1, _number_of_slots(slots), in_chans))
                 trunc_normal_(self.slots, std=0.02)

@@ -1,0 +1,29 @@
+"""Multi-head attention of the GLNet blocks: between slots, and between all positions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from convattn.ops._heads import attend_heads
+
+
+class HeadAttention(nn.Module):
+    """Multi-head attention: ``proj(softmax(q k^T / sqrt(d)) v)`` with ``q, k, v = qkv(x)``.
+
+    Args:
+        dim: channels.
+        num_heads: heads, which divide the channels.
+
+    It has the parameters of timm's ``Attention``; queries meet keys on a path of
+    `convattn.ops._heads`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, dim) to (B, N, dim)."""
+        return self.proj(attend_heads(self.qkv(x), self.num_heads))

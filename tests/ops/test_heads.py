@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convattn.ops import _heads
+from convattn.ops._heads import attend_heads
+from tests.compare import assert_close, values_and_gradients
+from tests.memory import largest_tensor
+
+
+def _plain(qkv: Tensor, num_heads: int) -> Tensor:
+    B, N, width = qkv.shape
+    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.mT / (width / 3 / num_heads) ** 0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(B, N, width // 3)
+
+
+@pytest.fixture(params=["auto", "products", "products of one image"])
+def path(request, monkeypatch):
+    if request.param != "auto":
+        monkeypatch.setattr(_heads, "RULES", (("products", lambda _: True, ""),))
+    if request.param == "products of one image":
+        monkeypatch.setattr(_heads, "TILE_LOGITS", 1)
+    return request.param
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (5, 2), (64, 4), (70, 4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_is_softmax_attention_of_each_head(dtype, tokens, heads):
+    qkv = torch.randn(3, tokens, 3 * heads * 6).to(dtype)
+    expected = values_and_gradients(lambda x: _plain(x, heads), [qkv.double()])
+    actual = values_and_gradients(lambda x: attend_heads(x, heads), [qkv])
+    with torch.inference_mode():
+        inferred = attend_heads(qkv, heads)
+    assert inferred.dtype == actual[0].dtype == dtype
+    assert_close([t.double() for t in (*actual, inferred)], [*expected, expected[0]], dtype)
+
+
+@pytest.mark.usefixtures("path")
+def test_gradients_match_finite_differences():
+    qkv = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x: attend_heads(x, 2), [qkv])
+
+
+@pytest.mark.usefixtures("path")
+def test_no_image_gives_no_tokens():
+    assert attend_heads(torch.randn(0, 5, 12), 2).shape == (0, 5, 4)
+
+
+def test_weights_of_many_tokens_are_not_stored_for_backward():
+    def largest(tokens: int) -> int:
+        qkv = torch.randn(1, tokens, 3 * 8).bfloat16().requires_grad_()
+        return largest_tensor(lambda: attend_heads(qkv, 8))
+
+    assert largest(1024) < 8 * 1024**2 * 2
+    assert largest(1024) <= 33 * largest(32)
+
+
+def test_weights_of_many_images_are_not_stored_at_once(monkeypatch):
+    sizes: list[int] = []
+    bmm = torch.bmm
+
+    def spy(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(a.shape[0])
+        return bmm(a, b)
+
+    monkeypatch.setattr(torch, "bmm", spy)
+    with torch.inference_mode():
+        attend_heads(torch.randn(20, 512, 3 * 8).bfloat16(), 4)
+    assert max(sizes) * 512**2 <= _heads.TILE_LOGITS
+
+
+def test_matches_sdpa_in_layout():
+    qkv = torch.randn(2, 64, 3 * 8).bfloat16()
+    q, k, v = qkv.unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    assert attend_heads(qkv, 2).stride() == expected.stride()
