@@ -12,7 +12,7 @@ from convattn.ops._reflection import ceil_divide
 from convattn.ops._sliding_plan import Axis, Plan
 
 # Bytes of the logits of a strip: what is computed in one go stays in the second-level cache.
-LOGITS = 1 << 18
+LOGITS = 1 << 17
 
 
 class Desk:

@@ -8,6 +8,7 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 | "strips"    | sliding window: tiles of queries, a few images at a time (CPU)           |
 | "dense"     | sliding window: all keys of the map, each counted as often as it is seen |
 | "tiled"     | sliding window: tiles of queries with a halo of keys, all at once        |
+| "triton"    | sliding window: tiles of queries, on a GPU: `convattn.ops.kernels`       |
 | "sdpa"      | windows, global: one call of ``scaled_dot_product_attention``            |
 | "taps"      | patch-wise: one product for each of the K^2 places of a window           |
 | "reference" | the formulas, with K^2 copies of what a window shows                     |
@@ -18,6 +19,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.ops import kernels
 from convattn.ops._backend import Case, Rule, choose, describe, resolve
 from convattn.ops._checks import (
     check_divisible,
@@ -34,7 +36,7 @@ from convattn.ops._tokens import to_heads, to_map
 from convattn.ops._windows import attend_in_windows
 from convattn.ops.reference import attention as reference
 
-SLIDING_BACKENDS = ("strips", "tiled", "dense", "reference")
+SLIDING_BACKENDS = ("strips", "tiled", "dense", "triton", "reference")
 SDPA_BACKENDS = ("sdpa", "reference")
 PATCH_BACKENDS = ("taps", "reference")
 
@@ -51,8 +53,8 @@ def _has_strips(case: Case) -> bool:
 # Measured by ``python -m benchmarks.ops`` on one CPU core, batch 8, window 7.
 SLIDING_RULES: tuple[Rule, ...] = (
     ("dense", _is_small, "14 x 14: 4.6 ms, strips 5.3; 18 x 18 to 22 x 22 the two are even"),
-    ("strips", _has_strips, "(64, 56, 56): 24 ms, tiled 39; backward in a tenth of the memory"),
-    ("tiled", lambda case: True, "PyTorch's own operators alone; not measured on a GPU"),
+    ("strips", _has_strips, "(64, 56, 56): 24 ms, tiled 39; its memory with backward: a quarter"),
+    ("tiled", lambda case: True, "PyTorch's own operators alone; triton not measured on a GPU"),
 )
 
 
@@ -87,9 +89,9 @@ def sliding_window_attention(
         dilation: distance between the pixels of a window.
         position: p, a map (B or 1, d, H, W) that all heads share; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "strips", "tiled", "dense" or "reference". "auto" takes "dense" for maps
-            that have no more pixels than a tile with its halo, else "strips" on a CPU and "tiled"
-            elsewhere, in exported models and under ``torch.func``.
+        backend: "auto", "strips", "tiled", "dense", "triton" or "reference". "auto" takes
+            "dense" for maps that have no more pixels than a tile with its halo, else "strips" on a
+            CPU and "tiled" elsewhere, in exported models and under ``torch.func``.
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)).
@@ -123,6 +125,8 @@ def sliding_window_attention(
         return attend_in_strips(q, k, v, position, num_heads=num_heads, scale=scale, **options)
     if position is not None:
         k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
+    if chosen == "triton":
+        return kernels.attend_sliding(q, k, v, num_heads=num_heads, scale=scale, **options)
     attend = attend_dense if chosen == "dense" else attend_tiled
     return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 

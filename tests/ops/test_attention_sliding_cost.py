@@ -1,0 +1,74 @@
+"""What sliding windows strip by strip cost: counted, never timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from convattn import ops
+from convattn.bench.memory import peak_memory
+from convattn.ops._sliding_strips import strips_backward, strips_forward
+from tests.memory import saved_for_backward
+
+SHAPE, HEADS, WINDOW = (8, 32, 56, 56), 2, 7
+MAP_BYTES = 8 * 32 * 56 * 56 * 4
+
+
+def _maps() -> list[Tensor]:
+    return [torch.randn(SHAPE, requires_grad=True) for _ in range(3)]
+
+
+def _attend(backend: str, stride: int, *, backward: bool) -> Callable[[], Any]:
+    maps = _maps()
+
+    def attend() -> Any:
+        with torch.set_grad_enabled(backward):
+            out = ops.sliding_window_attention(
+                *maps, num_heads=HEADS, window_size=WINDOW, stride=stride, backend=backend
+            )
+        return torch.autograd.grad(out.sum(), maps) if backward else out
+
+    return attend
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_memory_beyond_what_is_returned_is_a_small_part_of_the_references(stride, backward):
+    ours, theirs = (
+        peak_memory(_attend(backend, stride, backward=backward))
+        for backend in ("strips", "reference")
+    )
+    # with a stride the reference copies a quarter as much, but the gradients of keys stay whole
+    assert ours < theirs / (12 if backward and stride == 2 else 20)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nothing_is_kept_for_backward_but_the_maps(stride):
+    maps = _maps()
+    kept = saved_for_backward(
+        lambda: ops.sliding_window_attention(
+            *maps, num_heads=HEADS, window_size=WINDOW, stride=stride, backend="strips"
+        )
+    )
+    assert kept <= 3 * MAP_BYTES
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_products_are_fewer_than_three_times_those_asked_for(stride):
+    q, k, v = (x.detach()[:1] for x in _maps())
+    options = {"window_size": WINDOW, "stride": stride, "dilation": 1, "num_heads": HEADS}
+    answered = (56 // stride) ** 2
+    asked = 2 * WINDOW**2 * SHAPE[1] * answered  # of a query and a key, a multiply-add each
+    with FlopCounterMode(display=False) as forward:
+        out = strips_forward(q, k, v, None, **options, scale=0.25)
+    with FlopCounterMode(display=False) as backward:
+        strips_backward(out, q, k, v, None, **options, scale=0.25)
+    assert 2 * asked < forward.get_total_flops() < 3 * 2 * asked
+    # the logits again, then by values, by weights, by queries and by keys
+    assert backward.get_total_flops() == forward.get_total_flops() * 5 // 2
