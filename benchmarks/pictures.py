@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.networks import DEIT
+from benchmarks.networks import DEIT, SWIN
+from benchmarks.scaling import OPERATOR
 from benchmarks.tables import top1
 from benchmarks.targets import LABELS, Document, pixel_costs
 from convattn.bench.figures import PEER, new_figure, style
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _NAMES = {**LABELS, DEIT: "DeiT-Ti"}
 # Of the lines over the size of the image: ours blue, the others warm or grey.
-_LINES = (ACCENT, "#7aa5ee", "#123a85", PEER, MUTED)
+_LINES = {OPERATOR: ACCENT, "glnet_stl": "#7aa5ee", "glnet_4g": "#123a85", SWIN: PEER, DEIT: MUTED}
 
 
 def accuracy_figure(document: Document) -> Figure:
@@ -39,13 +40,13 @@ def scaling_figure(document: Document) -> Figure:
     figure = new_figure(10.5, 3.9)
     panels = figure.subplots(1, 2)
     for axes, kind in zip(panels, ("time", "memory"), strict=True):
-        for group, colour in zip(document["groups"], _LINES, strict=False):
+        for group in document["groups"]:
             costs = pixel_costs(group)
             name = group["settings"]["of"]
             axes.plot(
                 [cost.size for cost in costs],
                 [getattr(cost, kind).median for cost in costs],
-                color=colour,
+                color=_LINES.get(name, INK),
                 marker="o",
                 markersize=4,
                 label=_NAMES.get(name, name) + (" (global attention)" if name == DEIT else ""),
