@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
+from convattn.layers.acmix_choices import MIXES as MIXES
+from convattn.layers.acmix_choices import SHIFTS as SHIFTS
+from convattn.layers.acmix_choices import ShiftConv2d, times
 from convattn.layers.acmix_folding import (
     adds_up,
     attends_map,
@@ -38,32 +40,6 @@ from convattn.ops.acmix import (
 )
 from convattn.ops.acmix import map_convolution as convolve_map
 from convattn.ops.fuse import shift_kernels
-
-# How the maps of the fully connected layer are shifted and summed.
-SHIFTS = ("learned", "random", "fixed", "tensor")
-
-
-@dataclass(frozen=True)
-class _Mix:
-    """Where alpha and beta start, and which are learnt; without a beta it is 1 - alpha."""
-
-    alpha: float
-    beta: float | None
-    learnt: tuple[str, ...] = ()
-
-    def factor(self, name: str) -> nn.Parameter | float | None:
-        start = getattr(self, name)
-        return nn.Parameter(torch.full((1,), start)) if name in self.learnt else start
-
-
-MIXES = {
-    "learned": _Mix(0.5, 0.5, learnt=("alpha", "beta")),
-    "complement": _Mix(0.5, None, learnt=("alpha",)),
-    "learned_alpha": _Mix(0.5, 1.0, learnt=("alpha",)),
-    "sum": _Mix(1.0, 1.0),
-    "attention": _Mix(1.0, 0.0),
-    "convolution": _Mix(0.0, 1.0),
-}
 
 
 class ACmix(Conv2dLike):
@@ -242,7 +218,7 @@ class ACmix(Conv2dLike):
         y = self.attn.restore(self._add_convolution(attended, x, q, k, v, path))
         skip = self.stride // self.attn.stride
         y = y[:, :, ::skip, ::skip] if skip > 1 else y
-        return y, _times(self.alpha, column).squeeze(3).transpose(1, 2)
+        return y, times(self.alpha, column).squeeze(3).transpose(1, 2)
 
     def reparameterize(self) -> None:
         """Fold what is linear with nothing between, exactly and for good.
@@ -388,7 +364,7 @@ class ACmix(Conv2dLike):
             return attended
         beta = 1 - self.alpha if self.beta is None else self.beta
         convolved = self._convolve(q, k, v) if path == "projected" else self._convolve_map(x, path)
-        return _times(self.alpha, attended) + _times(beta, convolved)
+        return times(self.alpha, attended) + times(beta, convolved)
 
     def _convolve_map(self, x: Tensor, path: str) -> Tensor:
         if self.direct is not None:
@@ -464,7 +440,7 @@ class ACmix(Conv2dLike):
     def _make_dep_conv(self) -> nn.Conv2d | None:
         if self.shift in ("fixed", "tensor"):
             return None
-        conv = _ShiftConv2d if self.shift == "learned" else nn.Conv2d
+        conv = ShiftConv2d if self.shift == "learned" else nn.Conv2d
         return conv(
             self.head_dim * self.kernel_size**2,
             self.out_chans,
@@ -472,18 +448,3 @@ class ACmix(Conv2dLike):
             groups=self.head_dim,
             bias=False,
         )
-
-
-class _ShiftConv2d(nn.Conv2d):
-    """A group convolution that starts as a sum of shifts, whoever resets it."""
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.weight.copy_(shift_kernels(self.kernel_size[0], self.out_channels))
-
-
-def _times(factor: Tensor | float, x: Tensor) -> Tensor:
-    """Give a learnt factor the type of the map, or autocast would widen the map."""
-    if isinstance(factor, Tensor):
-        return factor.to(x.dtype) * x
-    return x if factor == 1.0 else factor * x
