@@ -241,3 +241,15 @@ def test_the_public_function_takes_the_kernel(device):
     assert_close(
         ops.pixel_shift_attention(q, k, v, backend="triton", **options), expected, torch.float64
     )
+
+
+def test_the_public_sliding_window_takes_the_kernel_with_positions(device):
+    q, k, v = (x.to(device) for x in _maps((1, 4, 3, 4)))
+    position = torch.randn(1, 2, 3, 4, dtype=torch.float64).to(device)
+    actual, expected = (
+        ops.sliding_window_attention(
+            q, k, v, num_heads=2, window_size=3, position=position, backend=backend
+        )
+        for backend in ("triton", "reference")
+    )
+    assert_close(actual, expected, torch.float64)
