@@ -241,8 +241,9 @@ def test_a_deployed_file_does_not_pass_for_a_trained_one(name):
 @pytest.mark.parametrize("name", sorted(set(convattn.list_models()) - set(NANO)))
 def test_every_registered_model_deploys_exactly(name):
     model = convattn.create_model(name, num_classes=5)
-    matrices = {key: value.clone() for key, value in model.state_dict().items() if value.dim() > 1}
-    randomise(model).load_state_dict(matrices, strict=False)  # random ones overflow in deep models
+    # random matrices, and without their norms whole ones, overflow in deep models
+    halves = {key: value / 2 for key, value in model.state_dict().items() if value.dim() > 1}
+    randomise(model).load_state_dict(halves, strict=False)
     model.double().eval()
     deployed = convattn.reparameterize(model)
     x = images(32, 64)[:1]
