@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from convattn.bench import models
 from convattn.bench.models import Setting, build_model, check_device, model_case
 from convattn.cli import main
-from convattn.models import count_macs, count_parameters
+from convattn.models import count_macs, count_parameters, create_model
 
 SHORT = ("--rounds", "2", "--batch", "2", "--seconds", "1")
 SMALL = Setting(size=(32, 32), batch=2)
@@ -95,9 +96,9 @@ def test_timms_networks_are_told_another_size() -> None:
 
 
 def test_a_size_that_a_network_cannot_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = models.create_model
+    build: Any = create_model
 
-    def fixed(name: str, **arguments: object) -> torch.nn.Module:
+    def fixed(name: str, **arguments: Any) -> torch.nn.Module:
         if arguments:
             raise TypeError("unexpected keyword argument 'img_size'")
         return build(name)
