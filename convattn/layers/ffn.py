@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from convattn.layers.folding import fold_identity
 from convattn.ops._checks import check_map, check_odd, check_positive
 from convattn.ops._depthwise import depthwise_conv2d
-from convattn.ops._fused_conv import conv2d_gelu
+from convattn.ops._fused_conv import conv2d_gelu, fuses
+
+# Pixels that the network takes at a time where no gradient is wanted: of large maps, some images.
+# What lies between the layers is then small enough to stay where it was, in memory that was used
+# before; fewer pixels make worse products.
+PIXELS = 2**13
 
 
 class ConvMlp(nn.Module):
@@ -44,13 +49,31 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
         check_map(x, channels=self.fc1.in_channels)
-        return self.fc2(self._hidden(x) if torch.jit.is_scripting() else self._fused_hidden(x))  # type: ignore[attr-defined]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.fc2(self._hidden(x))
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return self._in_parts(x)
 
     def _hidden(self, x: Tensor) -> Tensor:
         z = self.fc1(x)
         if self.dwconv is not None:
             z = self.dwconv(z) if self.folded else z + self.dwconv(z)
         return self.act(z)
+
+    @torch.jit.unused
+    def _in_parts(self, x: Tensor) -> Tensor:
+        images = max(1, PIXELS // (x.shape[2] * x.shape[3]))
+        if images >= x.shape[0] or not self._may_part(x):
+            return self.fc2(self._fused_hidden(x))
+        out = torch.empty_like(x)
+        for some in (slice(i, i + images) for i in range(0, x.shape[0], images)):
+            out[some] = self.fc2(self._fused_hidden(x[some]))
+        return out
+
+    @torch.jit.unused
+    def _may_part(self, x: Tensor) -> bool:
+        """Whether nobody sees that the layers take some images after others."""
+        return fuses(x, *self.parameters()) and not any(_watched(m) for m in self.children())
 
     @torch.jit.unused
     def _fused_hidden(self, x: Tensor) -> Tensor:

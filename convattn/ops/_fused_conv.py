@@ -43,15 +43,19 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def fuses(*tensors: Tensor) -> bool:
+    """Whether a convolution of these is fused: on a CPU, and nobody differentiates or watches."""
+    return choose(RULES, describe(*tensors)) == "onednn"
+
+
 def conv2d_gelu(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 0, groups: int = 1
 ) -> Tensor:
     """``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))`` with the exact GELU."""
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    path = choose(RULES, describe(*tensors))
     # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
     last = x.is_contiguous(memory_format=torch.channels_last)
-    if path == "aten" or not last or any(t.dtype != x.dtype for t in tensors) or x.numel() == 0:
+    if not fuses(*tensors) or not last or any(t.dtype != x.dtype for t in tensors) or x.numel() == 0:
         return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
     fused = getattr(torch.ops.mkldnn, _NAME)
     return fused(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")

@@ -11,7 +11,7 @@ from torch import Tensor
 from convattn.ops._reflection import ceil_divide
 from convattn.ops._sliding_plan import Axis, Plan
 
-# Bytes of the logits of a strip: what is computed in one go stays in the second-level cache.
+# Bytes of the logits of a strip for each thread: what is computed in one go stays in the caches.
 LOGITS = 1 << 17
 
 
@@ -29,8 +29,10 @@ class Desk:
         self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def chunks(self, batch: int) -> Iterator[slice]:
-        """Divide a batch into as many images as fit, one at least."""
-        size = max(1, LOGITS // (self.num_heads * self.plan.blocks * self.mask.nbytes))
+        """Divide a batch into as many images as fit, one at least, a quarter of it at most."""
+        room = LOGITS * torch.get_num_threads()
+        fits = room // (self.num_heads * self.plan.blocks * self.mask.nbytes)
+        size = max(1, min(fits, batch // 4))  # of small maps a batch would fit, and double its memory
         return (slice(i, min(i + size, batch)) for i in range(0, batch, size))
 
     def space(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

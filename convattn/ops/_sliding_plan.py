@@ -10,9 +10,10 @@ from torch import Tensor
 
 from convattn.ops._reflection import ceil_divide, reflect
 
-# Rows and columns of the queries of a tile, at most, without and with a stride: fewer show each
-# query fewer keys in vain, more make a better product.
+# Rows and columns of the queries of a tile, at most: fewer show each query fewer keys in vain, more
+# make a better product and copy less, which counts more backward. Without a stride, and with one.
 SPANS = ((2, 8), (2, 4))
+SPANS_BACKWARD = ((2, 8), (2, 7))
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,20 @@ class Plan:
 
 
 @lru_cache(maxsize=32)
-def plan(height: int, width: int, window_size: int, stride: int, dilation: int) -> Plan:
+def plan(
+    height: int,
+    width: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    *,
+    backward: bool = False,
+) -> Plan:
     """Divide the queries of a map into blocks of columns, and those into strips of rows."""
+    spans = SPANS_BACKWARD if backward else SPANS
     rows, columns = (
         divide(size, span, window_size, stride, dilation)
-        for size, span in zip((height, width), SPANS[stride > 1], strict=True)
+        for size, span in zip((height, width), spans[stride > 1], strict=True)
     )
     seen = (rows.seen[:, None, :, None] & columns.seen[None, :, None, :]).flatten(2).flatten(0, 1)
     strips = []

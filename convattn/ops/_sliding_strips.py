@@ -86,7 +86,8 @@ def strips_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by q, k and v; that by the position is a sum of that by k."""
     B, C, H, W = q.shape
-    desk = Desk(plan(H, W, window_size, stride, dilation), num_heads, q.dtype)
+    tiles = plan(H, W, window_size, stride, dilation, backward=True)
+    desk = Desk(tiles, num_heads, q.dtype)
     by_q, by_k, by_v = (x.new_empty(B, H, W, C) for x in (q, k, v))
     if stride > 1:
         by_q.zero_()
