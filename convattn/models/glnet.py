@@ -160,13 +160,12 @@ class GLNet(Pyramid):
             self.norm = affine
             self.folded = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
+    def _logits(self, x: Tensor) -> Tensor:
         means = self.head.global_pool.pool_type == "avg" and self.token_head is None
         if self.folded and means:
             self._check_images(x)
             x = self.stages(self.stem(x)).mean((2, 3), keepdim=True)
-            return self.head.fc(self.head.drop(self.norm(x).flatten(1)))
+            return self.forward_head(self.norm(x))  # the mean of one pixel is that pixel
         else:  # noqa: RET505  # TorchScript compiles what follows a return
             return self.forward_head(self.forward_features(x))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import LayerScale2d
+from timm.layers import LayerScale2d, create_feature_extractor
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,6 +137,27 @@ def test_feature_maps_are_the_same(name):
         assert relative_error(given, wanted) < 1e-10
     if name in NORMED:
         assert not batch_norms(deployed)
+
+
+@every_family
+def test_maps_of_the_deployed_form_can_be_taken_from_a_traced_graph(name):
+    model = trained(name)
+    deployed = convattn.reparameterize(model)
+    classifier = "fc" if "resnet" in name else "head"
+    nodes = {deployed.feature_info[-1]["module"]: "map", classifier: "logits"}
+    graph = create_feature_extractor(deployed, nodes)
+    x = images(64, 64)
+    given = graph(x)
+    assert relative_error(given["map"], model.forward_intermediates(x)[1][-1]) < 1e-10
+    assert relative_error(given["logits"], model(x)) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name in NANO if "glnet" in name])
+def test_who_looks_at_the_classifier_of_the_deployed_form_sees_it(name):
+    deployed, seen = convattn.reparameterize(trained(name)), []
+    deployed.head.register_forward_hook(lambda *call: seen.append(call[2]))
+    y = deployed(images(64, 64))
+    assert torch.equal(seen[0], y)
 
 
 @every_model
