@@ -175,7 +175,7 @@ class ACmix(Conv2dLike):
         elif self._leaves_projections(path):
             y = self._add_convolution(self._attend_map(x), x, x, x, x, path)
         else:
-            q, k, v = self._project(x)
+            q, k, v = self._project(x, path)
             y = self._aggregate(x, q, k, v, path)
         y = self.attn.restore(y)
         skip = self.stride // self.attn.stride
@@ -211,7 +211,7 @@ class ACmix(Conv2dLike):
         column = tokens.transpose(1, 2).unsqueeze(3)
         x = self.attn.prepare(x)
         path = self._path(x)
-        q, k, v = self._project(x)
+        q, k, v = self._project(x, "projected")
         attended, column = self.attn.forward_tokens(
             q, k, v, self.q_proj(column), self.k_proj(column), self.v_proj(column)
         )
@@ -348,8 +348,10 @@ class ACmix(Conv2dLike):
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
         context = self.attn.context(x)
+        if self.attn.takes_answered and (path != "projected" or self.mix == "attention"):
+            x = x[:, :, :: self.attn.stride, :: self.attn.stride]  # the convolution needs no q
         return self.q_proj(x), self.k_proj(context), self.v_proj(context)
 
     def _aggregate(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str) -> Tensor:

@@ -68,9 +68,10 @@ class SlidingWindowAttention(AttentionPart):
         self.dilation = dilation
         self.backend = backend
         self.pos_proj = nn.Conv2d(2, dim // num_heads, 1)
+        self.takes_answered = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: (B, C, ceil(H / s), ceil(W / s))."""
+        """Attend: (B, C, ceil(H / s), ceil(W / s)), also for ``q`` of that size."""
         return sliding_window_attention(
             q,
             k,
@@ -79,7 +80,7 @@ class SlidingWindowAttention(AttentionPart):
             window_size=self.window_size,
             stride=self.stride,
             dilation=self.dilation,
-            position=self.pos_proj(position_grid(q)),
+            position=self.pos_proj(position_grid(k)),
             backend=self.backend,
         )
 

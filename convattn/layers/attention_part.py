@@ -39,6 +39,8 @@ class AttentionPart(nn.Module):
         check_positive("stride", stride)
         self.groups = groups
         self.stride = stride
+        # Whether ``forward`` also takes a q of only the queries that its stride answers.
+        self.takes_answered = False
         self.dim = dim
 
     def prepare(self, x: Tensor) -> Tensor:

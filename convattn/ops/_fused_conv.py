@@ -55,7 +55,8 @@ def conv2d_gelu(
     tensors = [x, weight] if bias is None else [x, weight, bias]
     # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
     last = x.is_contiguous(memory_format=torch.channels_last)
-    if not fuses(*tensors) or not last or any(t.dtype != x.dtype for t in tensors) or x.numel() == 0:
+    alike = all(t.dtype == x.dtype for t in tensors)
+    if not (last and alike and x.numel() > 0 and fuses(*tensors)):
         return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
     fused = getattr(torch.ops.mkldnn, _NAME)
     return fused(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")

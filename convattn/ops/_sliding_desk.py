@@ -32,7 +32,7 @@ class Desk:
         """Divide a batch into as many images as fit, one at least, a quarter of it at most."""
         room = LOGITS * torch.get_num_threads()
         fits = room // (self.num_heads * self.plan.blocks * self.mask.nbytes)
-        size = max(1, min(fits, batch // 4))  # of small maps a batch would fit, and double its memory
+        size = max(1, min(fits, batch // 4))  # of small maps all would fit, in much memory
         return (slice(i, min(i + size, batch)) for i in range(0, batch, size))
 
     def space(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from convattn.ops._backend import transformed
-from convattn.ops._reflection import ceil_divide
 from convattn.ops._sliding_desk import Desk
 from convattn.ops._sliding_plan import plan
 from convattn.ops.reference import attention as reference
@@ -58,12 +57,12 @@ def strips_forward(
     scale: float,
 ) -> Tensor:
     """Return the answers in q's type; sums and exponentials are float32 at least."""
-    B, C, H, W = q.shape
-    desk = Desk(plan(H, W, window_size, stride, dilation), num_heads, q.dtype)
-    out = q.new_empty(B, ceil_divide(H, stride), ceil_divide(W, stride), C)
+    B, C, *answered = q.shape
+    desk = Desk(plan(*k.shape[2:], window_size, stride, dilation), num_heads, q.dtype)
+    out = q.new_empty(B, *answered, C)
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
-            queries, keys, values = _cut(q, k, v, position, images, stride, scale, desk)
+            queries, keys, values = _cut(q, k, v, position, images, scale, desk)
             answers = desk.space("answers", queries.shape)
             for a, seen, answer in zip(queries, desk.plan.strips, answers, strict=True):
                 weights = desk.weights(a, keys[:, seen])
@@ -85,18 +84,16 @@ def strips_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by q, k and v; that by the position is a sum of that by k."""
-    B, C, H, W = q.shape
+    B, C, H, W = k.shape
     tiles = plan(H, W, window_size, stride, dilation, backward=True)
     desk = Desk(tiles, num_heads, q.dtype)
-    by_q, by_k, by_v = (x.new_empty(B, H, W, C) for x in (q, k, v))
-    if stride > 1:
-        by_q.zero_()
+    by_q, by_k, by_v = (x.new_empty(B, *x.shape[2:], C) for x in (q, k, v))
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
-            maps = _cut(q, k, v, position, images, stride, scale, desk)
+            maps = _cut(q, k, v, position, images, scale, desk)
             wanted = desk.queries("wanted", gradient[images].permute(0, 2, 3, 1))
             by_queries, by_keys, by_values = _gradients(*maps, wanted, desk)
-            desk.answer(by_queries.mul_(scale), by_q[images, ::stride, ::stride])
+            desk.answer(by_queries.mul_(scale), by_q[images])
             desk.sum_copies(by_keys, by_k[images])
             desk.sum_copies(by_values, by_v[images])
     by_q, by_k, by_v = (x.permute(0, 3, 1, 2) for x in (by_q, by_k, by_v))
@@ -109,12 +106,11 @@ def _cut(
     v: Tensor,
     position: Tensor | None,
     images: slice,
-    stride: int,
     scale: float,
     desk: Desk,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cut queries, keys and values of a few images."""
-    asked = q[images, :, ::stride, ::stride].permute(0, 2, 3, 1)
+    asked = q[images].permute(0, 2, 3, 1)
     keys = desk.keys("keys", k[images])
     if position is not None:
         there = position if len(position) == 1 else position[images]
@@ -147,19 +143,9 @@ _backward = torch.library.custom_op("convattn::strips_backward", strips_backward
 
 
 @_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position: Any,
-    num_heads: int,
-    window_size: int,
-    stride: int,
-    *_: Any,
-) -> Tensor:
+def _(q: Tensor, *_: Any) -> Tensor:
     B, C, H, W = q.shape
-    high, wide = ceil_divide(H, stride), ceil_divide(W, stride)
-    return q.new_empty(B, high, wide, C).permute(0, 3, 1, 2)
+    return q.new_empty(B, H, W, C).permute(0, 3, 1, 2)
 
 
 @_backward.register_fake

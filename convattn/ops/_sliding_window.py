@@ -36,9 +36,8 @@ def attend_dense(
 
     ``sum over the window = sum_j m_ij exp(l_ij) v_j = sum_j exp(l_ij + log m_ij) v_j``
     """
-    rows, columns = (_log_counts(size, window_size, stride, dilation, q) for size in q.shape[2:])
+    rows, columns = (_log_counts(size, window_size, stride, dilation, q) for size in k.shape[2:])
     mask = (rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
-    q = q[:, :, ::stride, ::stride]
     H, W = q.shape[2:]
     q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
     return to_map(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), H, W)
@@ -61,7 +60,7 @@ def attend_tiled(
     larger than the window.
     """
     B, _, H, W = q.shape
-    rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in q.shape[2:])
+    rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in k.shape[2:])
     seen = rows.seen[:, None, :, None] & columns.seen[None, :, None, :]
     mask = q.new_zeros(()).masked_fill(~seen.flatten(2).flatten(0, 1), float("-inf"))
     q, k, v = (
@@ -76,7 +75,7 @@ def attend_tiled(
     out = out.transpose(1, 2).flatten(2).unflatten(1, (rows.tile, columns.tile))
     out = out.unflatten(0, (B, dilation, rows.blocks, dilation, columns.blocks))
     out = out.permute(0, 7, 2, 5, 1, 4, 6, 3).flatten(5, 7).flatten(2, 4)
-    return out[:, :, : ceil_divide(H, stride), : ceil_divide(W, stride)]
+    return out[:, :, :H, :W]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class _Plan:
 
     blocks: int  # n
     tile: int  # T
-    queries: Tensor  # (r n, T) positions
+    queries: Tensor  # (r n, T) places among those that are answered
     keys: Tensor  # (r n, U) positions
     seen: Tensor  # (T, U) whether the query's window shows the key
 
@@ -100,15 +99,16 @@ def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch
     blocks = ceil_divide(size, stride * dilation * tile)
     phase = torch.arange(dilation, device=device)[:, None]
     first = phase + dilation * tile * torch.arange(blocks, device=device)
-    first = stride * first.flatten()[:, None]
-    query = stride * torch.arange(tile, device=device)
+    first = first.flatten()[:, None]
+    query = torch.arange(tile, device=device)
     key = torch.arange(stride * (tile - 1) + window_size, device=device)
-    offset = key - query[:, None]
+    offset = key - stride * query[:, None]
     return _Plan(
         blocks,
         tile,
-        queries=(first + dilation * query).clamp(max=size - 1),  # past the end: dropped later
-        keys=reflect(first + dilation * (key - window_size // 2), size),
+        # past the end: dropped later
+        queries=(first + dilation * query).clamp(max=ceil_divide(size, stride) - 1),
+        keys=reflect(stride * first + dilation * (key - window_size // 2), size),
         seen=(offset >= 0) & (offset < window_size),
     )
 

@@ -16,6 +16,7 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -80,9 +81,10 @@ def sliding_window_attention(
     ``y_i = sum_j softmax_j(scale * q_i . (k_j + p_i - p_j)) v_j``, j in the K x K window around i
 
     Args:
-        q: queries (B, C, H, W); those at ``[::stride, ::stride]`` are answered.
-        k: keys, shaped like ``q``.
-        v: values, shaped like ``q``.
+        q: queries (B, C, H, W), of which those at ``[::s, ::s]`` are answered, or those alone:
+            (B, C, ceil(H / s), ceil(W / s)).
+        k: keys (B, C, H, W).
+        v: values, shaped like ``k``.
         num_heads: N; head n has channels n d to (n + 1) d.
         window_size: K, odd.
         stride: s.
@@ -109,12 +111,11 @@ def sliding_window_attention(
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     _check_heads(q, k, v, num_heads)
-    if k.shape != q.shape:
-        raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
-    _check_position(position, q, num_heads)
+    given_q, q = q, _answered(q, k, stride)
+    _check_position(position, k, num_heads)
     chosen = resolve(backend, SLIDING_BACKENDS)
     if chosen == "auto":
-        given = (q, k, v) if position is None else (q, k, v, position)
+        given = (k, q, v) if position is None else (k, q, v, position)
         chosen = choose(SLIDING_RULES, describe(*given, stride=stride, window=window_size))
     options = {"window_size": window_size, "stride": stride, "dilation": dilation}
     if chosen == "reference":
@@ -126,7 +127,10 @@ def sliding_window_attention(
     if position is not None:
         k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
     if chosen == "triton":
-        return kernels.attend_sliding(q, k, v, num_heads=num_heads, scale=scale, **options)
+        if given_q.shape != k.shape:  # its programs find a query where its window is
+            given_q = torch.zeros_like(k)
+            given_q[:, :, ::stride, ::stride] = q
+        return kernels.attend_sliding(given_q, k, v, num_heads=num_heads, scale=scale, **options)
     attend = attend_dense if chosen == "dense" else attend_tiled
     return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 
@@ -364,12 +368,26 @@ def _check_shift(shift: tuple[int, int], window_size: int) -> None:
         )
 
 
-def _check_position(position: Tensor | None, q: Tensor, num_heads: int) -> None:
+def _answered(q: Tensor, k: Tensor, stride: int) -> Tensor:
+    """Return the queries that are answered, of a whole map of them or of those alone."""
+    if q.shape == k.shape:
+        return q[:, :, ::stride, ::stride] if stride > 1 else q
+    size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
+    if tuple(q.shape[2:]) != size:
+        also = f", or {size}, the ones that stride={stride} answers" if stride > 1 else ""
+        raise ValueError(
+            f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
+            f"k {tuple(k.shape)}"
+        )
+    return q
+
+
+def _check_position(position: Tensor | None, k: Tensor, num_heads: int) -> None:
     if position is None:
         return
-    check_map(position, "position", q.shape[1] // num_heads)
-    if position.shape[0] not in (1, q.shape[0]) or position.shape[2:] != q.shape[2:]:
+    check_map(position, "position", k.shape[1] // num_heads)
+    if position.shape[0] not in (1, k.shape[0]) or position.shape[2:] != k.shape[2:]:
         raise ValueError(
-            f"position must have the size of q and its batch or 1, got {tuple(position.shape)} "
-            f"for q {tuple(q.shape)}"
+            f"position must have the size of k and its batch or 1, got {tuple(position.shape)} "
+            f"for k {tuple(k.shape)}"
         )

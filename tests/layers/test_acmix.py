@@ -365,3 +365,17 @@ def test_no_copy_of_keys_for_every_window_is_made_or_kept():
     assert largest_tensor(lambda: fast(x)) < copies / 9 < copies <= largest_tensor(lambda: plain(x))
     assert saved_for_backward(lambda: fast(x)) < copies / 2
     assert saved_for_backward(lambda: plain(x)) > 2 * copies
+
+
+def test_queries_are_projected_only_where_a_stride_answers():
+    acmix = ACmix(16, 16, num_heads=2, stride=2).eval()
+    x = torch.randn(1, 16, 9, 12)
+    trained = acmix(x)
+    acmix.reparameterize()
+    sizes = {}
+    for name in ("q_proj", "k_proj"):
+        acmix.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: sizes.update({name: tuple(out.shape[2:])})
+        )
+    assert_close(acmix(x), trained, torch.float32)
+    assert sizes == {"q_proj": (5, 6), "k_proj": (9, 12)}

@@ -183,11 +183,11 @@ WRONG_SLIDING: list[tuple[dict[str, Any], str]] = [
     ({"stride": 0}, "stride must be at least 1, got 0"),
     ({"dilation": -1}, "dilation must be at least 1, got -1"),
     ({"backend": "tilled"}, "unknown backend 'tilled'; did you mean 'tiled'"),
-    ({"k": torch.zeros(1, 8, 5, 7)}, r"k must be shaped like q, got \(1, 8, 5, 7\)"),
+    ({"k": torch.zeros(1, 8, 5, 7)}, r"q must have the size of k, \(5, 7\); got q \(1, 8, 5, 6\)"),
     ({"v": torch.zeros(1, 4, 5, 6)}, "k and v must have one shape"),
     ({"q": torch.zeros(8, 5, 6)}, r"q must have shape \(B, C, H, W\), got \(8, 5, 6\)"),
     ({"position": torch.zeros(1, 8, 5, 6)}, "position must have 4 channels"),
-    ({"position": torch.zeros(1, 4, 5, 7)}, "position must have the size of q"),
+    ({"position": torch.zeros(1, 4, 5, 7)}, "position must have the size of k"),
 ]
 
 
@@ -200,6 +200,27 @@ def test_sliding_window_rejects(change, message):
         tensors["v"] = tensors["k"]
     with pytest.raises(ValueError, match=message):
         ops.sliding_window_attention(*tensors.values(), **options)
+
+
+def test_queries_of_another_size_than_the_stride_answers_are_refused():
+    q, k = torch.zeros(1, 8, 3, 2), torch.zeros(1, 8, 5, 6)
+    message = r"the size of k, \(5, 6\), or \(3, 3\), the ones that stride=2 answers; got q"
+    with pytest.raises(ValueError, match=message):
+        ops.sliding_window_attention(q, k, k, num_heads=2, stride=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "stride"), [((9, 12), 2), ((5, 7), 3), ((1, 2), 2)])
+def test_queries_that_are_answered_are_enough(backend, size, stride):
+    q, k, v = _maps(3, (2, 8, *size))
+    position = torch.randn(1, 4, *size).double()
+    options = {"num_heads": 2, "stride": stride, "position": position, "backend": backend}
+    few = q[:, :, ::stride, ::stride].contiguous()
+    assert_close(
+        ops.sliding_window_attention(few, k, v, **options),
+        ops.sliding_window_attention(q, k, v, **options),
+        torch.float64,
+    )
 
 
 def test_integer_maps_are_refused():

@@ -45,7 +45,7 @@ def test_memory_beyond_what_is_returned_is_a_small_part_of_the_references(stride
         for backend in ("strips", "reference")
     )
     # with a stride the reference copies a quarter as much, but the gradients of keys stay whole
-    assert ours < theirs / (12 if backward and stride == 2 else 20)
+    assert ours < theirs / (15 if backward and stride == 2 else 20)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -60,8 +60,9 @@ def test_nothing_is_kept_for_backward_but_the_maps(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_products_are_fewer_than_three_times_those_asked_for(stride):
+def test_products_are_a_few_times_those_asked_for(stride):
     q, k, v = (x.detach()[:1] for x in _maps())
+    q = q[:, :, ::stride, ::stride]
     options = {"window_size": WINDOW, "stride": stride, "dilation": 1, "num_heads": HEADS}
     answered = (56 // stride) ** 2
     asked = 2 * WINDOW**2 * SHAPE[1] * answered  # of a query and a key, a multiply-add each
@@ -70,5 +71,5 @@ def test_products_are_fewer_than_three_times_those_asked_for(stride):
     with FlopCounterMode(display=False) as backward:
         strips_backward(out, q, k, v, None, **options, scale=0.25)
     assert 2 * asked < forward.get_total_flops() < 3 * 2 * asked
-    # the logits again, then by values, by weights, by queries and by keys
-    assert backward.get_total_flops() == forward.get_total_flops() * 5 // 2
+    # the logits again, then by values, by weights, by queries and by keys; in larger tiles
+    assert 5 * asked < backward.get_total_flops() < 4 * 5 * asked

@@ -23,8 +23,10 @@ def sliding_window_attention(
     position: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    """Copy the K x K keys and values of every query, then softmax over them."""
-    q = q[:, :, ::stride, ::stride]
+    """Copy the K x K keys and values of every query, then softmax over them.
+
+    ``q`` holds the queries that the stride answers.
+    """
     B, C, *size = q.shape
     scale = (C // num_heads) ** -0.5 if scale is None else scale
     q = _heads(q, num_heads)

@@ -28,6 +28,7 @@ def _sliding(device: str, heads: int, window: int, stride: int = 1, dilation: in
 
 def _sliding_reference(heads: int, window: int, stride: int = 1, dilation: int = 1) -> Function:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = q[:, :, ::stride, ::stride]
         return reference.attention.sliding_window_attention(
             q, k, v, num_heads=heads, window_size=window, stride=stride, dilation=dilation,
             scale=None, position=None,
