@@ -10,9 +10,9 @@ from convattn.ops._checks import check_map, check_odd, check_positive
 from convattn.ops._depthwise import depthwise_conv2d
 from convattn.ops._fused_conv import conv2d_gelu, fuses
 
-# Pixels that the network takes at a time where no gradient is wanted: of large maps, some images.
-# What lies between the layers is then small enough to stay where it was, in memory that was used
-# before; fewer pixels make worse products.
+# Pixels that the network takes at a time where no gradient is wanted: some images of a batch. The
+# wide map between its layers never has more, but for one image that is larger, and its memory,
+# the size of which is the same from part to part, is used again.
 PIXELS = 2**13
 
 
@@ -62,18 +62,25 @@ class ConvMlp(nn.Module):
 
     @torch.jit.unused
     def _in_parts(self, x: Tensor) -> Tensor:
+        if not self._may_part(x):  # asked first: sizes may be symbols where it may not
+            return self.fc2(self._fused_hidden(x))
         images = max(1, PIXELS // (x.shape[2] * x.shape[3]))
-        if images >= x.shape[0] or not self._may_part(x):
+        if images >= x.shape[0]:
             return self.fc2(self._fused_hidden(x))
         out = torch.empty_like(x)
-        for some in (slice(i, i + images) for i in range(0, x.shape[0], images)):
-            out[some] = self.fc2(self._fused_hidden(x[some]))
+        for i in range(0, x.shape[0], images):
+            out[i : i + images] = self.fc2(self._fused_hidden(x[i : i + images]))
         return out
 
     @torch.jit.unused
     def _may_part(self, x: Tensor) -> bool:
-        """Whether nobody sees that the layers take some images after others."""
-        return fuses(x, *self.parameters()) and not any(_watched(m) for m in self.children())
+        """Whether nobody sees that the layers take some images after others.
+
+        A layer that somebody put in, or gave another weight, might look at the whole batch.
+        """
+        own = (nn.Conv2d, WideDepthwise, nn.GELU)
+        alone = all(type(m) in own and not _watched(m) for m in self.children())
+        return alone and fuses(x, *self.parameters())
 
     @torch.jit.unused
     def _fused_hidden(self, x: Tensor) -> Tensor:

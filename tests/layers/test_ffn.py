@@ -6,10 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from convattn.layers import ConvMlp
+from convattn.layers import ConvMlp, ffn
 from convattn.ops import _fused_conv
 from tests.compare import assert_close
 from tests.layers.properties import LayerProperties, randomise
+from tests.memory import peak_memory
+
+needs_onednn = pytest.mark.skipif(not _fused_conv._available(), reason="no oneDNN with activations")
 
 
 class TestConvMlp(LayerProperties):
@@ -59,7 +62,7 @@ def _steps(mlp: nn.Module, x: Tensor) -> set[str]:
     return {event.key for event in seen.key_averages()}
 
 
-@pytest.mark.skipif(not _fused_conv._available(), reason="no oneDNN with activations")
+@needs_onednn
 @pytest.mark.parametrize("dwconv", [True, False])
 def test_the_deployed_network_has_no_pass_for_the_gelu(dwconv):
     mlp = randomise(ConvMlp(16, 24, dwconv=dwconv)).eval()
@@ -88,3 +91,126 @@ def test_another_activation_takes_the_place_of_the_gelu():
     with torch.inference_mode():
         z = F.gelu(mlp.fc1(x), approximate="tanh")
         torch.testing.assert_close(mlp(x), mlp.fc2(z), rtol=0, atol=0)
+
+
+class Parts:
+    """How many images each pass through the network had, and what it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images: list[int] = []
+        hidden = ConvMlp._fused_hidden
+
+        def spy(mlp: ConvMlp, x: Tensor) -> Tensor:
+            self.images.append(x.shape[0])
+            return hidden(mlp, x)
+
+        monkeypatch.setattr(ConvMlp, "_fused_hidden", spy)
+
+    def of(self, mlp: nn.Module, x: Tensor) -> list[int]:
+        self.images.clear()
+        mlp(x)
+        return list(self.images)
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Parts of 130 pixels: two images of 9 x 7."""
+    monkeypatch.setattr(ffn, "PIXELS", 130)
+    return Parts(monkeypatch)
+
+
+@needs_onednn
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"dwconv": True}, {"dwconv": True, "kernel_size": 5}])
+def test_images_in_parts_give_what_all_at_once_give(options, dtype, memory_format, parts):
+    mlp = randomise(ConvMlp(16, 24, **options)).to(dtype).eval()
+    for deploy in (False, True):
+        if deploy:
+            mlp.reparameterize()
+        for images in (0, 1, 2, 5):
+            x = torch.randn(images, 16, 9, 7).to(dtype).contiguous(memory_format=memory_format)
+            whole = mlp(x).detach()  # with gradients
+            with torch.inference_mode():
+                y = mlp(x)
+                assert parts.of(mlp, x) == {0: [0], 1: [1], 2: [2], 5: [2, 2, 1]}[images]
+            assert_close(y, whole, dtype)
+            assert y.dtype == dtype
+            assert images == 0 or y.is_contiguous(memory_format=memory_format)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_a_part_is_one_image_at_least_and_no_view_is_missed(parts):
+    mlp = randomise(ConvMlp(16, 24, dwconv=True)).eval()
+    x = torch.randn(3, 32, 40, 30)[:, ::2, ::2]
+    assert parts.of(mlp, x) == [1, 1, 1]
+    assert_close(mlp(x), mlp.fc2(mlp._hidden(x)), torch.float32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fc1", "dwconv", "act", "fc2"])
+def test_who_looks_at_a_layer_sees_all_images(name, parts):
+    mlp, seen = randomise(ConvMlp(16, 24, dwconv=True)), []
+    x = torch.randn(5, 16, 9, 7)
+    before = mlp(x)
+    with mlp.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[2])):
+        assert parts.of(mlp, x) == [5]
+    assert [len(y) for y in seen] == [5]
+    every = nn.modules.module.register_module_forward_hook(lambda *call: None)
+    with every:
+        assert parts.of(mlp, x) == [5]
+    if _fused_conv._available():
+        assert parts.of(mlp, x) == [2, 2, 1]
+    assert_close(mlp(x), before, torch.float32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dwconv", "act", "fc2"])
+def test_a_layer_that_somebody_put_in_sees_all_images(name, parts):
+    mlp, x = randomise(ConvMlp(16, 24, dwconv=True)), torch.randn(5, 16, 9, 7)
+    before = mlp(x)
+    mlp.set_submodule(name, nn.Sequential(mlp.get_submodule(name)))
+    assert parts.of(mlp, x) == [5]
+    assert_close(mlp(x), before, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_gradients_exports_and_transforms_see_all_images(parts):
+    mlp = randomise(ConvMlp(16, 24, dwconv=True))
+    x = torch.randn(5, 16, 9, 7)
+    assert parts.of(mlp, x) == [5]
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert parts.of(mlp, x) == [5]
+        traced = torch.jit.trace(mlp, x)
+        other = torch.randn(7, 16, 11, 10)
+        assert_close(traced(other), mlp(other), torch.float32)
+        per_image = torch.func.vmap(lambda image: mlp(image[None])[0])(x)
+        assert_close(per_image, mlp(x), torch.float32)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_code_is_one_graph_for_all_sizes_of_maps(monkeypatch):
+    monkeypatch.setattr(ffn, "PIXELS", 130)
+    torch._dynamo.reset()
+    mlp = randomise(ConvMlp(16, 24, dwconv=True))
+    compiled = torch.compile(mlp, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for images, height, width in [(5, 9, 7), (2, 30, 20), (3, 4, 5)]:
+            x = torch.randn(images, 16, height, width)
+            assert_close(compiled(x), mlp(x), torch.float32)
+
+
+@needs_onednn
+@torch.inference_mode()
+def test_memory_does_not_grow_with_the_batch():
+    """Of the wide map that lies between the layers there are as many pixels as a part has."""
+    side, hidden = 32, 64
+    in_part = ffn.PIXELS // side**2
+    mlp = randomise(ConvMlp(16, hidden)).eval()
+    for images in (in_part, 4 * in_part):
+        x = torch.randn(images, 16, side, side).contiguous(memory_format=torch.channels_last)
+        mlp(x)
+        assert peak_memory(lambda x=x: mlp(x)) <= ffn.PIXELS * (hidden + 2 * 16) * 4
