@@ -18,7 +18,7 @@ from convattn.bench.run import Group
 GROUPS = (
     ("ResNets", (RESNET, "acmix_resnet50", "xvolution_resnet50"), 3.0),
     ("transformers", (SWIN, CONVNEXT, "acmix_swin_tiny", "glnet_stl", "glnet_4g"), 6.0),
-    ("smaller ResNets", ("baseline_resnet26", "acmix_resnet26", "acmix_resnet38"), 1.5),
+    ("ResNet-26 and -38", ("baseline_resnet26", "acmix_resnet26", "acmix_resnet38"), 1.5),
     ("SAN", ("san10", "acmix_san10"), 2.0),
     ("PVT", ("pvt_tiny", "acmix_pvt_tiny"), 1.0),
     ("DeiT", (DEIT, "acmix_deit_tiny"), 1.0),

@@ -135,8 +135,6 @@ def _run(script: str, plan: Plan, args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> Options:
     gpu = torch.device(args.device).type == "cuda"
-    if gpu:
-        torch.backends.cudnn.benchmark = True
     usual = ("bfloat16",) if gpu else ("float32",) if args.quick else ("float32", "bfloat16")
     return Options(
         device=args.device,
@@ -164,6 +162,8 @@ def _command(script: str, args: argparse.Namespace) -> str:
     for option in ("threads", "batch"):
         value = getattr(args, option)
         words += [f"--{option}", str(value)] if value else []
+    if args.compile is not None:
+        words.append("--compile" if args.compile else "--no-compile")
     return shlex.join(words)
 
 

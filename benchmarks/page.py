@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS
+from benchmarks.paths import reasons
 from benchmarks.tables import (
     describe,
     network_tables,
     operator_table,
+    path_table,
     scaling_table,
     target_table,
 )
@@ -53,6 +55,8 @@ def page(machines: Machines) -> str:
         "gpu": "\n\n".join(_machine(name, found) for name, found in gpus.items())
         or _missing(" --device cuda"),
         "size": "224 x 224",
+        "paths": path_table(),
+        "reasons": "\n".join(f"- {reason}." for reason in reasons()),
         "notes": (_HERE / "notes.md").read_text(encoding="utf-8").strip(),
     }
     for name, part in parts.items():
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _machine(name: str, found: dict[str, Document]) -> str:
     first = next(iter(found.values()))["machine"]
     parts = [f"## {first['gpu'] or first['cpu']}", "### Targets", target_table(found)]
-    parts += ["Shown are ratios of speed. The targets are for " + _scope(first)]
+    parts += [f"Shown are ratios of speed{_threads(found)}. The targets are for {_scope(first)}"]
     if "backbones" in found:
         parts += [
             "### Backbones, evaluation",
@@ -137,6 +141,14 @@ def _machine(name: str, found: dict[str, Document]) -> str:
     if missing:
         parts.append(f"Not measured here yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def _threads(found: dict[str, Document]) -> str:
+    if _is_gpu(found):
+        return ""
+    counts = sorted({document["settings"]["threads"] for document in found.values()})
+    several = "s" if counts[-1] > 1 else ""
+    return f", all with {' or '.join(str(count) for count in counts)} thread{several}"
 
 
 def _scope(machine: Document) -> str:

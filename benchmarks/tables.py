@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.networks import CONVNEXT, DEIT, RESNET
+from benchmarks.paths import SITUATIONS, path_rows
 from benchmarks.targets import LABELS, Document, pixel_costs, target_rows
 from convattn.bench.table import macs_text, ratio_text, size_text
 from convattn.models import paper_row
@@ -32,13 +33,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) 
 
 def target_table(documents: dict[str, Document]) -> str:
     """Return the targets with what was measured, losses too."""
-    head = ("", "at least", "aim", "measured", "", "by `python -m`")
+    rows = target_rows(documents)
     return table(
-        head,
-        (
-            (row.what, row.least, row.aim, row.measured, row.verdict, f"`benchmarks.{row.script}`")
-            for row in target_rows(documents)
-        ),
+        ("", "at least", "aim", "measured", "", "by `python -m benchmarks.`..."),
+        ((r.what, r.least, r.aim, r.measured, r.verdict, f"`{r.command}`") for r in rows),
     )
 
 
@@ -69,9 +67,10 @@ def network_tables(document: Document) -> str:
 
 def operator_table(document: Document) -> str:
     """Return every operator and shape: the reference, what "auto" takes, and the other paths."""
-    rows = []
+    rows, errors = [], []
     for group in document["groups"]:
         runs, settings = group["runs"], group["settings"]
+        errors += [f"{group['name']}, {path}: {e}" for path, e in group["errors"].items()]
         if not {"auto", "reference"} <= set(runs):
             continue
         auto, plain = runs["auto"], runs["reference"]
@@ -98,7 +97,8 @@ def operator_table(document: Document) -> str:
             )
         )
     head = ("", "map", "", "type", "reference, ms", "auto, ms", "faster", "peak memory")
-    return table((*head, "of peak", "paths, ms"), rows, left=4)
+    text = table((*head, "of peak", "paths, ms"), rows, left=4)
+    return "\n\n".join([text, *errors])
 
 
 def scaling_table(document: Document) -> str:
@@ -144,8 +144,17 @@ def describe(document: Document) -> str:
     count = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else f"{rounds[0]}"
     return (
         f"{what}; {', '.join(used)}, commit {at or 'unknown'}. {count} rounds. Peak, multiply-adds "
-        f"a second: {peak}. `{document['command']}`"
+        f"a second: {peak}. `{' '.join([*_variables(document), document['command']])}`"
     )
+
+
+def path_table() -> str:
+    """Return which path every operator takes, by what the choice depends on."""
+    return table(("", "map", *SITUATIONS), path_rows(), left=2)
+
+
+def _variables(document: Document) -> list[str]:
+    return [f"{name}={value}" for name, value in document["environment"].items()]
 
 
 def _by_kind(document: Document) -> dict[str, list[dict[str, Any]]]:

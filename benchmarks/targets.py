@@ -13,7 +13,7 @@ from convattn.bench.table import ratio_text
 
 Document = dict[str, Any]
 LABELS = {SWIN: "Swin-T", CONVNEXT: "ConvNeXt-T", RESNET: "ResNet-50"}
-FLAT = 1.15  # how much dearer a pixel of the largest image may be
+FLAT, EVEN = 1.15, 1.05  # how much dearer a pixel of a larger image may be, at most and in aim
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     aim: str
     measured: str
     verdict: str
-    script: str
+    command: str  # what follows ``python -m benchmarks.``
 
 
 TARGETS = (
@@ -75,6 +75,7 @@ def _network_rows(target: Target, documents: dict[str, Document]) -> Iterator[Ro
     what = f"{step}`{target.ours}` against {LABELS[target.theirs]}"
     bounds = (f"{target.least:g}x", f"{target.aim:g}x")
     found = False
+    command = _command(target.script, target.group, document)
     for group in _groups(document, f"{target.group}, "):
         runs, settings = group["runs"], group["settings"]
         found = True
@@ -82,24 +83,25 @@ def _network_rows(target: Target, documents: dict[str, Document]) -> Iterator[Ro
         failed = [name for name in (target.ours, target.theirs) if name not in runs]
         if failed:
             text = f"`{failed[0]}` failed, see below"
-            yield Row(f"{what}, {how}", *bounds, text, "missed", target.script)
+            yield Row(f"{what}, {how}", *bounds, text, "missed", command)
             continue
         ours, theirs = runs[target.ours], runs[target.theirs]
-        text, script = ratio_text(ours, theirs), target.script
+        text = ratio_text(ours, theirs)
         gpu = settings["device"] != "cpu"
         if gpu or settings["dtype"] in target.dtypes:
             ratio = speed_ratio(ours["seconds"], theirs["seconds"]).median
             reached = verdict(ratio, target.least, target.aim)
-            yield Row(f"{what}, {how}", *bounds, text, reached, script)
+            yield Row(f"{what}, {how}", *bounds, text, reached, command)
         else:
-            yield Row(f"{what}, {how}", "-", "-", text, "-", script)
+            yield Row(f"{what}, {how}", "-", "-", text, "-", command)
     if not found:
-        yield Row(what, *bounds, "not measured yet", "-", target.script)
+        yield Row(what, *bounds, "not measured yet", "-", command)
 
 
 def _sliding_rows(document: Document | None) -> Iterator[Row]:
     for mode, least, aim in _SLIDING:
         what = f"sliding window against the reference, {mode}"
+        command = _command("ops", f"sliding*{mode},", document)
         groups = [
             group
             for group in _groups(document, "sliding window")
@@ -110,17 +112,28 @@ def _sliding_rows(document: Document | None) -> Iterator[Row]:
             speeds = [speed_ratio(r["auto"]["seconds"], r["reference"]["seconds"]) for r in same]
             judged = dtype == "float32" or document is None or document["machine"]["gpu"]
             yield _range_row(
-                f"{what}, {dtype}", [s.median for s in speeds], least, aim, bool(judged), "x"
+                f"{what}, {dtype}",
+                [s.median for s in speeds],
+                *(least, aim),
+                bool(judged),
+                "x",
+                command,
             )
             shares = [r["reference"]["memory_bytes"] / r["auto"]["memory_bytes"] for r in same]
             memory = f"its peak memory, {mode}, {dtype}: the reference's share"
-            yield _range_row(memory, shares, *_MEMORY, bool(judged), "1/")
+            yield _range_row(memory, shares, *_MEMORY, bool(judged), "1/", command)
         if not groups:
-            yield Row(what, f"{least}x", f"{aim}x", "not measured yet", "-", "ops")
+            yield Row(what, f"{least}x", f"{aim}x", "not measured yet", "-", command)
 
 
 def _range_row(
-    what: str, values: list[float], least: float, aim: float, judged: bool, unit: str
+    what: str,
+    values: list[float],
+    least: float,
+    aim: float,
+    judged: bool,
+    unit: str,
+    command: str,
 ) -> Row:
     def text(value: float) -> str:
         number = f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
@@ -129,8 +142,8 @@ def _range_row(
     low, high = min(values), max(values)
     shapes = f"{text(low)} to {text(high)}, {len(values)} shapes"
     if not judged:
-        return Row(what, "-", "-", shapes, "-", "ops")
-    return Row(what, text(least), text(aim), shapes, verdict(low, least, aim), "ops")
+        return Row(what, "-", "-", shapes, "-", command)
+    return Row(what, text(least), text(aim), shapes, verdict(low, least, aim), command)
 
 
 def _scaling_rows(document: Document | None) -> Iterator[Row]:
@@ -141,6 +154,7 @@ def _scaling_rows(document: Document | None) -> Iterator[Row]:
             continue
         found = True
         label = name if name == OPERATOR else f"`{name}`"
+        command = _command("scaling", name, document)
         sizes = pixel_costs(group)
         last = sizes[-1]
         span = f"{sizes[0].size:,} to {last.size:,} px"
@@ -150,12 +164,13 @@ def _scaling_rows(document: Document | None) -> Iterator[Row]:
         ):
             worst = max(ratio.median for ratio in ratios)
             text = f"{ratios[-1].median:.2f}x at {last.size:,} px, at most {worst:.2f}x"
-            reached = "aim reached" if worst <= 1.05 else "reached" if worst <= FLAT else "missed"
+            reached = verdict(-worst, -FLAT, -EVEN)
             what = f"{label}: {kind} per pixel, {span}"
-            yield Row(what, f"{FLAT:g}x", "1x", text, reached, "scaling")
+            yield Row(what, f"{FLAT:g}x", f"{EVEN:g}x", text, reached, command)
     if not found:
         what = "GLMix: time and memory per pixel, 128 to 1,024 px"
-        yield Row(what, f"{FLAT:g}x", "1x", "not measured yet", "-", "scaling")
+        command = _command("scaling", OPERATOR, document)
+        yield Row(what, f"{FLAT:g}x", f"{EVEN:g}x", "not measured yet", "-", command)
 
 
 @dataclass(frozen=True)
@@ -194,6 +209,13 @@ def pixel_costs(group: dict[str, Any]) -> list[PixelCost]:
             )
         )
     return costs
+
+
+def _command(script: str, only: str, document: Document | None) -> str:
+    words = [script, "--only", repr(only)]
+    if document and document["machine"]["gpu"]:
+        words += ["--device", "cuda"]
+    return " ".join(words)
 
 
 def _groups(document: Document | None, start: str) -> list[dict[str, Any]]:

@@ -19,6 +19,11 @@ _ARM_FLAGS = ("asimd", "bf16", "sve", "sve2", "sme")
 _FAMILIES = {("AuthenticAMD", "23"): "Zen 1 or 2", ("AuthenticAMD", "25"): "Zen 3 or 4"}
 _FAMILIES |= {("AuthenticAMD", "26"): "Zen 5"}
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy")
+# Variables that change how fast PyTorch is: its allocator, threads, kernels.
+_VARIABLES = re.compile(
+    "(MALLOC_|GLIBC_TUNABLES$|LD_PRELOAD$|OMP_|GOMP_|KMP_|MKL_|ONEDNN_|DNNL_|ATEN_|TORCH_ALLOW_|"
+    "PYTORCH_|CUBLAS_|NVIDIA_TF32)"
+)
 # What makes two results ones of different machines.
 _IDENTITY = ("device", "cpu", "cores", "gpu")
 
@@ -49,6 +54,18 @@ def describe_versions() -> dict[str, str | None]:
 
     own = {"python": platform.python_version(), "convattn": convattn.__version__}
     return {**own, **{name: _version(name) for name in _PACKAGES}}
+
+
+def describe_environment() -> dict[str, str]:
+    """Return the variables that change how fast PyTorch is, where they are set.
+
+    Of libraries that are loaded first only the names: paths are nobody's business.
+    """
+    found = {name: os.environ[name] for name in sorted(os.environ) if _VARIABLES.match(name)}
+    if "LD_PRELOAD" in found:
+        found["LD_PRELOAD"] = " ".join(Path(w).name for w in re.split("[ :]+", found["LD_PRELOAD"]))
+    # The number of threads stands in the settings.
+    return {name: value for name, value in found.items() if not name.endswith("_NUM_THREADS")}
 
 
 @cache

@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 
-from convattn.bench.machine import describe_machine, describe_versions, same_machine
+from convattn.bench.machine import (
+    describe_environment,
+    describe_machine,
+    describe_versions,
+    same_machine,
+)
 
 SCHEMA = 1
+_COMPUTES = ("torch", "timm", "triton")  # the versions that results of one file share
 
 
 def new_document(
@@ -32,7 +38,12 @@ def new_document(
         "command": command,
         "machine": describe_machine(device),
         "versions": describe_versions(),
-        "settings": {"threads": torch.get_num_threads(), **settings},
+        "environment": describe_environment(),
+        "settings": {
+            "threads": torch.get_num_threads(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            **settings,
+        },
         "groups": [],
     }
 
@@ -48,7 +59,8 @@ class Record:
         force: begin anew over results of another machine.
 
     Raises:
-        ValueError: the file has results of another machine, script or number of threads, or none.
+        ValueError: the file has results of another machine, script, number of threads, version of
+            PyTorch or timm, or environment, or none.
     """
 
     def __init__(self, path: Path, document: dict[str, Any], *, force: bool = False) -> None:
@@ -68,6 +80,14 @@ class Record:
             raise ValueError(
                 f"{path} has results of {threads[0]} threads, this run has {threads[1]}: set "
                 f"--threads {threads[0]}, or choose another --output, or replace it by --force"
+            )
+        ours, theirs = _conditions(document), _conditions(before)
+        changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        if changed:
+            words = [f"{name} {theirs.get(name)}, here {ours.get(name)}" for name in changed]
+            raise ValueError(
+                f"{path} has results of {'; '.join(words)}: choose another --output, or replace it "
+                "by --force"
             )
         self.document["groups"] = before["groups"]
 
@@ -125,6 +145,11 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(inner) for inner in value]
     return value
+
+
+def _conditions(document: dict[str, Any]) -> dict[str, Any]:
+    versions = {name: document["versions"].get(name) for name in _COMPUTES}
+    return {**versions, **document["environment"]}
 
 
 def _name(machine: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -63,7 +64,8 @@ def measure(
 
 def clock_of(device: torch.device | str) -> Clock:
     """Return the clock of a device: events of a GPU's stream, else the computer's."""
-    return _cuda_clock if torch.device(device).type == "cuda" else _cpu_clock
+    device = torch.device(device)
+    return partial(_cuda_clock, device) if device.type == "cuda" else _cpu_clock
 
 
 def _warm_up(call: Call, clock: Clock, seconds: float) -> int:
@@ -82,12 +84,13 @@ def _cpu_clock(call: Call, repeats: int) -> float:
     return time.perf_counter() - start
 
 
-def _cuda_clock(call: Call, repeats: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    torch.cuda.synchronize()
+def _cuda_clock(device: torch.device, call: Call, repeats: int) -> float:
+    with torch.cuda.device(device):  # an event is of the current device's stream
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000

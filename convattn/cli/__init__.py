@@ -102,7 +102,8 @@ def _run(words: list[str]) -> int:
     if args.command == "train":
         args.settings += rest  # words that stand after an option
     elif rest:
-        raise ValueError(f"convattn {args.command} does not know what to do with {rest[0]!r}")
+        hint = ": other models stand after --against" if args.command == "bench" else ""
+        raise ValueError(f"convattn {args.command} does not know what to do with {rest[0]!r}{hint}")
     return int(args.run(args))
 
 

@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         return _list(args.list)
     if args.model is None:
         raise ValueError("which model? Such as: convattn bench glnet_stl --against convnext_tiny")
+    if args.model in args.against:
+        raise ValueError(f"--against {args.model}: that is the model itself; name another")
     names = list(dict.fromkeys([args.model, *args.against]))
     _check(args, names)
     if args.plot:

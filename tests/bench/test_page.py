@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import page as pages
+from benchmarks.common import Options, _asked
 from benchmarks.networks import CONVNEXT, RESNET, SWIN
 from benchmarks.page import DOCS, SCRIPTS, load, page
+from benchmarks.paths import SITUATIONS, TABLES, path_rows, reasons
 from benchmarks.pictures import accuracy_figure, scaling_figure
-from benchmarks.tables import network_tables, operator_table, scaling_table, top1
+from benchmarks.tables import describe, network_tables, operator_table, scaling_table, top1
 from benchmarks.targets import TARGETS, pixel_costs, target_rows, verdict
 from convattn.bench.floor import Peak
 from convattn.bench.record import new_document, to_json
 from convattn.bench.statistics import summarize
 from convattn.models import list_models
+from convattn.ops import _fused_conv
 
 PAGE = DOCS / "performance.md"
 
@@ -92,8 +97,44 @@ def rows() -> dict[str, Any]:
     return {row.what: row for row in target_rows(documents())}
 
 
+@pytest.mark.skipif(not _fused_conv._available(), reason="the page's paths are oneDNN's")
 def test_the_page_is_what_the_command_prints():
     assert PAGE.read_text(encoding="utf-8") == page(load())
+
+
+def test_paths_are_those_that_the_tables_choose():
+    found = {row[:2]: dict(zip(SITUATIONS, row[2:], strict=True)) for row in path_rows()}
+    large = found["sliding window 7x7", "larger"]
+    assert (large["float32"], large["GPU"], large["exported"]) == ("`strips`", "`tiled`", "`tiled`")
+    assert found["sliding window 7x7", "18x18 and smaller"]["GPU"] == "`dense`"
+    wide = found["depth-wise convolution", "5x5"]
+    assert (wide["bfloat16"], wide["bfloat16, gradients"]) == ("`aten`", "`threes`")
+    for rules, text in zip(TABLES, reasons(), strict=True):
+        assert all(f"`{path}` - {why}" in text for path, _, why in rules.choices)
+
+
+def test_every_line_of_the_targets_can_be_measured_alone():
+    """The command of a row chooses groups that there are."""
+    for row in target_rows({}):
+        script, _, pattern = shlex.split(row.command)
+        module = import_module(f"benchmarks.{script}")
+        plan = module.plan(Options("cpu", ("float32",), 8, compile=False, quick=False))
+        chosen = [group.name for group in plan if _asked(group.name, pattern)]
+        assert 1 <= len(chosen) <= 8, row
+        if "forward" in pattern:
+            assert all((", forward," in name) == (pattern[-9:] == "*forward,") for name in chosen)
+
+
+def test_variables_that_change_the_speed_are_shown():
+    made = documents()["backbones"]
+    made["environment"] = {"MALLOC_TRIM_THRESHOLD_": "1"}
+    assert describe(made).endswith("`MALLOC_TRIM_THRESHOLD_=1 by hand`")
+
+
+def test_a_path_that_failed_is_told():
+    made = documents()["ops"]
+    made["groups"][0]["errors"] = {"triton": "no such kernel"}
+    assert f"{made['groups'][0]['name']}, triton: no such kernel" in operator_table(made)
 
 
 def test_its_pictures_are_there():

@@ -85,6 +85,31 @@ def test_results_of_another_script_are_not_overwritten(tmp_path):
         Record(path, document("training"))
 
 
+@pytest.mark.parametrize(("where", "name"), [("versions", "torch"), ("environment", "MALLOC_X")])
+def test_results_of_other_versions_or_allocators_are_not_mixed(tmp_path, where, name):
+    path = tmp_path / "a.json"
+    Record(path, document()).add(group("first"))
+    other = document()
+    other[where][name] = "0.1"
+    with pytest.raises(ValueError, match=rf"has results of {name} .*, here 0\.1: choose another"):
+        Record(path, other)
+    assert Record(path, other, force=True).document["groups"] == []
+    other = document()
+    other["versions"]["python"] = "0.1"
+    Record(path, other)
+
+
+def test_variables_that_change_the_speed_are_written_down(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123")
+    monkeypatch.setenv("LD_PRELOAD", "/home/me/libjemalloc.so.2:/opt/b.so")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("SECRET", "me")
+    found = document()["environment"]
+    assert found["MALLOC_TRIM_THRESHOLD_"] == "123"
+    assert found["LD_PRELOAD"] == "libjemalloc.so.2 b.so"
+    assert not {"OMP_NUM_THREADS", "SECRET"} & set(found)
+
+
 def test_results_of_other_threads_are_not_mixed(tmp_path):
     path = tmp_path / "a.json"
     Record(path, document()).add(group("one"))

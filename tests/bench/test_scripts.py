@@ -42,7 +42,11 @@ def test_a_quick_run_writes_every_group(script, tmp_path):
     options = Options(device="cpu", dtypes=("float32",), batch=2, compile=False, quick=True)
     planned = SCRIPTS[script].plan(options)
     assert [group["name"] for group in document["groups"]] == [group.name for group in planned]
-    assert document["settings"] == {"threads": 1, "quick": True}
+    assert document["settings"] == {
+        "threads": 1,
+        "float32_matmul_precision": "highest",
+        "quick": True,
+    }
     assert document["command"] == f"python -m benchmarks.{script} --quick"
     for group, plan in zip(document["groups"], planned, strict=True):
         assert group["errors"] == {}
@@ -167,6 +171,13 @@ def test_a_trial_does_not_go_where_results_are(monkeypatch, tmp_path):
 def test_mistakes_are_told(words, message, capsys):
     assert run("ops", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_command_says_what_was_compiled(tmp_path):
+    path = tmp_path / "a.json"
+    words = ("--quick", "--no-compile", "--output", str(path))
+    assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 0
+    assert read_document(path)["command"] == "python -m benchmarks.ops --quick --no-compile"
 
 
 def test_results_of_another_machine_stay(tmp_path, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 
@@ -54,6 +55,29 @@ def test_no_more_rounds_than_asked_for():
     limits = Limits(rounds=7, least=5)
     measure(tasks(clock, "a"), clock=clock, limits=limits, on_round=told.append)
     assert told == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_clock_of_a_gpu_is_of_that_gpu(monkeypatch):
+    """Events are of the current device's stream, and a device that is asked for may be another."""
+    current = [0]
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *error: object) -> None:
+            current.pop()
+
+    seen: list[int] = []
+    event = SimpleNamespace(record=lambda: seen.append(current[-1]), elapsed_time=lambda end: 8.0)
+    monkeypatch.setattr("torch.cuda.device", Device)
+    monkeypatch.setattr("torch.cuda.Event", lambda **_: event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: seen.append(current[-1]))
+    assert clock_of("cuda:1")(lambda: seen.append(current[-1]), 2) == 0.008
+    assert seen == [1] * 6  # synchronize, start, two calls, end, synchronize
 
 
 def test_the_clock_of_a_processor_counts_every_call():

@@ -119,6 +119,8 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "which model? Such as: convattn bench glnet_stl"),
         (["glnet_nanno"], "unknown model 'glnet_nanno'; did you mean 'glnet_nano'?"),
         (["glnet_nano", "--against", "resnet_50"], "unknown model 'resnet_50'; did you mean"),
+        (["glnet_nano", "--against", "glnet_nano"], "that is the model itself; name another"),
+        (["glnet_nano", "resnet18"], "what to do with 'resnet18': other models stand after --agai"),
         (["glnet_nano", "--device", "gpu"], "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["glnet_nano", "--dtype", "half"], "--dtype must be one of float32, bfloat16, float16"),
         (["glnet_nano", "--train", "--dtype", "float16"], "use --dtype bfloat16"),

@@ -1,0 +1,119 @@
+"""Which path of an operator "auto" takes, asked of the tables that decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from convattn.ops import (
+    _depthwise,
+    _fused_conv,
+    _heads,
+    _windows,
+    acmix,
+    attention,
+    glmix,
+    xvolution,
+)
+from convattn.ops._backend import Case
+
+Choice = tuple[str, Callable[[Any], bool], str]  # path, when it is taken, why
+_F32, _BF16 = torch.float32, torch.bfloat16
+
+# What a choice may depend on beside sizes, by the head of its column.
+SITUATIONS: dict[str, dict[str, Any]] = {
+    "float32": {"device": "cpu", "dtype": _F32},
+    "bfloat16": {"device": "cpu", "dtype": _BF16},
+    "float32, gradients": {"device": "cpu", "dtype": _F32, "grad": True},
+    "bfloat16, gradients": {"device": "cpu", "dtype": _BF16, "grad": True},
+    "GPU": {"device": "cuda", "dtype": _BF16},
+    "exported": {"device": "cpu", "dtype": _F32, "exporting": True},
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A table of choices, and the sizes that it is asked about."""
+
+    name: str
+    choices: Sequence[Choice]
+    sizes: dict[str, dict[str, Any]]
+    case: Callable[..., Any] = Case
+
+
+def _map(size: int, **rest: Any) -> dict[str, Any]:
+    return {"height": size, "width": size, **rest}
+
+
+def _widths(device: str, exporting: bool = False, **rest: Any) -> acmix.Widths:
+    """The convolution path looks at widths alone: neither at the type nor at gradients."""
+    known = {key: value for key, value in rest.items() if key not in ("dtype", "grad")}
+    return acmix.Widths(device=device, exporting=exporting, **known)
+
+
+def _stage(channels: int, outputs: int, *, stride: int = 1, alone: bool = False) -> dict[str, Any]:
+    return {"in_chans": channels, "outputs": outputs, "stride": stride, "alone": alone}
+
+
+TABLES = (
+    Rules(
+        "sliding window 7x7",
+        attention.SLIDING_RULES,
+        {"18x18 and smaller": _map(18, window=7), "larger": _map(28, window=7)},
+    ),
+    Rules("GLMix: clustering, dispatching", glmix.RULES, {"any": _map(56)}),
+    Rules("pixel shift", xvolution.RULES, {"any": _map(28, window=3)}),
+    Rules(
+        "ACmix: convolution",
+        acmix.RULES,
+        {
+            "64 channels": _stage(64, 4),
+            "128, stride 2": _stage(128, 4, stride=2),
+            "192, 6 heads": _stage(192, 6),
+            "256, 4 heads": _stage(256, 4),
+            "256, 4 heads, no attention": _stage(256, 4, alone=True),
+        },
+        _widths,
+    ),
+    Rules("windows", _windows.WINDOW_RULES, {"any": _map(56)}),
+    Rules(
+        "heads of GLNet",
+        _heads.RULES,
+        {"64 tokens": {"height": 64, "width": 288}, "196 tokens": {"height": 196, "width": 1152}},
+    ),
+    Rules(
+        "depth-wise convolution",
+        _depthwise.RULES,
+        {"3x3": _map(56, window=3), "5x5": _map(56, window=5)},
+    ),
+    Rules("convolution and GELU", _fused_conv.RULES, {"any": _map(56)}),
+)
+
+
+def path_rows() -> list[tuple[str, ...]]:
+    """Return operator, size and the path for each of the situations."""
+    return [
+        (rules.name, size, *(f"`{_chosen(rules, {**how, **fields})[0]}`" for how in _how()))
+        for rules in TABLES
+        for size, fields in rules.sizes.items()
+    ]
+
+
+def reasons() -> list[str]:
+    """Return what every table says of its choices, in the order in which they are asked."""
+    return [
+        f"**{rules.name}:** " + "; ".join(f"`{path}` - {why}" for path, _, why in rules.choices)
+        for rules in TABLES
+    ]
+
+
+def _chosen(rules: Rules, fields: dict[str, Any]) -> Choice:
+    case = rules.case(**fields)
+    return next(choice for choice in rules.choices if choice[1](case))
+
+
+def _how() -> list[dict[str, Any]]:
+    return list(SITUATIONS.values())
