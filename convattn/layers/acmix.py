@@ -11,19 +11,19 @@ from convattn.layers._scalars import accept_scalars
 from convattn.layers.acmix_choices import MIXES as MIXES
 from convattn.layers.acmix_choices import SHIFTS as SHIFTS
 from convattn.layers.acmix_choices import ShiftConv2d, times
-from convattn.layers.acmix_folding import (
-    adds_up,
+from convattn.layers.acmix_folding import absorb_affine, fold_acmix
+from convattn.layers.acmix_shortcuts import (
     attends_map,
-    fold_alpha,
-    folded_layers,
-    map_convolution,
+    call_layers,
+    has_bare_layers,
+    has_bare_projections,
+    is_bare,
+    is_pointwise,
     sees_one_map,
-    shift_attention,
 )
 from convattn.layers.attention_choice import ATTENTIONS, NUM_HEADS, AttentionFactory, make_part
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
-from convattn.layers.folding import fold_scale
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -35,10 +35,9 @@ from convattn.ops.acmix import (
     acmix_convolution,
     convolution_path,
     folded_convolution,
-    folding_pays,
+    map_convolution,
     shift_convolution,
 )
-from convattn.ops.acmix import map_convolution as convolve_map
 from convattn.ops.fuse import shift_kernels
 
 
@@ -176,7 +175,10 @@ class ACmix(Conv2dLike):
             y = self._add_convolution(self._attend_map(x), x, x, x, x, path)
         else:
             q, k, v = self._project(x, path)
-            y = self._aggregate(x, q, k, v, path)
+            if self.mix == "convolution":
+                y = self._convolve(q, k, v)
+            else:
+                y = self._add_convolution(self.attn(q, k, v), x, q, k, v, path)
         y = self.attn.restore(y)
         skip = self.stride // self.attn.stride
         return y[:, :, ::skip, ::skip] if skip > 1 else y
@@ -230,28 +232,10 @@ class ACmix(Conv2dLike):
         ``fc`` still takes v, unless it is close to zero. A bias ends at the border of the map, as
         it did before the group convolution.
         """
-        if self.fc is None:
-            return
-        beta = 1 - self.alpha if self.beta is None else self.beta
-        fold_scale(self.fc, torch.as_tensor(beta, device=self.fc.weight.device))
-        self._settle("beta")
-        if self.takes_map and self._is_plain():
-            self._fold_into_map()
-        if isinstance(self.alpha, nn.Parameter) and fold_alpha(
-            self.attn, self.v_proj, self.fc, self.alpha
-        ):
-            self._settle("alpha")
-        if self.fc is None:
-            return
-        outputs = self.out_chans // self.head_dim
-        pays = folding_pays(sum(self.attn.groups), outputs, self.kernel_size, self.attn.stride)
-        if pays and self.shift != "tensor" and self.backend == "auto":
-            kernels = self._dep_weight(self.fc.weight)
-            self.folded = folded_layers(self.fc, kernels, self.head_dim)
-            self.fc = self.dep_conv = None
+        fold_acmix(self)
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs of ``forward`` ``scale * y + shift``, exactly and for good.
+        """Make all outputs ``scale * y + shift``, those of tokens too, exactly and for good.
 
         Args:
             scale: (C,), any values.
@@ -260,42 +244,7 @@ class ACmix(Conv2dLike):
         Returns:
             Whether that could be; if not, the layer is what it was, or its own deployed form.
         """
-        if self.mix == "attention":
-            if self.alpha != 1.0 or not adds_up(self.attn):
-                return False
-            fold_alpha(self.attn, self.v_proj, None, scale)
-            shift_attention(self.attn, self.v_proj, shift)
-            return True
-        self.reparameterize()
-        if self.direct is None:
-            return False
-        if self.mix != "convolution":
-            if isinstance(self.alpha, nn.Parameter):
-                return False
-            fold_alpha(self.attn, self.v_proj, None, scale)
-        self.direct.absorb_affine(scale, shift)
-        return True
-
-    def _fold_into_map(self) -> None:
-        """Put one or two convolutions of the map in the place of the whole path."""
-        assert self.fc is not None
-        self.direct = map_convolution(
-            (self.q_proj, self.k_proj, self.v_proj),
-            self.fc,
-            self._dep_weight(self.fc.weight),
-            head_dim=self.head_dim,
-            stride=self.attn.stride,
-            dilation=self.dilation,
-        ).train(self.training)
-        self.fc = self.dep_conv = None
-        if self.mix == "convolution":
-            for name in ("q_proj", "k_proj", "v_proj"):
-                setattr(self, name, nn.Identity())  # which TorchScript can still compile
-
-    def _settle(self, factor: str) -> None:
-        """Make a factor 1, and no longer a parameter."""
-        delattr(self, factor)
-        setattr(self, factor, 1.0)
+        return absorb_affine(self, scale, shift)
 
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
@@ -311,7 +260,7 @@ class ACmix(Conv2dLike):
         else:  # noqa: RET505  # TorchScript compiles what follows a return
             takes_map = self.takes_map
             if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-                takes_map = takes_map and self._is_plain()
+                takes_map = takes_map and has_bare_projections(self) and has_bare_layers(self)
             if not takes_map:
                 return "projected"
             return convolution_path(
@@ -328,7 +277,15 @@ class ACmix(Conv2dLike):
         if not self.attends_map or (path == "projected" and self.mix != "attention"):
             return False
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return self._is_plain()
+            return has_bare_projections(self) and is_bare(self.attn)
+        return True
+
+    def _leaves_queries(self, path: str) -> bool:
+        """Whether none but the queries that the attention answers are needed, nor looked at."""
+        if not self.attn.takes_answered or (path == "projected" and self.mix != "attention"):
+            return False
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return is_pointwise(self.q_proj)
         return True
 
     def _attend_map(self, x: Tensor) -> Tensor:
@@ -341,23 +298,11 @@ class ACmix(Conv2dLike):
         else:  # noqa: RET505  # TorchScript compiles what follows a return
             return x  # the convolution is alone
 
-    def _is_plain(self) -> bool:
-        """Whether the projections are weight and bias alone: not replaced, watched or hooked."""
-        return all(
-            type(p) is nn.Conv2d and not p._forward_hooks and not p._forward_pre_hooks
-            for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
-
     def _project(self, x: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
         context = self.attn.context(x)
-        if self.attn.takes_answered and (path != "projected" or self.mix == "attention"):
-            x = x[:, :, :: self.attn.stride, :: self.attn.stride]  # the convolution needs no q
+        if self._leaves_queries(path):
+            x = x[:, :, :: self.attn.stride, :: self.attn.stride]
         return self.q_proj(x), self.k_proj(context), self.v_proj(context)
-
-    def _aggregate(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str) -> Tensor:
-        if self.mix == "convolution":
-            return self._convolve(q, k, v)
-        return self._add_convolution(self.attn(q, k, v), x, q, k, v, path)
 
     def _add_convolution(
         self, attended: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str
@@ -374,12 +319,12 @@ class ACmix(Conv2dLike):
         else:  # noqa: RET505  # TorchScript compiles what follows a return
             fc = self.fc
             assert fc is not None
-            return convolve_map(
+            return map_convolution(
                 x,
                 [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
                 [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
                 fc.weight,
-                self._dep_weight(x),
+                self.dep_weight(x),
                 head_dim=self.head_dim,
                 fc_bias=fc.bias,
                 stride=self.attn.stride,
@@ -404,6 +349,10 @@ class ACmix(Conv2dLike):
             )
 
     def _shift_and_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            bare = has_bare_layers(self)
+            if not bare:
+                return call_layers(self, q, k, v)
         fc = self.fc
         assert fc is not None
         if self.shift == "tensor":
@@ -423,7 +372,7 @@ class ACmix(Conv2dLike):
             k,
             v,
             fc.weight,
-            self._dep_weight(q),
+            self.dep_weight(q),
             head_dim=self.head_dim,
             fc_bias=fc.bias,
             stride=self.attn.stride,
@@ -431,7 +380,8 @@ class ACmix(Conv2dLike):
             backend=self.backend,
         )
 
-    def _dep_weight(self, like: Tensor) -> Tensor:
+    def dep_weight(self, like: Tensor) -> Tensor:
+        """Return the kernels of the group convolution (C, K_c^2, K_c, K_c), like a map in type."""
         if self.dep_conv is None:
             return shift_kernels(
                 self.kernel_size, self.out_chans, device=like.device, dtype=like.dtype
@@ -443,10 +393,6 @@ class ACmix(Conv2dLike):
         if self.shift in ("fixed", "tensor"):
             return None
         conv = ShiftConv2d if self.shift == "learned" else nn.Conv2d
-        return conv(
-            self.head_dim * self.kernel_size**2,
-            self.out_chans,
-            self.kernel_size,
-            groups=self.head_dim,
-            bias=False,
-        )
+        K, d, C = self.kernel_size, self.head_dim, self.out_chans
+        sizes = (K, self.attn.stride, self.dilation * (K // 2), self.dilation)
+        return conv(d * K**2, C, *sizes, groups=d, bias=False)

@@ -1,13 +1,20 @@
-"""What ACmix folds at deployment: alpha into a projection, its convolution path into one or two."""
+"""The deployed form of ACmix: alpha in a projection, its convolution path in one or two."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convattn.layers.acmix_shortcuts import (
+    has_bare_layers,
+    has_bare_projections,
+    is_bare,
+    is_pointwise,
+)
 from convattn.layers.attention import (
     GlobalAttention,
     PatchwiseAttention,
@@ -18,7 +25,11 @@ from convattn.layers.attention import (
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.ops._acmix_kernels import Connected, connected, merge_groups, merged_groups
+from convattn.ops.acmix import folding_pays
 from convattn.ops.fuse import fold_fc_group_conv, scale_outputs, widened
+
+if TYPE_CHECKING:
+    from convattn.layers.acmix import ACmix
 
 # Parts that are a projection of, or plainly, a sum of v with weights that do not see v. Exactly
 # these: what derives from them may compute something else.
@@ -72,16 +83,118 @@ class MapConvolution(nn.Module):
         if border is not None:
             ones = torch.ones([1, 1, x.shape[2], x.shape[3]], dtype=x.dtype, device=x.device)
             conv = self.conv
-            y = y + F.conv2d(ones, border, None, conv.stride, conv.padding, conv.dilation)
+            y += F.conv2d(ones, border, None, conv.stride, conv.padding, conv.dilation)
         return y
 
     @torch.no_grad()
-    def absorb_affine(self, scale: Tensor, shift: Tensor) -> None:
+    def absorb_affine(self, scale: Tensor, shift: Tensor | None) -> None:
         """Make the outputs ``scale * y + shift``, both (C,)."""
         fold_scale(self.conv, scale)
-        fold_shift(self.conv, shift)
+        if shift is not None:
+            fold_shift(self.conv, shift)
         if self.border is not None:
             self.border.copy_(scale_outputs(self.border, scale))
+
+
+@torch.no_grad()
+def fold_acmix(layer: ACmix) -> None:
+    """Fold what is linear with nothing between; see ``ACmix.reparameterize``."""
+    if layer.fc is None or not has_bare_layers(layer):
+        return
+    beta = 1 - layer.alpha if layer.beta is None else layer.beta
+    fold_scale(layer.fc, torch.as_tensor(beta, device=layer.fc.weight.device))
+    _settle(layer, "beta")
+    if layer.takes_map and has_bare_projections(layer):
+        layer.direct = map_convolution(
+            (layer.q_proj, layer.k_proj, layer.v_proj),
+            layer.fc,
+            layer.dep_weight(layer.fc.weight),
+            head_dim=layer.head_dim,
+            stride=layer.attn.stride,
+            dilation=layer.dilation,
+        ).train(layer.training)
+        layer.fc = layer.dep_conv = None
+        if layer.mix == "convolution":
+            for name in ("q_proj", "k_proj", "v_proj"):
+                setattr(layer, name, nn.Identity())  # which TorchScript can still compile
+    if isinstance(layer.alpha, nn.Parameter) and _fold_alpha(layer, layer.alpha):
+        _settle(layer, "alpha")
+    if layer.fc is None:
+        return
+    outputs = layer.out_chans // layer.head_dim
+    pays = folding_pays(sum(layer.attn.groups), outputs, layer.kernel_size, layer.attn.stride)
+    if pays and layer.shift != "tensor" and layer.backend == "auto":
+        kernels = layer.dep_weight(layer.fc.weight)
+        layer.folded = folded_layers(layer.fc, kernels, layer.head_dim)
+        layer.fc = layer.dep_conv = None
+
+
+@torch.no_grad()
+def absorb_affine(layer: ACmix, scale: Tensor, shift: Tensor) -> bool:
+    """Make the layer's outputs ``scale * y + shift``; see ``ACmix.absorb_affine``."""
+    if layer.mix == "attention":
+        last = _last_layer(layer)
+        if last is None or type(layer.attn) not in _MEANS_OF_V:
+            return False
+        fold_scale(last, scale)
+        fold_shift(last, shift)
+        return True
+    fold_acmix(layer)
+    if layer.direct is None:
+        return False
+    if layer.mix == "convolution":
+        layer.direct.absorb_affine(scale, shift)
+        return True
+    last = _last_layer(layer)
+    if last is None or isinstance(layer.alpha, nn.Parameter):
+        return False
+    fold_scale(last, scale)
+    # The convolution sees no tokens: where there may be some, the attention adds the shift.
+    tokens = type(layer.attn).forward_tokens is not AttentionPart.forward_tokens
+    if tokens:
+        fold_shift(last, shift)
+    layer.direct.absorb_affine(scale, None if tokens else shift)
+    return True
+
+
+def _settle(layer: ACmix, factor: str) -> None:
+    """Make a factor 1, and no longer a parameter."""
+    delattr(layer, factor)
+    setattr(layer, factor, 1.0)
+
+
+def _fold_alpha(layer: ACmix, alpha: Tensor) -> bool:
+    """Fold the factor of the attention into weights; False, and nothing done, where it cannot be.
+
+    Into the last layer of the attention. If that is ``v_proj`` and ``fc`` takes v too, the inverse
+    goes there: ``fc`` has a column for each group of q, k and v.
+    """
+    last, fc = _last_layer(layer), layer.fc
+    if last is None:
+        return False
+    if last is layer.v_proj and fc is not None:
+        if not alpha.is_meta and not _MODERATE[0] < float(alpha.abs()) < _MODERATE[1]:
+            return False
+        of_v = fc.weight[:, -layer.attn.groups[2] :]
+        of_v.copy_(widened(of_v) / alpha)
+    fold_scale(last, alpha)
+    return True
+
+
+def _last_layer(layer: ACmix) -> nn.Conv2d | None:
+    """Return the one whose outputs are scaled where the attention is; None if there is none.
+
+    That is the output projection of the attention or, where it has none, ``v_proj``.
+    """
+    attn = layer.attn
+    proj = getattr(attn, "proj", None)
+    if type(attn) not in _LINEAR_IN_V or not is_bare(attn):
+        return None
+    if proj is None or type(proj) is nn.Identity:
+        shared = layer.v_proj is layer.q_proj or layer.v_proj is layer.k_proj
+        bare = not shared and (proj is None or is_bare(proj)) and is_pointwise(layer.v_proj)
+        return layer.v_proj if bare else None
+    return proj if is_pointwise(proj) else None
 
 
 @torch.no_grad()
@@ -154,31 +267,6 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
 
 
 @torch.no_grad()
-def fold_alpha(attn: AttentionPart, v_proj: nn.Conv2d, fc: nn.Conv2d | None, alpha: Tensor) -> bool:
-    """Fold the factor of the attention into weights; False, and nothing done, where it cannot be.
-
-    Into the output projection where there is one. Else into v, with the inverse where ``fc`` takes
-    it: ``fc`` has a column for each group of q, k and v. Without an ``fc`` nothing else sees v, and
-    the factor may be one for each channel.
-    """
-    if type(attn) not in _LINEAR_IN_V:
-        return False
-    proj = getattr(attn, "proj", None)
-    if isinstance(proj, nn.Conv2d):
-        fold_scale(proj, alpha)
-        return True
-    if fc is None:
-        fold_scale(v_proj, alpha)
-        return True
-    if not alpha.is_meta and not _MODERATE[0] < float(alpha.abs()) < _MODERATE[1]:
-        return False
-    fold_scale(v_proj, alpha)
-    of_v = fc.weight[:, -attn.groups[2] :]
-    of_v.copy_(widened(of_v) / alpha)
-    return True
-
-
-@torch.no_grad()
 def folded_layers(fc: nn.Conv2d, dep_weight: Tensor, head_dim: int) -> nn.Conv2d:
     """Return ``fc`` and the group convolution after it as one; a bias becomes one more group."""
     weight = fc.weight.flatten(1)
@@ -192,26 +280,3 @@ def folded_layers(fc: nn.Conv2d, dep_weight: Tensor, head_dim: int) -> nn.Conv2d
     grad = fc.weight.requires_grad
     folded.weight = nn.Parameter(kernels.to(fc.weight.dtype), requires_grad=grad)
     return folded.train(fc.training)
-
-
-def adds_up(attn: AttentionPart) -> bool:
-    """Whether what is added to v, or to the output projection, is added to the attention."""
-    return type(attn) in _MEANS_OF_V
-
-
-@torch.no_grad()
-def shift_attention(attn: AttentionPart, v_proj: nn.Conv2d, shift: Tensor) -> None:
-    """Add ``shift`` (C,) to what the attention gives."""
-    proj = getattr(attn, "proj", None)
-    fold_shift(proj if isinstance(proj, nn.Conv2d) else v_proj, shift)
-
-
-def sees_one_map(attn: AttentionPart) -> bool:
-    """Whether q, k and v come from one map, and the convolution takes them as they are."""
-    kind = type(attn)
-    return (kind.context, kind.spread) == (AttentionPart.context, AttentionPart.spread)
-
-
-def attends_map(attn: AttentionPart) -> bool:
-    """Whether the attention is less work from that map than from q, k and v."""
-    return type(attn).forward_map is not AttentionPart.forward_map and sees_one_map(attn)

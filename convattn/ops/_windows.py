@@ -147,7 +147,8 @@ def _partition(x: Tensor, grid: tuple[int, int], window_size: int) -> Tensor:
 
 def _merge(out: Tensor, batch: int, grid: tuple[int, int], window_size: int) -> Tensor:
     """Put the windows' tokens (B n, N, L, d) back in their places: (B, C, H, W), channels last."""
-    out = out.transpose(1, 2).flatten(2).reshape(batch, *grid, window_size, window_size, -1)
+    out = out.transpose(1, 2).flatten(2)
+    out = out.reshape(batch, *grid, window_size, window_size, out.shape[2])
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 

@@ -200,6 +200,7 @@ NORMS = [torch.zeros(16), torch.linspace(-2, 2, 16), torch.full((16,), 3.0)]
         {"attention": "window", "stride": 2},
         {"in_chans": 300, "stride": 2, "dilation": 2},
         {"in_chans": 300, "fc_bias": True, "window_size": 3},
+        {"attention": _Squared(16), "mix": "sum"},
     ],
 )
 def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale):
@@ -227,12 +228,47 @@ def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale)
         ({"attention": "spatial_reduction", "mix": "attention"}, True),
         ({"attention": _Squared(16)}, False),
         ({"attention": _Squared(16), "mix": "attention"}, False),
+        ({"attention": _Squared(16), "mix": "sum"}, False),
         ({"shift": "tensor"}, False),
         ({"backend": "reference"}, False),
     ],
 )
 def test_which_layers_take_a_norm_over(options, takes):
     assert trained(**options).absorb_affine(torch.rand(16), torch.rand(16)) == takes
+
+
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "convolution"])
+@pytest.mark.parametrize("attention", ["global", "spatial_reduction"])
+@pytest.mark.parametrize("proj", [True, False])
+def test_a_norm_that_is_taken_over_reaches_tokens_too(attention, mix, proj):
+    part: Any = GlobalAttention if attention == "global" else SpatialReductionAttention
+    layer = trained(16, attention=part(16, proj=proj), mix=mix)
+    x, tokens = torch.randn(2, 16, 6, 5).double(), torch.randn(2, 3, 16).double()
+    y, u = layer.forward_tokens(x, tokens)
+    scale, shift = torch.randn(16).double(), torch.randn(16).double()
+    taken = layer.absorb_affine(scale, shift)
+    assert taken == (attention == "global" or mix == "attention")
+    if taken:
+        y, u = scale[:, None, None] * y + shift[:, None, None], scale * u + shift
+    ours = layer.forward_tokens(x, tokens)
+    torch.testing.assert_close(ours, (y, u), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_batch_may_be_empty(attention):
+    layer = trained(attention=attention)
+    for _ in range(2):
+        assert layer(torch.zeros(0, 12, 9, 7).double()).shape == (0, 16, 9, 7)
+        layer.reparameterize()
+
+
+def test_the_border_of_the_map_takes_no_second_map():
+    layer = ACmix(8, mix="convolution", attention="global").eval()
+    layer.reparameterize()
+    with Calls() as calls, torch.no_grad():
+        layer.direct(torch.randn(2, 8, 9, 7))
+    assert calls.count["add_"] == 1
+    assert not calls.count["add"]
 
 
 def test_a_projection_that_somebody_watches_is_still_called():
