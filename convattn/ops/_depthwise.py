@@ -31,7 +31,7 @@ def _threes(case: Case) -> bool:
         and case.window > 3
         and not case.exporting
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not case.transformed
     )
 
 
@@ -49,7 +49,7 @@ def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:
     """``conv2d(x, weight, bias, stride, padding, dilation)`` for a weight (C, 1, k, k)."""
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -23,7 +23,7 @@ def _onednn(case: Case) -> bool:
         and not case.exporting
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # whoever watches operators knows aten's
-        and not torch._C._are_functorch_transforms_active()
+        and not case.transformed
         and not torch.is_autocast_enabled("cpu")
         and _available()
     )

@@ -28,7 +28,7 @@ def _products(case: Case) -> bool:
         and not case.exporting
         and not torch.compiler.is_compiling()
         and isinstance(case.height, int)
-        and not torch._C._are_functorch_transforms_active()
+        and not case.transformed
         and (not case.grad or case.height <= MAX_STORED)
     )
 

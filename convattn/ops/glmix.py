@@ -39,7 +39,7 @@ def _opaque(case: Case) -> bool:
         case.exporting
         or torch.compiler.is_compiling()
         or not isinstance(case.height, int)
-        or torch._C._are_functorch_transforms_active()
+        or case.transformed
     )
 
 

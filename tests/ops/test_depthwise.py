@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from convattn.ops import _depthwise
 from convattn.ops._depthwise import depthwise_conv2d
@@ -95,3 +96,22 @@ def test_a_stride_is_taken_as_it_is():
     x, weight, bias = _tensors(5, (9, 8), torch.bfloat16)
     y = depthwise_conv2d(x.requires_grad_(), weight, bias, 2, 2, 1)
     assert_close(y, F.conv2d(x, weight, bias, 2, 2, groups=6), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_autocast_does_what_it_does_to_a_convolution(dtype):
+    tensors = _tensors(5, (6, 6), dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = _ours(5)(*tensors), _theirs(5)(*tensors)
+    assert ours.dtype == theirs.dtype
+    assert torch.equal(ours, theirs)
+
+
+def test_forward_mode_takes_the_path_that_knows_it():
+    x, weight, bias = (t.requires_grad_() for t in _tensors(5, (6, 6), torch.bfloat16))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        actual, expected = (
+            forward_ad.unpack_dual(f(dual, weight, bias)).tangent for f in (_ours(5), _theirs(5))
+        )
+    assert torch.equal(actual, expected)

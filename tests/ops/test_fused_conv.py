@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 from convattn.ops import _fused_conv
@@ -94,3 +95,19 @@ def test_autocast_decides_about_the_type():
 def test_no_image_gives_no_image():
     x, weight, bias = _tensors(1, 1, torch.float32)
     assert conv2d_gelu(x[:0], weight, bias).shape == (0, 12, 9, 7)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_forward_mode_sees_the_derivative():
+    x, weight, bias = _tensors(1, 1, torch.float32)
+
+    def ours(x: Tensor) -> Tensor:
+        return conv2d_gelu(x, weight, bias)
+
+    def theirs(x: Tensor) -> Tensor:
+        return F.gelu(F.conv2d(x, weight, bias))
+
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.randn_like(x))
+        actual, expected = (forward_ad.unpack_dual(f(dual)).tangent for f in (ours, theirs))
+    assert_close(actual, expected, torch.float32)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
@@ -130,6 +132,22 @@ def test_per_image_gradients_and_vmap_take_the_path_that_knows_them():
     for b in range(3):
         one = torch.func.grad(loss, argnums=(0, 1, 2))(slots[b], mixed[b], u[b])
         assert_close([g[b] for g in per_image], list(one), torch.float64)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_forward_mode_takes_the_path_that_knows_it(monkeypatch, trained):
+    # PyTorch's flash kernel knows no forward mode, its formula does
+    tensors = [t.requires_grad_(trained) for t in _inputs(2)]
+    taken: list[str] = []
+    monkeypatch.setattr(tiled, "cluster", lambda *_: taken.append("tiled"))
+    u = tensors[2]
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        tensors[2] = forward_ad.make_dual(u, torch.ones_like(u))
+        actual, expected = (
+            forward_ad.unpack_dual(_both(tensors, b)).tangent for b in ("auto", "reference")
+        )
+    assert not taken
+    assert_close(actual, expected, torch.float64)
 
 
 def test_float16_is_computed_wider():
