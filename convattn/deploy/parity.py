@@ -18,7 +18,8 @@ def parity(
     """Return the largest relative difference between what a model and its deployed form give.
 
     ``max |deployed(x) - model(x)| / max |model(x)|``, of all outputs the largest. In float64 it is
-    around 1e-14; in float32 around 1e-6, and in half precision as large as its rounding.
+    around 1e-14; in float32 around 1e-6, and in half precision as large as its rounding. It is NaN
+    where one of them gives what is no number.
 
     Args:
         model: Evaluated, then left in the mode that it was in.
@@ -29,12 +30,18 @@ def parity(
 
     Raises:
         ValueError: If there are no inputs and the model does not say its own, or the outputs are
-            of other sizes.
+            others in number or size.
     """
     deployed = reparameterize(model) if deployed is None else deployed
     inputs = inputs or (_noise(model, batch_size),)
-    pairs = zip(_outputs(model, inputs), _outputs(deployed, inputs), strict=True)
-    return max(_difference(ours, theirs) for ours, theirs in pairs)
+    given, ours = _outputs(model, inputs), _outputs(deployed, inputs)
+    if len(given) != len(ours):
+        raise ValueError(
+            f"the model returns {len(given)} tensors and its deployed form {len(ours)}: a model "
+            "that chooses what it returns cannot be compared so"
+        )
+    apart = [_difference(*pair) for pair in zip(given, ours, strict=True)]
+    return torch.tensor(apart, dtype=torch.float64).max().item()  # Python's max() may lose a NaN
 
 
 def _difference(given: Tensor, deployed: Tensor) -> float:

@@ -52,8 +52,8 @@ class XVolution(Conv2dLike):
         distance: pixels between the displacements of "pssa"; None for ``dilation``.
         weighting: whether a depth-wise K x K convolution follows the attention. Without it, and
             with "pssa", the operator is one convolution with a kernel that depends on content.
-        backend: path of the attention: "auto", "shifted" for "pssa", "sdpa" for "sa",
-            "reference".
+        backend: path of the attention: "auto", "reference", "shifted" or "triton" for "pssa",
+            "sdpa" for "sa".
 
     Raises:
         ValueError: sizes or names that do not fit; the message says what would.

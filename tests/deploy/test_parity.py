@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -51,3 +52,22 @@ def test_errors_say_what_to_give():
         parity(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 3, 3), deployed=nn.Conv2d(3, 5, 1))
     with pytest.raises(ValueError, match="returns no tensor of numbers"):
         parity(nn.Identity(), torch.zeros(2, dtype=torch.long))
+
+
+class Pair(nn.Module):
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [factor * x for factor in self.factors]
+
+
+@pytest.mark.parametrize("factors", [(1.5, float("nan")), (float("nan"), 1.5)])
+def test_what_is_no_number_in_any_output_shows(factors):
+    assert math.isnan(parity(Pair(1.0, 1.0), torch.randn(3), deployed=Pair(*factors)))
+
+
+def test_another_number_of_outputs_is_told():
+    with pytest.raises(ValueError, match="returns 2 tensors and its deployed form 1"):
+        parity(Pair(1.0, 1.0), torch.randn(3), deployed=Pair(1.0))
