@@ -125,7 +125,9 @@ def _machine(name: str, found: dict[str, Document]) -> str:
         parts += [
             "### As the image grows",
             _image(name, "scaling", "Time and memory per pixel by the size of the image"),
-            "Every call has the same number of pixels: many small images or one large.",
+            "Every call has the same number of pixels: many small images or one large. The blocks "
+            "of a GLNet's last stage attend globally, and so does every second one of "
+            "`glnet_4g`'s third: their share grows with the image.",
             scaling_table(found["scaling"]),
             describe(found["scaling"]),
         ]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAMES = {**LABELS, DEIT: "DeiT-Ti"}
+_SMALL = 7.5
+_Box = tuple[float, float, float, float]  # left, right, bottom, top, in points
 # Of the lines over the size of the image: ours blue, the others warm or grey.
 _LINES = {OPERATOR: ACCENT, "glnet_stl": "#7aa5ee", "glnet_4g": "#123a85", SWIN: PEER, DEIT: MUTED}
 
@@ -27,11 +29,13 @@ def accuracy_figure(document: Document) -> Figure:
     figure = new_figure(5.6 * len(dtypes), 4.8)
     panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
     for axes, dtype in zip(panels, dtypes, strict=True):
-        points = _points(document, dtype)
-        _draw_points(axes, points)
+        _draw_points(axes, _points(document, dtype))
         style(axes, title=dtype, x="images per second", y="top-1 on ImageNet-1k, paper's, %")
     for axes in panels[1:]:
         axes.set_ylabel("")
+    figure.draw_without_rendering()  # now it is known where a dot is
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        _name_points(axes, _points(document, dtype))
     return figure
 
 
@@ -40,7 +44,7 @@ def scaling_figure(document: Document) -> Figure:
     figure = new_figure(10.5, 3.9)
     panels = figure.subplots(1, 2)
     for axes, kind in zip(panels, ("time", "memory"), strict=True):
-        for group in document["groups"]:
+        for group in (group for group in document["groups"] if group["runs"]):
             costs = pixel_costs(group)
             name = group["settings"]["of"]
             axes.plot(
@@ -51,11 +55,13 @@ def scaling_figure(document: Document) -> Figure:
                 markersize=4,
                 label=_NAMES.get(name, name) + (" (global attention)" if name == DEIT else ""),
             )
-        _logarithmic(axes, [cost.size for cost in costs])
+        sizes = sorted({run["size"] for g in document["groups"] for run in g["runs"].values()})
+        _logarithmic(axes, sizes)
         style(axes, title=f"{kind.capitalize()} per pixel", x="pixels on a side")
-        axes.set_ylabel(f"times that at {costs[0].size} pixels", color=MUTED)
+        axes.set_ylabel("times that of the smallest image", color=MUTED)
         axes.set_ylim(bottom=0, top=max(1.5, axes.get_ylim()[1]))
-    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    if panels[0].get_legend_handles_labels()[0]:
+        panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -83,45 +89,59 @@ def _draw_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> N
         colour = ACCENT if own else PEER
         axes.scatter(speed, accuracy, s=macs / 1e9 * 40, color=colour, alpha=0.55, linewidth=0)
         axes.scatter(speed, accuracy, s=6, color=colour)
-    places = _label_places([(speed, accuracy) for _, speed, accuracy, _ in points])
-    for (name, speed, accuracy, _), (dx, dy, side) in zip(points, places, strict=True):
-        axes.annotate(
-            _NAMES.get(name, name),
-            (speed, accuracy),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=7.5,
-            color=INK,
-        )
     axes.margins(x=0.1, y=0.08)
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    axes.set_xlim(low / 1.8, high * 2.2)  # room for the names
+    if points:
+        low, high = min(p[1] for p in points), max(p[1] for p in points)
+        axes.set_xlim(low / 1.8, high * 2.2)  # room for the names
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.tick_params(axis="x", which="minor", labelsize=9, colors=MUTED)
 
 
-def _label_places(points: list[tuple[float, float]]) -> list[tuple[float, float, str]]:
-    """Return the offsets of labels: right of a dot, left or below it where something is near."""
-    places: list[tuple[float, float, str]] = []
-    for i, (x, y) in enumerate(points):
-        near = [p for j, p in enumerate(points) if j != i and abs(p[1] - y) < 0.45]
-        right = any(x <= other < x * 2.2 for other, _ in near)
-        left = any(x / 6 < other < x for other, _ in near)
-        if not right:
-            places.append((9.0, 0.0, "left"))
-        elif not left:
-            places.append((-9.0, 0.0, "right"))
-        else:
-            above = max(near, key=lambda p: -abs(p[0] - x))[1] < y
-            places.append((0.0, 11.0 if above else -11.0, "center"))
-    return places
+def _name_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
+    """Write the names beside the dots: at the first place where nothing is yet."""
+    scale = axes.figure.dpi / 72  # pixels of a point
+    places = [
+        axes.transData.transform((speed, accuracy)) / scale for _, speed, accuracy, _ in points
+    ]
+    frame = [axes.get_window_extent().x0 / scale, axes.get_window_extent().x1 / scale]
+    taken = [_box(x, y, 6, 6) for x, y in places]
+    for (name, speed, accuracy, _), (x, y) in zip(points, places, strict=True):
+        text = _NAMES.get(name, name)
+        width = 0.3 * _SMALL * len(text)  # half of it, about
+        beside = [(side * (width + 9), dy) for dy in (0, 9, -9, 16, -16) for side in (1, -1)]
+        offsets = [*beside, (0, 13), (0, -13)]
+        boxes = [_box(x + dx, y + dy, width, 0.55 * _SMALL) for dx, dy in offsets]
+        crowds = [
+            sum(_overlap(box, other) for other in taken)
+            + 9 * (box[0] < frame[0] or box[1] > frame[1])
+            for box in boxes
+        ]
+        best = crowds.index(min(crowds))
+        taken.append(boxes[best])
+        axes.annotate(
+            text,
+            (speed, accuracy),
+            xytext=offsets[best],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=_SMALL,
+            color=INK,
+        )
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> _Box:
+    return x - half_width, x + half_width, y - half_height, y + half_height
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    across = one[0] < other[1] and other[0] < one[1]
+    return across and one[2] < other[3] and other[2] < one[3]
 
 
 def _logarithmic(axes: Axes, sizes: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
-    axes.axhline(1, color=LINE, linewidth=1)
+    axes.axhline(1, color=LINE, linewidth=1, zorder=1)

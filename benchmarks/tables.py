@@ -103,9 +103,10 @@ def operator_table(document: Document) -> str:
 
 def scaling_table(document: Document) -> str:
     """Return time and memory of a pixel by the size of the image, and how they grow."""
-    rows = []
+    rows, errors = [], []
     for group in document["groups"]:
         name = group["settings"]["of"]
+        errors += [f"{group['name']}, {size}: {e}" for size, e in group["errors"].items()]
         for cost in pixel_costs(group):
             rows.append(
                 (
@@ -118,7 +119,7 @@ def scaling_table(document: Document) -> str:
                 )
             )
     head = ("", "pixels", "ns per pixel", "against the smallest", "bytes per pixel", "likewise")
-    return table(head, rows)
+    return "\n\n".join([table(head, rows), *errors])
 
 
 def describe(document: Document) -> str:

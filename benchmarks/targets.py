@@ -120,7 +120,7 @@ def _sliding_rows(document: Document | None) -> Iterator[Row]:
                 command,
             )
             shares = [r["reference"]["memory_bytes"] / r["auto"]["memory_bytes"] for r in same]
-            memory = f"its peak memory, {mode}, {dtype}: the reference's share"
+            memory = f"its peak memory against the reference's, {mode}, {dtype}"
             yield _range_row(memory, shares, *_MEMORY, bool(judged), "1/", command)
         if not groups:
             yield Row(what, f"{least}x", f"{aim}x", "not measured yet", "-", command)
@@ -156,6 +156,12 @@ def _scaling_rows(document: Document | None) -> Iterator[Row]:
         label = name if name == OPERATOR else f"`{name}`"
         command = _command("scaling", name, document)
         sizes = pixel_costs(group)
+        if group["errors"]:
+            failed = f"{', '.join(group['errors'])} failed, see below"
+            what = f"{label}: time and memory per pixel"
+            yield Row(what, f"{FLAT:g}x", f"{EVEN:g}x", failed, "missed", command)
+        if not sizes:
+            continue
         last = sizes[-1]
         span = f"{sizes[0].size:,} to {last.size:,} px"
         for kind, ratios in (
@@ -187,7 +193,7 @@ class PixelCost:
 def pixel_costs(group: dict[str, Any]) -> list[PixelCost]:
     """Return the costs by size, smallest first."""
     runs = sorted(group["runs"].values(), key=lambda run: run["size"])
-    first = runs[0]
+    first = runs[0] if runs else {}
 
     def pixels(run: dict[str, Any]) -> int:
         return int(run["images"] * run["size"] ** 2)

@@ -85,10 +85,10 @@ def run_group(
             built.call()  # what is kept from call to call is there now
             memory[case.name] = peak_memory(built.call, group.device) if case.memory else None
             ready[case.name] = built
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # compilers of kernels have errors of their own
             if not keep_going:
                 raise
-            errors[case.name] = str(error).strip().split("\n")[0]
+            errors[case.name] = str(error).strip().split("\n")[0] or type(error).__name__
             progress.warn(f"{case.name} failed: {errors[case.name]}")
         else:
             if built.note:

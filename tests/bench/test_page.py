@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from importlib import import_module
@@ -167,7 +168,7 @@ def test_a_sliding_window_is_judged_by_its_slowest_shape():
     found = rows()
     speed = found["sliding window against the reference, forward, float32"]
     assert (speed.measured, speed.verdict) == ("30x to 60x, 2 shapes", "reached")
-    memory = found["its peak memory, forward, float32: the reference's share"]
+    memory = found["its peak memory against the reference's, forward, float32"]
     assert (memory.least, memory.aim) == ("1/8", "1/20")
     assert (memory.measured, memory.verdict) == ("1/10 to 1/10, 2 shapes", "reached")
 
@@ -191,6 +192,35 @@ def test_a_network_that_failed_misses_its_target():
     row = next(r for r in target_rows(made) if r.what.startswith("`acmix_resnet50`"))
     assert (row.measured, row.verdict) == ("`acmix_resnet50` failed, see below", "missed")
     assert "acmix_resnet50: out of memory" in network_tables(made["backbones"])
+
+
+def test_a_page_can_be_drawn_of_failures(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    made = documents()
+    for document in made.values():
+        for found in document["groups"]:
+            found.update(errors=dict.fromkeys(found["runs"], "out of memory"), runs={}, rounds=0)
+    text = page({"cpu-a-b": {name: d for name, d in made.items() if d["groups"]}})
+    assert "GLMix operator: time and memory per pixel | 1.15x | 1.05x | 128 px, 256 px fail" in text
+    assert "GLMix operator, float32, 256 px: out of memory" in text
+    assert "stride 1, forward, float32, tiled: out of memory" in text
+    assert len(pages.draw({"cpu-a-b": made}, tmp_path)) == 2
+
+
+def test_names_in_the_picture_lie_apart():
+    pytest.importorskip("matplotlib")
+    made = documents()["backbones"]
+    first, second = made["groups"]
+    first["runs"] = {
+        name: run(1.0 + 0.01 * i)
+        for i, name in enumerate(("acmix_resnet50", "acmix_pvt_tiny", "acmix_san10", RESNET))
+    }
+    second["runs"] = {}
+    figure: Any = accuracy_figure(made)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(

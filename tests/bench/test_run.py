@@ -66,6 +66,16 @@ def test_a_failure_ends_it_or_is_noted():
     assert list(found["runs"]) == ["a"]
 
 
+def test_any_error_is_noted_by_what_it_is():
+    class CompilationError(Exception): ...
+
+    def build() -> Built:
+        raise CompilationError
+
+    found = run_group(Group("g", [Case("a", build)]), limits=LIMITS, keep_going=True)
+    assert found["errors"] == {"a": "CompilationError"}
+
+
 def test_a_group_of_failures_ends():
     found = run_group(Group("g", [failing("a")]), limits=LIMITS, keep_going=True)
     assert (found["runs"], found["rounds"]) == ({}, 0)
