@@ -58,7 +58,7 @@ MODELS := *nano
 timm: $(READY)
 	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
 
-# A quarter of an hour; let the machine do nothing else. OPTIONS='--device cuda' on a GPU.
+# About twenty minutes; let the machine do nothing else. OPTIONS='--device cuda' on a GPU.
 bench: $(RUNS)
 	@for script in ops backbones training scaling; do \
 	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done
