@@ -15,6 +15,7 @@ from convattn.layers.acmix_folding import absorb_affine, fold_acmix
 from convattn.layers.acmix_shortcuts import (
     attends_map,
     call_layers,
+    check_scriptable,
     has_bare_layers,
     has_bare_projections,
     is_bare,
@@ -245,6 +246,8 @@ class ACmix(Conv2dLike):
             Whether that could be; if not, the layer is what it was, or its own deployed form.
         """
         return absorb_affine(self, scale, shift)
+
+    __prepare_scriptable__ = check_scriptable
 
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""

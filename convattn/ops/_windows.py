@@ -21,6 +21,7 @@ from convattn.ops._reflection import ceil_divide
 
 # How the heads of all windows attend.
 WINDOW_RULES: tuple[Rule, ...] = (
+    ("matmul", lambda case: case.transformed, "sdpa has no gradient of a mask there, nor a jvp"),
     ("sdpa", lambda case: case.grad or case.exporting, "keeps no logits for the gradient"),
     (
         "matmul",
@@ -109,7 +110,8 @@ def _attend(
         mask = mask.expand(*batch, -1, -1).flatten(0, 1)
         logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
     # a softmax of bfloat16 rows takes more than twice as long
-    weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    weights = logits.softmax(-1, dtype=wide).to(v.dtype)
     return torch.bmm(weights, v).unflatten(0, batch)
 
 

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._acmix_kernels import connected
+from convattn.ops._acmix_kernels import check_projections, connected
 from convattn.ops._backend import exporting, resolve
 from convattn.ops._checks import (
     check_choice,
@@ -221,11 +221,15 @@ def map_convolution(
 
     ACmix (arXiv 2111.14556), the convolution path; that the projections can be folded too is ours.
     """
-    _, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
-    check_map(x, "x", weights[0].shape[1])
+    check_projections(x, weights, biases)
     check_choice("path", path, ("dense", "connected"))
     check_positive("stride", stride)
     check_positive("dilation", dilation)
+    for name, weight in zip("qkv", weights, strict=True):
+        check_divisible(f"channels of {name}", weight.shape[0], "head_dim", head_dim)
+    _check_layer(fc_weight, fc_bias, sum(w.shape[0] for w in weights) // head_dim, head_dim)
+    outputs, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
+    check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
     folded = connected(weights, biases, fc_weight, fc_bias, dep_weight, head_dim=head_dim)
     padding = dilation * (int(kernel_size) // 2)
     if path == "connected":
@@ -396,6 +400,12 @@ def _check(
 ) -> int:
     """Raise unless the maps are groups that the layer takes; return their number J."""
     groups = _check_maps(q, k, v, head_dim, stride, dilation)
+    _check_layer(fc_weight, fc_bias, groups, head_dim)
+    return groups
+
+
+def _check_layer(fc_weight: Tensor, fc_bias: Tensor | None, groups: int, head_dim: int) -> None:
+    """Raise unless the fully connected layer takes J groups."""
     check_tensor("fc_weight", fc_weight)
     if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
         raise ValueError(
@@ -409,7 +419,6 @@ def _check(
                 f"fc_bias must have shape ({fc_weight.shape[0]},), one for each map that "
                 f"fc_weight gives, got {tuple(fc_bias.shape)}"
             )
-    return groups
 
 
 def _check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dilation: int) -> int:

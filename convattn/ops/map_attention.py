@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.ops._acmix_kernels import check_projections
 from convattn.ops._backend import resolve
-from convattn.ops._checks import check_divisible, check_map, check_positive, check_tensor
+from convattn.ops._checks import check_divisible, check_positive, check_tensor
 from convattn.ops._script import scriptable
 from convattn.ops._windows import attend_map_in_windows
 from convattn.ops.attention import SDPA_BACKENDS, _check_shift, window_attention
@@ -55,7 +56,10 @@ def map_window_attention(
         TypeError: a map that is not floating point, sizes that are not integers.
         ValueError: shapes, sizes or a backend that do not fit.
     """
-    check_map(x, "x", weights[0].shape[1])
+    check_projections(x, weights, biases)
+    if not weights[0].shape == weights[1].shape == weights[2].shape:
+        shapes = ", ".join(str(tuple(w.shape)) for w in weights)
+        raise ValueError(f"q, k and v must have as many channels, got weights {shapes}")
     options: dict[str, Any] = {"num_heads": num_heads, "window_size": window_size}
     options |= {"bias": bias, "scale": scale}
     if resolve(backend, SDPA_BACKENDS) == "reference":

@@ -186,8 +186,33 @@ def test_the_map_has_a_known_path_and_the_channels_of_the_projections():
     assert not ops.map_convolution(x, weights, *rest, head_dim=2).any()
     with pytest.raises(ValueError, match=r"unknown path .thick.\. Known: .dense., .connected."):
         ops.map_convolution(x, weights, *rest, head_dim=2, path="thick")
-    with pytest.raises(ValueError, match="x must have 4 channels"):
-        ops.map_convolution(x[:, 1:], weights, *rest, head_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(1, 3, 5, 5)}, r"of q must have shape \(.*, 3, 1, 1\) for x of shape"),
+        ({"weights": [torch.zeros(4, 4, 1, 1)] * 2}, "must be three each, .*, got 2 and 3"),
+        ({"biases": [None] * 2}, "must be three each, .*, got 3 and 2"),
+        ({"biases": [None, torch.zeros(1), None]}, r"bias of k must have shape \(4,\), .* \(1,\)"),
+        ({"weights": [torch.zeros(4, 4, 3, 3)] * 3}, r"weight of q .* got \(4, 4, 3, 3\)"),
+        ({"head_dim": 3}, "channels of q=4, head_dim=3"),
+        ({"fc_weight": torch.zeros(9, 5)}, "must take the 6 groups of 2 channels"),
+        ({"fc_bias": torch.zeros(1)}, r"fc_bias must have shape \(9,\), .*, got \(1,\)"),
+        ({"dep_weight": torch.zeros(3, 9, 3, 3)}, "outputs of dep_weight=3, head_dim=2"),
+    ],
+)
+def test_projections_of_a_map_must_fit(change, message):
+    arguments: dict[str, Any] = {
+        "x": torch.zeros(1, 4, 5, 5),
+        "weights": [torch.zeros(4, 4, 1, 1)] * 3,
+        "biases": [None] * 3,
+        "fc_weight": torch.zeros(9, 6),
+        "dep_weight": torch.zeros(4, 9, 3, 3),
+        "head_dim": 2,
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.map_convolution(**(arguments | change))
 
 
 @pytest.mark.parametrize(

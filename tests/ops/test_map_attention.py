@@ -120,3 +120,20 @@ def test_the_map_is_copied_once_and_projected_once():
 def test_it_rejects(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         attend(torch.randn(1, 8, 5, 5), **change)
+
+
+@pytest.mark.parametrize(
+    ("channels", "biases", "message"),
+    [
+        # together they could be taken for three of eight channels
+        ((4, 8, 12), 3, r"as many channels, got weights \(4, 8, 1, 1\), \(8, 8, 1, 1\), \(12,"),
+        ((8, 8), 2, "must be three each, .*, got 2 and 2"),
+        ((8, 8, 8), 2, "must be three each, .*, got 3 and 2"),
+    ],
+)
+def test_its_projections_must_fit(channels, biases, message):
+    weights = [torch.zeros(c, 8, 1, 1) for c in channels]
+    with pytest.raises(ValueError, match=message):
+        ops.map_window_attention(
+            torch.zeros(1, 8, 5, 5), weights, [None] * biases, num_heads=2, window_size=3
+        )
