@@ -164,7 +164,8 @@ def _plan(x: Tensor, own: int, passing: int) -> _Plan:
     chunk = next((c for c in (64, 32) if c <= block and channels % c == 0), 32)
     number = ceil_divide(own, block)
     programs_of_part = number * ceil_divide(channels, block_c) * len(x)
-    parts = max(min(PROGRAMS // programs_of_part, passing // (LEAST * block)), 1)
+    wanted = PROGRAMS // max(programs_of_part, 1)  # of no image there is none
+    parts = max(min(wanted, passing // (LEAST * block)), 1)
     part = ceil_divide(ceil_divide(passing, parts), block) * block
     blocks = {
         "CHANNELS": channels,

@@ -89,17 +89,20 @@ def _check(compilers: list[Compiler]) -> None:
         assert binary.metadata.shared <= SHARED_MEMORY
 
 
-SLOW_TYPES = [torch.float16, torch.float32, torch.float64]
-EVERYWHERE = [
-    pytest.param(80, torch.bfloat16, 32),
-    *(
-        pytest.param(capability, dtype, channels, marks=pytest.mark.slow)
-        for capability in (80, 90)
-        for dtype in (torch.bfloat16, *SLOW_TYPES)
-        for channels in (3, 64, 128, 256)
-        if (dtype, channels) != (torch.float64, 256)
-    ),
+# Compute capability, type, channels: few and masked, or so many that shared memory is full.
+CASES = [
+    (80, torch.bfloat16, 32),
+    (80, torch.bfloat16, 3),
+    (80, torch.bfloat16, 256),
+    (80, torch.float16, 64),
+    (80, torch.float32, 256),
+    (80, torch.float64, 128),
+    (90, torch.bfloat16, 64),
+    (90, torch.float32, 128),
 ]
+LIKE_THE_OTHER = [(80, torch.bfloat16, 32), (90, torch.float16, 256)]  # but for a flag
+
+pytestmark = pytest.mark.slow
 
 
 def _attend(q: Tensor, window: int, stride: int, dilation: int, softmax: bool) -> None:
@@ -109,9 +112,9 @@ def _attend(q: Tensor, window: int, stride: int, dilation: int, softmax: bool) -
     )
 
 
-@pytest.mark.parametrize(("capability", "dtype", "channels"), EVERYWHERE)
 @pytest.mark.parametrize(
-    "softmax", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["sliding", "shift"]
+    ("softmax", "capability", "dtype", "channels"),
+    [*((True, *case) for case in CASES), *((False, *case) for case in LIKE_THE_OTHER)],
 )
 def test_attention_to_neighbours_compiles(softmax, capability, dtype, channels, monkeypatch):
     compilers = _compilers(monkeypatch, neighbours, capability)
@@ -121,7 +124,6 @@ def test_attention_to_neighbours_compiles(softmax, capability, dtype, channels, 
     _check(compilers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride", "dilation"), [(7, 2, 1), (3, 3, 2), (13, 1, 1)])
 def test_other_windows_compile(window, stride, dilation, monkeypatch):
     compilers = _compilers(monkeypatch, neighbours, 80)
@@ -129,9 +131,9 @@ def test_other_windows_compile(window, stride, dilation, monkeypatch):
     _check(compilers)
 
 
-@pytest.mark.parametrize(("capability", "dtype", "channels"), EVERYWHERE)
 @pytest.mark.parametrize(
-    "shared", [pytest.param(True, marks=pytest.mark.slow), False], ids=["cluster", "dispatch"]
+    ("shared", "capability", "dtype", "channels"),
+    [*((False, *case) for case in CASES), *((True, *case) for case in LIKE_THE_OTHER)],
 )
 def test_attention_by_cosine_compiles(shared, capability, dtype, channels, monkeypatch):
     compilers = _compilers(monkeypatch, cosine, capability)

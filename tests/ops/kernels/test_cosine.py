@@ -86,6 +86,12 @@ def test_matches_the_reference(ours, theirs, sizes, device):
 
 
 @BOTH
+def test_no_image_gives_nothing(ours, theirs, device):
+    tensors = [t[:0] if t.dim() > 1 else t for t in _inputs(1, 5, 8, 3, 4)]
+    assert_same(ours(device), theirs(), tensors)
+
+
+@BOTH
 def test_parts_of_the_long_side_add_up(ours, theirs, device):
     from convattn.ops.kernels import cosine
 
@@ -127,6 +133,7 @@ def test_a_sharp_softmax_does_not_overflow(ours, theirs, device):
 
 
 @BOTH
+@pytest.mark.slow
 def test_memory_layout_does_not_matter(ours, theirs, device):
     tensors = _inputs(2, 5, 8, 3, 4)
     expected = values_and_gradients(theirs(), tensors)
@@ -160,6 +167,7 @@ def test_slots_may_be_shared_by_the_batch(ours, theirs, device):
 
 
 @BOTH
+@pytest.mark.slow
 def test_gradients_are_the_same_in_each_run(ours, theirs, device):
     tensors = _inputs(1, 5, 8, 6, 7, torch.float32)
     first, second = (values_and_gradients(ours(device), tensors) for _ in range(2))

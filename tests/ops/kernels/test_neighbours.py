@@ -78,10 +78,10 @@ def _maps(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Te
 QUICK = [
     ((1, 2, 4, 9), (1, 3, 1, 1)),
     ((1, 3, 1, 4), (1, 3, 1, 2)),
-    ((1, 3, 5, 2), (1, 5, 1, 1)),
     ((1, 2, 7, 9), (1, 3, 2, 1)),
 ]
 SLOW = [
+    ((1, 3, 5, 2), (1, 5, 1, 1)),
     ((2, 4, 6, 9), (2, 3, 1, 1)),
     ((1, 4, 1, 7), (2, 5, 1, 2)),
     ((1, 2, 9, 6), (1, 3, 2, 3)),
@@ -114,6 +114,12 @@ def test_matches_the_reference_in_single_precision(ours, theirs, device):
 
 
 @BOTH
+def test_no_image_gives_no_image(ours, theirs, device):
+    maps = [x[:0] for x in _maps((1, 4, 3, 2))]
+    assert [x.shape for x in values_and_gradients(ours(device, 2, 3), maps)] == 4 * [(0, 4, 3, 2)]
+
+
+@BOTH
 @HALVES
 def test_half_precision_follows_float32(ours, theirs, dtype, device):
     maps = _maps((1, 8, 5, 6), dtype)
@@ -134,7 +140,7 @@ def test_half_precision_bears_large_values(ours, theirs, dtype, device):
 
 @BOTH
 def test_memory_layout_does_not_matter(ours, theirs, device):
-    maps = _maps((1, 4, 3, 4))
+    maps = _maps((1, 4, 2, 3))
     expected = values_and_gradients(theirs(2, 3, 2), maps)
 
     def channels_last(x: Tensor) -> Tensor:
@@ -158,12 +164,13 @@ def test_the_answer_is_laid_out_as_the_queries_are(device):
 
 
 def test_a_gradient_that_is_expanded_is_read(device):
-    maps = [x.requires_grad_() for x in _maps((1, 4, 3, 5))]
+    maps = [x.requires_grad_() for x in _maps((1, 4, 2, 3))]
     ours = torch.autograd.grad(_sliding(device, 2, 3)(*maps).sum(), maps)
     theirs = torch.autograd.grad(_sliding_reference(2, 3)(*maps).sum(), maps)
     assert_close(ours, theirs, torch.float64)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_in_each_run(device):
     maps = _maps((1, 2, 9, 3), torch.float32)
     first, second = (values_and_gradients(_sliding(device, 1, 3), maps) for _ in range(2))
@@ -181,7 +188,7 @@ def test_autocast_gives_its_type(device):
 
 
 @BOTH
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_operator_is_registered_as_pytorch_wants_it(ours, theirs, stride, device):
     from convattn.ops.kernels.neighbours import attend_neighbours
 
@@ -204,7 +211,7 @@ def test_compiles_whole(ours, theirs, dynamic, device):
     compiled = torch.compile(
         ours(device, 2, 3), fullgraph=True, dynamic=dynamic, backend="aot_eager"
     )
-    for shape in [(2, 8, 6, 9), (2, 8, 7, 5)]:
+    for shape in [(2, 4, 3, 5), (2, 4, 4, 3)]:
         assert_same(compiled, ours(device, 2, 3), _maps(shape, torch.float32))
 
 
