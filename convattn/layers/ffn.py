@@ -100,10 +100,12 @@ class ConvMlp(nn.Module):
 def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
     """``act(conv(x))``, in one step where nobody looks between the two."""
     plain = type(conv) is nn.Conv2d and type(act) is nn.GELU and act.approximate == "none"
-    if not plain or torch.compiler.is_compiling() or _watched(conv) or _watched(act):
+    k = conv.kernel_size[0]
+    steps = (conv.stride, conv.dilation, conv.padding, conv.padding_mode)
+    keeps = steps == ((1, 1), (1, 1), (k // 2, k // 2), "zeros")  # somebody may have put it in
+    if not (plain and keeps) or torch.compiler.is_compiling() or _watched(conv) or _watched(act):
         return act(conv(x))
-    padding = conv.kernel_size[0] // 2  # that of a layer that keeps the size of the map
-    return conv2d_gelu(x, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+    return conv2d_gelu(x, conv.weight, conv.bias, padding=k // 2, groups=conv.groups)
 
 
 def _watched(module: nn.Module) -> bool:

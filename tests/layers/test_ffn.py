@@ -58,6 +58,18 @@ def test_rejects(arguments, message):
         ConvMlp(dim, hidden_dim, kernel_size=kernel_size)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "options", [{"padding_mode": "reflect", "padding": 1}, {"dilation": 2, "padding": 2}]
+)
+def test_another_convolution_is_computed_in_its_own_way(options):
+    mlp = randomise(ConvMlp(16, 24, dwconv=True)).eval()
+    mlp.reparameterize()
+    mlp.dwconv = randomise(nn.Conv2d(24, 24, 3, groups=24, **options))
+    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
+    assert_close(mlp(x), mlp.fc2(F.gelu(mlp.dwconv(mlp.fc1(x)))), torch.float32)
+
+
 def _steps(mlp: nn.Module, x: Tensor) -> set[str]:
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
         mlp(x)
