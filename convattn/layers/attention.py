@@ -384,6 +384,13 @@ def position_grid(x: Tensor) -> Tensor:
     """Return columns and rows as numbers from -1 to 1, like ``x`` in type: (1, 2, H, W)."""
     check_map(x)
     H, W = x.shape[2], x.shape[3]
-    rows = torch.linspace(-1, 1, H, device=x.device, dtype=x.dtype)
-    columns = torch.linspace(-1, 1, W, device=x.device, dtype=x.dtype)
+    rows, columns = _from_minus_one_to_one(H, x), _from_minus_one_to_one(W, x)
     return torch.stack([columns.expand(H, W), rows[:, None].expand(H, W)])[None]
+
+
+def _from_minus_one_to_one(size: int, like: Tensor) -> Tensor:
+    """``torch.linspace(-1, 1, size)``, which would compile and export for this size alone."""
+    # counted in float32 at least: bfloat16 knows no integer beyond 256
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    places = torch.arange(size, device=like.device, dtype=dtype)
+    return (places * (2 / max(size - 1, 1)) - 1).to(like.dtype)
