@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import io
 import pickle
+import statistics
 from pathlib import Path
 
 import pytest
@@ -282,7 +282,7 @@ def test_half_precision_keeps_dtype_and_value(name, build, dtype, bound):
     with torch.autocast("cpu", dtype):
         mixed = model(x)
     for found in (half, mixed):
-        # of nine images the median: with random weights the worst is any path's, the plain one's too
+        # the median of nine images: with random weights the worst is far off on every path
         errors = [float(relative_error(*pair)) for pair in zip(found, expected, strict=True)]
         assert statistics.median(errors) < bound
 
