@@ -14,10 +14,10 @@ from torch import Tensor
 
 from convattn.ops._acmix_kernels import check_projections
 from convattn.ops._backend import resolve
-from convattn.ops._checks import check_divisible, check_positive, check_tensor
+from convattn.ops._checks import check_divisible, check_positive
 from convattn.ops._script import scriptable
 from convattn.ops._windows import attend_map_in_windows
-from convattn.ops.attention import SDPA_BACKENDS, _check_shift, window_attention
+from convattn.ops.attention import SDPA_BACKENDS, check_windows, window_attention
 
 
 @scriptable(
@@ -67,16 +67,7 @@ def map_window_attention(
         return window_attention(q, k, v, shift=shift, backend="reference", **options)
     check_positive("window_size", window_size)
     check_divisible("channels of q", weights[0].shape[0], "num_heads", num_heads)
-    shift = (shift, shift) if isinstance(shift, int) else shift
-    _check_shift(shift, window_size)
-    pixels = window_size**2
-    if bias is not None:
-        check_tensor("bias", bias)
-        if bias.shape != (num_heads, pixels, pixels):
-            raise ValueError(
-                f"bias must have shape (num_heads, window_size^2, window_size^2) = "
-                f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
-            )
+    shift = check_windows(num_heads, window_size, shift, bias)
     weight, offset = _joined(weights, biases)
     return attend_map_in_windows(x, weight, offset, shift=shift, **options)
 
