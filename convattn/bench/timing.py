@@ -1,10 +1,10 @@
-"""Times of several computations, measured in turns: A B C, A B C, ..."""
+"""Times of several computations, measured in turns: A B, B A, ..."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +45,7 @@ def measure(
     """Warm each up, then time them in turns, so that all see the same moods of the machine.
 
     Args:
-        calls: the computations by name, in the order of their turns.
+        calls: the computations by name; `in_turn` orders them anew in every round.
         clock: how a sample is timed; `clock_of` gives that of a device.
         limits: rounds and seconds.
         now: the time, for ``limits.seconds``.
@@ -55,11 +55,24 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     start, done = now(), 0
     while done < limits.least or (done < limits.rounds and now() - start < limits.seconds):
-        for name, call in calls.items():
-            seconds[name].append(clock(call, repeats[name]) / repeats[name])
+        for name in in_turn(list(calls), done):
+            seconds[name].append(clock(calls[name], repeats[name]) / repeats[name])
         done += 1
         on_round(done)
     return Times(seconds, repeats)
+
+
+def in_turn(names: Sequence[str], done: int) -> list[str]:
+    """Return the order of a round, after ``done`` others: no place and no neighbour is anybody's.
+
+    What runs after a large computation finds neither its data in the caches nor its memory mapped,
+    and a rotation alone would leave it there. In n rounds, or 2 n of an odd number n, each stands
+    in every place, and right after every other one, equally often (Williams, 1949).
+    """
+    size = len(names)
+    zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(size)]  # 0, 1, -1, 2, -2, ...
+    order = [names[(place + done) % size] for place in zigzag]
+    return order[::-1] if size % 2 and done // size % 2 else order
 
 
 def clock_of(device: torch.device | str) -> Clock:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from convattn.bench.timing import MIN_SAMPLE, Limits, clock_of, measure
@@ -13,11 +16,31 @@ def tasks(clock: FakeClock, *names: str):
     return {name: clock.task(name) for name in names}
 
 
+def rounds_of(names: str, number: int) -> list[str]:
+    """Return who was called in the rounds, after warming up in the order of the names."""
+    clock = FakeClock({name: [1.0] * (number + 1) for name in names})
+    measure(tasks(clock, *names), clock=clock, limits=Limits(rounds=number, least=1))
+    called = "".join(name for name, _ in clock.calls)
+    size = len(names)
+    assert called[:size] == names
+    return [called[i : i + size] for i in range(size, len(called), size)]
+
+
 def test_all_take_turns_after_all_are_warm():
-    clock = FakeClock({name: [1.0] * 9 for name in "abc"})
-    measure(tasks(clock, "a", "b", "c"), clock=clock, limits=Limits(rounds=3, least=1))
-    order = [name for name, _ in clock.calls]
-    assert order == ["a", "b", "c"] * 4  # one to warm up, three rounds
+    assert rounds_of("abc", 3) == ["abc", "bca", "cab"]
+    assert all(sorted(order) == ["a", "b", "c", "d"] for order in rounds_of("abcd", 9))
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg"])
+def test_none_has_a_place_or_a_neighbour_of_its_own(names):
+    """Whoever always came after the slowest would find its caches cold."""
+    size = len(names)
+    rounds = rounds_of(names, size * (1 + size % 2))
+    places = Counter((name, place) for order in rounds for place, name in enumerate(order))
+    assert set(places.values()) == {len(rounds) // size}
+    after = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(after) == size * (size - 1)
+    assert len(set(after.values())) <= 1
 
 
 def test_samples_are_by_name_and_round():
