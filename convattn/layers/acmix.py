@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convattn.layers._scalars import accept_scalars
 from convattn.layers.acmix_choices import MIXES as MIXES
 from convattn.layers.acmix_choices import SHIFTS as SHIFTS
-from convattn.layers.acmix_choices import ShiftConv2d, times
+from convattn.layers.acmix_choices import make_group_convolution, times
 from convattn.layers.acmix_folding import absorb_affine, fold_acmix
 from convattn.layers.acmix_shortcuts import (
     attends_map,
@@ -32,6 +32,7 @@ from convattn.ops._checks import (
     check_odd,
     check_positive,
 )
+from convattn.ops._tokens import check_tokens
 from convattn.ops.acmix import (
     acmix_convolution,
     convolution_path,
@@ -117,11 +118,6 @@ class ACmix(Conv2dLike):
             {"num_heads": num_heads, "window_size": window_size, "reduction": reduction},
             {"stride": stride, "dilation": dilation, "in_chans": in_chans, "backend": backend},
         )
-        if part.stride not in (1, stride):
-            raise ValueError(
-                f"the stride of the attention must be 1 or that of ACmix, got {part.stride} "
-                f"and stride={stride}"
-            )
         groups = part.groups
         check_divisible("out_chans", out_chans, "groups of v", groups[2])
         self.in_chans, self.out_chans = in_chans, out_chans
@@ -137,7 +133,8 @@ class ACmix(Conv2dLike):
         self.dep_conv: nn.Conv2d | None = None
         if mix != "attention":
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
-            self.dep_conv = self._make_dep_conv()
+            sizes = (self.head_dim, out_chans, kernel_size, self.attn.stride, dilation)
+            self.dep_conv = make_group_convolution(shift, *sizes)
         # whether the convolution may take the map that q, k and v come from in their place
         self.takes_map = (
             mix != "attention" and shift != "tensor" and backend == "auto" and sees_one_map(part)
@@ -180,9 +177,7 @@ class ACmix(Conv2dLike):
                 y = self._convolve(q, k, v)
             else:
                 y = self._add_convolution(self.attn(q, k, v), x, q, k, v, path)
-        y = self.attn.restore(y)
-        skip = self.stride // self.attn.stride
-        return y[:, :, ::skip, ::skip] if skip > 1 else y
+        return self._sample(self.attn.restore(y))
 
     def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a map beside tokens that attend, and are attended to, together with its pixels.
@@ -205,12 +200,7 @@ class ACmix(Conv2dLike):
         check_map(x, "x", self.in_chans)
         if self.mix == "convolution":
             raise ValueError("tokens need an attention, and mix='convolution' has none")
-        some = tokens.dim() == 3 and tokens.shape[1] > 0
-        if not some or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
-            raise ValueError(
-                f"tokens must be (B, T, C) = ({x.shape[0]}, T, {x.shape[1]}), as the map is, got "
-                f"{list(tokens.shape)}"
-            )
+        check_tokens(tokens, x)
         column = tokens.transpose(1, 2).unsqueeze(3)
         x = self.attn.prepare(x)
         path = self._path(x)
@@ -218,9 +208,7 @@ class ACmix(Conv2dLike):
         attended, column = self.attn.forward_tokens(
             q, k, v, self.q_proj(column), self.k_proj(column), self.v_proj(column)
         )
-        y = self.attn.restore(self._add_convolution(attended, x, q, k, v, path))
-        skip = self.stride // self.attn.stride
-        y = y[:, :, ::skip, ::skip] if skip > 1 else y
+        y = self._sample(self.attn.restore(self._add_convolution(attended, x, q, k, v, path)))
         return y, times(self.alpha, column).squeeze(3).transpose(1, 2)
 
     def reparameterize(self) -> None:
@@ -316,6 +304,11 @@ class ACmix(Conv2dLike):
         convolved = self._convolve(q, k, v) if path == "projected" else self._convolve_map(x, path)
         return times(self.alpha, attended) + times(beta, convolved)
 
+    def _sample(self, y: Tensor) -> Tensor:
+        """Leave out what the stride does, where the attention answered all the same."""
+        skip = self.stride // self.attn.stride
+        return y[:, :, ::skip, ::skip] if skip > 1 else y
+
     def _convolve_map(self, x: Tensor, path: str) -> Tensor:
         if self.direct is not None:
             return self.direct(x)
@@ -391,11 +384,3 @@ class ACmix(Conv2dLike):
             )
         else:  # noqa: RET505  # TorchScript compiles what follows a return
             return self.dep_conv.weight
-
-    def _make_dep_conv(self) -> nn.Conv2d | None:
-        if self.shift in ("fixed", "tensor"):
-            return None
-        conv = ShiftConv2d if self.shift == "learned" else nn.Conv2d
-        K, d, C = self.kernel_size, self.head_dim, self.out_chans
-        sizes = (K, self.attn.stride, self.dilation * (K // 2), self.dilation)
-        return conv(d * K**2, C, *sizes, groups=d, bias=False)

@@ -46,6 +46,17 @@ class ShiftConv2d(nn.Conv2d):
             self.weight.copy_(shift_kernels(self.kernel_size[0], self.out_channels))
 
 
+def make_group_convolution(
+    shift: str, head_dim: int, out_chans: int, kernel_size: int, stride: int, dilation: int
+) -> nn.Conv2d | None:
+    """Return the convolution from K^2 maps in each of d groups; None where shifts stay shifts."""
+    if shift in ("fixed", "tensor"):
+        return None
+    conv = ShiftConv2d if shift == "learned" else nn.Conv2d
+    sizes = (kernel_size, stride, dilation * (kernel_size // 2), dilation)
+    return conv(head_dim * kernel_size**2, out_chans, *sizes, groups=head_dim, bias=False)
+
+
 def times(factor: Tensor | float, x: Tensor) -> Tensor:
     """Give a learnt factor the type of the map, or autocast would widen the map."""
     if isinstance(factor, Tensor):

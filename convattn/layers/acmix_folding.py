@@ -24,8 +24,8 @@ from convattn.layers.attention import (
 )
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.folding import fold_scale, fold_shift
-from convattn.ops._acmix_kernels import Connected, connected, merge_groups, merged_groups
-from convattn.ops.acmix import folding_pays
+from convattn.ops._acmix_kernels import connected, merge_groups, merged_groups
+from convattn.ops._acmix_paths import dense_pays, folding_pays
 from convattn.ops.fuse import fold_fc_group_conv, scale_outputs, widened
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def map_convolution(
     like, size = fc.weight, (stride, dilation)
     outputs = parts.kernels.shape[0] // head_dim
     merged = merged_groups(head_dim, outputs)
-    if _dense_pays(parts, stride, merged):
+    if dense_pays(parts, stride, merged):
         kernels, border = parts.dense()
         return MapConvolution(None, _conv(kernels, like, *size), _parameter(border, like))
     connect = _conv(parts.weight.flatten(0, 1)[:, :, None, None], like)
@@ -227,19 +227,6 @@ def map_convolution(
     kernels = merge_groups(parts.kernels, groups=head_dim, merged=merged)
     conv = _conv(kernels, like, *size, groups=head_dim // merged)
     return MapConvolution(connect, conv, None)
-
-
-def _dense_pays(parts: Connected, stride: int, merged: int) -> bool:
-    """Whether one dense convolution is as fast as a projection and a group convolution.
-
-    Counted in multiplications for one pixel; a dense convolution does 1.5 of them in the time of
-    one of the two others. Measured in float32, batch 16, one core, 3 x 3 kernels: (64, 56) 15 ms
-    against 16; (128, 28) 15, 10; (256, 14) 14, 7; (128, 56) with stride 2 16, 48; (96, 56), three
-    heads, 34, 33, and 17, 21 in bfloat16; (192, 28), six heads, 33, 13.
-    """
-    d, R, C_in = parts.weight.shape
-    C, _, K, _ = parts.kernels.shape
-    return C * C_in * K**2 <= 1.5 * (d * R * C_in * stride**2 + C * R * merged * K**2)
 
 
 def _conv(

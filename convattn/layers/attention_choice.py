@@ -69,6 +69,11 @@ def make_part(
         raise TypeError(f"attention must be a name or an AttentionPart, got {type(part).__name__}")
     if part.dim not in (None, out_chans):
         raise ValueError(f"the attention has dim={part.dim}, which must be out_chans={out_chans}")
+    if part.stride not in (1, given["stride"]):
+        raise ValueError(
+            f"the stride of the attention must be 1 or that of ACmix, got {part.stride} "
+            f"and stride={given['stride']}"
+        )
     return part
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convattn.ops._checks import check_map, check_tensor
 from convattn.ops.fuse import fold_fc_group_conv, widened
 
 # Channels that a vector of a CPU holds: a group convolution with fewer outputs leaves it empty.
@@ -83,28 +82,25 @@ def connected(
     return Connected(weight, bias if fc_bias is None else bias + widened(fc_bias), dep_weight)
 
 
-def check_projections(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> None:
-    """Raise unless the weights and biases are those of three 1x1 convolutions of a map."""
-    if not len(weights) == len(biases) == 3:
-        raise ValueError(
-            f"weights and biases must be three each, of q, k and v (a bias may be None), got "
-            f"{len(weights)} and {len(biases)}"
-        )
-    check_map(x, "x")
-    for name, weight, bias in zip("qkv", weights, biases, strict=True):
-        check_tensor(f"weight of {name}", weight)
-        if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
-            raise ValueError(
-                f"the weight of {name} must have shape (channels of {name}, {x.shape[1]}, 1, 1) "
-                f"for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}"
-            )
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"the bias of {name} must have shape ({weight.shape[0]},), one for each channel "
-                f"of {name}, got {tuple(bias.shape)}"
-            )
+def connectable(
+    maps: Sequence[Tensor], fc_weight: Tensor, fc_bias: Tensor | None, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return the groups (B, d, J, H, W) and the weight (M, J) that connects them.
+
+    A bias becomes one more group of ones, so that zero padding cuts it off at the border.
+    """
+    weight = fc_weight.flatten(1)
+    if fc_bias is not None:
+        weight = torch.cat([weight, fc_bias[:, None]], dim=1)
+    return interleaved(maps, head_dim, ones=fc_bias is not None), weight
+
+
+def interleaved(maps: Sequence[Tensor], head_dim: int, *, ones: bool) -> Tensor:
+    """Return the groups beside one another in each channel: (B, d, J, H, W)."""
+    groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
+    if ones:
+        groups.append(torch.ones_like(groups[0][:, :, :1]))
+    return torch.cat(groups, dim=2)
 
 
 def merged_groups(groups: int, outputs: int) -> int:

@@ -21,3 +21,13 @@ def to_heads(x: Tensor, num_heads: int) -> Tensor:
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """View tokens (B, N, HW, d) as a map (B, C, H, W), the heads one after another in C."""
     return tokens.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (height, width))
+
+
+def check_tokens(tokens: Tensor, x: Tensor) -> None:
+    """Raise unless there are tokens (B, T, C) of the batch and the channels of a map."""
+    some = tokens.dim() == 3 and tokens.shape[1] > 0
+    if not some or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
+        raise ValueError(
+            f"tokens must be (B, T, C) = ({x.shape[0]}, T, {x.shape[1]}), as the map is, got "
+            f"{list(tokens.shape)}"
+        )

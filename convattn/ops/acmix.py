@@ -1,4 +1,4 @@
-"""The convolution path of ACmix: public functions, argument checks, choice of path.
+"""The convolution path of ACmix: public functions, choice of path.
 
 B batch, H W size of the map, J groups of d channels each (those of q, then of k, then of v), M =
 K^2 maps per channel, N outputs per channel, K kernel, s stride. Maps are (B, C, H, W) with the
@@ -22,60 +22,33 @@ From the map x that q, k and v are projections of, without a look at them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._acmix_kernels import check_projections, connected
-from convattn.ops._backend import exporting, resolve
-from convattn.ops._checks import (
-    check_choice,
-    check_divisible,
-    check_map,
-    check_odd,
-    check_positive,
-    check_tensor,
+from convattn.ops._acmix_checks import (
+    check_folded,
+    check_groups,
+    check_kernels,
+    check_layer,
+    check_maps,
+    check_projections,
+    check_square,
+    check_widths,
 )
+from convattn.ops._acmix_kernels import connectable, connected, interleaved
+from convattn.ops._acmix_paths import RULES as RULES
+from convattn.ops._acmix_paths import Widths as Widths
+from convattn.ops._acmix_paths import folding_pays as folding_pays
+from convattn.ops._backend import exporting, resolve
+from convattn.ops._checks import check_choice, check_positive
 from convattn.ops._script import scriptable
 from convattn.ops.fuse import fold_fc_group_conv
 from convattn.ops.reference import acmix as reference
 
 BACKENDS = ("folded", "grouped", "reference")
-
-
-@dataclass(frozen=True)
-class Widths:
-    """What the path of the convolution depends on: no size of a map, so none is guarded on."""
-
-    device: str
-    in_chans: int
-    outputs: int  # N
-    stride: int
-    alone: bool  # whether nothing else needs q, k and v
-    exporting: bool = False
-
-
-# (path, when, the benchmark behind it): forward and backward, float32, batch 8, on one core, of
-# projections and convolution. The copies of q, k and v to (d, J) cost as much as 128 channels of a
-# dense convolution do, a stride of 2 makes that four times as many.
-RULES: tuple[tuple[str, Callable[[Widths], bool], str], ...] = (
-    ("projected", lambda case: case.exporting, "plain operators, as the layer is written"),
-    ("projected", lambda case: case.device != "cpu", "not measured"),
-    (
-        "dense",
-        lambda case: case.in_chans <= 128 * case.stride**2,
-        "(64, 56) 53 ms against 95 projected; (128, 56) with stride 2 90, 182; (128, 28) 43, 52",
-    ),
-    (
-        "connected",
-        lambda case: case.alone or case.outputs > 4,
-        "(192, 28), N = 6: 58 ms against 66 projected, 84 dense; (384, 14), N = 12: 29, 39, 75",
-    ),
-    ("projected", lambda case: True, "(256, 14), N = 4: 26 ms against 27 connected, 41 dense"),
-)
 
 
 @scriptable(
@@ -124,9 +97,8 @@ def acmix_convolution(
     ACmix (arXiv 2111.14556), "Improved Shift and Summation". The published code ignores the
     dilation.
     """
-    groups = _check(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
-    outputs, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
-    check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
+    groups = check_groups(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
+    check_kernels(dep_weight, fc_weight.shape[0], head_dim)
     chosen = resolve(backend, BACKENDS)
     if chosen == "reference":
         return reference.acmix_convolution(
@@ -141,15 +113,15 @@ def acmix_convolution(
             dilation=dilation,
         )
     if chosen == "auto":
-        pays = folding_pays(groups, outputs // head_dim, kernel_size, stride)
+        outputs, kernel_size = dep_weight.shape[0] // head_dim, dep_weight.shape[3]
+        pays = folding_pays(groups, outputs, kernel_size, stride)
         chosen = "folded" if pays else "grouped"
-    padding = dilation * (int(kernel_size) // 2)  # sizes are tensors where a model is traced
-    x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
+    x, weight = connectable((q, k, v), fc_weight, fc_bias, head_dim)
     if chosen == "folded":
         kernels = fold_fc_group_conv(weight, dep_weight, groups=head_dim)
     else:
         x, kernels = torch.einsum("mj,bdjhw->bdmhw", weight, x), dep_weight
-    return F.conv2d(x.flatten(1, 2), kernels, None, stride, padding, dilation, groups=head_dim)
+    return _convolve(x.flatten(1, 2), kernels, stride, dilation, groups=head_dim)
 
 
 @scriptable(
@@ -221,40 +193,22 @@ def map_convolution(
 
     ACmix (arXiv 2111.14556), the convolution path; that the projections can be folded too is ours.
     """
-    check_projections(x, weights, biases)
     check_choice("path", path, ("dense", "connected"))
     check_positive("stride", stride)
     check_positive("dilation", dilation)
-    for name, weight in zip("qkv", weights, strict=True):
-        check_divisible(f"channels of {name}", weight.shape[0], "head_dim", head_dim)
-    _check_layer(fc_weight, fc_bias, sum(w.shape[0] for w in weights) // head_dim, head_dim)
-    outputs, kernel_size = _check_kernels(dep_weight, fc_weight.shape[0])
-    check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
+    check_projections(x, weights, biases)
+    groups = check_widths([w.shape[0] for w in weights], head_dim)
+    check_layer(fc_weight, fc_bias, groups, head_dim)
+    check_kernels(dep_weight, fc_weight.shape[0], head_dim)
     folded = connected(weights, biases, fc_weight, fc_bias, dep_weight, head_dim=head_dim)
-    padding = dilation * (int(kernel_size) // 2)
     if path == "connected":
         weight = folded.weight.flatten(0, 1)[:, :, None, None]
         maps = F.conv2d(x, weight.to(x.dtype), folded.bias.flatten().to(x.dtype))
-        kernels = folded.kernels.to(x.dtype)
-        return F.conv2d(maps, kernels, None, stride, padding, dilation, groups=head_dim)
+        return _convolve(maps, folded.kernels.to(x.dtype), stride, dilation, groups=head_dim)
     kernels, border = (w.to(x.dtype) for w in folded.dense())
     ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
-    offset = F.conv2d(ones, border, None, stride, padding, dilation)
-    return F.conv2d(x, kernels, None, stride, padding, dilation) + offset
-
-
-def folding_pays(groups: int, num_outputs: int, kernel_size: int, stride: int = 1) -> bool:
-    """Say whether the folded convolution has no more multiplications than the two layers.
-
-    ``J N K^2 <= J K^2 s^2 + N K^4``
-
-    Args:
-        groups: J.
-        num_outputs: N, outputs per channel of a group.
-        kernel_size: K.
-        stride: s.
-    """
-    return groups * num_outputs <= groups * stride**2 + num_outputs * kernel_size**2
+    offset = _convolve(ones, border, stride, dilation)
+    return _convolve(x, kernels, stride, dilation) + offset
 
 
 @scriptable(
@@ -294,20 +248,10 @@ def folded_convolution(
 
     ACmix (arXiv 2111.14556), the convolution path.
     """
-    groups = _check_maps(q, k, v, head_dim, stride, dilation)
-    check_tensor("kernels", kernels)
-    fits = kernels.dim() == 4 and kernels.shape[2] == kernels.shape[3]
-    if not fits or kernels.shape[1] not in (groups, groups + 1):
-        raise ValueError(
-            f"kernels must have shape (d N, {groups}, K, K), or {groups + 1} in place of {groups} "
-            f"with a bias, got {tuple(kernels.shape)}"
-        )
-    outputs, taken, kernel_size, _ = kernels.shape
-    check_odd("kernel size of kernels", kernel_size)
-    check_divisible("outputs of kernels", outputs, "head_dim", head_dim)
-    x = _interleaved((q, k, v), head_dim, ones=taken > groups).flatten(1, 2)
-    padding = dilation * (int(kernel_size) // 2)
-    return F.conv2d(x, kernels, None, stride, padding, dilation, groups=head_dim)
+    groups = check_maps(q, k, v, head_dim, stride, dilation)
+    check_folded(kernels, groups, head_dim)
+    x = interleaved((q, k, v), head_dim, ones=kernels.shape[1] > groups).flatten(1, 2)
+    return _convolve(x, kernels, stride, dilation, groups=head_dim)
 
 
 @scriptable(
@@ -351,13 +295,10 @@ def shift_convolution(
     ACmix (arXiv 2111.14556), "Improved Shift and Summation": the tensor shifts that its ablation
     starts from.
     """
-    _check(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
+    check_groups(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
     check_positive("num_outputs", num_outputs)
-    maps, (H, W) = fc_weight.shape[0], q.shape[2:]
-    kernel_size = round(maps**0.5)
-    if kernel_size**2 != maps or kernel_size % 2 == 0:
-        raise ValueError(f"fc_weight must give K^2 maps of an odd K, got {maps}")
-    x, weight = _connectable((q, k, v), fc_weight, fc_bias, head_dim)
+    kernel_size, (H, W) = check_square(fc_weight.shape[0]), q.shape[2:]
+    x, weight = connectable((q, k, v), fc_weight, fc_bias, head_dim)
     features = torch.einsum("mj,bdjhw->mbdhw", weight, x)
     reach = dilation * (kernel_size // 2)
     total = torch.zeros_like(features[0])
@@ -367,89 +308,6 @@ def shift_convolution(
     return total[..., ::stride, ::stride].repeat_interleave(num_outputs, dim=1)
 
 
-def _connectable(
-    maps: Sequence[Tensor], fc_weight: Tensor, fc_bias: Tensor | None, head_dim: int
-) -> tuple[Tensor, Tensor]:
-    """Return the groups (B, d, J, H, W) and the weight (M, J) that connects them.
-
-    A bias becomes one more group of ones, so that zero padding cuts it off at the border.
-    """
-    weight = fc_weight.flatten(1)
-    if fc_bias is not None:
-        weight = torch.cat([weight, fc_bias[:, None]], dim=1)
-    return _interleaved(maps, head_dim, ones=fc_bias is not None), weight
-
-
-def _interleaved(maps: Sequence[Tensor], head_dim: int, *, ones: bool) -> Tensor:
-    """Return the groups beside one another in each channel: (B, d, J, H, W)."""
-    groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
-    if ones:
-        groups.append(torch.ones_like(groups[0][:, :, :1]))
-    return torch.cat(groups, dim=2)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    fc_weight: Tensor,
-    fc_bias: Tensor | None,
-    head_dim: int,
-    stride: int,
-    dilation: int,
-) -> int:
-    """Raise unless the maps are groups that the layer takes; return their number J."""
-    groups = _check_maps(q, k, v, head_dim, stride, dilation)
-    _check_layer(fc_weight, fc_bias, groups, head_dim)
-    return groups
-
-
-def _check_layer(fc_weight: Tensor, fc_bias: Tensor | None, groups: int, head_dim: int) -> None:
-    """Raise unless the fully connected layer takes J groups."""
-    check_tensor("fc_weight", fc_weight)
-    if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
-        raise ValueError(
-            f"fc_weight must take the {groups} groups of {head_dim} channels in q, k and v and "
-            f"have shape (K^2, {groups}) or (K^2, {groups}, 1, 1), got {tuple(fc_weight.shape)}"
-        )
-    if fc_bias is not None:
-        check_tensor("fc_bias", fc_bias)
-        if fc_bias.shape != fc_weight.shape[:1]:
-            raise ValueError(
-                f"fc_bias must have shape ({fc_weight.shape[0]},), one for each map that "
-                f"fc_weight gives, got {tuple(fc_bias.shape)}"
-            )
-
-
-def _check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dilation: int) -> int:
-    """Raise unless the maps are of one size, in groups of d channels; return their number J."""
-    check_positive("stride", stride)
-    check_positive("dilation", dilation)
-    groups = 0
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_map(x, name)
-        check_divisible(f"channels of {name}", x.shape[1], "head_dim", head_dim)
-        groups += x.shape[1] // head_dim
-    if not q.shape[2:] == k.shape[2:] == v.shape[2:]:
-        raise ValueError(
-            f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
-            f"{tuple(v.shape)}"
-        )
-    return groups
-
-
-def _check_kernels(dep_weight: Tensor, maps: int) -> tuple[int, int]:
-    """Raise unless these are square, odd kernels for ``maps`` maps; return d N and K."""
-    check_tensor("dep_weight", dep_weight)
-    if dep_weight.dim() != 4 or dep_weight.shape[2] != dep_weight.shape[3]:
-        raise ValueError(
-            f"dep_weight must have shape (d N, K^2, K, K), got {tuple(dep_weight.shape)}"
-        )
-    outputs, taken, kernel_size, _ = dep_weight.shape
-    check_odd("kernel size of dep_weight", kernel_size)
-    if taken != maps:
-        raise ValueError(
-            f"dep_weight must take the {maps} maps that fc_weight gives, "
-            f"got shape {tuple(dep_weight.shape)}"
-        )
-    return outputs, kernel_size
+def _convolve(x: Tensor, kernels: Tensor, stride: int, dilation: int, groups: int = 1) -> Tensor:
+    padding = dilation * (int(kernels.shape[3]) // 2)  # sizes are tensors where a model is traced
+    return F.conv2d(x, kernels, None, stride, padding, dilation, groups)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._acmix_kernels import check_projections
+from convattn.ops._acmix_checks import check_projections
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_positive
 from convattn.ops._script import scriptable
