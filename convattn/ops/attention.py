@@ -16,7 +16,6 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -111,7 +110,7 @@ def sliding_window_attention(
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     _check_heads(q, k, v, num_heads)
-    given_q, q = q, _answered(q, k, stride)
+    q = _answered(q, k, stride)
     _check_position(position, k, num_heads)
     chosen = resolve(backend, SLIDING_BACKENDS)
     if chosen == "auto":
@@ -127,10 +126,7 @@ def sliding_window_attention(
     if position is not None:
         k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
     if chosen == "triton":
-        if given_q.shape != k.shape:  # its programs find a query where its window is
-            given_q = torch.zeros_like(k)
-            given_q[:, :, ::stride, ::stride] = q
-        return kernels.attend_sliding(given_q, k, v, num_heads=num_heads, scale=scale, **options)
+        return kernels.attend_sliding(q, k, v, num_heads=num_heads, scale=scale, **options)
     attend = attend_dense if chosen == "dense" else attend_tiled
     return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 

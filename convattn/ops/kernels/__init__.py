@@ -28,7 +28,7 @@ def attend_sliding(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """``ops.sliding_window_attention`` on checked arguments, without a position."""
+    """``ops.sliding_window_attention`` on checked arguments: q the answered ones, no position."""
     check_available()
     from convattn.ops.kernels.neighbours import attend_neighbours
 
@@ -53,7 +53,7 @@ def attend_shifted(
     check_available()
     from convattn.ops.kernels.neighbours import attend_neighbours
 
-    q, k, v = _alike(q, k, v)
+    q, k, v = _alike(q[:, :, ::stride, ::stride], k, v)
     return attend_neighbours(q, k, v, num_heads, kernel_size, stride, distance, scale, False)[0]
 
 

@@ -114,7 +114,7 @@ def attend(
     k += image * k_b + head * CHANNELS * k_c
     v += image * v_b + head * CHANNELS * v_c
     out += image * o_b + head * CHANNELS * o_c
-    query = _load(q, y * STRIDE, x * STRIDE, c, q_c, q_y, q_x, inside, CHANNELS)
+    query = _load(q, y, x, c, q_c, q_y, q_x, inside, CHANNELS)
     total = tl.zeros([TILE * TILE, BLOCK_C], dtype=ACC)
     top = tl.full([TILE * TILE], LOWEST, dtype=ACC)
     norm = tl.zeros([TILE * TILE], dtype=ACC)
@@ -171,7 +171,7 @@ def backward_queries(
     v += image * v_b + head * CHANNELS * v_c
     grad += image * g_b + head * CHANNELS * g_c
     dq += image * d_b + head * CHANNELS * d_c
-    query = _load(q, y * STRIDE, x * STRIDE, c, q_c, q_y, q_x, inside, CHANNELS)
+    query = _load(q, y, x, c, q_c, q_y, q_x, inside, CHANNELS)
     slope = _load(grad, y, x, c, g_c, g_y, g_x, inside, CHANNELS)
     if SOFTMAX:
         out += image * o_b + head * CHANNELS * o_c
@@ -196,7 +196,7 @@ def backward_queries(
         else:
             fall = tl.where(seen, fall, 0.0)
         total += dot((fall * scale).to(key.dtype), key, ACC)
-    _store(dq, total, y * STRIDE, x * STRIDE, c, d_c, d_y, d_x, inside, CHANNELS)
+    _store(dq, total, y, x, c, d_c, d_y, d_x, inside, CHANNELS)
 
 
 @triton.jit
@@ -304,16 +304,14 @@ def backward_keys(
             across = offset_x + SKIP * column[None, :] - (i % TILE)[:, None]
             seen = (down >= 0) & (down < WINDOW) & (across >= 0) & (across < WINDOW)
             seen = seen & mine[:, None] & exists[None, :]
-            query_y = tl.where(exists, at_y + step_y * row, 0)
-            query_x = tl.where(exists, at_x + step_x * column, 0)
-            out_y = query_y // STRIDE
-            out_x = query_x // STRIDE
+            query_y = tl.where(exists, at_y + step_y * row, 0) // STRIDE
+            query_x = tl.where(exists, at_x + step_x * column, 0) // STRIDE
             query = _load(q, query_y, query_x, c, q_c, q_y, q_x, exists, CHANNELS)
-            slope = _load(grad, out_y, out_x, c, g_c, g_y, g_x, exists, CHANNELS)
+            slope = _load(grad, query_y, query_x, c, g_c, g_y, g_x, exists, CHANNELS)
             weight = dot(key, tl.trans(query), ACC) * scale
             fall = dot(value, tl.trans(slope), ACC)
             if SOFTMAX:
-                at = plane + out_y * columns + out_x
+                at = plane + query_y * columns + query_x
                 level = tl.load(lse + at, mask=exists, other=0.0)
                 mean = tl.load(delta + at, mask=exists, other=0.0)
                 logit = weight * LOG2_E - level[None, :]

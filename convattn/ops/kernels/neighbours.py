@@ -52,9 +52,9 @@ def attend_neighbours(
     """Attend to the neighbours.
 
     Args:
-        q: queries (B, C, H, W) of any strides; those at ``[::s, ::s]`` are answered.
-        k: keys, shaped like ``q``.
-        v: values, shaped like ``q``.
+        q: queries (B, C, ceil(H / s), ceil(W / s)) of any strides, each of which is answered.
+        k: keys (B, C, H, W).
+        v: values, shaped like ``k``.
         num_heads: N.
         window_size: K, odd.
         stride: s.
@@ -66,9 +66,9 @@ def attend_neighbours(
         The map (B, C, ceil(H / s), ceil(W / s)) and lse (B, N, ceil(H / s), ceil(W / s)), in base 2
         and float32 at least.
     """
-    out, lse = _outputs(q, num_heads, stride)
+    out, lse = _outputs(q, num_heads)
     tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
-    grid, sizes = _grid(tiling, out.shape[2:], q, out)
+    grid, sizes = _grid(tiling, q.shape[2:], q, k)
     with on_device_of(q, programs.attend):
         programs.attend[grid](
             q, k, v, out, lse, *_strides(q, k, v, out), *sizes, num_heads, scale, **tiling
@@ -88,7 +88,7 @@ def _(
     scale: float,
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _outputs(q, num_heads, stride)
+    return _outputs(q, num_heads)
 
 
 @torch.library.custom_op("convattn_kernels::attend_neighbours_backward", mutates_args=())
@@ -107,20 +107,19 @@ def attend_neighbours_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``attend_neighbours``: of q, k and v, laid out as they are."""
     num_heads = lse.shape[1]
-    dq = torch.empty_like(q) if stride == 1 else torch.zeros_like(q)
-    dk, dv, delta = torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    dq, dk, dv, delta = (torch.empty_like(x) for x in (q, k, v, lse))
     tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
     with on_device_of(q, programs.attend):
-        grid, sizes = _grid(tiling, out.shape[2:], q, out)
+        grid, sizes = _grid(tiling, q.shape[2:], q, k)
         programs.backward_queries[grid](
             q, k, v, out, grad, lse, delta, dq,
             *_strides(q, k, v, out, grad, dq), *sizes, num_heads, scale, **tiling,
         )  # fmt: skip
-        grid, sizes = _grid(tiling, q.shape[2:], q, out)
+        grid, sizes = _grid(tiling, k.shape[2:], q, k)
         programs.backward_keys[grid](
             q, k, v, grad, lse, delta, dk, dv,
             *_strides(q, k, v, grad, dk, dv), *sizes, num_heads, scale,
-            *_images(q, window_size, dilation, softmax), _lift(q, tiling),
+            *_images(k, window_size, dilation, softmax), _lift(k, tiling),
             **_by_keys(tiling),
         )  # fmt: skip
     return dq, dk, dv
@@ -157,10 +156,9 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
 attend_neighbours.register_autograd(_backward, setup_context=_save)
 
 
-def _outputs(q: Tensor, num_heads: int, stride: int) -> tuple[Tensor, Tensor]:
+def _outputs(q: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """Allocate the map of answers, laid out as the queries are, and lse."""
-    B, C, *size = q.shape
-    rows, columns = (ceil_divide(n, stride) for n in size)
+    B, C, rows, columns = q.shape
     out = q.new_empty(B, C, rows, columns)
     if q.stride(1) == 1:
         out = q.new_empty(B, rows, columns, C).permute(0, 3, 1, 2)
@@ -218,17 +216,17 @@ def _by_keys(tiling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grid(
-    tiling: dict[str, Any], tiled: torch.Size, q: Tensor, out: Tensor
+    tiling: dict[str, Any], tiled: torch.Size, q: Tensor, k: Tensor
 ) -> tuple[tuple[int], list[int]]:
     """Return the number of programs, for a map that is cut into tiles, and all sizes."""
     phases = tiling["DILATION"]
     blocks = [ceil_divide(n, phases * tiling["TILE"]) for n in tiled]
     programs_of_plane = phases**2 * blocks[0] * blocks[1]
     planes = q.shape[0] * (q.shape[1] // tiling["CHANNELS"])
-    return (programs_of_plane * planes,), [*q.shape[2:], *out.shape[2:], *blocks]
+    return (programs_of_plane * planes,), [*k.shape[2:], *q.shape[2:], *blocks]
 
 
-def _images(q: Tensor, window_size: int, dilation: int, softmax: bool) -> list[int]:
+def _images(k: Tensor, window_size: int, dilation: int, softmax: bool) -> list[int]:
     """Return the first mirror image that windows show, by row and column, and how many there are.
 
     Image m fills the places m span to (m + 1) span of the padded axis, see ``_image``.
@@ -237,16 +235,16 @@ def _images(q: Tensor, window_size: int, dilation: int, softmax: bool) -> list[i
         return [0, 0, 1, 1]
     reach = dilation * (window_size // 2)
     first, number = [], []
-    for size in q.shape[2:]:
+    for size in k.shape[2:]:
         span = max(size - 1, 1)
         first.append(-reach // span)
         number.append((size - 1 + reach) // span - first[-1] + 1)
     return [*first, *number]
 
 
-def _lift(q: Tensor, tiling: dict[str, Any]) -> int:
+def _lift(k: Tensor, tiling: dict[str, Any]) -> int:
     """Return so many strides that no place of a padded map stays negative: signs of % differ."""
-    return 4 * (max(q.shape[2:]) + tiling["DILATION"] * (tiling["TILE"] + tiling["WINDOW"]))
+    return 4 * (max(k.shape[2:]) + tiling["DILATION"] * (tiling["TILE"] + tiling["WINDOW"]))
 
 
 def _strides(*maps: Tensor) -> list[int]:

@@ -19,8 +19,8 @@ def _sliding(device: str, heads: int, window: int, stride: int = 1, dilation: in
     def attend(*maps: Tensor) -> Tensor:
         q, k, v = (x.to(device) for x in maps)
         return kernels.attend_sliding(
-            q, k, v, num_heads=heads, window_size=window, stride=stride, dilation=dilation,
-            scale=None,
+            q[:, :, ::stride, ::stride], k, v, num_heads=heads, window_size=window, stride=stride,
+            dilation=dilation, scale=None,
         ).cpu()  # fmt: skip
 
     return attend
@@ -195,7 +195,7 @@ def test_the_operator_is_registered_as_pytorch_wants_it(ours, theirs, stride, de
     maps = [x.to(device).requires_grad_() for x in _maps((1, 4, 4, 5), torch.float32)]
     last = [x.detach().to(memory_format=torch.channels_last).requires_grad_() for x in maps]
     for q, k, v in (maps, last):
-        arguments = (q, k, v, 2, 3, stride, 1, 0.5, ours is _sliding)
+        arguments = (q[:, :, ::stride, ::stride], k, v, 2, 3, stride, 1, 0.5, ours is _sliding)
         torch.library.opcheck(
             attend_neighbours,
             arguments,
@@ -229,9 +229,9 @@ def test_exports(device):
 
 
 def test_runs_on_the_meta_device(device):
-    q = torch.empty(2, 4, 5, 7, device="meta")
+    q, k = (torch.empty(2, 4, *size, device="meta") for size in ((3, 4), (5, 7)))
     out = kernels.attend_sliding(
-        q, q, q, num_heads=2, window_size=3, stride=2, dilation=1, scale=None
+        q, k, k, num_heads=2, window_size=3, stride=2, dilation=1, scale=None
     )
     assert out.is_meta
     assert out.shape == (2, 4, 3, 4)
@@ -250,6 +250,29 @@ def test_the_public_function_takes_the_kernel(device):
     assert_close(
         ops.pixel_shift_attention(q, k, v, backend="triton", **options), expected, torch.float64
     )
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "window", "stride", "dilation"),
+    [((1, 4, 5, 4), 3, 2, 1), pytest.param((2, 4, 7, 11), 5, 3, 2, marks=pytest.mark.slow)],
+)
+def test_queries_are_a_map_or_the_answered_ones_alone(
+    alone, shape, window, stride, dilation, device
+):
+    def attend(backend: str) -> Function:
+        def on(*maps: Tensor) -> Tensor:
+            q, k, v = (x.to(device) for x in maps)
+            return ops.sliding_window_attention(
+                q, k, v, num_heads=2, window_size=window, stride=stride, dilation=dilation,
+                backend=backend,
+            ).cpu()  # fmt: skip
+
+        return on
+
+    q, k, v = _maps(shape)
+    q = q[:, :, ::stride, ::stride].contiguous() if alone else q
+    assert_same(attend("triton"), attend("reference"), [q, k, v])
 
 
 def test_the_public_sliding_window_takes_the_kernel_with_positions(device):
