@@ -64,6 +64,9 @@ class OperatorProperties:
         alone = [t[1:2] if t.dim() > 1 else t for t in tensors]
         assert_close(self.fast(*tensors)[1:2], self.fast(*alone), torch.float64)
 
+    def test_no_image_gives_no_image(self):
+        assert_same(self.fast, self.reference, self.inputs((0, 8, 6, 9), torch.float32))
+
     def test_runs_on_the_meta_device(self):
         tensors = self.inputs((2, 8, 6, 9), torch.float32)
         output = self.fast(*(t.to("meta") for t in tensors))

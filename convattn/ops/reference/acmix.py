@@ -32,7 +32,7 @@ def acmix_convolution(
     columns = F.unfold(
         features.flatten(1, 2), K, dilation=dilation, padding=dilation * (K // 2), stride=stride
     )
-    columns = columns.reshape(B, head_dim, maps, K * K, -1)
+    columns = columns.unflatten(1, (head_dim, maps, K * K))
     kernels = dep_weight.reshape(head_dim, C_out // head_dim, maps, K * K)
     out = torch.einsum("dnmt,bdmtl->bdnl", kernels, columns)
     return out.reshape(B, C_out, -(-H // stride), -(-W // stride))

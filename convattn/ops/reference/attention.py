@@ -115,7 +115,7 @@ def _reflect(i: int, size: int) -> int:
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.reshape(x.shape[0], num_heads, -1, *x.shape[2:])
+    return x.unflatten(1, (num_heads, -1))
 
 
 def _attend(

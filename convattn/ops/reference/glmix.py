@@ -36,7 +36,7 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
             members = [tokens[nearest[b] == m] for m in range(start.shape[1])]
             means = [t.mean(dim=0) if len(t) else start[b, m] for m, t in enumerate(members)]
             images.append(torch.stack(means))
-        slots = torch.stack(images)
+        slots = torch.stack(images) if images else slots
     return slots
 
 
