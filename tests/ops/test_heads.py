@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,27 @@ def test_is_softmax_attention_of_each_head(dtype, tokens, heads):
 def test_gradients_match_finite_differences():
     qkv = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: attend_heads(x, 2), [qkv])
+
+
+@pytest.mark.parametrize("tokens", [5, 70])
+def test_function_transforms_have_every_derivative(tokens):
+    qkv, along = torch.randn(2, 2, tokens, 12, dtype=torch.float64)
+
+    def derivatives(attend: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        def slope(x: Tensor) -> Tensor:
+            return torch.func.grad(lambda x: attend(x).square().sum())(x)
+
+        return [
+            *torch.func.jvp(attend, (qkv,), (along,)),
+            torch.func.grad(lambda x: (slope(x) * along).sum())(qkv),
+            torch.func.vmap(lambda x: attend(x[None])[0])(qkv),
+        ]
+
+    actual, expected = (
+        derivatives(lambda x: attend_heads(x, 2)),
+        derivatives(lambda x: _plain(x, 2)),
+    )
+    assert_close(actual, expected, torch.float64)
 
 
 @pytest.mark.usefixtures("path")
