@@ -7,11 +7,12 @@ taken, and the last fits always.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn.ops._checks import check_choice
 
@@ -89,6 +90,14 @@ def transformed() -> bool:
     return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def derivable() -> AbstractContextManager[None]:
+    """Let sdpa multiply plainly where a transform looks into it: its kernels lack derivatives.
+
+    They have no forward mode, and no derivative of their gradient.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
 
 
 def choose(rules: Sequence[Rule], case: Case) -> str:

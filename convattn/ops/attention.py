@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops import kernels
-from convattn.ops._backend import Case, Rule, choose, describe, resolve
+from convattn.ops._backend import Case, Rule, choose, derivable, describe, resolve
 from convattn.ops._checks import (
     check_divisible,
     check_map,
@@ -128,7 +128,8 @@ def sliding_window_attention(
     if chosen == "triton":
         return kernels.attend_sliding(q, k, v, num_heads=num_heads, scale=scale, **options)
     attend = attend_dense if chosen == "dense" else attend_tiled
-    return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
+    with derivable():
+        return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 
 
 @scriptable(
@@ -219,14 +220,16 @@ def global_attention(
         ValueError: shapes or a backend that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT and PVT (arXiv
-    2102.12122).
+    2102.12122). ``torch.func`` takes every derivative; ``backward`` through a gradient needs
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call, as PyTorch's kernels do.
     """
     _check_heads(q, k, v, num_heads)
     if resolve(backend, SDPA_BACKENDS) == "reference":
         return reference.global_attention(q, k, v, num_heads=num_heads, scale=scale)
     H, W = q.shape[2:]
     q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
-    return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
+    with derivable():
+        return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
 
 
 @scriptable(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from convattn.ops import _glmix_tiled as tiled
 from convattn.ops import kernels
-from convattn.ops._backend import Case, Rule, choose, describe, resolve
+from convattn.ops._backend import Case, Rule, choose, derivable, describe, resolve
 from convattn.ops._checks import check_map, check_positive, check_tensor
 from convattn.ops._script import scriptable
 from convattn.ops._tokens import to_tokens
@@ -294,7 +294,8 @@ def _unit(x: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.to(v.dtype).unsqueeze(1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
+    with derivable():
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
 
 
 def _assign(centroids: Tensor, directions: Tensor) -> Tensor:

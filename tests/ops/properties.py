@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,6 +66,11 @@ class OperatorProperties:
         alone = [t[1:2] if t.dim() > 1 else t for t in tensors]
         assert_close(self.fast(*tensors)[1:2], self.fast(*alone), torch.float64)
 
+    def test_function_transforms_have_every_derivative(self):
+        tensors, along = (tuple(self.inputs((2, 4, 3, 2), torch.float64)) for _ in range(2))
+        actual, expected = (_derivatives(f, tensors, along) for f in (self.fast, self.reference))
+        assert_close(actual, expected, torch.float64)
+
     def test_no_image_gives_no_image(self):
         assert_same(self.fast, self.reference, self.inputs((0, 8, 6, 9), torch.float32))
 
@@ -81,6 +88,20 @@ class OperatorProperties:
         compiled = torch.compile(self.fast, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         for shape in [(2, 8, 6, 9), (2, 8, 7, 5)]:
             assert_same(compiled, self.fast, self.inputs(shape, torch.float32))
+
+
+def _derivatives(
+    function: Callable[..., Tensor], tensors: tuple[Tensor, ...], along: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Return the value, how it changes along other tensors, and how its gradient does."""
+
+    def slope(*tensors: Tensor) -> tuple[Tensor, ...]:
+        every = tuple(range(len(tensors)))
+        return torch.func.grad(lambda *t: function(*t).square().sum(), argnums=every)(*tensors)
+
+    value, change, *_ = torch.func.jvp(function, tensors, along)
+    bend = torch.func.jvp(slope, tensors, along)[1]
+    return [value, change, *bend]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn import ops
 from convattn.ops.attention import neighbourhoods
@@ -54,6 +55,16 @@ class TestGlobal(OperatorProperties):
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         B, C, H, W = shape
         return [*_maps(1, shape, dtype), *_maps(2, (B, C, -(-H // 2), -(-W // 3)), dtype)]
+
+
+def test_a_gradient_of_the_gradient_of_global_attention_needs_plain_products():
+    tensors = [x.requires_grad_() for x in _maps(3, (1, 4, 3, 2))]
+
+    def attend(*tensors: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return ops.global_attention(*tensors, num_heads=2)
+
+    torch.autograd.gradgradcheck(attend, tensors)
 
 
 class TestPatchwise(OperatorProperties):
