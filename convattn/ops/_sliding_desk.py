@@ -21,12 +21,14 @@ class Desk:
     All that is computed on the way lies in memory that the next images use again.
     """
 
-    def __init__(self, plan: Plan, num_heads: int, dtype: torch.dtype) -> None:
+    def __init__(self, plan: Plan, num_heads: int, channels: int, dtype: torch.dtype) -> None:
         self.plan = plan
         self.num_heads = num_heads
+        self.head_dim = channels // num_heads
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.mask = plan.mask.to(self.dtype)
         self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._places: Tensor | None = None
 
     def chunks(self, batch: int) -> Iterator[slice]:
         """Divide a batch into as many images as fit, one at least, a quarter of it at most."""
@@ -43,36 +45,34 @@ class Desk:
             space = self._spaces[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return space[:size].view(shape)
 
-    def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """Multiply matrices."""
-        return torch.bmm(a, b, out=self.space(name, (len(a), a.shape[1], b.shape[2])))
+    def asked(self, images: int) -> tuple[int, int, int, int]:
+        """Return the shape of the queries of a few images: (strips, b N n, R T, d)."""
+        blocks = images * self.num_heads * self.plan.blocks
+        return len(self.plan.strips), blocks, self.mask.shape[0], self.head_dim
 
-    def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return the softmax of the logits of a strip: (b N n, R T, U)."""
-        weights = self.space("weights", (len(queries), *self.mask.shape))
-        torch.baddbmm(self.mask, queries, keys.mT, out=weights)
-        return torch.softmax(weights, 2, out=weights)
+    def shown(self, images: int, num_heads: int = 0) -> tuple[int, int, int]:
+        """Return the shape of the keys of a few images: (b N n, P columns, d)."""
+        blocks = images * (num_heads or self.num_heads) * self.plan.blocks
+        return blocks, len(self.plan.rows.keys) * self.plan.columns.shown, self.head_dim
 
-    def queries(self, name: str, x: Tensor) -> Tensor:
-        """Copy what belongs to the answers (b, H/s, W/s, C), 0 for queries past the end.
+    def queries(self, x: Tensor, tiles: Tensor) -> None:
+        """Copy what belongs to the answers (b, C, H/s, W/s) to tiles, 0 for queries past the end.
 
-        Returns:
-            (strips, b N n, R T, d).
+        Args:
+            x: the map.
+            tiles: (strips, b N n, R T, d).
         """
+        x = x.permute(0, 2, 3, 1)
         for dim, axis in enumerate((self.plan.rows, self.plan.columns), start=1):
             if not axis.plain:
                 x = self._select(f"queries {dim}", x, dim, axis.queries)
                 x.index_fill_(dim, axis.past, 0)
-        x = self._tiles(x).permute(1, 0, 5, 3, 2, 4, 6)
-        tiles = self.space(name, x.shape)
-        return tiles.copy_(x).flatten(4, 5).flatten(1, 3)
+        self._untiled(tiles).copy_(self._tiles(x))
 
     def answer(self, tiles: Tensor, out: Tensor) -> None:
         """Write what belongs to the answers (b, H/s, W/s, C)."""
         rows, columns = self.plan.rows, self.plan.columns
-        tiles = tiles.unflatten(2, (rows.tile, -1))
-        tiles = tiles.unflatten(1, (-1, self.num_heads, self.plan.blocks))
-        tiles = tiles.permute(1, 0, 4, 3, 5, 2, 6)
+        tiles = self._untiled(tiles)
         if rows.plain and columns.plain:
             self._tiles(out).copy_(tiles)
             return
@@ -80,19 +80,37 @@ class Desk:
         x = x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
         out.copy_(x.index_select(1, rows.answers).index_select(2, columns.answers))
 
+    def _untiled(self, tiles: Tensor) -> Tensor:
+        """View (strips, b N n, R T, d) as (b, strips, R, n, T, N, d)."""
+        tiles = tiles.unflatten(2, (self.plan.rows.tile, -1))
+        tiles = tiles.unflatten(1, (-1, self.num_heads, self.plan.blocks))
+        return tiles.permute(1, 0, 4, 3, 5, 2, 6)
+
     def _tiles(self, x: Tensor) -> Tensor:
         """View (b, rows, columns, C) as (b, strips, R, n, T, N, d)."""
         x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (-1, self.plan.columns.tile))
         return x.unflatten(1, (-1, self.plan.rows.tile))
 
-    def keys(self, name: str, x: Tensor, num_heads: int = 0) -> Tensor:
-        """Copy what each block shows of a map (b, C, H, W): (b N n, P columns, d)."""
+    def places(self, position: Tensor | None, images: slice) -> Tensor | None:
+        """Return what each block shows of the positions of a few images: (1 or b, 1, n P ... d)."""
+        if position is None or self._places is not None:
+            return self._places
+        shared = len(position) == 1
+        position = position if shared else position[images]
+        places = self.space("places", self.shown(len(position), num_heads=1))
+        self.keys(position, places, num_heads=1)
+        places = places.view(len(position), 1, -1)
+        if shared:  # what a batch shares is cut once
+            self._places = places
+        return places
+
+    def keys(self, x: Tensor, blocks: Tensor, num_heads: int = 0) -> None:
+        """Copy what each block shows of a map (b, C, H, W) to blocks (b N n, P columns, d)."""
         columns = self.plan.columns
         x = self._pad(x.permute(0, 2, 3, 1)).unflatten(3, (num_heads or self.num_heads, -1))
         x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.shown, columns.step)
         x = x.permute(0, 4, 2, 3, 1, 6, 5)
-        blocks = self.space(name, x.shape)
-        return blocks.copy_(x).flatten(4, 5).flatten(0, 3)
+        blocks.view(x.shape).copy_(x)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Copy the rows and columns of keys of a map (b, H, W, C), mirrored at its borders."""

@@ -11,6 +11,7 @@ a softmax and a product. Backward does so again: the logits are never kept.
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -58,16 +59,15 @@ def strips_forward(
 ) -> Tensor:
     """Return the answers in q's type; sums and exponentials are float32 at least."""
     B, C, *answered = q.shape
-    desk = Desk(plan(*k.shape[2:], window_size, stride, dilation), num_heads, q.dtype)
+    desk = Desk(plan(*k.shape[2:], window_size, stride, dilation), num_heads, C, q.dtype)
+    tables = cache(partial(_Table, desk))
     out = q.new_empty(B, *answered, C)
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
-            queries, keys, values = _cut(q, k, v, position, images, scale, desk)
-            answers = desk.space("answers", queries.shape)
-            for a, seen, answer in zip(queries, desk.plan.strips, answers, strict=True):
-                weights = desk.weights(a, keys[:, seen])
-                torch.bmm(weights, values[:, seen], out=answer)
-            desk.answer(answers, out[images])
+            table = tables(images.stop - images.start)
+            table.cut(q[images], k[images], v[images], desk.places(position, images), scale)
+            table.attend()
+            desk.answer(table.answers, out[images])
     return out.permute(0, 3, 1, 2)
 
 
@@ -86,56 +86,93 @@ def strips_backward(
     """Return the gradients by q, k and v; that by the position is a sum of that by k."""
     B, C, H, W = k.shape
     tiles = plan(H, W, window_size, stride, dilation, backward=True)
-    desk = Desk(tiles, num_heads, q.dtype)
+    desk = Desk(tiles, num_heads, C, q.dtype)
+    tables = cache(partial(_BackwardTable, desk))
     by_q, by_k, by_v = (x.new_empty(B, *x.shape[2:], C) for x in (q, k, v))
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
-            maps = _cut(q, k, v, position, images, scale, desk)
-            wanted = desk.queries("wanted", gradient[images].permute(0, 2, 3, 1))
-            by_queries, by_keys, by_values = _gradients(*maps, wanted, desk)
-            desk.answer(by_queries.mul_(scale), by_q[images])
+            table = tables(images.stop - images.start)
+            table.cut(q[images], k[images], v[images], desk.places(position, images), scale)
+            desk.queries(gradient[images], table.wanted)
+            table.differentiate()
+            desk.answer(table.answers.mul_(scale), by_q[images])
+            by_values, by_keys = table.by_shown.chunk(2)
             desk.sum_copies(by_keys, by_k[images])
             desk.sum_copies(by_values, by_v[images])
     by_q, by_k, by_v = (x.permute(0, 3, 1, 2) for x in (by_q, by_k, by_v))
     return by_q, by_k, by_v
 
 
-def _cut(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position: Tensor | None,
-    images: slice,
-    scale: float,
-    desk: Desk,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut queries, keys and values of a few images."""
-    asked = q[images].permute(0, 2, 3, 1)
-    keys = desk.keys("keys", k[images])
-    if position is not None:
-        there = position if len(position) == 1 else position[images]
-        there = desk.keys("there", there, num_heads=1)
-        size = desk.plan.blocks * there[0].numel()
-        keys.view(-1, desk.num_heads, size).sub_(there.view(-1, 1, size))
-    return desk.queries("queries", asked).mul_(scale), keys, desk.keys("values", v[images])
+class _Table:
+    """What a few images are computed in, with the views of their strips, which are made once.
+
+    ``asked`` and ``logits`` have room for ``maps`` maps: backward computes with two side by side.
+    """
+
+    def __init__(self, desk: Desk, images: int, maps: int = 1) -> None:
+        self.desk = desk
+        strips, blocks, *tile = desk.asked(images)
+        self.asked = desk.space("asked", (strips, maps * blocks, *tile))
+        self.queries = self.asked[:, -blocks:]
+        self.answers = desk.space("answers", (strips, blocks, *tile))
+        self.keys, self.values = (
+            desk.space(name, desk.shown(images)) for name in ("keys", "values")
+        )
+        self.logits = desk.space("logits", (maps * blocks, *desk.mask.shape))
+        self.weights = self.logits[:blocks]
+        self.strips = [
+            (self.queries[i], self.keys[:, seen], self.values[:, seen], self.answers[i])
+            for i, seen in enumerate(desk.plan.strips)
+        ]
+
+    def cut(self, q: Tensor, k: Tensor, v: Tensor, places: Tensor | None, scale: float) -> None:
+        """Cut queries, keys and values of as many images."""
+        self.desk.queries(q, self.queries)
+        self.queries.mul_(scale)
+        self.desk.keys(k, self.keys)
+        if places is not None:
+            self.keys.view(len(k), self.desk.num_heads, -1).sub_(places)
+        self.desk.keys(v, self.values)
+
+    def attend(self) -> None:
+        """Compute the answers of all strips."""
+        for queries, keys, values, answers in self.strips:
+            self.weigh(queries, keys)
+            torch.bmm(self.weights, values, out=answers)
+
+    def weigh(self, queries: Tensor, keys: Tensor) -> None:
+        """Compute the softmax of the logits of a strip: (b N n, R T, U)."""
+        torch.baddbmm(self.desk.mask, queries, keys.mT, out=self.weights)
+        torch.softmax(self.weights, 2, out=self.weights)
 
 
-def _gradients(
-    queries: Tensor, keys: Tensor, values: Tensor, wanted: Tensor, desk: Desk
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add up what the strips of a few images say, with their weights computed again."""
-    by_queries = desk.space("by_queries", queries.shape)
-    by_keys = desk.space("by_keys", keys.shape).zero_()
-    by_values = desk.space("by_values", values.shape).zero_()
-    for i, seen in enumerate(desk.plan.strips):
-        a, b, c, by_answer = queries[i], keys[:, seen], values[:, seen], wanted[i]
-        weights = desk.weights(a, b)
-        by_values[:, seen] += desk.product("by_key", weights.mT, by_answer)
-        by_logits = desk.product("by_logits", by_answer, c.mT)
-        torch._softmax_backward_data(by_logits, weights, 2, weights.dtype, grad_input=by_logits)
-        torch.bmm(by_logits, b, out=by_queries[i])
-        by_keys[:, seen] += desk.product("by_key", by_logits.mT, a)
-    return by_queries, by_keys, by_values
+class _BackwardTable(_Table):
+    """The same, with gradients: ``answers`` are those by the queries, ``wanted`` by the answers."""
+
+    def __init__(self, desk: Desk, images: int) -> None:
+        super().__init__(desk, images, maps=2)
+        blocks = len(self.weights)
+        self.wanted = self.asked[:, :blocks]
+        self.by_logits = self.logits[blocks:]
+        # values, then keys: their gradients are products of weights and what is wanted, and of the
+        # gradients of logits and queries, which lie in the same order
+        self.by_shown = desk.space("by_shown", (2 * blocks, *self.keys.shape[1:]))
+        self.by_seen = desk.space("by_seen", (2 * blocks, desk.mask.shape[1], self.keys.shape[2]))
+        self.sums = [self.by_shown[:, seen] for seen in desk.plan.strips]
+
+    def differentiate(self) -> None:
+        """Add up what the strips say, with their weights computed again."""
+        self.by_shown.zero_()
+        weights, by_logits, logits = self.weights, self.by_logits, self.logits.mT
+        for strip, wanted, asked, sums in zip(
+            self.strips, self.wanted, self.asked, self.sums, strict=True
+        ):
+            queries, keys, values, by_queries = strip
+            self.weigh(queries, keys)
+            torch.bmm(wanted, values.mT, out=by_logits)
+            torch._softmax_backward_data(by_logits, weights, 2, weights.dtype, grad_input=by_logits)
+            torch.bmm(by_logits, keys, out=by_queries)
+            sums.add_(torch.bmm(logits, asked, out=self.by_seen))
 
 
 _forward = torch.library.custom_op("convattn::strips_forward", strips_forward, mutates_args=())
