@@ -11,6 +11,7 @@ those stay together in the last window, as they are in the grid of windows that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +45,11 @@ def attend_in_windows(
     scale: float | None,
 ) -> Tensor:
     """Pad the maps to whole windows and attend in all of them at once."""
-    grid, gaps = _layout(q, window_size, shift)
-    tokens = (_partition(_pad(x, gaps), grid, window_size).flatten(1, 2) for x in (q, k, v))
+    layout = _lay_out(q, window_size, shift)
+    tokens = (_partition(_pad(x, layout), layout).flatten(1, 2) for x in (q, k, v))
     heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in tokens]
-    out = _attend(heads, q, grid, gaps, window_size, shift, bias, scale)
-    return _unpad(_merge(out, q.shape[0], grid, window_size), gaps)
+    out = _attend(heads, q.shape[0], layout, bias, scale)
+    return _unpad(_merge(out, q.shape[0], layout), layout)
 
 
 def attend_map_in_windows(
@@ -63,42 +64,68 @@ def attend_map_in_windows(
     scale: float | None,
 ) -> Tensor:
     """Do the same from the map that one 1x1 convolution makes q, k and v of: one copy for three."""
-    grid, gaps = _layout(x, window_size, shift)
+    layout = _lay_out(x, window_size, shift)
     # (B n, C_in, K, K), channels last
-    pixels = _partition(_pad(x, gaps), grid, window_size).permute(0, 3, 1, 2)
+    pixels = _partition(_pad(x, layout), layout).permute(0, 3, 1, 2)
     projected = F.conv2d(pixels, weight, offset).permute(0, 2, 3, 1).flatten(1, 2)
     heads = projected.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    out = _attend(heads, x, grid, gaps, window_size, shift, bias, scale)
-    return _unpad(_merge(out, x.shape[0], grid, window_size), gaps)
+    out = _attend(heads, x.shape[0], layout, bias, scale)
+    return _unpad(_merge(out, x.shape[0], layout), layout)
 
 
-def _layout(
-    x: Tensor, window_size: int, shift: tuple[int, int]
-) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Return the rows and columns of windows, and where the padding of each axis lies."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where the windows of a map lie.
+
+    Attributes:
+        window_size: K.
+        grid: rows and columns of windows.
+        gaps: of each axis, where its padding starts and ends.
+        padded: the axes whose padding is put in.
+        shifted: whether there are pixels that the shift rolled around.
+    """
+
+    window_size: int
+    grid: tuple[int, int]
+    gaps: list[tuple[int, int]]
+    padded: tuple[int, ...]
+    shifted: bool
+
+
+def _lay_out(x: Tensor, window_size: int, shift: tuple[int, int]) -> _Layout:
     H, W = x.shape[2:]
     grid = ceil_divide(H, window_size), ceil_divide(W, window_size)
     gaps = [_gap(*axis, window_size) for axis in zip((H, W), grid, shift, strict=True)]
-    return grid, gaps
+    return _Layout(window_size, grid, gaps, _padded(H, W, window_size), max(shift) > 0)
+
+
+def _padded(height: int, width: int, window_size: int) -> tuple[int, ...]:
+    """Return the axes that whole windows do not fill.
+
+    A compiled graph is for maps that they fill, or for all the others: it is asked one question
+    about sizes, and its padding may be nothing.
+    """
+    left_over = height % window_size, width % window_size
+    if left_over[0] + left_over[1] == 0:
+        return ()
+    if torch.compiler.is_compiling():
+        return 2, 3
+    return tuple(dim for dim, rest in zip((2, 3), left_over, strict=True) if rest)
 
 
 def _attend(
     heads: Sequence[Tensor],
-    x: Tensor,
-    grid: tuple[int, int],
-    gaps: Sequence[tuple[int, int]],
-    window_size: int,
-    shift: tuple[int, int],
+    images: int,
+    layout: _Layout,
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """Attend in each window and head, q, k and v (B n, N, L, d) each: (B n, N, L, d)."""
     q, k, v = heads
-    H, W = x.shape[2:]
     mask = None if bias is None else bias.to(q.dtype)[None]
-    if H % window_size or W % window_size or max(shift) > 0:
-        mask = _mask(gaps, grid, window_size, bias, q)
-        mask = mask.expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    if layout.padded or layout.shifted:
+        mask = _mask(layout, bias, q)
+        mask = mask.expand(images, -1, -1, -1, -1).flatten(0, 1)
     if choose(WINDOW_RULES, describe(q, k, v)) == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -117,54 +144,50 @@ def _attend(
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:
     """Return where the padding of an axis starts and ends."""
-    start = size - shift if shift < size else 0
+    start = max(size - shift, 0)
     return start, start + windows * window_size - size
 
 
-def _pad(x: Tensor, gaps: Sequence[tuple[int, int]]) -> Tensor:
+def _pad(x: Tensor, layout: _Layout) -> Tensor:
     """Fill up to whole windows with zeros."""
-    for dim, (start, end) in zip((2, 3), gaps, strict=True):
-        if end > start:
-            shape = list(x.shape)
-            shape[dim] = end - start
-            after = x.narrow(dim, start, x.shape[dim] - start)
-            x = torch.cat([x.narrow(dim, 0, start), x.new_zeros(shape), after], dim)
+    for dim in layout.padded:
+        start, end = layout.gaps[dim - 2]
+        shape = list(x.shape)
+        shape[dim] = end - start
+        after = x.narrow(dim, start, x.shape[dim] - start)
+        x = torch.cat([x.narrow(dim, 0, start), x.new_zeros(shape), after], dim)
     return x
 
 
-def _unpad(x: Tensor, gaps: Sequence[tuple[int, int]]) -> Tensor:
+def _unpad(x: Tensor, layout: _Layout) -> Tensor:
     """Take out what ``_pad`` put in."""
-    for dim, (start, end) in zip((2, 3), gaps, strict=True):
-        if end > start:
-            after = x.narrow(dim, end, x.shape[dim] - end)
-            x = torch.cat([x.narrow(dim, 0, start), after], dim)
+    for dim in layout.padded:
+        start, end = layout.gaps[dim - 2]
+        after = x.narrow(dim, end, x.shape[dim] - end)
+        x = torch.cat([x.narrow(dim, 0, start), after], dim)
     return x
 
 
-def _partition(x: Tensor, grid: tuple[int, int], window_size: int) -> Tensor:
+def _partition(x: Tensor, layout: _Layout) -> Tensor:
     """Cut a map of whole windows into those, channels last: (B n, K, K, C)."""
-    x = x.unflatten(3, (grid[1], window_size)).unflatten(2, (grid[0], window_size))
+    rows, columns = ((n, layout.window_size) for n in layout.grid)
+    x = x.unflatten(3, columns).unflatten(2, rows)
     return x.permute(0, 2, 4, 3, 5, 1).contiguous().flatten(0, 2)
 
 
-def _merge(out: Tensor, batch: int, grid: tuple[int, int], window_size: int) -> Tensor:
+def _merge(out: Tensor, images: int, layout: _Layout) -> Tensor:
     """Put the windows' tokens (B n, N, L, d) back in their places: (B, C, H, W), channels last."""
     out = out.transpose(1, 2).flatten(2)
-    out = out.reshape(batch, *grid, window_size, window_size, out.shape[2])
+    K = layout.window_size
+    out = out.reshape(images, *layout.grid, K, K, out.shape[2])
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def _mask(
-    gaps: Sequence[tuple[int, int]],
-    grid: tuple[int, int],
-    window_size: int,
-    bias: Tensor | None,
-    like: Tensor,
-) -> Tensor:
+def _mask(layout: _Layout, bias: Tensor | None, like: Tensor) -> Tensor:
     """Return what is added to the logits of each window: (n, N or 1, L, L)."""
     rows, columns = (
-        _segments(gap, windows, window_size, like.device)
-        for gap, windows in zip(gaps, grid, strict=True)
+        _segments(gap, windows, layout.window_size, like.device)
+        for gap, windows in zip(layout.gaps, layout.grid, strict=True)
     )
     segments = 3 * rows[:, None, :, None] + columns[None, :, None, :]
     segments = segments.flatten(2).flatten(0, 1)

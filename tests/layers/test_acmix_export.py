@@ -51,16 +51,18 @@ def test_it_exports_for_maps_of_any_size(options, deployed):
         # of a map that is small enough, oneDNN makes another call
         ({"mix": "convolution"}, 3),
         ({"attention": "global"}, 3),
-        # beside those, windows that divide the rows, or the columns, or do not
-        ({"attention": "window", "mix": "attention"}, 7),
+        # each of those for maps that windows fill, and for all others
+        ({"attention": "window", "mix": "attention"}, 5),
+        ({"attention": "window"}, 7),
+        ({"attention": "shifted_window"}, 7),
     ],
 )
 def test_sizes_that_change_are_compiled_a_few_times(options, graphs, deployed):
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(build(deployed, **options), fullgraph=True, backend=counter)
-    sizes = [(9, 7), (14, 14), (16, 20), (28, 28), (21, 33), (30, 12), (35, 35), (40, 22), (17, 50)]
+    sizes = [(9, 8), (14, 14), (16, 20), (28, 28), (21, 33), (30, 14), (35, 35), (40, 22), (17, 50)]
     with torch.no_grad():
-        for size in [*sizes, (56, 56), (33, 47), (63, 41)]:
+        for size in [*sizes, (56, 56), (33, 47), (63, 41), (41, 63), (28, 63)]:
             compiled(torch.randn(1, 16, *size))
     assert counter.frame_count <= graphs

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn import ops
@@ -103,6 +104,21 @@ def test_every_grid_of_windows_matches_the_reference(size, window_size, shift):
         )
 
     assert_same(attend("sdpa"), attend("reference"), _maps(3, (1, 4, *size)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [0, (1, 2)])
+def test_windows_compile_for_maps_that_they_fill_and_for_all_others(shift):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.window_attention(q, k, v, num_heads=2, window_size=3, shift=shift)
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=counter)
+    for size in [(6, 9), (7, 9), (9, 8), (10, 11), (12, 15), (16, 6)]:
+        maps = _maps(3, (2, 4, *size))
+        assert_close(compiled(*maps), attend(*maps), torch.float64)
+    assert counter.frame_count == 2
 
 
 @given(
