@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops._acmix_kernels import merge_groups, merged_groups
-from convattn.ops.acmix import BACKENDS, RULES, folding_pays
+from convattn.ops.acmix import BACKENDS
 from convattn.ops.fuse import fold_fc_group_conv, shift_kernels
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor
@@ -215,27 +214,6 @@ def test_projections_of_a_map_must_fit(change, message):
         ops.map_convolution(**(arguments | change))
 
 
-@pytest.mark.parametrize(
-    ("in_chans", "heads", "options", "path"),
-    [
-        (64, 4, {}, "dense"),
-        (256, 4, {}, "projected"),
-        (256, 4, {"alone": True}, "connected"),
-        (256, 4, {"stride": 2}, "dense"),
-        (192, 6, {}, "connected"),
-        (64, 4, {"backend": "grouped"}, "projected"),
-    ],
-)
-def test_the_widths_decide_what_the_convolution_takes(in_chans, heads, options, path):
-    sizes = {"head_dim": in_chans // heads, "out_chans": in_chans}
-    x = torch.empty(1, in_chans, 3, 3)
-    assert ops.convolution_path(x, **sizes, **options) == path
-    with ops.use_backend("reference"):
-        assert ops.convolution_path(x, **sizes, **options) == "projected"
-    assert ops.convolution_path(x.to("meta"), **sizes, **options) == "projected"
-    assert all(why for *_, why in RULES)
-
-
 @given(
     groups=st.tuples(*[st.integers(1, 3)] * 3),
     size=st.tuples(*[st.integers(1, 9)] * 2),
@@ -372,32 +350,3 @@ def test_kernels_folded_before_must_fit(shape, message):
     x = torch.randn(1, 8, 5, 5)
     with pytest.raises(ValueError, match=message):
         ops.folded_convolution(x, x, x, torch.zeros(shape), head_dim=4)
-
-
-@pytest.mark.parametrize(
-    ("groups", "num_outputs", "stride", "pays"),
-    [(12, 4, 1, True), (18, 6, 1, False), (18, 6, 2, True), (24, 8, 3, True), (24, 8, 1, False)],
-)
-def test_folding_pays_where_it_is_no_more_multiplications(groups, num_outputs, stride, pays):
-    folded = groups * num_outputs * 9
-    two_layers = groups * 9 * stride**2 + num_outputs * 81
-    assert (folded <= two_layers) == pays
-    assert folding_pays(groups, num_outputs, 3, stride) == pays
-
-
-@pytest.mark.parametrize("merged", [1, 2, 3, 6])
-def test_merged_groups_compute_the_same(merged):
-    x, kernels = _random((2, 12, 5, 4)), _random((18, 2, 3, 3))
-    together = merge_groups(kernels, groups=6, merged=merged)
-    assert together.shape == (18, 2 * merged, 3, 3)
-    assert_close(
-        F.conv2d(x, together, groups=6 // merged), F.conv2d(x, kernels, groups=6), torch.float64
-    )
-
-
-@pytest.mark.parametrize(
-    ("groups", "outputs", "merged"),
-    [(16, 4, 4), (32, 3, 4), (32, 6, 2), (32, 12, 1), (6, 4, 2), (7, 1, 1), (64, 1, 16)],
-)
-def test_groups_are_merged_up_to_a_vector_of_outputs(groups, outputs, merged):
-    assert merged_groups(groups, outputs) == merged
