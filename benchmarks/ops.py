@@ -76,8 +76,9 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
 def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
     def call(u: Tensor, scale: Tensor, backend: str) -> Tensor:
         slots = ops.pool_slots(u, SLOTS)
-        gathered = ops.soft_clustering(slots, u, scale, backend=backend)
-        return ops.dispatch(slots, gathered, u, scale, backend=backend)
+        return ops.cluster_and_dispatch(slots, u, scale, _as_they_are, backend=backend)
+
+    paths = glmix.BACKENDS if backward else glmix.MIX_BACKENDS
 
     return [
         _group(
@@ -85,13 +86,17 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
             "GLMix clustering and dispatching",
             [(options.batch, channels, size, size), (1,)],
             call,
-            glmix.BACKENDS,
+            paths,
             macs=4 * options.batch * channels * SLOTS[0] * SLOTS[1] * size**2,
             dtype=dtype,
             backward=backward,
         )
         for channels, size in (_QUICK if options.quick else STAGES)
     ]
+
+
+def _as_they_are(slots: Tensor) -> Tensor:
+    return slots
 
 
 def _pixel_shift(options: Options, dtype: str, backward: bool) -> list[Group]:

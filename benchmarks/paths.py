@@ -64,7 +64,7 @@ TABLES = (
         attention.SLIDING_RULES,
         {"18x18 and smaller": _map(18, window=7), "larger": _map(28, window=7)},
     ),
-    Rules("GLMix: clustering, dispatching", glmix.RULES, {"any": _map(56)}),
+    Rules("GLMix: clustering, dispatching", glmix.MIX_RULES, {"any": _map(56)}),
     Rules("pixel shift", xvolution.RULES, {"any": _map(28, window=3)}),
     Rules(
         "ACmix: convolution",

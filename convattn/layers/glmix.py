@@ -22,8 +22,9 @@ from convattn.ops._checks import (
     check_positive,
 )
 from convattn.ops.glmix import (
-    BACKENDS,
+    MIX_BACKENDS,
     check_grid,
+    cluster_and_dispatch,
     dispatch,
     kmeans_clustering,
     pool_slots,
@@ -61,7 +62,7 @@ class GLMix(Conv2dLike):
         stride: s. The slots gather the whole map, and only the pixels that are kept receive them;
             in sequence the local branch has the stride and the global one sees what it gives.
         dilation: distance between the pixels that the local branch takes.
-        backend: path of ``convattn.ops.soft_clustering`` and ``dispatch``.
+        backend: path of ``convattn.ops.cluster_and_dispatch``.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.
@@ -98,7 +99,7 @@ class GLMix(Conv2dLike):
         check_choice("slot_init", slot_init, SLOT_INITS)
         check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("branches", branches, BRANCHES)
-        check_choice("backend", backend, ("auto", *BACKENDS))
+        check_choice("backend", backend, ("auto", *MIX_BACKENDS))
         check_positive("kmeans_iterations", kmeans_iterations)
         check_odd("kernel_size", kernel_size)
         check_positive("stride", stride)
@@ -212,7 +213,9 @@ class GLMix(Conv2dLike):
         assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
         if self.clustering == "soft":
-            slots = soft_clustering(prototypes, u, self.slot_scale, backend=self.backend)
+            if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+                return self._soft(prototypes, u, stride)
+            slots = soft_clustering(prototypes, u, self.slot_scale)
         elif self.clustering == "kmeans":
             slots = prototypes = kmeans_clustering(prototypes, u, self.kmeans_iterations)
         else:
@@ -220,7 +223,13 @@ class GLMix(Conv2dLike):
             slots = pool_slots(u, self._slot_grid)
         if stride > 1:
             u = u[:, :, ::stride, ::stride]
-        return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=self.backend)
+        backend = "auto" if self.backend == "shared" else self.backend
+        return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=backend)
+
+    @torch.jit.unused
+    def _soft(self, prototypes: Tensor, u: Tensor, stride: int) -> Tensor:
+        scale, attend, backend = self.slot_scale, self.slot_attn, self.backend
+        return cluster_and_dispatch(prototypes, u, scale, attend, stride=stride, backend=backend)
 
     def _initial_slots(self, u: Tensor, context: Tensor) -> Tensor:
         if self._slot_grid is None:
@@ -248,7 +257,7 @@ class GLMixBlock(PreNormBlock):
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
         layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
-        backend: path of ``convattn.ops.soft_clustering`` and ``dispatch``.
+        backend: path of ``convattn.ops.cluster_and_dispatch``.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.

@@ -10,6 +10,7 @@ from convattn.ops.attention import global_attention as global_attention
 from convattn.ops.attention import patchwise_aggregate as patchwise_aggregate
 from convattn.ops.attention import sliding_window_attention as sliding_window_attention
 from convattn.ops.attention import window_attention as window_attention
+from convattn.ops.glmix import cluster_and_dispatch as cluster_and_dispatch
 from convattn.ops.glmix import dispatch as dispatch
 from convattn.ops.glmix import kmeans_clustering as kmeans_clustering
 from convattn.ops.glmix import pool_slots as pool_slots

@@ -26,6 +26,7 @@ PATHS = (
     "grouped",
     "taps",
     "sdpa",
+    "shared",
     "shifted",
     "triton",
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convattn.ops.reference.glmix import MIN_NORM
 
-TILE_LOGITS = 2**18  # measured from 2^17 to 2^22: products of a good size, logits in the cache
+TILE_LOGITS = 2**19  # measured from 2^17 to 2^22: products of a good size, logits in the cache
 TILE_PIXELS = 2**12  # of float16's weights the largest is no less than 1 / TILE_PIXELS
 
 Tile = tuple[slice, list[slice]]  # images, and the runs of pixels that cover them
@@ -68,7 +68,7 @@ class _Disperse(torch.autograd.Function):
 def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return the slots, and the share (B, M, tiles) of a slot's weight that lies in each tile."""
     means, shares = [], []
-    for images, runs in _tiles(keys, tokens):
+    for images, runs in tiles(keys, tokens):
         k, u = keys[images], tokens[images]
         if len(runs) == 1:
             means.append(torch.bmm(_logits(k, u).softmax(-1), u))
@@ -82,7 +82,7 @@ def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cluster_runs(keys: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor]:
     # Each tile has a softmax of its own, and weighs what its log-sum-exp says, added up online.
-    wide = _wide(keys)
+    wide = wide_dtype(keys)
     mean, total = torch.zeros_like(keys, dtype=wide), None
     tops = []
     for u in tiles:
@@ -99,11 +99,11 @@ def _cluster_runs(keys: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
     mixed = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
-    for images, runs in _tiles(keys, tokens):
+    for images, runs in tiles(keys, tokens):
         k, s = keys[images].mT, slots[images]
         for run in runs:
             u = tokens[images, run]
-            logits = torch.bmm(u, k).mul_(_inverse_length(u).to(u.dtype).unsqueeze(-1))
+            logits = torch.bmm(u, k).mul_(inverse_length(u).to(u.dtype).unsqueeze(-1))
             torch.bmm(logits.softmax(-1), s, out=mixed[images, run])
     return mixed
 
@@ -111,10 +111,10 @@ def _disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
 def _cluster_backward(
     keys: Tensor, tokens: Tensor, slots: Tensor, shares: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    M, dtype, wide = keys.shape[1], keys.dtype, _wide(keys)
+    M, dtype, wide = keys.shape[1], keys.dtype, wide_dtype(keys)
     grad_keys = torch.zeros_like(keys, dtype=wide)
     grad_tokens = torch.empty(tokens.shape, dtype=dtype, device=tokens.device)
-    for images, runs in _tiles(keys, tokens):
+    for images, runs in tiles(keys, tokens):
         k = keys[images]
         for i, run in enumerate(runs):
             u = tokens[images, run]
@@ -123,7 +123,7 @@ def _cluster_backward(
             mean = (g.to(wide) * slots[images].to(wide)).sum(-1, keepdim=True).to(dtype)
             both = torch.cat([k, g], 1)
             maps = torch.bmm(both, u.mT)
-            inverse = _inverse_length(u)
+            inverse = inverse_length(u)
             narrow = inverse.to(dtype).unsqueeze(1)
             logits, slope = maps[:, :M].mul_(narrow), maps[:, M:]
             weights = logits.softmax(-1)
@@ -139,14 +139,14 @@ def _cluster_backward(
 def _disperse_backward(
     keys: Tensor, slots: Tensor, tokens: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, wide = keys.dtype, _wide(keys)
+    dtype, wide = keys.dtype, wide_dtype(keys)
     grad_keys, grad_slots = (torch.zeros_like(keys, dtype=wide) for _ in range(2))
     grad_tokens = torch.empty(tokens.shape, dtype=dtype, device=tokens.device)
-    for images, runs in _tiles(keys, tokens):
+    for images, runs in tiles(keys, tokens):
         k, s = keys[images], slots[images]
         for run in runs:
             u, g = tokens[images, run], grad[images, run]
-            inverse = _inverse_length(u)
+            inverse = inverse_length(u)
             narrow = inverse.to(dtype).unsqueeze(-1)
             logits = torch.bmm(u, k.mT).mul_(narrow)
             weights = logits.softmax(-1)
@@ -164,7 +164,8 @@ def _tangential(gradient: Tensor, u: Tensor, radial: Tensor) -> Tensor:
     return gradient.addcmul_(u, radial.to(u.dtype).unsqueeze(-1), value=-1)
 
 
-def _tiles(keys: Tensor, tokens: Tensor) -> Iterator[Tile]:
+def tiles(keys: Tensor, tokens: Tensor) -> Iterator[Tile]:
+    """Divide a batch into images at a time, and their pixels into runs."""
     B, P = tokens.shape[:2]
     M = keys.shape[1]
     pixels = min(P, TILE_PIXELS, max(1, TILE_LOGITS // M))
@@ -175,16 +176,16 @@ def _tiles(keys: Tensor, tokens: Tensor) -> Iterator[Tile]:
 
 
 def _logits(keys: Tensor, u: Tensor) -> Tensor:
-    return torch.bmm(keys, u.mT).mul_(_inverse_length(u).to(u.dtype).unsqueeze(1))
+    return torch.bmm(keys, u.mT).mul_(inverse_length(u).to(u.dtype).unsqueeze(1))
 
 
-def _inverse_length(u: Tensor) -> Tensor:
+def inverse_length(u: Tensor) -> Tensor:
     """``1 / |u|`` (B, P) in float32 at least; 0 where a vector has no direction."""
-    length = torch.linalg.vector_norm(u, dim=-1, dtype=_wide(u))
-    return (length > MIN_NORM) / length.clamp_min_(MIN_NORM)
+    length = torch.linalg.vector_norm(u, dim=-1, dtype=wide_dtype(u))
+    return torch.threshold_(length, MIN_NORM, torch.inf).reciprocal_()
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -207,7 +208,7 @@ def _plain_disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _plain_logits(keys: Tensor, tokens: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=_wide(tokens))
+    length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=wide_dtype(tokens))
     inverse = (length > MIN_NORM) / length.clamp_min(MIN_NORM)
     return keys @ (tokens * inverse.to(tokens.dtype)).mT
 
