@@ -28,7 +28,7 @@ class Desk:
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.mask = plan.mask.to(self.dtype)
         self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._places: Tensor | None = None
+        self._origin: Tensor | None = None
 
     def chunks(self, batch: int) -> Iterator[slice]:
         """Divide a batch into as many images as fit, one at least, a quarter of it at most."""
@@ -50,9 +50,9 @@ class Desk:
         blocks = images * self.num_heads * self.plan.blocks
         return len(self.plan.strips), blocks, self.mask.shape[0], self.head_dim
 
-    def shown(self, images: int, num_heads: int = 0) -> tuple[int, int, int]:
+    def shown(self, images: int) -> tuple[int, int, int]:
         """Return the shape of the keys of a few images: (b N n, P columns, d)."""
-        blocks = images * (num_heads or self.num_heads) * self.plan.blocks
+        blocks = images * self.num_heads * self.plan.blocks
         return blocks, len(self.plan.rows.keys) * self.plan.columns.shown, self.head_dim
 
     def queries(self, x: Tensor, tiles: Tensor) -> None:
@@ -91,35 +91,40 @@ class Desk:
         x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (-1, self.plan.columns.tile))
         return x.unflatten(1, (-1, self.plan.rows.tile))
 
-    def places(self, position: Tensor | None, images: slice) -> Tensor | None:
-        """Return what each block shows of the positions of a few images: (1 or b, 1, n P ... d)."""
-        if position is None or self._places is not None:
-            return self._places
+    def origin(self, position: Tensor | None, images: slice) -> Tensor | None:
+        """Return what the keys of a few images are relative to, as `keys` subtracts it."""
+        if position is None or self._origin is not None:
+            return self._origin
         shared = len(position) == 1
-        position = position if shared else position[images]
-        places = self.space("places", self.shown(len(position), num_heads=1))
-        self.keys(position, places, num_heads=1)
-        places = places.view(len(position), 1, -1)
-        if shared:  # what a batch shares is cut once
-            self._places = places
-        return places
+        origin = self._spread("origin", position if shared else position[images], num_heads=1)
+        if shared:  # what a batch shares is padded once
+            self._origin = origin
+        return origin
 
-    def keys(self, x: Tensor, blocks: Tensor, num_heads: int = 0) -> None:
+    def keys(self, x: Tensor, blocks: Tensor, origin: Tensor | None = None) -> None:
         """Copy what each block shows of a map (b, C, H, W) to blocks (b N n, P columns, d)."""
-        columns = self.plan.columns
-        x = self._pad(x.permute(0, 2, 3, 1)).unflatten(3, (num_heads or self.num_heads, -1))
-        x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.shown, columns.step)
-        x = x.permute(0, 4, 2, 3, 1, 6, 5)
-        blocks.view(x.shape).copy_(x)
+        x = self._spread("padded", x, self.num_heads)
+        blocks = blocks.view(x.shape)
+        if origin is None:
+            blocks.copy_(x)
+        else:
+            torch.sub(x, origin, out=blocks)
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def _spread(self, name: str, x: Tensor, num_heads: int) -> Tensor:
+        """View what each block shows, with copies: (b, N, phases, n of one, P, columns, d)."""
+        columns = self.plan.columns
+        x = self._pad(name, x.permute(0, 2, 3, 1)).unflatten(3, (num_heads, -1))
+        x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.shown, columns.step)
+        return x.permute(0, 4, 2, 3, 1, 6, 5)
+
+    def _pad(self, name: str, x: Tensor) -> Tensor:
         """Copy the rows and columns of keys of a map (b, H, W, C), mirrored at its borders."""
         rows, columns = self.plan.rows, self.plan.columns
+        shape = (len(x), len(rows.keys), len(columns.keys), x.shape[3])
+        padded = self.space(name, shape)
         if rows.core is None or columns.core is None:
             x = self._select("rows", x.contiguous(), 1, rows.keys)
-            return self._select("padded", x, 2, columns.keys)
-        shape = (len(x), len(rows.keys), len(columns.keys), x.shape[3])
-        padded = self.space("padded", shape, x.dtype)
+            return padded.copy_(self._select("columns", x, 2, columns.keys))
         inside = x[:, : rows.core.stop - rows.core.start]
         for places in columns.borders:
             mirrored = inside.index_select(2, columns.keys[places])

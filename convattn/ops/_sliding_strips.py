@@ -65,8 +65,8 @@ def strips_forward(
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
             table = tables(images.stop - images.start)
-            table.cut(q[images], k[images], v[images], desk.places(position, images), scale)
-            table.attend()
+            table.cut(q[images], k[images], v[images], desk.origin(position, images))
+            table.attend(scale)
             desk.answer(table.answers, out[images])
     return out.permute(0, 3, 1, 2)
 
@@ -92,7 +92,8 @@ def strips_backward(
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
             table = tables(images.stop - images.start)
-            table.cut(q[images], k[images], v[images], desk.places(position, images), scale)
+            table.cut(q[images], k[images], v[images], desk.origin(position, images))
+            table.queries.mul_(scale)
             desk.queries(gradient[images], table.wanted)
             table.differentiate()
             desk.answer(table.answers.mul_(scale), by_q[images])
@@ -125,24 +126,21 @@ class _Table:
             for i, seen in enumerate(desk.plan.strips)
         ]
 
-    def cut(self, q: Tensor, k: Tensor, v: Tensor, places: Tensor | None, scale: float) -> None:
+    def cut(self, q: Tensor, k: Tensor, v: Tensor, origin: Tensor | None) -> None:
         """Cut queries, keys and values of as many images."""
         self.desk.queries(q, self.queries)
-        self.queries.mul_(scale)
-        self.desk.keys(k, self.keys)
-        if places is not None:
-            self.keys.view(len(k), self.desk.num_heads, -1).sub_(places)
+        self.desk.keys(k, self.keys, origin)
         self.desk.keys(v, self.values)
 
-    def attend(self) -> None:
+    def attend(self, scale: float) -> None:
         """Compute the answers of all strips."""
         for queries, keys, values, answers in self.strips:
-            self.weigh(queries, keys)
+            self.weigh(queries, keys, scale)
             torch.bmm(self.weights, values, out=answers)
 
-    def weigh(self, queries: Tensor, keys: Tensor) -> None:
+    def weigh(self, queries: Tensor, keys: Tensor, scale: float = 1.0) -> None:
         """Compute the softmax of the logits of a strip: (b N n, R T, U)."""
-        torch.baddbmm(self.desk.mask, queries, keys.mT, out=self.weights)
+        torch.baddbmm(self.desk.mask, queries, keys.mT, alpha=scale, out=self.weights)
         torch.softmax(self.weights, 2, out=self.weights)
 
 
