@@ -36,6 +36,9 @@ def test_a_norm_with_an_activation_keeps_it():
 
 def test_convnexts_layer_scales_are_folded_exactly():
     model = random(timm.create_model("convnext_atto", ls_init_value=1e-6))
+    for name, bias in model.named_parameters():
+        if name.endswith("fc2.bias"):  # they start at zero, which no scale changes
+            nn.init.normal_(bias)
     folded = deploy(model, torch.randn(SIZE), ours=False)
     gammas = [name for name, _ in folded.named_parameters() if name.endswith("gamma")]
     assert gammas == []
@@ -45,6 +48,11 @@ def test_convnexts_layer_scales_are_folded_exactly():
 def test_a_norm_that_stands_first_stays():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert count_norms(fold_peer(random(model))) == 1
+
+
+def test_a_norm_after_what_is_no_convolution_stays():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert count_norms(deploy(random(model), torch.randn(SIZE), ours=False)) == 1
 
 
 def test_a_convolution_that_is_read_twice_keeps_its_norm():
@@ -93,7 +101,11 @@ def test_a_wrong_folding_is_found(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_norms_and_what_starts_at_zero_get_values():
-    first = random(timm.create_model("resnet18")).layer1[0]
+    images = torch.randn(2, 3, 64, 64)
+    model: Any = randomize(timm.create_model("resnet18"), images)
+    mean = model.conv1(images).mean((0, 2, 3))  # statistics are those of the images, all of them
+    torch.testing.assert_close(model.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
+    first = model.layer1[0]
     assert first.bn2.weight.min() > 0.5  # timm starts the last of a block at zero
     assert first.bn2.running_mean.abs().max() > 0.1
     assert first.bn2.momentum == 0.1

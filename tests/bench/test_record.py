@@ -119,7 +119,11 @@ def test_results_of_other_threads_are_not_mixed(tmp_path):
         Record(path, other)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "no JSON"), ("[]", "no benchmark's results")])
+NONE = "no benchmark's results of version 1"
+WRONG = [("{", "no JSON"), ("[]", NONE), ("{}", NONE), ('{"schema": 0}', NONE)]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
 def test_a_file_that_is_no_result_is_refused(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from convattn.bench import floor
 from convattn.bench.floor import Peak, measure_peak
 from convattn.bench.progress import Lines, Progress
 from convattn.bench.run import Built, Case, Group, run_group
@@ -99,7 +100,15 @@ def test_who_shows_the_progress_is_told(capsys: pytest.CaptureFixture[str]):
     assert last.startswith("[1/4] two words: 3 rounds, ")
 
 
-def test_the_peak_is_the_fastest_product():
+def test_the_peak_is_that_of_the_fastest_and_of_its_fastest_run(monkeypatch):
+    clock = FakeClock({"slow": [4.0, 4.0, 5.0], "fast": [9.0, 2.0, 3.0]})
+    work = {name: (100, clock.task(name)) for name in ("slow", "fast")}
+    monkeypatch.setattr(floor, "_candidates", lambda *_: work)
+    monkeypatch.setattr(floor, "clock_of", lambda _: clock)
+    assert measure_peak("cpu", torch.float32, seconds=0) == Peak(50.0, "fast")
+
+
+def test_the_peak_is_measured_by_large_products():
     found = measure_peak("cpu", torch.float32, seconds=0)
     assert found.macs_per_second > 1e8
     assert found.by.startswith(("product", "1 x 1 convolution", "3 x 3 convolution"))

@@ -27,6 +27,7 @@ def test_it_is_the_largest_of_all_outputs():
     x = torch.randn(3, 4)
     assert parity(Scaled(1.0), x, deployed=Scaled(1.5)) == pytest.approx(0.5)
     assert parity(Scaled(2.0), x, deployed=Scaled(2.0)) == 0
+    assert parity(Scaled(0.0), 0 * x, deployed=Scaled(0.0)) == 0
 
 
 def test_a_backbone_knows_its_own_input_and_keeps_its_mode():

@@ -10,7 +10,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import convattn
 from convattn.deploy import parity
@@ -191,6 +193,41 @@ def test_shared_modules_fold_once_or_stay():
     assert parity(model, x, deployed=deployed) == 0
 
 
+def test_what_parts_share_that_are_traced_apart_stays():
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Block(FOLD["plain"]), Block(FOLD["plain"])
+            self.second.conv = self.first.conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)) if x.sum() > -1e9 else x
+
+    model = trained(Branching())
+    deployed = convattn.reparameterize(model)
+    assert norms(deployed) == 4
+    assert parity(model, x, deployed=deployed) == 0
+
+
+def test_a_linear_layer_keeps_its_norm():
+    """Its channels are the last axis, those of the norm are the second one, and as many."""
+    model = trained(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm2d(3)))
+    deployed = convattn.reparameterize(model)
+    assert norms(deployed) == 1
+    assert parity(model, x[..., :3], deployed=deployed) == 0
+
+
+@pytest.mark.parametrize("kind", [FrozenBatchNorm2d, FrozenBatchNormAct2d])
+def test_frozen_norms_fold(kind):
+    norm = kind(3)
+    for value in norm.buffers():
+        nn.init.uniform_(value, 0.5, 1.5)
+    model = trained(nn.Sequential(nn.Conv2d(3, 3, 1), norm))
+    deployed = convattn.reparameterize(model)
+    assert not any(isinstance(m, kind) for m in deployed.modules())
+    assert parity(model, x, deployed=deployed) < 1e-12
+
+
 def test_tied_weights_come_apart():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model[2].weight = model[0].weight
@@ -209,14 +246,15 @@ def test_what_a_hook_looks_at_stays(name):
 
 
 def test_a_hook_on_a_part_leaves_what_is_inside_free():
-    model = trained(nn.Sequential(Block(FOLD["plain"]), nn.BatchNorm2d(3)))
+    part = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
+    model = trained(nn.Sequential(part, nn.BatchNorm2d(3)))
     seen: list[Tensor] = []
     model[0].register_forward_hook(lambda m, i, y: seen.append(y))
     model(x)
     deployed = convattn.reparameterize(model)
     deployed(x)
     torch.testing.assert_close(seen[0], seen[-1])
-    assert isinstance(deployed[0].norm, nn.Identity)
+    assert isinstance(deployed[0][1], nn.Identity)
     assert isinstance(deployed[1], nn.BatchNorm2d)
 
 
