@@ -11,8 +11,9 @@ from torch import Tensor
 from convattn.ops._reflection import ceil_divide
 from convattn.ops._sliding_plan import Axis, Plan
 
-# Bytes of the logits of a strip for each thread: what is computed in one go stays in the caches.
-LOGITS = 1 << 17
+# Bytes of the logits of a strip for each thread, backward with their gradients: what is computed
+# in one go stays in the caches.
+LOGITS = 1 << 18
 
 
 class Desk:
@@ -30,9 +31,14 @@ class Desk:
         self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
         self._origin: Tensor | None = None
 
-    def chunks(self, batch: int) -> Iterator[slice]:
-        """Divide a batch into as many images as fit, one at least, a quarter of it at most."""
-        room = LOGITS * torch.get_num_threads()
+    def chunks(self, batch: int, maps: int = 1) -> Iterator[slice]:
+        """Divide a batch into as many images as fit, one at least, a quarter of it at most.
+
+        Args:
+            batch: images.
+            maps: how many maps of logits each has.
+        """
+        room = LOGITS * torch.get_num_threads() // maps
         fits = room // (self.num_heads * self.plan.blocks * self.mask.nbytes)
         size = max(1, min(fits, batch // 4))  # of small maps all would fit, in much memory
         return (slice(i, min(i + size, batch)) for i in range(0, batch, size))

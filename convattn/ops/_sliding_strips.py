@@ -90,7 +90,7 @@ def strips_backward(
     tables = cache(partial(_BackwardTable, desk))
     by_q, by_k, by_v = (x.new_empty(B, *x.shape[2:], C) for x in (q, k, v))
     with torch.autocast("cpu", enabled=False):
-        for images in desk.chunks(B):
+        for images in desk.chunks(B, maps=2):
             table = tables(images.stop - images.start)
             table.cut(q[images], k[images], v[images], desk.origin(position, images))
             table.queries.mul_(scale)

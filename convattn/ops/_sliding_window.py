@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.ops._backend import exporting
 from convattn.ops._reflection import ceil_divide, reflect, window_positions
 from convattn.ops._tokens import to_heads, to_map, to_tokens
 
@@ -35,12 +36,45 @@ def attend_dense(
     """Attend to the unpadded map; a key that a window shows m times has log m on its logit.
 
     ``sum over the window = sum_j m_ij exp(l_ij) v_j = sum_j exp(l_ij + log m_ij) v_j``
+
+    Bands of rows take no keys but those of the rows that they see, where that is a part of the map.
     """
     rows, columns = (_log_counts(size, window_size, stride, dilation, q) for size in k.shape[2:])
-    mask = (rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
-    H, W = q.shape[2:]
+    (H, W), width = q.shape[2:], k.shape[3]
+    bands = [(slice(0, H), slice(0, k.shape[2]))]
+    if _pays_in_bands(q, k, v):
+        bands = _bands(H, k.shape[2], dilation * (window_size // 2), stride)
     q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
-    return to_map(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), H, W)
+    answers = []
+    for asked, seen in bands:
+        mask = rows[asked, None, seen, None] + columns[None, :, None, :]
+        pixels = slice(asked.start * W, asked.stop * W)
+        keys = slice(seen.start * width, seen.stop * width)
+        a, b, c, mask = q[:, :, pixels], k[:, :, keys], v[:, :, keys], mask.flatten(2).flatten(0, 1)
+        answers.append(F.scaled_dot_product_attention(a, b, c, attn_mask=mask, scale=scale))
+    return to_map(answers[0] if len(answers) == 1 else torch.cat(answers, 2), H, W)
+
+
+def _pays_in_bands(*maps: Tensor) -> bool:
+    """Whether many small calls are less work: not where each has a gradient, a graph or a GPU."""
+    if exporting() or torch.compiler.is_compiling() or maps[0].device.type != "cpu":
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in maps))
+
+
+def _bands(answered: int, height: int, reach: int, stride: int) -> list[tuple[slice, slice]]:
+    """Return bands of rows of queries, and the rows that each sees: what is mirrored is among them.
+
+    Two rows (256, 14x14): 2.0 ms, three bands 2.4, all rows at once 2.8; (256, 18x18): 4.6, 5.3,
+    7.3. Where a band sees more than 3 / 5 of the map, as of 7 rows, it does not pay.
+    """
+    size = 2 if 5 * (2 * reach + 1 + stride) <= 3 * height else answered
+    bands = []
+    for first in range(0, answered, size):
+        end = min(first + size, answered)
+        top, bottom = stride * first - reach, stride * (end - 1) + reach + 1
+        bands.append((slice(first, end), slice(max(top, 0), min(bottom, height))))
+    return bands
 
 
 def attend_tiled(

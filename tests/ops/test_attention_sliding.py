@@ -112,6 +112,22 @@ def test_every_geometry_matches_the_reference(backend, size, window_size, stride
     assert_same(attend(backend), attend("reference"), tensors)
 
 
+@given(
+    size=st.tuples(st.integers(1, 22), st.integers(1, 9)),
+    window_size=st.sampled_from([1, 3, 5, 7]),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 3),
+)
+def test_bands_of_rows_without_gradients_match_the_reference(size, window_size, stride, dilation):
+    options = {"window_size": window_size, "stride": stride, "dilation": dilation, "num_heads": 2}
+    q, k, v = _maps(3, (2, 4, *size))
+    dense, expected = (
+        ops.sliding_window_attention(q, k, v, backend=backend, **options)
+        for backend in ("dense", "reference")
+    )
+    assert_close(dense, expected, torch.float64)
+
+
 BACKENDS = ["strips", "tiled", "dense", "reference"]
 
 

@@ -73,3 +73,14 @@ def test_products_are_a_few_times_those_asked_for(stride):
     assert 2 * asked < forward.get_total_flops() < 3 * 2 * asked
     # the logits again, then by values, by weights, by queries and by keys; in larger tiles
     assert 5 * asked < backward.get_total_flops() < 4 * 5 * asked
+
+
+@pytest.mark.parametrize(("size", "stride", "part"), [(14, 1, 8 / 14), (18, 1, 8 / 18), (7, 1, 1)])
+def test_bands_of_a_dense_map_take_the_keys_of_the_rows_that_they_see(size, stride, part):
+    q, k, v = (torch.randn(1, 8, size, size) for _ in range(3))
+    options = {"num_heads": 2, "window_size": WINDOW, "stride": stride, "backend": "dense"}
+    with FlopCounterMode(display=False) as counted:
+        ops.sliding_window_attention(q, k, v, **options)
+    with FlopCounterMode(display=False) as whole, torch.enable_grad():
+        ops.sliding_window_attention(q, k, v.requires_grad_(), **options)
+    assert 0 < counted.get_total_flops() <= part * whole.get_total_flops()
