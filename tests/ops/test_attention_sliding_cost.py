@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convattn import ops
 from convattn.bench.memory import peak_memory
 from convattn.ops._sliding_strips import strips_backward, strips_forward
+from tests.calls import Calls
 from tests.memory import saved_for_backward
 
 SHAPE, HEADS, WINDOW = (8, 32, 56, 56), 2, 7
@@ -73,6 +74,21 @@ def test_products_are_a_few_times_those_asked_for(stride):
     assert 2 * asked < forward.get_total_flops() < 3 * 2 * asked
     # the logits again, then by values, by weights, by queries and by keys; in larger tiles
     assert 5 * asked < backward.get_total_flops() < 4 * 5 * asked
+
+
+def test_a_strip_takes_two_products_forward_and_four_backward():
+    maps = [x.detach() for x in _maps()]
+    position = torch.randn(1, SHAPE[1] // HEADS, *SHAPE[2:])
+    options = {"window_size": WINDOW, "stride": 1, "dilation": 1, "num_heads": HEADS, "scale": 0.25}
+    with Calls() as forward:
+        out = strips_forward(*maps, position, **options)
+    with Calls() as backward:
+        strips_backward(out, *maps, position, **options)
+    assert 0 < forward.count["baddbmm"] == forward.count["bmm"]
+    # those by keys and by values are one product
+    assert backward.count["bmm"] == 3 * backward.count["baddbmm"] > 0
+    # positions that a batch shares are subtracted while keys are copied
+    assert not forward.count["sub_"]
 
 
 @pytest.mark.parametrize(("size", "stride", "part"), [(14, 1, 8 / 14), (18, 1, 8 / 18), (7, 1, 1)])
