@@ -77,13 +77,13 @@ def test_products_are_a_few_times_those_asked_for(stride):
 
 
 def test_a_strip_takes_two_products_forward_and_four_backward():
-    maps = [x.detach() for x in _maps()]
+    q, k, v = (x.detach() for x in _maps())
     position = torch.randn(1, SHAPE[1] // HEADS, *SHAPE[2:])
-    options = {"window_size": WINDOW, "stride": 1, "dilation": 1, "num_heads": HEADS, "scale": 0.25}
+    options = {"window_size": WINDOW, "stride": 1, "dilation": 1, "num_heads": HEADS}
     with Calls() as forward:
-        out = strips_forward(*maps, position, **options)
+        out = strips_forward(q, k, v, position, **options, scale=0.25)
     with Calls() as backward:
-        strips_backward(out, *maps, position, **options)
+        strips_backward(out, q, k, v, position, **options, scale=0.25)
     assert 0 < forward.count["baddbmm"] == forward.count["bmm"]
     # those by keys and by values are one product
     assert backward.count["bmm"] == 3 * backward.count["baddbmm"] > 0
