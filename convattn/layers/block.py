@@ -89,9 +89,8 @@ class PreNormBlock(nn.Module):
         context = x
         if self.pos_embed is not None:
             x = self.pos_embed(x).to(x.dtype) if self.folded else x + self.pos_embed(x)
-        # Under autocast the scales, kept in float32, would widen everything that follows.
-        x = x + self.drop_path1(self.ls1(self.mix(self.norm1(x), context))).to(x.dtype)
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
+        x = x + _in_type_of(x, self.drop_path1(self.ls1(self.mix(self.norm1(x), context))))
+        return x + _in_type_of(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
 
 def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:
@@ -101,6 +100,11 @@ def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:
         return dim // head_dim
     check_divisible("dim", dim, "num_heads", num_heads)
     return num_heads
+
+
+def _in_type_of(x: Tensor, branch: Tensor) -> Tensor:
+    # Under autocast the scales, kept in float32, would widen everything that follows.
+    return branch if branch.dtype == x.dtype else branch.to(x.dtype)
 
 
 def _layer_scale(dim: int, init: float | None) -> nn.Module:

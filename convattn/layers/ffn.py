@@ -78,9 +78,11 @@ class ConvMlp(nn.Module):
 
         A layer that somebody put in, or gave another weight, might look at the whole batch.
         """
-        own = (nn.Conv2d, WideDepthwise, nn.GELU)
-        alone = all(type(m) in own and not _watched(m) for m in self.children())
-        return alone and fuses(x, *self.parameters())
+        own = (nn.Conv2d, WideDepthwise, nn.GELU, type(None))
+        for m in self._modules.values():  # asked of every map: what walks a model is slower
+            if type(m) not in own or (m is not None and _watched(m)):
+                return False
+        return fuses(x, *(self.parameters() if torch.is_grad_enabled() else ()))
 
     @torch.jit.unused
     def _fused_hidden(self, x: Tensor) -> Tensor:

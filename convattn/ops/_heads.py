@@ -17,7 +17,7 @@ from torch import Tensor
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._script import scriptable
 
-TILE_LOGITS = 2**21  # images at a time, without gradients
+TILE_LOGITS = 2**19  # images at a time, without gradients
 MAX_STORED = 64  # tokens whose (N, N) weights are no larger than their queries, keys and values
 
 
@@ -43,20 +43,27 @@ RULES: tuple[Rule, ...] = (
 @scriptable("(Tensor qkv, int num_heads) -> Tensor")
 def attend_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, N, 3C): tokens (B, N, C)."""
-    path = choose(RULES, describe(qkv))
+    case = describe(qkv)
+    path = choose(RULES, case)
     parts = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     if path == "sdpa":
         q, k, v = parts.unbind(0)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     B = qkv.shape[0]
     q, k, v = parts.flatten(1, 2).unbind(0)  # dense, as the products take them
-    q = q * q.shape[2] ** -0.5
-    return _by_products(q, k, v, num_heads).unflatten(0, (B, num_heads)).transpose(1, 2).flatten(2)
+    scale = q.shape[2] ** -0.5
+    if case.grad or case.transformed:
+        answers = torch.bmm(torch.bmm(q * scale, k.mT).softmax(-1), v)
+    else:
+        answers = _without_gradients(q, k, v, scale, num_heads)
+    return answers.unflatten(0, (B, num_heads)).transpose(1, 2).flatten(2)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+def _without_gradients(q: Tensor, k: Tensor, v: Tensor, scale: float, num_heads: int) -> Tensor:
     size = num_heads * max(1, TILE_LOGITS // (num_heads * q.shape[1] ** 2))
-    if size >= q.shape[0] or (torch.is_grad_enabled() and q.requires_grad):
-        return torch.bmm(torch.bmm(q, k.mT).softmax(-1), v)
-    parts = zip(q.split(size), k.split(size), v.split(size), strict=True)
-    return torch.cat([torch.bmm(torch.bmm(a, b.mT).softmax(-1), c) for a, b, c in parts])
+    answers, room = torch.empty_like(q), q.new_empty(min(size, len(q)), q.shape[1], k.shape[1])
+    for a, b, c, out in zip(*(x.split(size) for x in (q, k, v, answers)), strict=True):
+        weights = room[: len(a)]
+        torch.baddbmm(weights, a, b.mT, beta=0, alpha=scale, out=weights)
+        torch.bmm(torch.softmax(weights, -1, out=weights), c, out=out)
+    return answers

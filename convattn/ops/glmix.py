@@ -373,8 +373,7 @@ def _no_autocast(device: str) -> AbstractContextManager[None]:
 def _unit(x: Tensor) -> Tensor:
     """Vectors of length 1 along the last dimension; those without a direction become zero."""
     # Half precision overflows in the squares: the norm is taken in float32 at least.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=tiled.wide_dtype(x))
     inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
     return (x * inverse).to(x.dtype)
 
