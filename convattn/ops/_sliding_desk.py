@@ -131,12 +131,13 @@ class Desk:
         if rows.core is None or columns.core is None:
             x = self._select("rows", x.contiguous(), 1, rows.keys)
             return padded.copy_(self._select("columns", x, 2, columns.keys))
-        inside = x[:, : rows.core.stop - rows.core.start]
+        # mirrored after they are copied: then the channels of a pixel lie together in any map
+        inside = padded[:, rows.core]
+        height, width = (core.stop - core.start for core in (rows.core, columns.core))
+        inside[:, :, columns.core] = x[:, :height, :width]
         for places in columns.borders:
-            mirrored = inside.index_select(2, columns.keys[places])
-            padded[:, rows.core, places] = mirrored
-        inside = inside[:, :, : columns.core.stop - columns.core.start]
-        padded[:, rows.core, columns.core] = inside
+            mirrored = inside.index_select(2, columns.keys[places] + columns.core.start)
+            inside[:, :, places] = mirrored
         for places in rows.borders:
             padded[:, places] = padded.index_select(1, rows.keys[places] + rows.core.start)
         return padded

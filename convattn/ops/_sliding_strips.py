@@ -201,9 +201,18 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     by_q, by_k, by_v = _backward(gradient, *ctx.saved_tensors, *ctx.options)
     by_position = None
     if position is not None and ctx.needs_input_grad[3]:
-        by_position = -by_k.unflatten(1, (ctx.options[0], -1)).sum(1)
-        by_position = by_position.sum_to_size(position.shape).to(position.dtype)
+        by_position = _sum_heads(by_k, len(position), ctx.options[0]).neg().to(position.dtype)
     return by_q, by_k, by_v, by_position, *[None] * len(ctx.options)
+
+
+def _sum_heads(x: Tensor, batch: int, num_heads: int) -> Tensor:
+    """Sum maps (B, C, H, W) over heads, and over images if they share one: (B or 1, d, H, W).
+
+    Images go first, and channels last: rows of memory are added up.
+    """
+    x = x.permute(0, 2, 3, 1)
+    x = x.sum_to_size(batch, *x.shape[1:]).unflatten(3, (num_heads, -1))
+    return x.sum(3).permute(0, 3, 1, 2)
 
 
 def _keep_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
