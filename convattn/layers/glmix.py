@@ -212,10 +212,11 @@ class GLMix(Conv2dLike):
     def _global(self, u: Tensor, context: Tensor, stride: int) -> Tensor:
         assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
+        backend = "auto" if self.backend == "shared" else self.backend
         if self.clustering == "soft":
             if not torch.jit.is_scripting():  # type: ignore[attr-defined]
                 return self._soft(prototypes, u, stride)
-            slots = soft_clustering(prototypes, u, self.slot_scale)
+            slots = soft_clustering(prototypes, u, self.slot_scale, backend=backend)
         elif self.clustering == "kmeans":
             slots = prototypes = kmeans_clustering(prototypes, u, self.kmeans_iterations)
         else:
@@ -223,7 +224,6 @@ class GLMix(Conv2dLike):
             slots = pool_slots(u, self._slot_grid)
         if stride > 1:
             u = u[:, :, ::stride, ::stride]
-        backend = "auto" if self.backend == "shared" else self.backend
         return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=backend)
 
     @torch.jit.unused

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from convattn import ACmix, GLMixBlock, XVolution
+from convattn import ACmix, GLMix, GLMixBlock, XVolution
 from convattn.layers.acmix import MIXES, SHIFTS
 from convattn.layers.attention_choice import ATTENTIONS
+from convattn.ops.reference import glmix as reference
 from tests.compare import assert_close
 from tests.layers.properties import randomise
 
@@ -77,3 +79,13 @@ def test_the_deployed_forms(layer):
 )
 def test_glmix_block(choice: dict[str, Any]):
     assert_scripts(GLMixBlock(16, head_dim=8, slots=4, **choice), 16)
+
+
+def test_glmix_takes_its_path_for_both_steps(monkeypatch):
+    calls = []
+    for name in ("soft_clustering", "dispatch"):
+        step = mock.Mock(side_effect=getattr(reference, name))
+        monkeypatch.setattr(reference, name, step)
+        calls.append(step)
+    torch.jit.script(GLMix(8, slots=4, num_heads=2, backend="reference"))(torch.randn(1, 8, 5, 6))
+    assert [step.call_count for step in calls] == [1, 1]
