@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from convattn.ops._glmix_tiled import inverse_length, tiles, wide_dtype
 
@@ -21,8 +20,8 @@ MAX_SCALE = 20.0  # exp(+-20), and sums over any map, are far within the range o
 
 def fits(keys: Tensor, pixels: int, scale: Tensor | float) -> bool:
     """Whether the similarities may be kept, and need no maximum taken off."""
-    if isinstance(scale, Tensor) and type(scale) not in (Tensor, Parameter):
-        return False  # a tensor of another kind might have no value
+    if type(keys) is not Tensor:
+        return False  # the scale that made them, or the map, might have no value
     return keys.shape[0] * keys.shape[1] * pixels <= KEPT and abs(float(scale)) <= MAX_SCALE
 
 

@@ -1,7 +1,7 @@
 """GLMix: pool slots from a map, cluster the map softly into them, give the slots back to it.
 
 B batch, C channels, H W size of the map, M slots. Both similarity steps are attention with one
-head, whose (M, HW) maps are never stored.
+head, whose (M, HW) maps are never stored, except by "shared" and "reference".
 
 Paths of ``soft_clustering`` and ``dispatch``, among which `RULES` choose:
 
@@ -283,10 +283,11 @@ def cluster_and_dispatch(
         if _shares(case) and shared.fits(keys, tokens.shape[1], scale):
             with _no_autocast(u.device.type):
                 slots, kept = shared.cluster(keys, tokens)
-            slots = _check_slots(attend(slots.to(dtype)), u, "attended slots").to(keys.dtype)
+            slots = _check_slots(attend(slots.to(dtype)), u, "attended slots")
             _check_number(slots, prototypes)
+            dtype = _result_type(slots)
             with _no_autocast(u.device.type):
-                mixed = shared.disperse(kept, slots, tokens).to(dtype)
+                mixed = shared.disperse(kept, slots.to(keys.dtype), tokens).to(dtype)
             return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
         path = "tiled"
     slots = attend(soft_clustering(prototypes, u, scale, backend=path))

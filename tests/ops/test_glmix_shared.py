@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
@@ -216,6 +217,28 @@ def test_little_more_than_one_set_of_similarities_is_in_memory():
 
     similarities = 4 * 2 * 16 * 64 * 64
     assert peak_memory(run) < 1.3 * similarities + 4 * u.numel()
+
+
+def test_a_model_with_values_takes_a_map_that_has_none(kept):
+    mixer = GLMix(8, slots=4, num_heads=2).eval()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        assert mixer(torch.randn(2, 8, 6, 9)).shape == (2, 8, 6, 9)
+    assert not kept
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact_as"), [(torch.float64, torch.float32), (torch.bfloat16, torch.bfloat16)]
+)
+def test_slots_that_come_back_in_another_type_give_it_to_the_map(dtype, exact_as, kept):
+    slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
+    with torch.no_grad():
+        actual, expected = (
+            ops.cluster_and_dispatch(slots, u, scale, lambda s: s.to(dtype), backend=backend)
+            for backend in ("auto", "reference")
+        )
+    assert kept
+    assert actual.dtype == expected.dtype == dtype
+    assert_close(actual.float(), expected.float(), exact_as)
 
 
 def test_as_many_slots_must_come_back():
