@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,6 +99,15 @@ def test_signals_are_given_back_afterwards(tmp_path: Path, number: signal.Signal
     assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def _as_in_a_terminal() -> Iterator[None]:
+    """Ctrl-C interrupts: a job that a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_as_in_a_terminal")
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     write_colors(tmp_path)
     presses = [PressCtrlC(0, batch=0), PressCtrlC(0, batch=0)]
