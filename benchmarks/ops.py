@@ -79,6 +79,7 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
         return ops.cluster_and_dispatch(slots, u, scale, _as_they_are, backend=backend)
 
     paths = glmix.BACKENDS if backward else glmix.MIX_BACKENDS
+    number = SLOTS[0] * SLOTS[1]
 
     return [
         _group(
@@ -87,7 +88,9 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
             [(options.batch, channels, size, size), (1,)],
             call,
             paths,
-            macs=4 * options.batch * channels * SLOTS[0] * SLOTS[1] * size**2,
+            # Three products, as both steps have the same similarities; kept from one to the other
+            # they are not where there are gradients.
+            macs=(4 if backward else 3) * options.batch * channels * number * size**2,
             dtype=dtype,
             backward=backward,
         )
