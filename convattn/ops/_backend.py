@@ -19,6 +19,7 @@ from convattn.ops._checks import check_choice
 # Every path of any operator. An operator that lacks the overriding one keeps its own rule.
 PATHS = (
     "reference",
+    "native",
     "strips",
     "tiled",
     "dense",

@@ -12,38 +12,13 @@ a softmax and a product. Backward does so again: the logits are never kept.
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from convattn.ops._backend import transformed
 from convattn.ops._sliding_desk import Desk
+from convattn.ops._sliding_operator import register
 from convattn.ops._sliding_plan import plan
-from convattn.ops.reference import attention as reference
-
-
-def attend_in_strips(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position: Tensor | None,
-    *,
-    num_heads: int,
-    window_size: int,
-    stride: int,
-    dilation: int,
-    scale: float | None,
-) -> Tensor:
-    """Attend on the CPU: one operator for torch.compile, differentiable twice."""
-    if transformed():
-        raise NotImplementedError(
-            "backend 'strips' knows neither torch.func nor forward-mode differentiation; use 'auto'"
-        )
-    if q.device.type not in ("cpu", "meta"):
-        raise ValueError(f"backend 'strips' needs maps on the CPU, got {q.device}; use 'auto'")
-    scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
-    return _forward(q, k, v, position, num_heads, window_size, stride, dilation, scale)
 
 
 def strips_forward(
@@ -173,66 +148,4 @@ class _BackwardTable(_Table):
             sums.add_(torch.bmm(logits, asked, out=self.by_seen))
 
 
-_forward = torch.library.custom_op("convattn::strips_forward", strips_forward, mutates_args=())
-_backward = torch.library.custom_op("convattn::strips_backward", strips_backward, mutates_args=())
-
-
-@_forward.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    B, C, H, W = q.shape
-    return q.new_empty(B, H, W, C).permute(0, 3, 1, 2)
-
-
-@_backward.register_fake
-def _(gradient: Tensor, *maps: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        x.new_empty(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2) for x in maps[:3]
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep what the operator was given, and nothing that it computed."""
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    position = ctx.saved_tensors[3]
-    by_q, by_k, by_v = _backward(gradient, *ctx.saved_tensors, *ctx.options)
-    by_position = None
-    if position is not None and ctx.needs_input_grad[3]:
-        by_position = _sum_heads(by_k, len(position), ctx.options[0]).neg().to(position.dtype)
-    return by_q, by_k, by_v, by_position, *[None] * len(ctx.options)
-
-
-def _sum_heads(x: Tensor, batch: int, num_heads: int) -> Tensor:
-    """Sum maps (B, C, H, W) over heads, and over images if they share one: (B or 1, d, H, W).
-
-    Images go first, and channels last: rows of memory are added up.
-    """
-    x = x.permute(0, 2, 3, 1)
-    x = x.sum_to_size(batch, *x.shape[1:]).unflatten(3, (num_heads, -1))
-    return x.sum(3).permute(0, 3, 1, 2)
-
-
-def _keep_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
-
-
-def _differentiate_twice(ctx: Any, *by_gradients: Tensor) -> tuple[Any, ...]:
-    """Differentiate the gradients of the formula: rare enough for its K^2 copies."""
-    names = ("num_heads", "window_size", "stride", "dilation", "scale")
-    options = dict(zip(names, ctx.options, strict=True))
-    with torch.enable_grad():
-        given = [x if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
-        gradient, *maps, position = cast(list[Tensor], given)
-        out = reference.sliding_window_attention(*maps, position=position, **options)
-        gradients = torch.autograd.grad(out, maps, gradient, create_graph=True)
-    asked = [gradient, *maps, *([] if position is None else [position])]
-    results = torch.autograd.grad(gradients, asked, by_gradients, allow_unused=True)
-    return *results, *[None] * (len(ctx.needs_input_grad) - len(results))
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep)
-_backward.register_autograd(_differentiate_twice, setup_context=_keep_twice)
+attend_in_strips = register("strips", strips_forward, strips_backward)

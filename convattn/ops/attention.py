@@ -5,6 +5,7 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 
 | backend     | computes                                                                 |
 |-------------|--------------------------------------------------------------------------|
+| "native"    | sliding window: on vectors of queries, in C: `convattn.ops.kernels`      |
 | "strips"    | sliding window: tiles of queries, a few images at a time (CPU)           |
 | "dense"     | sliding window: all keys of the map, each counted as often as it is seen |
 | "tiled"     | sliding window: tiles of queries with a halo of keys, all at once        |
@@ -16,10 +17,17 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops import kernels
+from convattn.ops._attention_checks import (
+    answered,
+    check_heads,
+    check_position,
+    check_windows,
+)
 from convattn.ops._backend import Case, Rule, choose, derivable, describe, resolve
 from convattn.ops._checks import (
     check_divisible,
@@ -34,9 +42,11 @@ from convattn.ops._sliding_strips import attend_in_strips
 from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
 from convattn.ops._windows import attend_in_windows
+from convattn.ops.kernels.native import sliding as native
+from convattn.ops.kernels.native.library import available
 from convattn.ops.reference import attention as reference
 
-SLIDING_BACKENDS = ("strips", "tiled", "dense", "triton", "reference")
+SLIDING_BACKENDS = ("native", "strips", "tiled", "dense", "triton", "reference")
 SDPA_BACKENDS = ("sdpa", "reference")
 PATCH_BACKENDS = ("taps", "reference")
 
@@ -46,12 +56,29 @@ def _is_small(case: Case) -> bool:
     return case.height * case.width <= (2 * case.window + 4) ** 2
 
 
+def _is_tiny(case: Case) -> bool:
+    """Whether vectors of queries would be half empty: up to 9 x 9 for 7 x 7 windows."""
+    slow = case.grad and case.dtype == torch.bfloat16
+    return case.height * case.width <= (case.window + 2) ** 2 and not slow
+
+
 def _has_strips(case: Case) -> bool:
     return case.device in ("cpu", "meta") and not (case.exporting or case.transformed)
 
 
+def _has_native(case: Case) -> bool:
+    """Whether the kernels compute such maps, and the machine has a compiler for them."""
+    if case.device != "cpu" or case.exporting or case.transformed:
+        return False
+    return case.dtype in native.DTYPES and case.window <= native.MOST_WINDOW and available()
+
+
+_ON_CPU = {"native": native.attend_natively, "strips": attend_in_strips}
+
 # Measured by ``python -m benchmarks.ops`` on two CPU cores, float32, batch 8, window 7.
 SLIDING_RULES: tuple[Rule, ...] = (
+    ("dense", _is_tiny, "two cores, (512, 7x7): 0.47 ms, native 0.71"),
+    ("native", _has_native, "two cores, (64, 56x56): 3.7 ms, strips 11; with gradients 16, 42"),
     ("dense", _is_small, "two cores, (256, 14x14): 1.8 ms, strips 3.0, tiled 4.0"),
     ("strips", _has_strips, "two cores, (64, 56x56): 14 ms, tiled 21; with gradients 11 MiB, 91"),
     ("tiled", lambda case: True, "PyTorch's own operators alone; triton not measured on a GPU"),
@@ -109,9 +136,9 @@ def sliding_window_attention(
     check_odd("window_size", window_size)
     check_positive("stride", stride)
     check_positive("dilation", dilation)
-    _check_heads(q, k, v, num_heads)
-    q = _answered(q, k, stride)
-    _check_position(position, k, num_heads)
+    check_heads(q, k, v, num_heads)
+    q = answered(q, k, stride)
+    check_position(position, k, num_heads)
     chosen = resolve(backend, SLIDING_BACKENDS)
     if chosen == "auto":
         given = (k, q, v) if position is None else (k, q, v, position)
@@ -121,8 +148,9 @@ def sliding_window_attention(
         return reference.sliding_window_attention(
             q, k, v, num_heads=num_heads, position=position, scale=scale, **options
         )
-    if chosen == "strips":
-        return attend_in_strips(q, k, v, position, num_heads=num_heads, scale=scale, **options)
+    if chosen in _ON_CPU:
+        attend = _ON_CPU[chosen]
+        return attend(q, k, v, position, num_heads=num_heads, scale=scale, **options)
     if position is not None:
         k = (k.unflatten(1, (num_heads, -1)) - position[:, None]).flatten(1, 2)
     if chosen == "triton":
@@ -176,7 +204,7 @@ def window_attention(
     2103.14030), equation 4 and figure 4. The published code needs maps that the window divides.
     """
     check_positive("window_size", window_size)
-    _check_heads(q, k, v, num_heads)
+    check_heads(q, k, v, num_heads)
     if k.shape != q.shape:
         raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
     shift = check_windows(num_heads, window_size, shift, bias)
@@ -223,7 +251,7 @@ def global_attention(
     2102.12122). ``torch.func`` takes every derivative; ``backward`` through a gradient needs
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call, as PyTorch's kernels do.
     """
-    _check_heads(q, k, v, num_heads)
+    check_heads(q, k, v, num_heads)
     if resolve(backend, SDPA_BACKENDS) == "reference":
         return reference.global_attention(q, k, v, num_heads=num_heads, scale=scale)
     H, W = q.shape[2:]
@@ -335,66 +363,3 @@ def _aggregate_taps(
         seen = v.narrow(-2, top, height).narrow(-1, left, width)
         out = out + weight[:, None] * seen[..., ::stride, ::stride]
     return out.flatten(1, 2)
-
-
-def _check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
-    check_map(q, "q")
-    check_map(k, "k", q.shape[1])
-    check_divisible("channels of q", q.shape[1], "num_heads", num_heads)
-    if v.shape != k.shape or k.shape[0] != q.shape[0]:
-        raise ValueError(
-            f"k and v must have one shape and the batch of q, got q {tuple(q.shape)}, "
-            f"k {tuple(k.shape)}, v {tuple(v.shape)}"
-        )
-
-
-def check_windows(
-    num_heads: int, window_size: int, shift: int | tuple[int, int], bias: Tensor | None
-) -> tuple[int, int]:
-    """Raise unless windows of this size can be shifted and biased so; return (rows, columns)."""
-    pair = (shift, shift) if isinstance(shift, int) else shift
-    _check_shift(pair, window_size)
-    pixels = window_size**2
-    if bias is not None:
-        check_tensor("bias", bias)
-        if bias.shape != (num_heads, pixels, pixels):
-            raise ValueError(
-                f"bias must have shape (num_heads, window_size^2, window_size^2) = "
-                f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
-            )
-    return pair
-
-
-def _check_shift(shift: tuple[int, int], window_size: int) -> None:
-    pair = isinstance(shift, tuple | list) and len(shift) == 2
-    if not pair or not all(isinstance(x, int) for x in shift):
-        raise TypeError(f"shift must be an integer or (rows, columns), got {shift!r}")
-    if not all(0 <= x < window_size for x in shift):
-        raise ValueError(
-            f"shift must lie between 0 and window_size - 1 = {window_size - 1}, got {shift}"
-        )
-
-
-def _answered(q: Tensor, k: Tensor, stride: int) -> Tensor:
-    """Return the queries that are answered, of a whole map of them or of those alone."""
-    if q.shape == k.shape:
-        return q[:, :, ::stride, ::stride] if stride > 1 else q
-    size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
-    if tuple(q.shape[2:]) != size:
-        also = f", or {size}, the ones that stride={stride} answers" if stride > 1 else ""
-        raise ValueError(
-            f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
-            f"k {tuple(k.shape)}"
-        )
-    return q
-
-
-def _check_position(position: Tensor | None, k: Tensor, num_heads: int) -> None:
-    if position is None:
-        return
-    check_map(position, "position", k.shape[1] // num_heads)
-    if position.shape[0] not in (1, k.shape[0]) or position.shape[2:] != k.shape[2:]:
-        raise ValueError(
-            f"position must have the size of k and its batch or 1, got {tuple(position.shape)} "
-            f"for k {tuple(k.shape)}"
-        )

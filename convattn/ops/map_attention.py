@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._acmix_checks import check_projections
+from convattn.ops._attention_checks import check_windows
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_positive
 from convattn.ops._script import scriptable
 from convattn.ops._windows import attend_map_in_windows
-from convattn.ops.attention import SDPA_BACKENDS, check_windows, window_attention
+from convattn.ops.attention import SDPA_BACKENDS, window_attention
 
 
 @scriptable(

@@ -1,0 +1,162 @@
+"""Sliding-window attention by `sliding.c`; the same letters.
+
+Sums and exponentials are float32, and every sum has one order: results do not depend on how many
+threads there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from convattn.ops._reflection import ceil_divide
+from convattn.ops._sliding_operator import empty_channels_last, register
+from convattn.ops.kernels.native.library import library
+
+DTYPES = (torch.float32, torch.bfloat16)
+MOST_WINDOW = 32
+# Floats of a thread's room, forward and backward: what stays in a core's second cache. Bands of
+# more rows copy less of the halo.
+ROOM = (1 << 17, 1 << 18)
+_ROWS = 3  # that a product takes at once
+
+
+class _Task(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "batch", "heads", "width", "height", "breadth", "rows", "columns",
+                "window", "stride", "dilation", "band", "threads",
+            )
+        ),
+        ("scale", ctypes.c_double),
+    )  # fmt: skip
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("image", "channel", "row", "column", "half")),
+    )
+
+
+def native_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+) -> Tensor:
+    """Return the answers in q's type."""
+    check(q.dtype, window_size)
+    out = empty_channels_last(q)
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    sizes = *_sizes(q, k, num_heads), window_size, stride, dilation
+    _run(sizes, scale, [q, k, v, _origin(position), out], backward=False)
+    return out
+
+
+def native_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    stride: int,
+    dilation: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients by q, k and v; that by the position is a sum of that by k."""
+    check(q.dtype, window_size)
+    by_q = empty_channels_last(q)
+    # Added to from several rows of queries: in float32, and rounded once.
+    by_k, by_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
+    kinds = k.dtype, v.dtype
+    gradient, k, v = (x.to(q.dtype) for x in (gradient, k, v))
+    sizes = *_sizes(q, k, num_heads), window_size, stride, dilation
+    maps = [q, k, v, _origin(position), gradient, by_q, by_k, by_v]
+    _run(sizes, scale, maps, backward=True)
+    return by_q, by_k.to(kinds[0]), by_v.to(kinds[1])
+
+
+def check(dtype: torch.dtype, window_size: int) -> None:
+    """Raise unless the kernels compute in this type with such a window.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"backend 'native' computes float32 and bfloat16, got {dtype}; use 'auto'")
+    if window_size > MOST_WINDOW:
+        raise ValueError(
+            f"backend 'native' has windows up to {MOST_WINDOW}, got window_size={window_size}; "
+            "use 'auto'"
+        )
+
+
+def _sizes(q: Tensor, k: Tensor, num_heads: int) -> tuple[int, ...]:
+    B, C = q.shape[:2]
+    return B, num_heads, C // num_heads, *k.shape[2:], *q.shape[2:]
+
+
+def _origin(position: Tensor | None) -> Tensor | None:
+    if position is None:
+        return None
+    return position.float().contiguous(memory_format=torch.channels_last)
+
+
+def _run(
+    sizes: tuple[int, ...], scale: float, maps: Sequence[Tensor | None], *, backward: bool
+) -> None:
+    plan, room = _plan(sizes, torch.get_num_threads(), backward)
+    task = _Task.from_buffer_copy(plan)
+    task.scale = scale
+    space = torch.empty(room, dtype=torch.float32, device="cpu")
+    library().sliding(
+        ctypes.byref(task),
+        (_Map * len(maps))(*(_describe(x) for x in maps)),
+        ctypes.c_void_p(space.data_ptr()),
+        ctypes.c_int64(backward),
+    )
+
+
+def _describe(x: Tensor | None) -> _Map:
+    if x is None:
+        return _Map()
+    image, *strides = x.stride()
+    shared = x.shape[0] == 1  # one position for all images
+    return _Map(x.data_ptr(), 0 if shared else image, *strides, x.dtype == torch.bfloat16)
+
+
+@lru_cache(maxsize=256)
+def _plan(sizes: tuple[int, ...], threads: int, backward: bool) -> tuple[bytes, int]:
+    """Return the task, without its scale, and the floats of its room."""
+    batch, heads, *_, rows, _, _, _, _ = sizes
+    most = rows
+    if not backward:  # bands are tasks: a few for each thread, so that none waits for long
+        most = ceil_divide(rows, ceil_divide(4 * threads, max(batch * heads, 1)))
+    band = ceil_divide(most, _ROWS) * _ROWS
+
+    def room(band: int, threads: int) -> int:
+        needed = library().sliding_room
+        needed.restype = ctypes.c_int64
+        task = _Task(*sizes, band, threads)
+        return int(needed(ctypes.byref(task), ctypes.c_int64(backward)))
+
+    while band > _ROWS and room(band, 1) > ROOM[backward]:
+        band -= _ROWS
+    return bytes(_Task(*sizes, band, threads)), room(band, threads)
+
+
+attend_natively = register("native", native_forward, native_backward, library="convattn_kernels")
