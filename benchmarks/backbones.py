@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.common import Options, main
 from benchmarks.networks import CONVNEXT, DEIT, RESNET, SWIN, network_group
-from convattn.bench.run import Group
+from convattn.bench.cases import Group
 
 # Title, networks, share of the time.
 GROUPS = (
@@ -37,4 +37,4 @@ def plan(options: Options) -> list[Group]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("backbones", about=__doc__ or "", plan=plan, budget=280))
+    sys.exit(main("backbones", about=__doc__ or "", plan=plan, budget=280, apart=True))

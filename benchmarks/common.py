@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
+from convattn.bench.cases import Group
 from convattn.bench.floor import Peak, measure_peak
 from convattn.bench.machine import describe_machine, slug
 from convattn.bench.models import DTYPES, check_device, default_batch
 from convattn.bench.progress import Progress, show_progress
 from convattn.bench.record import Record, new_document
-from convattn.bench.run import Group, run_group
+from convattn.bench.run import run_group
 from convattn.bench.timing import Limits
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,13 +35,20 @@ class Options:
     batch: int
     compile: bool
     quick: bool
+    apart: bool = False  # each computation in a process of its own
 
 
 Plan = Callable[[Options], list[Group]]
 
 
 def main(
-    script: str, *, about: str, plan: Plan, budget: float, argv: Sequence[str] | None = None
+    script: str,
+    *,
+    about: str,
+    plan: Plan,
+    budget: float,
+    apart: bool = False,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script of benchmarks and return its exit status.
 
@@ -49,17 +57,18 @@ def main(
         about: what it measures.
         plan: the groups to measure, by the options.
         budget: seconds that it takes by default.
+        apart: whether, on a CPU, each computation has a process of its own by default.
         argv: the words of the command line; None for the process's.
     """
-    args = _parser(script, about, budget).parse_args(argv)
+    args = _parser(script, about, budget, apart).parse_args(argv)
     try:
-        return _run(script, plan, args)
+        return _run(script, plan, args, apart)
     except (ValueError, OSError) as error:
         print(f"benchmarks.{script}: {error}", file=sys.stderr)
         return 2
 
 
-def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
+def _parser(script: str, about: str, budget: float, apart: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{script}",
         description=about,
@@ -74,6 +83,17 @@ def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="networks compiled too; on a GPU they are",
     )
+    usual = (" (default on a CPU)", " (default on a GPU)") if apart else ("", " (default)")
+    processes = parser.add_mutually_exclusive_group()
+    processes.add_argument(
+        "--apart",
+        action="store_true",
+        default=None,
+        help=f"each computation in a process of its own{usual[0]}",
+    )
+    processes.add_argument(
+        "--together", dest="apart", action="store_false", help=f"all in one process{usual[1]}"
+    )
     parser.add_argument("--threads", type=int, help="of the CPU; default PyTorch's")
     parser.add_argument(
         "--budget",
@@ -85,7 +105,7 @@ def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=40, help="at most; default 40")
     parser.add_argument("--only", metavar="PATTERN", help="groups that have this in their name")
     parser.add_argument("--list", action="store_true", help="list the groups and end")
-    parser.add_argument("--quick", action="store_true", help="try the script in a second or two")
+    parser.add_argument("--quick", action="store_true", help="try the script in a few seconds")
     parser.add_argument("--name", help="of the machine, for the file; default its processor")
     parser.add_argument("--output", type=Path, help="file; default benchmarks/results/NAME-SCRIPT")
     parser.add_argument(
@@ -94,7 +114,7 @@ def _parser(script: str, about: str, budget: float) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(script: str, plan: Plan, args: argparse.Namespace) -> int:
+def _run(script: str, plan: Plan, args: argparse.Namespace, apart: bool) -> int:
     check_device(args.device)
     for option in ("batch", "threads", "budget", "rounds"):
         value = getattr(args, option)
@@ -102,7 +122,7 @@ def _run(script: str, plan: Plan, args: argparse.Namespace) -> int:
             raise ValueError(f"--{option} must be positive, got {value}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    groups = plan(_options(args))
+    groups = plan(_options(args, apart))
     names = [group.name for group in groups]
     chosen = [group for group in groups if _asked(group.name, args.only)]
     if not chosen:
@@ -133,7 +153,7 @@ def _run(script: str, plan: Plan, args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace, apart: bool) -> Options:
     gpu = torch.device(args.device).type == "cuda"
     usual = ("bfloat16",) if gpu else ("float32",) if args.quick else ("float32", "bfloat16")
     return Options(
@@ -142,6 +162,7 @@ def _options(args: argparse.Namespace) -> Options:
         batch=args.batch or (2 if args.quick else default_batch(args.device)),
         compile=gpu and not args.quick if args.compile is None else args.compile,
         quick=args.quick,
+        apart=apart and not gpu if args.apart is None else args.apart,
     )
 
 
@@ -164,6 +185,8 @@ def _command(script: str, args: argparse.Namespace) -> str:
         words += [f"--{option}", str(value)] if value else []
     if args.compile is not None:
         words.append("--compile" if args.compile else "--no-compile")
+    if args.apart is not None:
+        words.append("--apart" if args.apart else "--together")
     return shlex.join(words)
 
 

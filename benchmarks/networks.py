@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.common import Options
+from convattn.bench.cases import Group
 from convattn.bench.models import Setting, model_case
-from convattn.bench.run import Group
 
 RESNET, SWIN, CONVNEXT = "resnet50", "swin_tiny_patch4_window7_224", "convnext_tiny"
 DEIT = "deit_tiny_patch16_224"
@@ -40,4 +40,5 @@ def network_group(
         dtype=dtype,
         settings=setting.as_dict(),
         weight=weight * (2.0 if compiled else 1.0),
+        apart=options.apart,
     )

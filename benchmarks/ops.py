@@ -19,8 +19,8 @@ from torch import Tensor
 from benchmarks.common import Options, main
 from benchmarks.flex import sliding_window_flex
 from convattn import ops
+from convattn.bench.cases import Built, Case, Group
 from convattn.bench.models import DTYPES
-from convattn.bench.run import Built, Case, Group
 from convattn.ops import acmix, attention, glmix, xvolution
 
 HEADS, WINDOW, SLOTS = 4, 7, (8, 8)
@@ -50,19 +50,13 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
         for channels, size in _QUICK if options.quick else STAGES:
             shape = (options.batch, channels, size, size)
             position = (1, channels // HEADS, size, size)
-
-            def call(q: Tensor, k: Tensor, v: Tensor, p: Tensor, **rest: Any) -> Tensor:
-                return ops.sliding_window_attention(
-                    q, k, v, num_heads=HEADS, window_size=WINDOW, position=p, **rest
-                )
-
             answered = -(-size // stride)
             groups.append(
                 _group(
                     options,
                     "sliding window",
                     [shape, shape, shape, position],
-                    call,
+                    _slide,
                     attention.SLIDING_BACKENDS,
                     macs=2 * options.batch * channels * WINDOW**2 * answered**2,
                     dtype=dtype,
@@ -73,11 +67,13 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
     return groups
 
 
-def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
-    def call(u: Tensor, scale: Tensor, backend: str) -> Tensor:
-        slots = ops.pool_slots(u, SLOTS)
-        return ops.cluster_and_dispatch(slots, u, scale, _as_they_are, backend=backend)
+def _slide(q: Tensor, k: Tensor, v: Tensor, p: Tensor, **rest: Any) -> Tensor:
+    return ops.sliding_window_attention(
+        q, k, v, num_heads=HEADS, window_size=WINDOW, position=p, **rest
+    )
 
+
+def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
     paths = glmix.BACKENDS if backward else glmix.MIX_BACKENDS
     number = SLOTS[0] * SLOTS[1]
 
@@ -86,7 +82,7 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
             options,
             "GLMix clustering and dispatching",
             [(options.batch, channels, size, size), (1,)],
-            call,
+            _cluster,
             paths,
             # Three products, as both steps have the same similarities; kept from one to the other
             # they are not where there are gradients.
@@ -98,20 +94,22 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
     ]
 
 
+def _cluster(u: Tensor, scale: Tensor, backend: str) -> Tensor:
+    slots = ops.pool_slots(u, SLOTS)
+    return ops.cluster_and_dispatch(slots, u, scale, _as_they_are, backend=backend)
+
+
 def _as_they_are(slots: Tensor) -> Tensor:
     return slots
 
 
 def _pixel_shift(options: Options, dtype: str, backward: bool) -> list[Group]:
-    def call(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-        return ops.pixel_shift_attention(q, k, v, num_heads=HEADS, backend=backend)
-
     return [
         _group(
             options,
             "pixel shift attention",
             [(options.batch, channels, size, size)] * 3,
-            call,
+            partial(ops.pixel_shift_attention, num_heads=HEADS),
             xvolution.BACKENDS,
             macs=2 * options.batch * channels * 9 * size**2,
             dtype=dtype,
@@ -124,19 +122,13 @@ def _pixel_shift(options: Options, dtype: str, backward: bool) -> list[Group]:
 def _convolution_path(options: Options, dtype: str, backward: bool) -> list[Group]:
     groups = []
     for channels, size in _QUICK if options.quick else _LATER_STAGES:
-        d, shape = channels // HEADS, (options.batch, channels, size, size)
-
-        def call(
-            q: Tensor, k: Tensor, v: Tensor, fc: Tensor, dep: Tensor, backend: str, d: int = d
-        ) -> Tensor:
-            return ops.acmix_convolution(q, k, v, fc, dep, head_dim=d, backend=backend)
-
+        shape = (options.batch, channels, size, size)
         groups.append(
             _group(
                 options,
                 "ACmix convolution path",
                 [shape, shape, shape, (9, 3 * HEADS), (channels, 9, 3, 3)],
-                call,
+                partial(ops.acmix_convolution, head_dim=channels // HEADS),
                 acmix.BACKENDS,
                 # Folded: 9 products with each of the groups, for every output and pixel.
                 macs=options.batch * channels * 9 * 3 * HEADS * size**2,
@@ -166,22 +158,14 @@ def _group(
     paths = ["reference", "auto", *(b for b in backends if b != "reference")]
     paths = [path for path in paths if gpu or path != "triton"]
 
-    def build(path: str) -> Built:
-        if path == "flex":
-            operator: Operator = sliding_window_flex(
-                size=size, num_heads=HEADS, window_size=WINDOW, stride=stride, device=options.device
-            )
-        else:
-            operator = partial(call, backend=path, **extra)
-        return _ready(operator, shapes, options.device, dtype, backward)
-
+    build = partial(_build, call, shapes, options.device, dtype, backward, stride)
     if gpu and stride:
         paths.append("flex")
     title = f"{name} ({channels}, {size}x{size})" + (f", stride {stride}" if stride else "")
     work = macs * (3 if backward else 1)
     return Group(
         name=f"{title}, {mode}, {dtype}",
-        cases=[Case(name=p, build=partial(build, p), images=batch, macs=work) for p in paths],
+        cases=[Case(p, partial(build, path=p), images=batch, macs=work) for p in paths],
         device=options.device,
         dtype=dtype,
         settings={
@@ -194,7 +178,26 @@ def _group(
             "layout": "channels-last",
         },
         weight=float(batch * channels * size**2) * (3 if backward else 1) + 2e5 * batch,
+        apart=options.apart,
     )
+
+
+def _build(
+    call: Operator,
+    shapes: Sequence[tuple[int, ...]],
+    device: str,
+    dtype: str,
+    backward: bool,
+    stride: int,
+    path: str,
+) -> Built:
+    extra = {"stride": stride} if stride else {}
+    operator: Operator = partial(call, backend=path, **extra)
+    if path == "flex":
+        operator = sliding_window_flex(
+            size=shapes[0][2], num_heads=HEADS, window_size=WINDOW, stride=stride, device=device
+        )
+    return _ready(operator, shapes, device, dtype, backward)
 
 
 def _ready(

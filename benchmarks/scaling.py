@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.common import Options, main
 from benchmarks.networks import DEIT, SWIN
 from convattn import GLMix
+from convattn.bench.cases import Built, Case, Group
 from convattn.bench.models import DTYPES, Setting, model_case
-from convattn.bench.run import Built, Case, Group
 
 SIZES = (128, 256, 512, 1024)
 OPERATOR = "GLMix operator"
@@ -39,32 +39,35 @@ def plan(options: Options) -> list[Group]:
 
 
 def _operator(options: Options, dtype: str, sizes: Sequence[int]) -> Group:
-    def build(size: int, images: int) -> Built:
-        torch.manual_seed(0)
-        mixer = GLMix(_CHANNELS).eval().to(options.device, DTYPES[dtype])
-        mixer = mixer.to(memory_format=torch.channels_last)
-        side = size // _STRIDE
-        x = torch.randn(images, _CHANNELS, side, side, device=options.device, dtype=DTYPES[dtype])
-        x = x.contiguous(memory_format=torch.channels_last)
-
-        def call() -> Tensor:
-            with torch.inference_mode():
-                result: Tensor = mixer(x)
-                return result
-
-        return Built(call)
-
     cases = [
         Case(
             name=f"{size} px",
-            build=partial(build, size, _images(size, sizes, options)),
+            build=partial(_mixer, size, _images(size, sizes, options), options.device, dtype),
             images=_images(size, sizes, options),
             details={"size": size},
         )
         for size in sizes
     ]
     title = f"{OPERATOR}, {_CHANNELS} channels at stride {_STRIDE}, {dtype}"
-    return Group(title, cases, options.device, dtype, _settings(OPERATOR, sizes))
+    return Group(
+        title, cases, options.device, dtype, _settings(OPERATOR, sizes), apart=options.apart
+    )
+
+
+def _mixer(size: int, images: int, device: str, dtype: str) -> Built:
+    torch.manual_seed(0)
+    mixer = GLMix(_CHANNELS).eval().to(device, DTYPES[dtype])
+    mixer = mixer.to(memory_format=torch.channels_last)
+    side = size // _STRIDE
+    x = torch.randn(images, _CHANNELS, side, side, device=device, dtype=DTYPES[dtype])
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = mixer(x)
+            return result
+
+    return Built(call)
 
 
 def _network(name: str, options: Options, dtype: str, sizes: Sequence[int]) -> Group:
@@ -80,7 +83,13 @@ def _network(name: str, options: Options, dtype: str, sizes: Sequence[int]) -> G
         details = {**case.details, "size": size}
         cases.append(Case(f"{size} px", case.build, case.images, case.macs, details))
     return Group(
-        f"{name}, {dtype}", cases, options.device, dtype, _settings(name, sizes), weight=6.0
+        f"{name}, {dtype}",
+        cases,
+        options.device,
+        dtype,
+        _settings(name, sizes),
+        weight=6.0,
+        apart=options.apart,
     )
 
 
@@ -101,4 +110,4 @@ def _settings(name: str, sizes: Sequence[int]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("scaling", about=__doc__ or "", plan=plan, budget=170))
+    sys.exit(main("scaling", about=__doc__ or "", plan=plan, budget=170, apart=True))

@@ -144,8 +144,9 @@ def describe(document: Document) -> str:
     rounds = [group["rounds"] for group in document["groups"]]
     count = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else f"{rounds[0]}"
     return (
-        f"{what}; {', '.join(used)}, commit {at or 'unknown'}. {count} rounds. Peak, multiply-adds "
-        f"a second: {peak}. `{' '.join([*_variables(document), document['command']])}`"
+        f"{what}; {', '.join(used)}, commit {at or 'unknown'}. {count} rounds, "
+        f"{_processes(document)}. Peak, multiply-adds a second: {peak}. "
+        f"`{' '.join([*_variables(document), document['command']])}`"
     )
 
 
@@ -156,6 +157,14 @@ def path_table() -> str:
 
 def _variables(document: Document) -> list[str]:
     return [f"{name}={value}" for name, value in document["environment"].items()]
+
+
+def _processes(document: Document) -> str:
+    """Return how many processes a group had; older results do not say that it was one."""
+    found = {group["settings"].get("processes", "one") for group in document["groups"]}
+    if found == {"one each"}:
+        return "a process each"
+    return "all in one process" if found == {"one"} else "some in one process, some in one each"
 
 
 def _by_kind(document: Document) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.common import Options, main
 from benchmarks.networks import RESNET, SWIN, network_group
-from convattn.bench.run import Group
+from convattn.bench.cases import Group
 
 GROUPS = (
     ("GLNet and Swin", (SWIN, "glnet_stl")),
@@ -32,4 +32,4 @@ def plan(options: Options) -> list[Group]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("training", about=__doc__ or "", plan=plan, budget=200))
+    sys.exit(main("training", about=__doc__ or "", plan=plan, budget=200, apart=True))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convattn.bench.cases import Built, Case
 from convattn.bench.deployed import count_norms, deploy, randomize
-from convattn.bench.run import Built, Case
 from convattn.models import count_macs, count_parameters, create_model, list_models
 
 _PROOF_SIZE = 128
@@ -91,11 +91,15 @@ def model_case(name: str, setting: Setting) -> Case:
     """
     return Case(
         name=name,
-        build=lambda: _training(name, setting) if setting.train else _evaluation(name, setting),
+        build=partial(_training if setting.train else _evaluation, name, setting),
         images=setting.batch,
-        # Forward once, and backward twice as much: for the inputs and for the weights.
-        macs=lambda: _macs(name, setting.size) * setting.batch * (3 if setting.train else 1),
+        macs=partial(_macs_of_call, name, setting),
     )
+
+
+def _macs_of_call(name: str, setting: Setting) -> int:
+    # Forward once, and backward twice as much: for the inputs and for the weights.
+    return _macs(name, setting.size) * setting.batch * (3 if setting.train else 1)
 
 
 @cache

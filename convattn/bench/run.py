@@ -4,53 +4,21 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
+from convattn.bench.apart import apart, first_line
+from convattn.bench.cases import Case, Facts, Group, Ready, prepare
 from convattn.bench.floor import Peak
 from convattn.bench.machine import describe_commit
-from convattn.bench.memory import peak_memory
 from convattn.bench.progress import Progress, quiet
 from convattn.bench.statistics import summarize
-from convattn.bench.timing import Call, Clock, Limits, clock_of, measure
-
-
-@dataclass(frozen=True)
-class Built:
-    """A computation that is ready to run."""
-
-    call: Call
-    macs: int | None = None  # for the floor, where folding has left fewer of them
-    note: str = ""  # for whoever reads the result
-    details: dict[str, Any] = field(default_factory=dict)  # for the result
-
-
-@dataclass(frozen=True)
-class Case:
-    """One computation of a group."""
-
-    name: str
-    build: Callable[[], Built]  # called when it is the group's turn
-    images: int = 1  # in a call
-    macs: int | Callable[[], int] | None = None  # of a call; a function where counting takes long
-    details: dict[str, Any] = field(default_factory=dict)  # for the result
-    memory: bool = True  # whether to measure it
-
-
-@dataclass(frozen=True)
-class Group:
-    """Computations whose times are compared: they take turns in every round."""
-
-    name: str
-    cases: Sequence[Case]
-    device: str = "cpu"
-    dtype: str = "float32"
-    settings: dict[str, Any] = field(default_factory=dict)  # for the result
-    weight: float = 1.0  # its share of the time, beside other groups
+from convattn.bench.timing import Clock, Limits, Times, clock_of, measure
 
 
 def run_group(
@@ -73,50 +41,45 @@ def run_group(
         clock: how a sample is timed; None for the device's own.
     """
     start = time.perf_counter()
-    if torch.device(group.device).type == "cuda":
-        torch.backends.cudnn.benchmark = True  # the fastest kernel for each size, for all sides
-    ready: dict[str, Built] = {}
-    memory: dict[str, int | None] = {}
+    clock = clock or clock_of(group.device)
     errors: dict[str, str] = {}
-    for case in group.cases:
-        progress.say(f"preparing {case.name}")
-        try:
-            built = case.build()
-            built.call()  # what is kept from call to call is there now
-            memory[case.name] = peak_memory(built.call, group.device) if case.memory else None
-            ready[case.name] = built
-        except Exception as error:  # compilers of kernels have errors of their own
-            if not keep_going:
-                raise
-            errors[case.name] = str(error).strip().split("\n")[0] or type(error).__name__
-            progress.warn(f"{case.name} failed: {errors[case.name]}")
-        else:
-            if built.note:
-                progress.warn(f"{case.name}: {built.note}")
-    seconds = limits.seconds - (time.perf_counter() - start)
-    times = measure(
-        {name: built.call for name, built in ready.items()},
-        clock=clock or clock_of(group.device),
-        limits=replace(limits, seconds=seconds),
-        on_round=lambda done: progress.round(done, limits.rounds),
-    )
-    runs = {
-        case.name: _result(
-            case,
-            ready[case.name],
-            times.seconds[case.name],
-            times.calls[case.name],
-            memory[case.name],
-            peak,
+    with (apart if group.apart else _together)(group.cases, group.device, clock) as place:
+        ready: dict[str, Ready] = {}
+        for case in group.cases:
+            progress.say(f"preparing {case.name}")
+            try:
+                ready[case.name] = place.prepare(case)
+            except Exception as error:  # compilers of kernels have errors of their own
+                if not keep_going:
+                    raise
+                errors[case.name] = first_line(error)
+                progress.warn(f"{case.name} failed: {errors[case.name]}")
+            else:
+                note = ready[case.name].facts.note
+                if note:
+                    progress.warn(f"{case.name}: {note}")
+        seconds = limits.seconds - (time.perf_counter() - start)
+        times = measure(
+            {name: made.call for name, made in ready.items()},
+            clock=place.clock,
+            limits=replace(limits, seconds=seconds),
+            on_round=lambda done: progress.round(done, limits.rounds),
         )
+        facts = {name: made.facts for name, made in ready.items()}
+        ready.clear()
+    runs = {
+        case.name: _result(case, facts[case.name], times, peak)
         for case in group.cases
-        if case.name in ready
+        if case.name in facts
     }
-    ready.clear()
-    _free(group.device)
     return {
         "name": group.name,
-        "settings": {"device": group.device, "dtype": group.dtype, **group.settings},
+        "settings": {
+            "device": group.device,
+            "dtype": group.dtype,
+            "processes": "one each" if group.apart else "one",
+            **group.settings,
+        },
         "commit": describe_commit(),
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rounds": max((len(run["seconds"]) for run in runs.values()), default=0),
@@ -126,18 +89,35 @@ def run_group(
     }
 
 
-def _result(
-    case: Case,
-    built: Built,
-    seconds: list[float],
-    calls: int,
-    memory: int | None,
-    peak: Peak | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Together:
+    """All computations of a group in this process."""
+
+    device: str
+    clock: Clock
+
+    def prepare(self, case: Case) -> Ready:
+        return prepare(case, self.device)
+
+
+@contextmanager
+def _together(cases: Sequence[Case], device: str, clock: Clock) -> Iterator[_Together]:
+    """Have the computations here, and free what they leave."""
+    gpu = torch.device(device).type == "cuda"
+    if gpu:
+        torch.backends.cudnn.benchmark = True  # the fastest kernel for each size, for all sides
+    yield _Together(device, clock)
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
+
+
+def _result(case: Case, facts: Facts, times: Times, peak: Peak | None) -> dict[str, Any]:
+    seconds = times.seconds[case.name]
     summary = summarize(seconds)
     floor = None
     defined = case.macs() if callable(case.macs) else case.macs
-    macs = built.macs if built.macs is not None else defined
+    macs = facts.macs if facts.macs is not None else defined
     if peak is not None and macs is not None:
         floor = {
             "macs": macs,
@@ -146,19 +126,13 @@ def _result(
         }
     return {
         **case.details,
-        **built.details,
-        **({"note": built.note} if built.note else {}),
+        **facts.details,
+        **({"note": facts.note} if facts.note else {}),
         "images": case.images,
         "macs": defined,
-        "memory_bytes": memory,
+        "memory_bytes": facts.memory,
         "floor": floor,
         "summary": summary.as_dict(),
-        "calls_per_sample": calls,
+        "calls_per_sample": times.calls[case.name],
         "seconds": seconds,
     }
-
-
-def _free(device: str) -> None:
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()

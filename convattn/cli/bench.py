@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from convattn.bench.cases import Group
 from convattn.bench.floor import measure_peak
 from convattn.bench.models import (
     DTYPES,
@@ -22,7 +23,7 @@ from convattn.bench.models import (
 )
 from convattn.bench.progress import show_progress
 from convattn.bench.record import new_document, to_json
-from convattn.bench.run import Group, run_group
+from convattn.bench.run import run_group
 from convattn.bench.table import comparison_table
 from convattn.bench.timing import Limits
 from convattn.models import create_model
@@ -31,7 +32,8 @@ HELP = "measure a model's speed and memory, beside others"
 DESCRIPTION = """Measure the speed and the memory of models, side by side.
 
 Every model is warmed up; then they take turns, round by round, so that all see the same moods of
-the machine. Speeds are medians with quartiles, and ratios are taken round by round."""
+the machine. On a CPU each has a process of its own, so that none finds the memory that another
+left. Speeds are medians with quartiles, and ratios are taken round by round."""
 EPILOG = """examples:
   convattn bench glnet_stl --against swin_tiny_patch4_window7_224 convnext_tiny
   convattn bench acmix_resnet50 --against resnet50 --dtype bfloat16 --threads 2
@@ -63,6 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="images; default 8, on a GPU 128")
     parser.add_argument("--size", metavar="PIXELS", help="192 or 192x256; default the model's own")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default PyTorch's")
+    processes = parser.add_mutually_exclusive_group()
+    processes.add_argument(
+        "--apart",
+        action="store_true",
+        default=None,
+        help="each model in a process of its own (default on a CPU)",
+    )
+    processes.add_argument(
+        "--together",
+        dest="apart",
+        action="store_false",
+        help="all models in one process (default on a GPU)",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="exactly so many")
     parser.add_argument(
         "--seconds", type=float, default=30, metavar="S", help="rounds go on so long; default 30"
@@ -153,6 +168,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         device=setting.device,
         dtype=setting.dtype,
         settings=setting.as_dict(),
+        apart=torch.device(args.device).type == "cpu" if args.apart is None else args.apart,
     )
     command = "convattn " + " ".join(_words(args))
     document = new_document("bench", command=command, device=args.device, settings={})
@@ -175,7 +191,9 @@ def _words(args: argparse.Namespace) -> list[str]:
     for name, value in vars(args).items():
         if name in ("command", "run", "options", "model", "list", "json", "plot", "traceback"):
             continue
-        if value is True:
+        if name == "apart" and value is False:
+            words.append("--together")
+        elif value is True:
             words.append(f"--{name.replace('_', '-')}")
         elif value not in (None, False, []):
             words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]

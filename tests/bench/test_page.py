@@ -132,6 +132,21 @@ def test_variables_that_change_the_speed_are_shown():
     assert describe(made).endswith("`MALLOC_TRIM_THRESHOLD_=1 by hand`")
 
 
+@pytest.mark.parametrize(
+    ("processes", "told"),
+    [
+        ([{}, {}], "3 rounds, all in one process."),
+        ([{"processes": "one each"}] * 2, "3 rounds, a process each."),
+        ([{}, {"processes": "one each"}], "3 rounds, some in one process, some in one each."),
+    ],
+)
+def test_whether_networks_shared_a_process_is_told(processes, told):
+    made = documents()["backbones"]
+    for found, settings in zip(made["groups"], processes, strict=True):
+        found["settings"].update(settings)
+    assert told in describe(made)
+
+
 def test_a_path_that_failed_is_told():
     made = documents()["ops"]
     made["groups"][0]["errors"] = {"triton": "no such kernel"}

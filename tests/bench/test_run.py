@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from convattn.bench import floor
+from convattn.bench.cases import Built, Case, Group
 from convattn.bench.floor import Peak, measure_peak
 from convattn.bench.progress import Lines, Progress
-from convattn.bench.run import Built, Case, Group, run_group
+from convattn.bench.run import run_group
 from convattn.bench.timing import Limits
 from tests.bench.clocks import FakeClock
 
@@ -38,6 +39,7 @@ def test_a_result_has_every_sample_and_what_follows_from_them():
     assert found["runs"]["b"]["floor"] is None
     assert found["peak"] == {"macs_per_second": 200.0, "by": "by hand"}
     assert (found["name"], found["rounds"], found["errors"]) == ("two", 3, {})
+    assert found["settings"] == {"device": "cpu", "dtype": "float32", "processes": "one"}
 
 
 def test_the_floor_is_that_of_what_runs():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +17,8 @@ import torch
 from benchmarks import backbones, common, ops, scaling, training
 from benchmarks.common import Options
 from benchmarks.flex import sliding_window_flex
+from convattn.bench.cases import Built, Case, Group
 from convattn.bench.record import read_document
-from convattn.bench.run import Built, Case, Group
 from convattn.ops import sliding_window_attention
 from tests.tolerances import TOLERANCE
 
@@ -74,6 +78,46 @@ def test_every_plan_can_be_made_for_every_device(script):
         flex = [group for group in gpu if "flex" in [case.name for case in group.cases]]
         assert len(flex) == 4 * 2 * 2
         assert "flex" not in [case.name for group in cpu for case in group.cases]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_case_can_go_to_a_process_of_its_own(script):
+    options = Options("cuda", ("bfloat16",), 8, compile=False, quick=False, apart=True)
+    for group in SCRIPTS[script].plan(options):
+        assert group.apart
+        for case in group.cases:
+            assert pickle.loads(pickle.dumps(replace(case, macs=None))).name == case.name
+
+
+@pytest.mark.parametrize(
+    ("usual", "words", "apart", "command"),
+    [
+        (True, [], True, ""),
+        (False, [], False, ""),
+        (True, ["--device", "cuda"], False, " --device cuda"),
+        (True, ["--together"], False, " --together"),
+        (False, ["--apart"], True, " --apart"),
+        (True, ["--apart", "--device", "cuda:0"], True, " --device cuda:0 --apart"),
+    ],
+)
+def test_who_shares_a_process(usual, words, apart, command):
+    args = common._parser("ops", "", 1, usual).parse_args(words)
+    assert common._options(args, usual).apart is apart
+    assert common._command("ops", args) == f"python -m benchmarks.ops{command}"
+
+
+@pytest.mark.slow
+def test_a_script_measures_networks_apart_and_only_once(tmp_path):
+    """A process that starts imports the script anew."""
+    path = tmp_path / "a.json"
+    words = ["benchmarks.scaling", "--quick", "--output", str(path)]
+    found = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("groups in a few seconds") == 1
+    document = read_document(path)
+    assert [group["settings"]["processes"] for group in document["groups"]] == ["one each"] * 2
+    assert [list(group["runs"]) for group in document["groups"]] == [["32 px", "64 px"]] * 2
+    assert [group["errors"] for group in document["groups"]] == [{}, {}]
 
 
 @pytest.mark.parametrize("stride", [1, 2])

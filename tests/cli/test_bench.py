@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from convattn.bench.models import Setting, build_model, check_device, model_case
 from convattn.cli import main
 from convattn.models import count_macs, count_parameters, create_model
 
-SHORT = ("--rounds", "2", "--batch", "2", "--seconds", "1")
+SHORT = ("--rounds", "2", "--batch", "2", "--seconds", "1", "--together")
 SMALL = Setting(size=(32, 32), batch=2)
 
 
@@ -36,7 +38,9 @@ def test_json_has_every_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(path.read_text())
     assert {"machine", "versions", "settings", "command", "groups"} <= set(found)
     assert found["command"].startswith("convattn bench glnet_nano --device cpu --dtype float32")
+    assert " --together " in found["command"]
     (group,) = found["groups"]
+    assert group["settings"]["processes"] == "one"
     assert group["settings"]["size"] == [48, 32]
     assert (group["settings"]["batch"], group["settings"]["form"]) == (2, "deployed")
     run = group["runs"]["glnet_nano"]
@@ -49,6 +53,21 @@ def test_json_has_every_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_json_alone_on_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "glnet_nano", *SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["script"] == "bench"
+
+
+@pytest.mark.slow
+def test_models_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("convattn")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "convattn"]
+    names = ["glnet_nano", "--against", "acmix_resnet_nano", *SHORT[:-1]]
+    words = [*start, "bench", *names, "--train", "--dtype", "bfloat16", "--json", "-"]
+    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    document = json.loads(found.stdout)
+    (group,) = document["groups"]
+    assert group["settings"]["processes"] == "one each"
+    assert list(group["runs"]) == ["glnet_nano", "acmix_resnet_nano"]
+    assert "--apart" not in document["command"]
 
 
 def test_a_training_step_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,8 +173,6 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", "glnet_nano", "--plot", "a.png"]) == 2
     assert "pip install 'convattn[train]'" in capsys.readouterr().err
