@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.folding import fold_sequence
+from convattn.layers.norm import LayerNorm2d
 from convattn.ops._checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.ops.attention import (
     PATCH_BACKENDS,

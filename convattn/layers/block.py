@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from timm.layers import DropPath, LayerNorm2d, LayerScale2d
+from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.layers.ffn import ConvMlp, depthwise
 from convattn.layers.folding import fold_identity, fold_scale
+from convattn.layers.norm import LayerNorm2d
 from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.attention import SpatialReductionAttention
+from convattn.layers.norm import LayerNorm2d
 from convattn.models._backbone import check_sizes, drop_path_rates, only_stride_32, placed
 from convattn.models._class_token import (
     NORM_EPS,

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.block import PreNormBlock
+from convattn.layers.norm import LayerNorm2d
 from convattn.models._backbone import (
     Pyramid,
     Stage,

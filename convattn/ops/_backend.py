@@ -47,6 +47,7 @@ class Case:
     width: int
     stride: int = 1
     window: int = 1
+    dilation: int = 1
     grad: bool = False  # whether a gradient will be asked for
     exporting: bool = False  # whether the operators are written down for another runtime
     transformed: bool = False  # whether PyTorch's function transforms look into the operators
@@ -55,7 +56,13 @@ class Case:
 Rule = tuple[str, Callable[[Case], bool], str]
 
 
-def describe(*tensors: Tensor, stride: int = 1, window: int = 1) -> Case:
+def describe(
+    *tensors: Tensor,
+    stride: int = 1,
+    window: int = 1,
+    dilation: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Case:
     """Return the case of an operator on the map ``tensors[0]`` and other tensors.
 
     Args:
@@ -63,15 +70,18 @@ def describe(*tensors: Tensor, stride: int = 1, window: int = 1) -> Case:
             gradient may be wanted for.
         stride: of the operator.
         window: of the operator.
+        dilation: of the operator.
+        dtype: of the result; None for that of the map.
     """
     x = tensors[0]
     return Case(
         device=x.device.type,
-        dtype=x.dtype,
+        dtype=x.dtype if dtype is None else dtype,
         height=x.shape[-2],
         width=x.shape[-1],
         stride=stride,
         window=window,
+        dilation=dilation,
         grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
         exporting=exporting(),
         transformed=transformed(),

@@ -10,12 +10,15 @@ B batch, N tokens, C channels of h heads with d = C / h channels each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._script import scriptable
+from convattn.ops.kernels.native import rows
 
 TILE_LOGITS = 2**19  # images at a time, without gradients
 MAX_STORED = 64  # tokens whose (N, N) weights are no larger than their queries, keys and values
@@ -55,15 +58,27 @@ def attend_heads(qkv: Tensor, num_heads: int) -> Tensor:
     if case.grad or case.transformed:
         answers = torch.bmm(torch.bmm(q * scale, k.mT).softmax(-1), v)
     else:
-        answers = _without_gradients(q, k, v, scale, num_heads)
+        softmax_ = rows.softmax_ if rows.takes(case) else _softmax_
+        answers = _without_gradients(q, k, v, scale, num_heads, softmax_)
     return answers.unflatten(0, (B, num_heads)).transpose(1, 2).flatten(2)
 
 
-def _without_gradients(q: Tensor, k: Tensor, v: Tensor, scale: float, num_heads: int) -> Tensor:
+def _without_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    num_heads: int,
+    softmax_: Callable[[Tensor], Tensor],
+) -> Tensor:
     size = num_heads * max(1, TILE_LOGITS // (num_heads * q.shape[1] ** 2))
     answers, room = torch.empty_like(q), q.new_empty(min(size, len(q)), q.shape[1], k.shape[1])
     for a, b, c, out in zip(*(x.split(size) for x in (q, k, v, answers)), strict=True):
         weights = room[: len(a)]
         torch.baddbmm(weights, a, b.mT, beta=0, alpha=scale, out=weights)
-        torch.bmm(torch.softmax(weights, -1, out=weights), c, out=out)
+        torch.bmm(softmax_(weights), c, out=out)
     return answers
+
+
+def _softmax_(x: Tensor) -> Tensor:
+    return torch.softmax(x, -1, out=x)

@@ -38,8 +38,9 @@ def register(
     derive.register_fake(lambda gradient, *maps: tuple(empty_channels_last(x) for x in maps[:3]))
 
     def differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        position = ctx.saved_tensors[3]
-        by_q, by_k, by_v = derive(gradient, *ctx.saved_tensors, *ctx.options)
+        saved = ctx.saved_tensors  # once: checkpointing computes them anew each time
+        position = saved[3]
+        by_q, by_k, by_v = derive(gradient, *saved, *ctx.options)
         by_position = None
         if position is not None and ctx.needs_input_grad[3]:
             by_position = _sum_heads(by_k, len(position), ctx.options[0]).neg().to(position.dtype)
@@ -65,8 +66,10 @@ def register(
                 f"backend {name!r} knows neither torch.func nor forward-mode differentiation; "
                 "use 'auto'"
             )
-        if q.device.type not in ("cpu", "meta"):
-            raise ValueError(f"backend {name!r} needs maps on the CPU, got {q.device}; use 'auto'")
+        for x in (q, k, v) if position is None else (q, k, v, position):
+            if x.device.type not in ("cpu", "meta"):
+                message = f"backend {name!r} needs maps on the CPU, got {x.device}; use 'auto'"
+                raise ValueError(message)
         scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
         return cast(
             Tensor, answer(q, k, v, position, num_heads, window_size, stride, dilation, scale)
@@ -76,9 +79,16 @@ def register(
 
 
 def empty_channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an empty map shaped like another whose channels lie one after another."""
-    B, C, H, W = x.shape
-    return x.new_empty(B, H, W, C, dtype=dtype).permute(0, 3, 1, 2)
+    """Return an empty map shaped like another whose channels lie one after another.
+
+    No view of a tensor in that order: autograd lets nobody change such an output in place.
+    """
+    return torch.empty(
+        x.shape,
+        dtype=x.dtype if dtype is None else dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from convattn.ops._sliding_desk import Desk
-from convattn.ops._sliding_operator import register
+from convattn.ops._sliding_operator import empty_channels_last, register
 from convattn.ops._sliding_plan import plan
 
 
@@ -33,17 +33,18 @@ def strips_forward(
     scale: float,
 ) -> Tensor:
     """Return the answers in q's type; sums and exponentials are float32 at least."""
-    B, C, *answered = q.shape
+    B, C = q.shape[:2]
     desk = Desk(plan(*k.shape[2:], window_size, stride, dilation), num_heads, C, q.dtype)
     tables = cache(partial(_Table, desk))
-    out = q.new_empty(B, *answered, C)
+    result = empty_channels_last(q)
+    out = result.permute(0, 2, 3, 1)
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B):
             table = tables(images.stop - images.start)
             table.cut(q[images], k[images], v[images], desk.origin(position, images))
             table.attend(scale)
             desk.answer(table.answers, out[images])
-    return out.permute(0, 3, 1, 2)
+    return result
 
 
 def strips_backward(
@@ -63,7 +64,8 @@ def strips_backward(
     tiles = plan(H, W, window_size, stride, dilation, backward=True)
     desk = Desk(tiles, num_heads, C, q.dtype)
     tables = cache(partial(_BackwardTable, desk))
-    by_q, by_k, by_v = (x.new_empty(B, *x.shape[2:], C) for x in (q, k, v))
+    results = empty_channels_last(q), empty_channels_last(k), empty_channels_last(v)
+    by_q, by_k, by_v = (x.permute(0, 2, 3, 1) for x in results)
     with torch.autocast("cpu", enabled=False):
         for images in desk.chunks(B, maps=2):
             table = tables(images.stop - images.start)
@@ -75,8 +77,7 @@ def strips_backward(
             by_values, by_keys = table.by_shown.chunk(2)
             desk.sum_copies(by_keys, by_k[images])
             desk.sum_copies(by_values, by_v[images])
-    by_q, by_k, by_v = (x.permute(0, 3, 1, 2) for x in (by_q, by_k, by_v))
-    return by_q, by_k, by_v
+    return results
 
 
 class _Table:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import Rule, choose, describe
+from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._reflection import ceil_divide
+from convattn.ops.kernels.native import rows
 
 # How the heads of all windows attend.
 WINDOW_RULES: tuple[Rule, ...] = (
@@ -136,10 +137,14 @@ def _attend(
     else:
         mask = mask.expand(*batch, -1, -1).flatten(0, 1)
         logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
+    return torch.bmm(_softmax(logits, describe(q, k, v)).to(v.dtype), v).unflatten(0, batch)
+
+
+def _softmax(logits: Tensor, case: Case) -> Tensor:
+    if rows.takes(case) and logits.dtype == case.dtype:
+        return rows.softmax_(logits)
     # a softmax of bfloat16 rows takes more than twice as long
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    weights = logits.softmax(-1, dtype=wide).to(v.dtype)
-    return torch.bmm(weights, v).unflatten(0, batch)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def _has_native(case: Case) -> bool:
     """Whether the kernels compute such maps, and the machine has a compiler for them."""
     if case.device != "cpu" or case.exporting or case.transformed:
         return False
-    return case.dtype in native.DTYPES and case.window <= native.MOST_WINDOW and available()
+    return native.takes(case.dtype, case.window, case.dilation) and available()
 
 
 _ON_CPU = {"native": native.attend_natively, "strips": attend_in_strips}
@@ -117,9 +117,10 @@ def sliding_window_attention(
         dilation: distance between the pixels of a window.
         position: p, a map (B or 1, d, H, W) that all heads share; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "strips", "tiled", "dense", "triton" or "reference". "auto" takes
-            "dense" for maps that have no more pixels than a tile with its halo, else "strips" on a
-            CPU and "tiled" elsewhere, in exported models and under ``torch.func``.
+        backend: "auto", "native", "strips", "tiled", "dense", "triton" or "reference". On a CPU
+            "auto" takes "native" for float32 and bfloat16 where a C compiler is found, else
+            "strips"; for the smallest maps "dense"; elsewhere, in exported models and under
+            ``torch.func`` "dense" or "tiled".
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)).
@@ -142,7 +143,8 @@ def sliding_window_attention(
     chosen = resolve(backend, SLIDING_BACKENDS)
     if chosen == "auto":
         given = (k, q, v) if position is None else (k, q, v, position)
-        chosen = choose(SLIDING_RULES, describe(*given, stride=stride, window=window_size))
+        case = describe(*given, stride=stride, window=window_size, dilation=dilation, dtype=q.dtype)
+        chosen = choose(SLIDING_RULES, case)
     options = {"window_size": window_size, "stride": stride, "dilation": dilation}
     if chosen == "reference":
         return reference.sliding_window_attention(

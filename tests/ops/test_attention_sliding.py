@@ -56,6 +56,18 @@ class TestSlidingWindowInStrips(SlidingWindow):
         torch.autograd.gradgradcheck(self.fast, tensors)
 
 
+@pytest.mark.parametrize("backend", ["native", "strips"])
+def test_an_activation_in_place_may_follow(backend):
+    tensors = [t.requires_grad_() for t in _maps(3, (2, 8, 12, 11), torch.float32)]
+    changed, plain = (
+        torch.autograd.grad(
+            f(ops.sliding_window_attention(*tensors, num_heads=2, backend=backend)).sum(), tensors
+        )
+        for f in (torch.relu_, torch.relu)
+    )
+    assert_close(changed, plain, torch.float32)
+
+
 class TestSlidingWindowInStripsWithStride(TestSlidingWindowInStrips):
     def options(self) -> dict[str, Any]:
         return {"stride": 2, "window_size": 3}

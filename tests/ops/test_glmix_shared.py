@@ -54,12 +54,12 @@ def _tile(request, monkeypatch):
 
 
 @pytest.fixture
-def kept(monkeypatch) -> list[Tensor]:
+def kept(monkeypatch) -> list[shared.Kept]:
     """What the shared path keeps, of all its calls."""
-    calls: list[Tensor] = []
+    calls: list[shared.Kept] = []
     plain = shared.cluster
 
-    def cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[shared.Kept]]:
         slots, kept = plain(keys, tokens)
         calls.extend(kept)
         return slots, kept
@@ -77,7 +77,7 @@ def test_without_gradients_similarities_are_shared(shape, dtype, scale, kept):
     with torch.no_grad():
         actual = _mixed(*tensors)
         expected = _mixed(*(t.double() for t in tensors), backend="reference")
-    assert sum(e.numel() for e in kept) == shape[0] * SLOTS * shape[2] * shape[3]
+    assert sum(tile.similarities.numel() for tile in kept) == shape[0] * SLOTS * shape[2] * shape[3]
     assert actual.dtype == dtype
     assert_close(actual.double(), expected, dtype)
 
@@ -101,7 +101,7 @@ def test_autocast_reaches_the_attention_between(layout, kept):
         expected = ops.cluster_and_dispatch(slots, u, scale, linear, backend="reference")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             actual = ops.cluster_and_dispatch(slots, u, scale, linear)
-    assert all(e.dtype == torch.bfloat16 for e in kept)
+    assert all(tile.similarities.dtype == torch.bfloat16 for tile in kept)
     assert kept
     assert_close(actual.float(), expected, torch.bfloat16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,30 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("vectors.h", "sliding.c")
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
+_SOURCES = ("vectors.h", "sliding.c", "rows.c")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-w",
+)
 _COMPILERS = ("gcc", "cc", "clang")
 _SWITCH = "CONVATTN_NATIVE"
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked process: nobody there gives back what another thread held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class NotAvailableError(RuntimeError):
@@ -62,9 +82,9 @@ def _outcome() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, f"no C compiler ({', '.join(_COMPILERS)}, or $CC) is on the path"
     try:
-        return ctypes.CDLL(str(_built(compiler))), ""
+        return _load(compiler), ""
     except (OSError, subprocess.SubprocessError) as error:
-        reason = f"{compiler} could not compile the kernels: {_message(error)}"
+        reason = f"{shlex.join(compiler)} could not compile the kernels: {_message(error)}"
         warnings.warn(
             f"{reason}. PyTorch's operators compute the same, slower; {_SWITCH}=0 silences this",
             RuntimeWarning,
@@ -73,57 +93,98 @@ def _outcome() -> tuple[ctypes.CDLL | None, str]:
         return None, reason
 
 
-def _compiler() -> str | None:
-    named = os.environ.get("CC", "").split()
-    names = (*named[:1], *_COMPILERS)
-    return next((found for name in names if (found := shutil.which(name))), None)
+def _compiler() -> list[str] | None:
+    """Return the words that call it: $CC may be ``ccache gcc``."""
+    named = _words(os.environ.get("CC", ""))
+    for words in (named, *([name] for name in _COMPILERS)):
+        found = shutil.which(words[0]) if words else None
+        if found:
+            return [found, *words[1:]]
+    return None
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quote that nothing closes
+        return []
 
 
 def _message(error: Exception) -> str:
-    said = getattr(error, "stderr", None) or str(error)
-    return str(said).strip().split("\n")[0]
+    lines = str(getattr(error, "stderr", None) or error).strip().split("\n")
+    return next((line for line in lines if "error" in line), lines[0])
 
 
-def _built(compiler: str) -> Path:
-    """Return the compiled library, of the cache where it is there."""
+def _load(compiler: list[str]) -> ctypes.CDLL:
+    """Return the library, from the cache, or built for this process where no cache can be had."""
     try:
-        return _build_in(_cache(), compiler)
-    except PermissionError:  # a home that nobody may write to
-        return _build_in(Path(tempfile.mkdtemp(prefix="convattn-")), compiler)
+        return ctypes.CDLL(str(_cached(_cache(), compiler)))
+    except OSError:  # read-only, full, somebody else's, or nothing is loaded from there
+        with tempfile.TemporaryDirectory(prefix="convattn-") as folder:
+            return ctypes.CDLL(str(_build_in(folder, compiler)))  # loaded, it needs no file
 
 
-def _build_in(folder: Path, compiler: str) -> Path:
+def _cached(folder: Path, compiler: list[str]) -> Path:
+    """Return the library in the cache, built there unless it lies there whole."""
     target = folder / f"kernels-{_key(compiler)}.so"
-    if target.exists():
-        return target
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Processes that start together each build their own, and the last one stays.
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(handle)
+    _check_private(folder)
+    if not _is_whole(target):
+        # Processes that start together each build their own, and the last one stays.
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            built = _build_in(unfinished, compiler)
+            content = built.read_bytes()
+            built.write_bytes(content + hashlib.sha256(content).digest())
+            os.replace(built, target)
+    return target
+
+
+def _check_private(folder: Path) -> None:
+    """Raise where others could have put a library for us to run."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(f"others may write to {folder}")
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library ends with the digest of the rest: a full disk may have cut it short."""
     try:
-        command = [compiler, *_FLAGS, str(_FOLDER / _SOURCES[-1]), "-o", unfinished, "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        os.replace(unfinished, target)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+        content = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _build_in(folder: str, compiler: list[str]) -> Path:
+    target = Path(folder) / "kernels.so"
+    sources = [str(_FOLDER / name) for name in _SOURCES if name.endswith(".c")]
+    command = [*compiler, *_FLAGS, *sources, "-o", str(target), "-lm"]
+    subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=120
+    )
     return target
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "convattn"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # others are to be ignored, its specification says
+        return Path(base) / "convattn"
+    try:
+        return Path.home() / ".cache" / "convattn"
+    except RuntimeError as error:
+        raise FileNotFoundError("the user has no home") from error
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """Return what tells one build from another: source, compiler, processor."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=30)
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=30)
     parts = [(_FOLDER / name).read_bytes() for name in _SOURCES]
-    parts += [version.stdout, " ".join(_FLAGS).encode(), _processor().encode()]
+    parts += [version.stdout, " ".join([*compiler, *_FLAGS]).encode(), _processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
 def _processor() -> str:
     """Return what the processor can do: a home may be shared by machines that differ."""
-    names = ("model name", "flags", "Features", "CPU part")
+    names = ("model name", "flags", "Features", "CPU part", "isa")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in names)

@@ -44,6 +44,7 @@ typedef struct {
     int64_t lanes;   /* queries of a row, in whole vectors */
     int64_t margin;  /* zeros before and after them */
     int64_t asked;   /* both together */
+    int64_t phases;  /* that windows show */
     int64_t phase;   /* columns of a phase */
     int64_t shown;   /* of all phases */
     int64_t seen;    /* rows of keys that a band sees */
@@ -74,8 +75,9 @@ static plan_t plan(const task_t *task) {
     p.lanes = round_up(task->columns, LANES);
     p.margin = round_up(far, LANES);
     p.asked = p.lanes + 2 * p.margin;
+    p.phases = task->stride < 2 * p.reach + 1 ? task->stride : 2 * p.reach + 1;
     p.phase = round_up(p.lanes + far, LANES);
-    p.shown = task->stride * p.phase;
+    p.shown = p.phases * p.phase;
     p.seen = task->stride * (task->band - 1) + 2 * p.reach + 1;
     p.by_key = task->width * p.shown;
     p.by_query = task->width * p.asked;
@@ -283,28 +285,31 @@ static void sum(const term_t *terms, int64_t count, int64_t x, int64_t width, in
 #undef PART
 }
 
-/* Softmax over the places, in each lane. */
-static void softmax(float *logits, int64_t step, int64_t places) {
+/* Softmax over the places, in each lane that is kept; 0 in the others. */
+static void softmax(float *logits, int64_t step, int64_t places, ivec kept) {
     vec most = load(logits), total = all(0);
-    for (int64_t t = 1; t < places; t++) {
-        vec l = load(logits + t * step);
-        most = where(l > most, l, most);
-    }
+    for (int64_t t = 1; t < places; t++) most = larger(load(logits + t * step), most);
     for (int64_t t = 0; t < places; t++) {
         vec e = exponential(load(logits + t * step) - most);
         total += e;
         store(logits + t * step, e);
     }
     total = 1 / total;
-    for (int64_t t = 0; t < places; t++) store(logits + t * step, load(logits + t * step) * total);
+    for (int64_t t = 0; t < places; t++) {
+        vec weight = load(logits + t * step) * total;
+        store(logits + t * step, (vec)((ivec)weight & kept));
+    }
 }
 
 /* changes = weights (changes - sum of weights changes): the gradient of a softmax, in each lane. */
-static void softmax_backward(const float *weights, float *changes, int64_t step, int64_t places) {
+static void softmax_backward(const float *weights, float *changes, int64_t step, int64_t places,
+                             ivec kept) {
     vec total = all(0);
     for (int64_t t = 0; t < places; t++) total += load(weights + t * step) * load(changes + t * step);
-    for (int64_t t = 0; t < places; t++)
-        store(changes + t * step, load(weights + t * step) * (load(changes + t * step) - total));
+    for (int64_t t = 0; t < places; t++) {
+        vec change = load(weights + t * step) * (load(changes + t * step) - total);
+        store(changes + t * step, (vec)((ivec)change & kept));
+    }
 }
 
 /* ---- a band of a head of an image ---- */
@@ -407,7 +412,7 @@ static void sum_keys(const band_t *b, const float *weights, const float *given, 
                                 (row + r) * task->window * p->asked;
             t++;
         }
-        for (int64_t phase = 0; phase < task->stride; phase++) {
+        for (int64_t phase = 0; phase < p->phases; phase++) {
             int64_t place[MOST], shift[MOST], count = 0;
             for (int64_t x = 0; x < task->window; x++) {
                 int64_t column = task->dilation * x;
@@ -426,10 +431,25 @@ static void sum_keys(const band_t *b, const float *weights, const float *given, 
     }
 }
 
-static void normalise(const plan_t *p, float *logits, int64_t rows) {
+/* Lanes past the last query are cleared: what is not a number there, because a key or a value is
+   not one, would be in the sums of other keys. */
+static void normalise(const band_t *b, float *logits, int64_t rows) {
+    const plan_t *p = b->plan;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t x = 0; x < p->lanes; x += LANES)
-            softmax(logits + r * p->by_logits + p->margin + x, p->asked, p->places);
+            softmax(logits + r * p->by_logits + p->margin + x, p->asked, p->places,
+                    first_lanes(b->task->columns - x));
+}
+
+static void normalise_backward(const band_t *b, const float *weights, float *changes,
+                               int64_t rows) {
+    const plan_t *p = b->plan;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t x = 0; x < p->lanes; x += LANES) {
+            int64_t at = r * p->by_logits + p->margin + x;
+            softmax_backward(weights + at, changes + at, p->asked, p->places,
+                             first_lanes(b->task->columns - x));
+        }
 }
 
 /* Maps: q, k, v, origin (subtracted from the keys; without data for none), answers. */
@@ -441,7 +461,7 @@ static void forward_band(const band_t *b, const map_t *maps) {
     for (int64_t y = 0; y < b->rows; y += b->plan->group) {
         int64_t rows = b->rows - y < b->plan->group ? b->rows - y : b->plan->group;
         score_group(b, b->room.queries, b->room.keys, b->room.weights, y, rows);
-        normalise(b->plan, b->room.weights, rows);
+        normalise(b, b->room.weights, rows);
         sum_group(b, b->room.weights, b->room.values, &maps[4], y, rows, 1);
     }
 }
@@ -460,11 +480,8 @@ static void backward_band(const band_t *b, const map_t *maps) {
         float *changes = b->room.changes + y * p->by_logits;
         score_group(b, b->room.queries, b->room.keys, weights, y, rows);
         score_group(b, b->room.wanted, b->room.values, changes, y, rows);
-        normalise(p, weights, rows);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t x = p->margin; x < p->margin + p->lanes; x += LANES)
-                softmax_backward(weights + r * p->by_logits + x, changes + r * p->by_logits + x,
-                                 p->asked, p->places);
+        normalise(b, weights, rows);
+        normalise_backward(b, weights, changes, rows);
         sum_group(b, changes, b->room.keys, &maps[5], y, rows, b->task->scale);
     }
     sum_keys(b, b->room.changes, b->room.queries, &maps[6]);

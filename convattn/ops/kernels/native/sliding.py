@@ -19,6 +19,7 @@ from convattn.ops.kernels.native.library import library
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WINDOW = 32
+MOST_REACH = 48  # pixels from a window's first to its last: of wider ones, most is the halo
 # Floats of a thread's room, forward and backward: what stays in a core's second cache. Bands of
 # more rows copy less of the halo.
 ROOM = (1 << 17, 1 << 18)
@@ -57,10 +58,10 @@ def native_forward(
     scale: float,
 ) -> Tensor:
     """Return the answers in q's type."""
-    check(q.dtype, window_size)
+    check(q.dtype, window_size, dilation)
     out = empty_channels_last(q)
     k, v = k.to(q.dtype), v.to(q.dtype)
-    sizes = *_sizes(q, k, num_heads), window_size, stride, dilation
+    sizes = _sizes(q, k, num_heads, window_size, stride, dilation)
     _run(sizes, scale, [q, k, v, _origin(position), out], backward=False)
     return out
 
@@ -78,19 +79,25 @@ def native_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by q, k and v; that by the position is a sum of that by k."""
-    check(q.dtype, window_size)
+    check(q.dtype, window_size, dilation)
     by_q = empty_channels_last(q)
     # Added to from several rows of queries: in float32, and rounded once.
     by_k, by_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
     kinds = k.dtype, v.dtype
     gradient, k, v = (x.to(q.dtype) for x in (gradient, k, v))
-    sizes = *_sizes(q, k, num_heads), window_size, stride, dilation
+    sizes = _sizes(q, k, num_heads, window_size, stride, dilation)
     maps = [q, k, v, _origin(position), gradient, by_q, by_k, by_v]
     _run(sizes, scale, maps, backward=True)
     return by_q, by_k.to(kinds[0]), by_v.to(kinds[1])
 
 
-def check(dtype: torch.dtype, window_size: int) -> None:
+def takes(dtype: torch.dtype, window_size: int, dilation: int) -> bool:
+    """Whether the kernels compute in this type with such a window."""
+    reach = dilation * (window_size - 1)
+    return dtype in DTYPES and window_size <= MOST_WINDOW and reach <= MOST_REACH
+
+
+def check(dtype: torch.dtype, window_size: int, dilation: int) -> None:
     """Raise unless the kernels compute in this type with such a window.
 
     Raises:
@@ -98,16 +105,21 @@ def check(dtype: torch.dtype, window_size: int) -> None:
     """
     if dtype not in DTYPES:
         raise ValueError(f"backend 'native' computes float32 and bfloat16, got {dtype}; use 'auto'")
-    if window_size > MOST_WINDOW:
+    if not takes(dtype, window_size, dilation):
         raise ValueError(
-            f"backend 'native' has windows up to {MOST_WINDOW}, got window_size={window_size}; "
+            f"backend 'native' has windows of up to {MOST_WINDOW} pixels, at most {MOST_REACH} "
+            f"from the first to the last, got window_size={window_size}, dilation={dilation}; "
             "use 'auto'"
         )
 
 
-def _sizes(q: Tensor, k: Tensor, num_heads: int) -> tuple[int, ...]:
-    B, C = q.shape[:2]
-    return B, num_heads, C // num_heads, *k.shape[2:], *q.shape[2:]
+def _sizes(
+    q: Tensor, k: Tensor, num_heads: int, window_size: int, stride: int, dilation: int
+) -> tuple[int, ...]:
+    B, C, *answered = q.shape
+    size = k.shape[2:]
+    stride = min(stride, max(size))  # a longer one answers the first pixel alone, too
+    return B, num_heads, C // num_heads, *size, *answered, window_size, stride, dilation
 
 
 def _origin(position: Tensor | None) -> Tensor | None:
@@ -119,6 +131,8 @@ def _origin(position: Tensor | None) -> Tensor | None:
 def _run(
     sizes: tuple[int, ...], scale: float, maps: Sequence[Tensor | None], *, backward: bool
 ) -> None:
+    if not sizes[0]:
+        return
     plan, room = _plan(sizes, torch.get_num_threads(), backward)
     task = _Task.from_buffer_copy(plan)
     task.scale = scale
@@ -144,8 +158,10 @@ def _plan(sizes: tuple[int, ...], threads: int, backward: bool) -> tuple[bytes, 
     """Return the task, without its scale, and the floats of its room."""
     batch, heads, *_, rows, _, _, _, _ = sizes
     most = rows
-    if not backward:  # bands are tasks: a few for each thread, so that none waits for long
-        most = ceil_divide(rows, ceil_divide(4 * threads, max(batch * heads, 1)))
+    if backward:  # a head of an image is a task
+        threads = min(threads, batch * heads)
+    else:  # bands are: a few for each thread, so that none waits for long
+        most = ceil_divide(rows, ceil_divide(4 * threads, batch * heads))
     band = ceil_divide(most, _ROWS) * _ROWS
 
     def room(band: int, threads: int) -> int:
@@ -156,6 +172,7 @@ def _plan(sizes: tuple[int, ...], threads: int, backward: bool) -> tuple[bytes, 
 
     while band > _ROWS and room(band, 1) > ROOM[backward]:
         band -= _ROWS
+    band = min(band, rows)
     return bytes(_Task(*sizes, band, threads)), room(band, threads)
 
 

@@ -7,13 +7,18 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16
 #else
 #define LANES 8
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -41,31 +46,84 @@ INLINE vec where(ivec which, vec a, vec b) {
     return (vec)((which & (ivec)a) | (~which & (ivec)b));
 }
 
+/* The larger of each two lanes; not a number where the second is none. */
+INLINE vec larger(vec a, vec b) {
+#if LANES == 16
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return where(a > b, a, b);
+#endif
+}
+
+/* Copy the first elements of a vector from memory, where the others are 0, or to it. */
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define MASK(count) ((__mmask16)((1u << (count)) - 1))
+INLINE vec read_floats(const float *p, int64_t count) {
+    return (vec)_mm512_maskz_loadu_ps(MASK(count), p);
+}
+INLINE hvec read_halves(const uint16_t *p, int64_t count) {
+    return (hvec)_mm256_maskz_loadu_epi16(MASK(count), p);
+}
+INLINE void write_floats(float *p, int64_t count, vec v) {
+    _mm512_mask_storeu_ps(p, MASK(count), (__m512)v);
+}
+INLINE void write_halves(uint16_t *p, int64_t count, hvec h) {
+    _mm256_mask_storeu_epi16(p, MASK(count), (__m256i)h);
+}
+#else
+INLINE vec read_floats(const float *p, int64_t count) {
+    vec v = {0};
+    memcpy(&v, p, 4 * count);
+    return v;
+}
+INLINE hvec read_halves(const uint16_t *p, int64_t count) {
+    hvec h = {0};
+    memcpy(&h, p, 2 * count);
+    return h;
+}
+INLINE void write_floats(float *p, int64_t count, vec v) { memcpy(p, &v, 4 * count); }
+INLINE void write_halves(uint16_t *p, int64_t count, hvec h) { memcpy(p, &h, 2 * count); }
+#endif
+
+/* All bits of the first lanes, none of the others. */
+INLINE ivec first_lanes(int64_t count) {
+    ivec lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane < (int32_t)(count < LANES ? count : LANES);
+}
+
 /* Read up to a vector of elements that lie one after another; the others are 0. */
 INLINE vec read(const map_t *map, int64_t at, int64_t count) {
     if (map->half) {
-        hvec h = {0};
         const uint16_t *p = (const uint16_t *)map->data + at;
-        count < LANES ? memcpy(&h, p, 2 * count) : memcpy(&h, p, sizeof h);
+        hvec h;
+        count < LANES ? (void)(h = read_halves(p, count)) : (void)memcpy(&h, p, sizeof h);
         return (vec)(__builtin_convertvector(h, uvec) << 16);
     }
-    vec v = {0};
     const float *p = (const float *)map->data + at;
-    count < LANES ? memcpy(&v, p, 4 * count) : memcpy(&v, p, sizeof v);
-    return v;
+    return count < LANES ? read_floats(p, count) : load(p);
 }
 
-/* Write up to a vector of elements; bfloat16 is rounded to the nearest, to even ones in doubt. */
+/* To bfloat16, the nearest, the even one in doubt. The instruction takes what is below 2^-126 for 0. */
+INLINE hvec round_to_half(vec v) {
+#if defined(__AVX512BF16__)
+    return (hvec)_mm512_cvtneps_pbh((__m512)v);
+#else
+    uvec u = (uvec)v, nan = (uvec)(v != v);
+    u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    return __builtin_convertvector((u & ~nan) | (0x7fc0 & nan), hvec);
+#endif
+}
+
+/* Write up to a vector of elements. */
 INLINE void write(const map_t *map, int64_t at, int64_t count, vec v) {
     if (map->half) {
-        uvec u = (uvec)v, nan = (uvec)(v != v);
-        u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-        hvec h = __builtin_convertvector((u & ~nan) | (0x7fc0 & nan), hvec);
         uint16_t *p = (uint16_t *)map->data + at;
-        count < LANES ? memcpy(p, &h, 2 * count) : memcpy(p, &h, sizeof h);
+        hvec h = round_to_half(v);
+        count < LANES ? write_halves(p, count, h) : (void)memcpy(p, &h, sizeof h);
     } else {
         float *p = (float *)map->data + at;
-        count < LANES ? memcpy(p, &v, 4 * count) : memcpy(p, &v, sizeof v);
+        count < LANES ? write_floats(p, count, v) : store(p, v);
     }
 }
 
@@ -81,30 +139,39 @@ INLINE void prefetch(const map_t *map, int64_t at) {
     __builtin_prefetch((const char *)map->data + (map->half ? 2 : 4) * at);
 }
 
+#if LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#else
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* GCC has the other since version 12 */
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
 /* Transpose a square: log2(LANES) times, its first half is shuffled into its second one. */
 INLINE void transpose(vec *a) {
-#if LANES == 16
-    const ivec low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-#else
-    const ivec low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
-#endif
     vec b[LANES];
     UNROLL for (int stage = 1; stage < LANES; stage *= 2) {
         UNROLL for (int i = 0; i < LANES / 2; i++) {
-            b[2 * i] = __builtin_shuffle(a[i], a[i + LANES / 2], low);
-            b[2 * i + 1] = __builtin_shuffle(a[i], a[i + LANES / 2], high);
+            b[2 * i] = SHUFFLE(a[i], a[i + LANES / 2], LOW);
+            b[2 * i + 1] = SHUFFLE(a[i], a[i + LANES / 2], HIGH);
         }
         UNROLL for (int i = 0; i < LANES; i++) a[i] = b[i];
     }
 }
 
-/* e^x of numbers up to 0, within 2 units in the last place; below -87 it is e^-87, next to 0.
-   With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). */
+/* e^x of numbers up to 0, within 2 units in the last place; below -87, where it is next to 0, it is 0.
+   With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). A number
+   that is none stays so: it is multiplied, not added to as bits. */
 INLINE vec exponential(vec x) {
-    const float integers = 12582912; /* from here on floats have no fractions */
-    x = where(x < -87, all(-87), x);
+    const float integers = 12582912 + 127; /* from 12582912 on floats have no fractions */
+    ivec tiny = x < -87;
     vec n = x * 1.44269504088896341f + integers;
-    ivec exponent = (ivec)n << 23;
+    vec power = (vec)((ivec)n << 23); /* an exponent counts from -127 */
     n -= integers;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = all(1.9875691500e-4f);
@@ -114,5 +181,5 @@ INLINE vec exponential(vec x) {
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1;
-    return (vec)((ivec)y + exponent);
+    return (vec)((ivec)(y * power) & ~tiny);
 }

@@ -1,0 +1,31 @@
+"""The layer norm of maps."""
+
+from __future__ import annotations
+
+import timm.layers
+import torch.fx
+from timm.layers import fast_layer_norm
+from torch import Tensor
+
+from convattn.ops._layer_norm import layer_norm_2d
+
+torch.fx.wrap("layer_norm_2d")  # it looks at types: torch.fx takes it as one node
+
+
+class LayerNorm2d(timm.layers.LayerNorm2d):
+    """timm's norm of the channels of a map (B, C, H, W), on the path that is fastest.
+
+    ``y = (x - mean) / sqrt(variance + eps) * weight + bias``, over the channels of each pixel
+
+    See `convattn.ops._layer_norm`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm a map (B, C, H, W)."""
+        if self._fast_norm:  # timm's switch: no float32 under autocast
+            pixels = x.permute(0, 2, 3, 1)
+            pixels = fast_layer_norm(
+                pixels, list(self.normalized_shape), self.weight, self.bias, self.eps
+            )
+            return pixels.permute(0, 3, 1, 2)
+        return layer_norm_2d(x, self.weight, self.bias, self.eps)

@@ -1,0 +1,233 @@
+/* What is done to each row of a matrix: layer norm, softmax, GLMix's similarities.
+
+   Rows lie one after another, in float32 or bfloat16; everything is computed in float32. */
+
+#include "vectors.h"
+
+#define CHUNK 128       /* rows that a thread takes at a time */
+#define SMALL (1 << 14) /* elements that are not worth a second thread */
+#define KEPT 24         /* vectors of a row that stay in registers */
+
+#define EACH(i, count) for (int64_t i = 0; i < (count); i += LANES)
+#define EVERY(i, vectors) _Pragma("GCC unroll 24") for (int i = 0; i < vectors; i++)
+
+INLINE map_t row_of(const map_t *matrix, int64_t row, int64_t width, int half) {
+    char *data = (char *)matrix->data + row * width * (half ? 2 : 4);
+    return (map_t){.data = data, .half = half};
+}
+
+INLINE float sum_of(vec v) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    return (v[0] + v[4]) + (v[1] + v[5]) + ((v[2] + v[6]) + (v[3] + v[7]));
+#endif
+}
+
+INLINE float most_of(vec v) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float most = v[0];
+    UNROLL for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+/* The lanes of a vector that begins at i and lie within the row; the others get x. */
+INLINE vec within(vec v, int64_t i, int64_t width, float x) {
+#if LANES == 16
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+    return width - i >= LANES ? v : where(lane < (int32_t)(width - i), v, all(x));
+}
+
+/* ---- layer norm: y = (x - mean) / sqrt(variance + eps) * weight + bias ---- */
+
+INLINE void norm_row(const map_t *x, const map_t *y, int64_t width, const float *weight,
+                     const float *bias, float eps, float *kept) {
+    vec sum = all(0), squares = all(0);
+    EACH(i, width) {
+        vec v = read(x, i, width - i);
+        sum += v;
+        store(kept + i, v);
+    }
+    float mean = sum_of(sum) / width;
+    EACH(i, width) {
+        vec v = within(load(kept + i) - mean, i, width, 0);
+        squares += v * v;
+        store(kept + i, v);
+    }
+    float factor = 1 / __builtin_sqrtf(sum_of(squares) / width + eps);
+    EACH(i, width) write(y, i, width - i, load(kept + i) * factor * load(weight + i) + load(bias + i));
+}
+
+/* The same for a row of so many whole vectors, which stay in registers. */
+INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, const float *bias,
+                       float eps, int vectors) {
+    vec v[KEPT], sum = all(0), squares = all(0);
+    EVERY(i, vectors) v[i] = read(x, i * LANES, LANES);
+    EVERY(i, vectors) sum += v[i];
+    float mean = sum_of(sum) / (vectors * LANES);
+    EVERY(i, vectors) v[i] -= mean;
+    EVERY(i, vectors) squares += v[i] * v[i];
+    float factor = 1 / __builtin_sqrtf(sum_of(squares) / (vectors * LANES) + eps);
+    EVERY(i, vectors) {
+        vec scaled = v[i] * factor * load(weight + i * LANES);
+        write(y, i * LANES, LANES, scaled + load(bias + i * LANES));
+    }
+}
+
+INLINE void norm_rows(const map_t *x, const map_t *y, int64_t rows, int64_t width,
+                      const float *weight, const float *bias, float eps, int64_t threads,
+                      int half) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t chunk = 0; chunk < (rows + CHUNK - 1) / CHUNK; chunk++) {
+        float kept[width + LANES];
+        int64_t end = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
+        for (int64_t row = chunk * CHUNK; row < end; row++) {
+            map_t from = row_of(x, row, width, half), to = row_of(y, row, width, half);
+            switch (width % LANES ? 0 : width / LANES) {
+#define WHOLE(n)                                                                              \
+    case n:                                                                                   \
+        norm_whole(&from, &to, weight, bias, eps, n);                                         \
+        break;
+                WHOLE(4) WHOLE(6) WHOLE(8) WHOLE(12) WHOLE(16) WHOLE(24)
+#undef WHOLE
+            default: norm_row(&from, &to, width, weight, bias, eps, kept);
+            }
+        }
+    }
+}
+
+/* half: whether everything is bfloat16. */
+void rows_layer_norm(void *x, void *weight, void *bias, void *y, int64_t rows, int64_t width,
+                     float eps, int64_t half, int64_t threads) {
+    map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
+    map_t scale = {.data = weight, .half = half}, shift = {.data = bias, .half = half};
+    float factors[width + LANES], terms[width + LANES];
+    EACH(i, width) {
+        store(factors + i, read(&scale, i, width - i));
+        store(terms + i, read(&shift, i, width - i));
+    }
+    half ? norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 1)
+         : norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 0);
+}
+
+/* ---- softmax, in place ---- */
+
+INLINE void softmax_row(const map_t *x, int64_t width, float *kept) {
+    vec most = all(-__builtin_inff()), total = all(0);
+    EACH(i, width) {
+        vec v = within(read(x, i, width - i), i, width, -__builtin_inff());
+        most = larger(v, most);
+        store(kept + i, v);
+    }
+    float top = most_of(most);
+    EACH(i, width) {
+        vec e = within(exponential(load(kept + i) - top), i, width, 0);
+        total += e;
+        store(kept + i, e);
+    }
+    float factor = 1 / sum_of(total);
+    EACH(i, width) write(x, i, width - i, load(kept + i) * factor);
+}
+
+INLINE void softmax_rows(const map_t *x, int64_t rows, int64_t width, int64_t threads, int half) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        float kept[width + LANES];
+        map_t at = row_of(x, row, width, half);
+        softmax_row(&at, width, kept);
+    }
+}
+
+void rows_softmax(void *x, int64_t rows, int64_t width, int64_t half, int64_t threads) {
+    map_t at = {.data = x, .half = half};
+    half ? softmax_rows(&at, rows, width, threads, 1) : softmax_rows(&at, rows, width, threads, 0);
+}
+
+/* ---- GLMix: e = exp(product / |u|), its sums over slots and over pixels ---- */
+
+INLINE float inverse_length(const map_t *u, int64_t channels, float least) {
+    vec squares = all(0);
+    EACH(i, channels) {
+        vec v = read(u, i, channels - i);
+        squares += v * v;
+    }
+    float length = __builtin_sqrtf(sum_of(squares));
+    return length <= least ? 0 : 1 / length;
+}
+
+INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t pixels,
+                         int64_t slots, int64_t channels, int64_t step, float least, float *shares,
+                         float *totals, int64_t threads, int half) {
+    int64_t chunks = (pixels + CHUNK - 1) / CHUNK, padded = (slots + LANES - 1) / LANES * LANES;
+#pragma omp parallel for num_threads(threads) if (images * pixels * slots > SMALL)
+    for (int64_t task = 0; task < images * chunks; task++) {
+        int64_t image = task / chunks, first = task % chunks * CHUNK;
+        int64_t end = first + CHUNK < pixels ? first + CHUNK : pixels;
+        float *total = totals + task * padded;
+        memset(total, 0, 4 * padded);
+        for (int64_t p = first; p < end; p++) {
+            map_t row = row_of(e, image * pixels + p, slots, half);
+            map_t pixel = {.data = (char *)u->data + (image * step + p * channels) * (half ? 2 : 4),
+                           .half = half};
+            float inverse = inverse_length(&pixel, channels, least);
+            vec sum = all(0);
+            EACH(m, slots) {
+                vec v = read(&row, m, slots - m) * inverse;
+                /* down to e^-87, up to e^87 */
+                v = exponential(-larger(all(-87), -v));
+                write(&row, m, slots - m, v);
+                v = within(read(&row, m, slots - m), m, slots, 0); /* rounded as it is used */
+                sum += v;
+                store(total + m, load(total + m) + v);
+            }
+            shares[image * pixels + p] = 1 / sum_of(sum);
+        }
+    }
+}
+
+/* Return the floats of room that the sums over pixels of an image need. */
+int64_t rows_room(int64_t pixels, int64_t slots) {
+    return (pixels + CHUNK - 1) / CHUNK * ((slots + LANES - 1) / LANES * LANES);
+}
+
+/* e: products of pixels and slots (images, pixels, slots), which become exponentials; u: the pixels,
+   `step` elements from image to image; shares (images, pixels): 1 / sums over slots; totals (images,
+   slots): sums over pixels, those of each chunk in `room` first. */
+void rows_similarities(void *e, void *u, float *shares, float *totals, float *room, int64_t images,
+                       int64_t pixels, int64_t slots, int64_t channels, int64_t step, float least,
+                       int64_t half, int64_t threads) {
+    map_t at = {.data = e, .half = half}, from = {.data = u, .half = half};
+    if (half)
+        similar_rows(&at, &from, images, pixels, slots, channels, step, least, shares, room, threads,
+                     1);
+    else
+        similar_rows(&at, &from, images, pixels, slots, channels, step, least, shares, room, threads,
+                     0);
+    int64_t chunks = (pixels + CHUNK - 1) / CHUNK, padded = (slots + LANES - 1) / LANES * LANES;
+    memset(totals, 0, 4 * images * slots);
+    for (int64_t task = 0; task < images * chunks; task++)
+        for (int64_t m = 0; m < slots; m++)
+            totals[task / chunks * slots + m] += room[task * padded + m];
+}
+
+INLINE void scale_rows(const map_t *x, int64_t rows, int64_t width, const float *by,
+                       int64_t threads, int half) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        map_t at = row_of(x, row, width, half);
+        EACH(i, width) write(&at, i, width - i, read(&at, i, width - i) * by[row]);
+    }
+}
+
+/* Multiply every row by a number of its own. */
+void rows_scale(void *x, const float *by, int64_t rows, int64_t width, int64_t half,
+                int64_t threads) {
+    map_t at = {.data = x, .half = half};
+    half ? scale_rows(&at, rows, width, by, threads, 1) : scale_rows(&at, rows, width, by, threads, 0);
+}
