@@ -19,7 +19,7 @@ from convattn.ops.kernels.native.library import library
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WINDOW = 32
-MOST_REACH = 48  # pixels from a window's first to its last: of wider ones, most is the halo
+MOST_REACH = 40  # pixels from a window's first to its last: of wider ones, most is the halo
 # Floats of a thread's room, forward and backward: what stays in a core's second cache. Bands of
 # more rows copy less of the halo.
 ROOM = (1 << 17, 1 << 18)
