@@ -173,12 +173,19 @@ def sleeping(seconds: float) -> Built:
 
 def hold(seconds: float) -> None:
     """Tell the processes of two computations, and let one of them compute."""
+    module._PATIENCE = 60.0  # they are to end before that
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     cases = [Case(name, partial(sleeping, seconds), memory=False) for name in "ab"]
     with apart(cases, "cpu", CLOCK) as workers:
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         workers.prepare(cases[0])
         time.sleep(60)
+
+
+def interrupt(numbers: list[int]) -> None:
+    for number in numbers:
+        os.kill(number, signal.SIGINT)
+    time.sleep(0.3)
 
 
 def alive(number: int) -> bool:
@@ -196,7 +203,10 @@ def alive(number: int) -> bool:
     ("number", "seconds"), [(signal.SIGINT, 0), (signal.SIGINT, 60), (signal.SIGKILL, 2)]
 )
 def test_no_process_is_left(number, seconds):
-    """The parent is interrupted by a keyboard, as all its children are, or killed."""
+    """The parent is interrupted by a keyboard, as all its children are, or killed.
+
+    Their own interrupt does nothing to them, neither while they start nor when they compute.
+    """
     command = f"from tests.bench.test_apart import hold; hold({seconds})"
     process = subprocess.Popen(
         [sys.executable, "-c", command],
@@ -208,8 +218,10 @@ def test_no_process_is_left(number, seconds):
     assert process.stdout is not None
     children = [int(word) for word in process.stdout.readline().split()]
     assert len(children) == 2
-    if seconds:  # else while they start
+    if seconds:  # else they start still
+        interrupt(children)
         assert process.stdout.readline() == "computing\n"
+        interrupt(children)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=30)
     end = time.monotonic() + 30
