@@ -19,10 +19,17 @@ from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._reflection import ceil_divide
+from convattn.ops.kernels.native import heads as native
 from convattn.ops.kernels.native import rows
+
+
+def _native(case: Case) -> bool:
+    return rows.takes(case) and case.window**2 <= native.MOST_TOKENS
+
 
 # How the heads of all windows attend.
 WINDOW_RULES: tuple[Rule, ...] = (
+    ("native", _native, "TODO"),
     ("matmul", lambda case: case.transformed, "sdpa has no gradient of a mask there, nor a jvp"),
     ("sdpa", lambda case: case.grad or case.exporting, "keeps no logits for the gradient"),
     (
@@ -47,6 +54,9 @@ def attend_in_windows(
 ) -> Tensor:
     """Pad the maps to whole windows and attend in all of them at once."""
     layout = _lay_out(q, window_size, shift)
+    if _in_place([q, k, v], bias, window_size):
+        padded = [_pad(x, layout) for x in (q, k, v)]
+        return _unpad(_attend_in_place(padded, num_heads, layout, bias, scale), layout)
     tokens = (_partition(_pad(x, layout), layout).flatten(1, 2) for x in (q, k, v))
     heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in tokens]
     out = _attend(heads, q.shape[0], layout, bias, scale)
@@ -66,6 +76,9 @@ def attend_map_in_windows(
 ) -> Tensor:
     """Do the same from the map that one 1x1 convolution makes q, k and v of: one copy for three."""
     layout = _lay_out(x, window_size, shift)
+    if _in_place([x, weight] if offset is None else [x, weight, offset], bias, window_size):
+        parts = F.conv2d(_pad(x, layout), weight, offset).chunk(3, 1)
+        return _unpad(_attend_in_place(parts, num_heads, layout, bias, scale), layout)
     # (B n, C_in, K, K), channels last
     pixels = _partition(_pad(x, layout), layout).permute(0, 3, 1, 2)
     projected = F.conv2d(pixels, weight, offset).permute(0, 2, 3, 1).flatten(1, 2)
@@ -114,6 +127,35 @@ def _padded(height: int, width: int, window_size: int) -> tuple[int, ...]:
     return tuple(dim for dim, rest in zip((2, 3), left_over, strict=True) if rest)
 
 
+def _in_place(tensors: Sequence[Tensor], bias: Tensor | None, window_size: int) -> bool:
+    """Whether the windows are read where they lie in the map."""
+    case = describe(*tensors, *([] if bias is None else [bias]), window=window_size)
+    alike = all(t.dtype == tensors[0].dtype for t in tensors)
+    return alike and choose(WINDOW_RULES, case) == "native"
+
+
+def _attend_in_place(
+    maps: Sequence[Tensor],
+    num_heads: int,
+    layout: _Layout,
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Attend in maps of whole windows, q, k and v (B, C, H, W) each: (B, C, H, W)."""
+    mask = None if bias is None else bias[None]
+    if layout.padded or layout.shifted:
+        mask = _mask(layout, bias, maps[0])
+    q, k, v = (x if x.stride(1) == 1 else _channels_last(x) for x in maps)
+    scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
+    return native.attend_windows(
+        q, k, v, mask, num_heads=num_heads, window_size=layout.window_size, scale=scale
+    )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def _attend(
     heads: Sequence[Tensor],
     images: int,
@@ -137,14 +179,10 @@ def _attend(
     else:
         mask = mask.expand(*batch, -1, -1).flatten(0, 1)
         logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
-    return torch.bmm(_softmax(logits, describe(q, k, v)).to(v.dtype), v).unflatten(0, batch)
-
-
-def _softmax(logits: Tensor, case: Case) -> Tensor:
-    if rows.takes(case) and logits.dtype == case.dtype:
-        return rows.softmax_(logits)
     # a softmax of bfloat16 rows takes more than twice as long
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    weights = logits.softmax(-1, dtype=wide).to(v.dtype)
+    return torch.bmm(weights, v).unflatten(0, batch)
 
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("vectors.h", "sliding.c", "rows.c")
+_SOURCES = ("vectors.h", "sliding.c", "rows.c", "heads.c")
 _FLAGS = (
     "-std=gnu11",
     "-O3",

@@ -16,6 +16,7 @@ from torch import Tensor
 from convattn.ops._reflection import ceil_divide
 from convattn.ops._sliding_operator import empty_channels_last, register
 from convattn.ops.kernels.native.library import library
+from convattn.ops.kernels.native.maps import Map
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WINDOW = 32
@@ -37,13 +38,6 @@ class _Task(ctypes.Structure):
         ),
         ("scale", ctypes.c_double),
     )  # fmt: skip
-
-
-class _Map(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("image", "channel", "row", "column", "half")),
-    )
 
 
 def native_forward(
@@ -139,18 +133,18 @@ def _run(
     space = torch.empty(room, dtype=torch.float32, device="cpu")
     library().sliding(
         ctypes.byref(task),
-        (_Map * len(maps))(*(_describe(x) for x in maps)),
+        (Map * len(maps))(*(_describe(x) for x in maps)),
         ctypes.c_void_p(space.data_ptr()),
         ctypes.c_int64(backward),
     )
 
 
-def _describe(x: Tensor | None) -> _Map:
+def _describe(x: Tensor | None) -> Map:
     if x is None:
-        return _Map()
+        return Map()
     image, *strides = x.stride()
     shared = x.shape[0] == 1  # one position for all images
-    return _Map(x.data_ptr(), 0 if shared else image, *strides, x.dtype == torch.bfloat16)
+    return Map(x.data_ptr(), 0 if shared else image, *strides, x.dtype == torch.bfloat16)
 
 
 @lru_cache(maxsize=256)

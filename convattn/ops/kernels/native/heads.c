@@ -1,0 +1,234 @@
+/* Attention of few tokens with narrow heads, and of the pixels of windows, without gradients.
+
+   B batch, N heads of d channels, T tokens.
+
+       l_ij = scale q_i . k_j + mask_ij,  y_i = sum_j exp(l_ij) v_j / sum_j exp(l_ij)
+
+   One task is a head of a window of an image; tokens without windows are one window of one row. Its
+   queries are cut into rows of [channel][token], so that the lanes of a vector are queries: keys
+   and values are numbers that all lanes share, and no sum goes across them. A group of QUERIES
+   vectors takes all keys: its logits stay in the first cache. */
+
+#include "vectors.h"
+
+#define QUERIES 3
+#if LANES == 16 /* and 32 registers */
+#define KEYS 7
+#define CHANNELS 8
+#else
+#define KEYS 4
+#define CHANNELS 4
+#endif
+
+/* Strides of a map: channel leads from head to head, and a head's channels lie one after another. */
+typedef struct {
+    int64_t batch, heads, width; /* B, N, d */
+    int64_t down, across;        /* windows of an image */
+    int64_t rows, columns;       /* of a window: T = rows columns */
+    int64_t threads;
+    double scale;
+    const float *mask; /* (windows or 1, heads or 1, keys, queries), or none */
+    int64_t mask_window, mask_head, mask_key; /* strides */
+} task_t;
+
+typedef struct {
+    float *queries, *keys, *values, *logits, *sums;
+} room_t;
+
+static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+static int64_t divide(const task_t *t, float *at, room_t *room) {
+    float *start = at;
+    int64_t tokens = t->rows * t->columns;
+    int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
+    room->queries = at, at += t->width * lanes;
+    room->keys = at, at += (tokens + KEYS) * padded;
+    room->values = at, at += (tokens + KEYS) * padded;
+    room->logits = at, at += tokens * QUERIES * LANES;
+    room->sums = at, at += padded * QUERIES * LANES;
+    return round_up(at - start, LANES);
+}
+
+int64_t heads_room(const task_t *t) {
+    room_t room;
+    return LANES + t->threads * divide(t, NULL, &room);
+}
+
+/* logits[j][r] = mask + sum of q[r] k[j] over the channels, for `keys` keys. */
+INLINE void score_block(const float *q, int64_t lanes, const float *k, int64_t padded,
+                        int64_t width, const float *mask, int64_t by_key, float *logits, int rows,
+                        int keys) {
+    vec sum[QUERIES][KEYS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int j = 0; j < keys; j++)
+            sum[r][j] = mask ? load(mask + j * by_key + r * LANES) : all(0);
+    for (int64_t c = 0; c < width; c++) {
+        vec query[QUERIES];
+        UNROLL for (int r = 0; r < rows; r++) query[r] = load(q + c * lanes + r * LANES);
+        UNROLL for (int j = 0; j < keys; j++) {
+            float key = k[j * padded + c];
+            UNROLL for (int r = 0; r < rows; r++) sum[r][j] += query[r] * key;
+        }
+    }
+    UNROLL for (int j = 0; j < keys; j++)
+        UNROLL for (int r = 0; r < rows; r++) store(logits + (j * QUERIES + r) * LANES, sum[r][j]);
+}
+
+INLINE void score(const float *q, int64_t lanes, const float *k, int64_t padded, int64_t width,
+                  int64_t tokens, const float *mask, int64_t by_key, float *logits, int rows) {
+    int64_t j = 0;
+#define PART(keys)                                                                            \
+    for (; j + keys <= tokens; j += keys)                                                     \
+        score_block(q, lanes, k + j * padded, padded, width, mask ? mask + j * by_key : NULL, \
+                    by_key, logits + j * QUERIES * LANES, rows, keys);
+    PART(KEYS) PART(1)
+#undef PART
+}
+
+/* sums[c][r] = sum of p[j][r] v[j][c] over the keys, times factor[r]. */
+INLINE void sum_block(const float *p, const float *v, int64_t padded, int64_t tokens,
+                      const vec *factor, float *sums, int rows, int wide) {
+    vec sum[QUERIES][CHANNELS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int c = 0; c < wide; c++) sum[r][c] = all(0);
+    for (int64_t j = 0; j < tokens; j++) {
+        vec weight[QUERIES];
+        UNROLL for (int r = 0; r < rows; r++) weight[r] = load(p + (j * QUERIES + r) * LANES);
+        UNROLL for (int c = 0; c < wide; c++) {
+            float value = v[j * padded + c];
+            UNROLL for (int r = 0; r < rows; r++) sum[r][c] += weight[r] * value;
+        }
+    }
+    UNROLL for (int c = 0; c < wide; c++)
+        UNROLL for (int r = 0; r < rows; r++)
+            store(sums + (c * QUERIES + r) * LANES, sum[r][c] * factor[r]);
+}
+
+/* The exponentials of logits less the largest of a query; return 1 / their sum. */
+INLINE vec weigh(float *logits, int64_t tokens) {
+    vec most = load(logits), total = all(0);
+    for (int64_t j = 1; j < tokens; j++) most = larger(load(logits + j * QUERIES * LANES), most);
+    for (int64_t j = 0; j < tokens; j++) {
+        vec e = exponential(load(logits + j * QUERIES * LANES) - most);
+        total += e;
+        store(logits + j * QUERIES * LANES, e);
+    }
+    return 1 / total;
+}
+
+/* The sums of some vectors of queries, of which `first` is the first query. */
+INLINE void group(const task_t *t, const room_t *room, const float *mask, int64_t first, int rows) {
+    int64_t tokens = t->rows * t->columns;
+    int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
+    score(room->queries + first, lanes, room->keys, padded, t->width, tokens,
+          mask ? mask + first : NULL, t->mask_key, room->logits, rows);
+    vec factor[QUERIES];
+    UNROLL for (int r = 0; r < rows; r++) factor[r] = weigh(room->logits + r * LANES, tokens);
+    int64_t c = 0;
+#define PART(wide)                                                                            \
+    for (; c + wide <= t->width; c += wide)                                                   \
+        sum_block(room->logits, room->values + c, padded, tokens, factor,                     \
+                  room->sums + c * QUERIES * LANES, rows, wide);
+    PART(CHANNELS) PART(1)
+#undef PART
+}
+
+/* ---- maps in, maps out ---- */
+
+typedef struct {
+    const map_t *map;
+    int64_t start; /* of the head in its window */
+    int64_t columns, width;
+} tokens_t;
+
+static tokens_t tokens_of(const task_t *t, const map_t *map, int64_t image, int64_t window,
+                          int64_t head) {
+    int64_t row = window / t->across * t->rows, column = window % t->across * t->columns;
+    int64_t start = image * map->image + row * map->row + column * map->column;
+    return (tokens_t){map, start + head * map->channel, t->columns, t->width};
+}
+
+INLINE int64_t token_at(const tokens_t *x, int64_t i) {
+    return x->start + i / x->columns * x->map->row + i % x->columns * x->map->column;
+}
+
+static void copy_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t padded) {
+    for (int64_t j = 0; j < tokens; j++) {
+        int64_t at = token_at(from, j);
+        for (int64_t c = 0; c < from->width; c += LANES)
+            store(to + j * padded + c, read(from->map, at + c, from->width - c));
+    }
+}
+
+static void cut_queries(const tokens_t *from, int64_t tokens, float *to, int64_t lanes,
+                        float scale) {
+    for (int64_t c = 0; c < from->width; c += LANES)
+        for (int64_t i = 0; i < lanes; i += LANES) {
+            vec square[LANES];
+            UNROLL for (int l = 0; l < LANES; l++) {
+                square[l] = all(0);
+                if (i + l < tokens)
+                    square[l] = read(from->map, token_at(from, i + l) + c, from->width - c);
+            }
+            transpose(square);
+            UNROLL for (int k = 0; k < LANES; k++)
+                if (c + k < from->width) store(to + (c + k) * lanes + i, square[k] * scale);
+        }
+}
+
+static void paste_answers(const float *sums, const tokens_t *to, int64_t tokens, int64_t first) {
+    for (int64_t c = 0; c < to->width; c += LANES) {
+        vec square[LANES];
+        UNROLL for (int k = 0; k < LANES; k++)
+            square[k] = c + k < to->width ? load(sums + (c + k) * QUERIES * LANES) : all(0);
+        transpose(square);
+        UNROLL for (int l = 0; l < LANES; l++)
+            if (first + l < tokens)
+                write(to->map, token_at(to, first + l) + c, to->width - c, square[l]);
+    }
+}
+
+/* ---- tasks ---- */
+
+static void attend(const task_t *t, const room_t *room, const map_t *maps, int64_t image,
+                   int64_t window, int64_t head) {
+    int64_t tokens = t->rows * t->columns;
+    int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
+    const float *mask = t->mask;
+    if (mask) mask += window * t->mask_window + head * t->mask_head;
+    tokens_t q = tokens_of(t, &maps[0], image, window, head);
+    tokens_t k = tokens_of(t, &maps[1], image, window, head);
+    tokens_t v = tokens_of(t, &maps[2], image, window, head);
+    tokens_t y = tokens_of(t, &maps[3], image, window, head);
+    cut_queries(&q, tokens, room->queries, lanes, t->scale);
+    copy_tokens(&k, tokens, room->keys, padded);
+    copy_tokens(&v, tokens, room->values, padded);
+    int64_t vectors = lanes / LANES, groups = (vectors + QUERIES - 1) / QUERIES;
+    for (int64_t g = 0; g < groups; g++) { /* of nearly the same size */
+        int64_t first = g * vectors / groups, rows = (g + 1) * vectors / groups - first;
+        switch (rows) {
+            case 1: group(t, room, mask, first * LANES, 1); break;
+            case 2: group(t, room, mask, first * LANES, 2); break;
+            case 3: group(t, room, mask, first * LANES, 3); break;
+        }
+        for (int64_t r = 0; r < rows; r++)
+            paste_answers(room->sums + r * LANES, &y, tokens, (first + r) * LANES);
+    }
+}
+
+int omp_get_thread_num(void);
+
+/* Maps: q, k, v, answers. */
+void heads(const task_t *t, const map_t *maps, float *space) {
+    int64_t windows = t->down * t->across;
+#pragma omp parallel num_threads(t->threads)
+    {
+        room_t room;
+        int64_t size = divide(t, NULL, &room);
+        float *start = (float *)round_up((int64_t)space, 4 * LANES);
+        divide(t, start + omp_get_thread_num() * size, &room);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < t->batch * windows * t->heads; i++)
+            attend(t, &room, maps, i / t->heads / windows, i / t->heads % windows, i % t->heads);
+    }
+}
