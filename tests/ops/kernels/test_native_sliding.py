@@ -214,3 +214,14 @@ def test_gradients_in_bands_match_the_reference(batch, size, **options):
         sliding._plan.cache_clear()
         assert_same(_attend("native", **options), _attend("reference", **options), tensors)
     sliding._plan.cache_clear()
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_what_no_query_sees_has_no_gradient(which):
+    # the vector's lanes past the only column of queries would see the second column of keys
+    tensors = [torch.randn(1, 4, 4, 2) for _ in range(3)]
+    tensors[which][..., 1] = torch.nan
+    attend = _attend("native", num_heads=2, window_size=3, stride=3, dilation=2)
+    y, _, *gradients = values_and_gradients(attend, tensors)
+    assert y.isfinite().all()
+    assert all(torch.equal(g[..., 1], torch.zeros(1, 4, 4)) for g in gradients)
