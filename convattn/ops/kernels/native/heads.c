@@ -7,7 +7,10 @@
    One task is a head of a window of an image; tokens without windows are one window of one row. Its
    queries are cut into rows of [channel][token], so that the lanes of a vector are queries: keys
    and values are numbers that all lanes share, and no sum goes across them. A group of QUERIES
-   vectors takes all keys: its logits stay in the first cache. */
+   vectors takes all keys: its logits stay in the first cache.
+
+   Where the processor multiplies pairs of bfloat16, a word of 32 bits is such a pair: of channels
+   for the logits, of keys for the answers. The loops are the same, over half as many words. */
 
 #include "vectors.h"
 
@@ -30,6 +33,32 @@ typedef struct {
     const float *mask; /* (windows or 1, heads or 1, keys, queries), or none */
     int64_t mask_window, mask_head, mask_key; /* strides */
 } task_t;
+
+#if defined(__AVX512BF16__)
+#define HAS_PAIRS 1
+INLINE vec add_pairs(vec sum, vec a, float b) {
+    uint32_t word;
+    memcpy(&word, &b, sizeof word);
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
+}
+/* Each lane becomes a pair. */
+INLINE vec pair(vec a, vec b) {
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+    const __m512i order = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+        23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vec)_mm512_permutexvar_epi16(order, both);
+}
+#else
+#define HAS_PAIRS 0
+INLINE vec add_pairs(vec sum, vec a, float b) { return sum + a * b; }
+INLINE vec pair(vec a, vec b) { return a + b; }
+#endif
+
+/* sum + a b, of numbers or of pairs. */
+INLINE vec add_product(vec sum, vec a, float b, int pairs) {
+    return pairs ? add_pairs(sum, a, b) : sum + a * b;
+}
 
 typedef struct {
     float *queries, *keys, *values, *logits, *sums;
@@ -54,49 +83,55 @@ int64_t heads_room(const task_t *t) {
     return LANES + t->threads * divide(t, NULL, &room);
 }
 
-/* logits[j][r] = mask + sum of q[r] k[j] over the channels, for `keys` keys. */
+/* logits[j][r] = mask + scale times the sum of q[r] k[j] over `words`, for `keys` keys. */
 INLINE void score_block(const float *q, int64_t lanes, const float *k, int64_t padded,
-                        int64_t width, const float *mask, int64_t by_key, float *logits, int rows,
-                        int keys) {
+                        int64_t words, const float *mask, int64_t by_key, float scale,
+                        float *logits, int rows, int keys, int pairs) {
     vec sum[QUERIES][KEYS];
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int j = 0; j < keys; j++)
-            sum[r][j] = mask ? load(mask + j * by_key + r * LANES) : all(0);
-    for (int64_t c = 0; c < width; c++) {
+        UNROLL for (int j = 0; j < keys; j++) sum[r][j] = all(0);
+    for (int64_t c = 0; c < words; c++) {
         vec query[QUERIES];
         UNROLL for (int r = 0; r < rows; r++) query[r] = load(q + c * lanes + r * LANES);
         UNROLL for (int j = 0; j < keys; j++) {
             float key = k[j * padded + c];
-            UNROLL for (int r = 0; r < rows; r++) sum[r][j] += query[r] * key;
+            UNROLL for (int r = 0; r < rows; r++)
+                sum[r][j] = add_product(sum[r][j], query[r], key, pairs);
         }
     }
     UNROLL for (int j = 0; j < keys; j++)
-        UNROLL for (int r = 0; r < rows; r++) store(logits + (j * QUERIES + r) * LANES, sum[r][j]);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec logit = sum[r][j] * scale;
+            if (mask) logit += load(mask + j * by_key + r * LANES);
+            store(logits + (j * QUERIES + r) * LANES, logit);
+        }
 }
 
-INLINE void score(const float *q, int64_t lanes, const float *k, int64_t padded, int64_t width,
-                  int64_t tokens, const float *mask, int64_t by_key, float *logits, int rows) {
+INLINE void score(const float *q, int64_t lanes, const float *k, int64_t padded, int64_t words,
+                  int64_t tokens, const float *mask, int64_t by_key, float scale, float *logits,
+                  int rows, int pairs) {
     int64_t j = 0;
 #define PART(keys)                                                                            \
     for (; j + keys <= tokens; j += keys)                                                     \
-        score_block(q, lanes, k + j * padded, padded, width, mask ? mask + j * by_key : NULL, \
-                    by_key, logits + j * QUERIES * LANES, rows, keys);
+        score_block(q, lanes, k + j * padded, padded, words, mask ? mask + j * by_key : NULL, \
+                    by_key, scale, logits + j * QUERIES * LANES, rows, keys, pairs);
     PART(KEYS) PART(1)
 #undef PART
 }
 
-/* sums[c][r] = sum of p[j][r] v[j][c] over the keys, times factor[r]. */
-INLINE void sum_block(const float *p, const float *v, int64_t padded, int64_t tokens,
-                      const vec *factor, float *sums, int rows, int wide) {
+/* sums[c][r] = sum of p[j][r] v[j][c] over `words`, times factor[r]. */
+INLINE void sum_block(const float *p, const float *v, int64_t padded, int64_t words,
+                      const vec *factor, float *sums, int rows, int wide, int pairs) {
     vec sum[QUERIES][CHANNELS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < wide; c++) sum[r][c] = all(0);
-    for (int64_t j = 0; j < tokens; j++) {
+    for (int64_t j = 0; j < words; j++) {
         vec weight[QUERIES];
         UNROLL for (int r = 0; r < rows; r++) weight[r] = load(p + (j * QUERIES + r) * LANES);
         UNROLL for (int c = 0; c < wide; c++) {
             float value = v[j * padded + c];
-            UNROLL for (int r = 0; r < rows; r++) sum[r][c] += weight[r] * value;
+            UNROLL for (int r = 0; r < rows; r++)
+                sum[r][c] = add_product(sum[r][c], weight[r], value, pairs);
         }
     }
     UNROLL for (int c = 0; c < wide; c++)
@@ -116,19 +151,32 @@ INLINE vec weigh(float *logits, int64_t tokens) {
     return 1 / total;
 }
 
+/* The weights of each two keys become pairs, in the first one's place of every two; the last key of
+   an odd number has nothing beside it. */
+INLINE void pair_weights(float *weights, int64_t tokens) {
+    for (int64_t j = 0; j < tokens; j += 2) {
+        vec second = j + 1 < tokens ? load(weights + (j + 1) * QUERIES * LANES) : all(0);
+        store(weights + j / 2 * QUERIES * LANES, pair(load(weights + j * QUERIES * LANES), second));
+    }
+}
+
 /* The sums of some vectors of queries, of which `first` is the first query. */
-INLINE void group(const task_t *t, const room_t *room, const float *mask, int64_t first, int rows) {
+INLINE void group(const task_t *t, const room_t *room, const float *mask, int64_t first, int rows,
+                  int pairs) {
     int64_t tokens = t->rows * t->columns;
     int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
-    score(room->queries + first, lanes, room->keys, padded, t->width, tokens,
-          mask ? mask + first : NULL, t->mask_key, room->logits, rows);
+    score(room->queries + first, lanes, room->keys, padded, pairs ? t->width / 2 : t->width, tokens,
+          mask ? mask + first : NULL, t->mask_key, t->scale, room->logits, rows, pairs);
     vec factor[QUERIES];
-    UNROLL for (int r = 0; r < rows; r++) factor[r] = weigh(room->logits + r * LANES, tokens);
-    int64_t c = 0;
+    UNROLL for (int r = 0; r < rows; r++) {
+        factor[r] = weigh(room->logits + r * LANES, tokens);
+        if (pairs) pair_weights(room->logits + r * LANES, tokens);
+    }
+    int64_t c = 0, words = pairs ? (tokens + 1) / 2 : tokens;
 #define PART(wide)                                                                            \
     for (; c + wide <= t->width; c += wide)                                                   \
-        sum_block(room->logits, room->values + c, padded, tokens, factor,                     \
-                  room->sums + c * QUERIES * LANES, rows, wide);
+        sum_block(room->logits, room->values + c, padded, words, factor,                      \
+                  room->sums + c * QUERIES * LANES, rows, wide, pairs);
     PART(CHANNELS) PART(1)
 #undef PART
 }
@@ -160,8 +208,25 @@ static void copy_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t
     }
 }
 
-static void cut_queries(const tokens_t *from, int64_t tokens, float *to, int64_t lanes,
-                        float scale) {
+/* The same tokens in words of pairs. */
+static tokens_t paired(tokens_t x, map_t *words) {
+    *words = (map_t){x.map->data, 0, 0, x.map->row / 2, x.map->column / 2, 0};
+    return (tokens_t){words, x.start / 2, x.columns, x.width / 2};
+}
+
+/* Words of pairs of tokens, channel by channel. */
+static void pair_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t padded) {
+    const uint16_t *data = from->map->data;
+    for (int64_t j = 0; j < tokens; j += 2) {
+        const uint16_t *a = data + token_at(from, j);
+        const uint16_t *b = j + 1 < tokens ? data + token_at(from, j + 1) : a;
+        uint32_t *word = (uint32_t *)(to + j / 2 * padded);
+        for (int64_t c = 0; c < from->width; c++)
+            word[c] = a[c] | (uint32_t)(j + 1 < tokens ? b[c] : 0) << 16;
+    }
+}
+
+static void cut_queries(const tokens_t *from, int64_t tokens, float *to, int64_t lanes) {
     for (int64_t c = 0; c < from->width; c += LANES)
         for (int64_t i = 0; i < lanes; i += LANES) {
             vec square[LANES];
@@ -172,7 +237,7 @@ static void cut_queries(const tokens_t *from, int64_t tokens, float *to, int64_t
             }
             transpose(square);
             UNROLL for (int k = 0; k < LANES; k++)
-                if (c + k < from->width) store(to + (c + k) * lanes + i, square[k] * scale);
+                if (c + k < from->width) store(to + (c + k) * lanes + i, square[k]);
         }
 }
 
@@ -190,8 +255,8 @@ static void paste_answers(const float *sums, const tokens_t *to, int64_t tokens,
 
 /* ---- tasks ---- */
 
-static void attend(const task_t *t, const room_t *room, const map_t *maps, int64_t image,
-                   int64_t window, int64_t head) {
+INLINE void attend(const task_t *t, const room_t *room, const map_t *maps, int64_t image,
+                   int64_t window, int64_t head, int pairs) {
     int64_t tokens = t->rows * t->columns;
     int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
     const float *mask = t->mask;
@@ -200,20 +265,35 @@ static void attend(const task_t *t, const room_t *room, const map_t *maps, int64
     tokens_t k = tokens_of(t, &maps[1], image, window, head);
     tokens_t v = tokens_of(t, &maps[2], image, window, head);
     tokens_t y = tokens_of(t, &maps[3], image, window, head);
-    cut_queries(&q, tokens, room->queries, lanes, t->scale);
+    map_t words[2];
+    if (pairs) q = paired(q, &words[0]), k = paired(k, &words[1]);
+    cut_queries(&q, tokens, room->queries, lanes);
     copy_tokens(&k, tokens, room->keys, padded);
-    copy_tokens(&v, tokens, room->values, padded);
+    if (pairs)
+        pair_tokens(&v, tokens, room->values, padded);
+    else
+        copy_tokens(&v, tokens, room->values, padded);
     int64_t vectors = lanes / LANES, groups = (vectors + QUERIES - 1) / QUERIES;
     for (int64_t g = 0; g < groups; g++) { /* of nearly the same size */
         int64_t first = g * vectors / groups, rows = (g + 1) * vectors / groups - first;
         switch (rows) {
-            case 1: group(t, room, mask, first * LANES, 1); break;
-            case 2: group(t, room, mask, first * LANES, 2); break;
-            case 3: group(t, room, mask, first * LANES, 3); break;
+            case 1: group(t, room, mask, first * LANES, 1, pairs); break;
+            case 2: group(t, room, mask, first * LANES, 2, pairs); break;
+            case 3: group(t, room, mask, first * LANES, 3, pairs); break;
         }
         for (int64_t r = 0; r < rows; r++)
             paste_answers(room->sums + r * LANES, &y, tokens, (first + r) * LANES);
     }
+}
+
+/* Whether pairs of channels are words in memory. */
+static int fits_pairs(const task_t *t, const map_t *maps) {
+    if (t->width % 2) return 0;
+    for (int i = 0; i < 3; i++) {
+        int64_t odd = maps[i].image | maps[i].channel | maps[i].row | maps[i].column;
+        if (!maps[i].half || odd % 2 || (uintptr_t)maps[i].data % 4) return 0;
+    }
+    return 1;
 }
 
 int omp_get_thread_num(void);
@@ -221,6 +301,7 @@ int omp_get_thread_num(void);
 /* Maps: q, k, v, answers. */
 void heads(const task_t *t, const map_t *maps, float *space) {
     int64_t windows = t->down * t->across;
+    int pairs = HAS_PAIRS && fits_pairs(t, maps);
 #pragma omp parallel num_threads(t->threads)
     {
         room_t room;
@@ -228,7 +309,10 @@ void heads(const task_t *t, const map_t *maps, float *space) {
         float *start = (float *)round_up((int64_t)space, 4 * LANES);
         divide(t, start + omp_get_thread_num() * size, &room);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < t->batch * windows * t->heads; i++)
-            attend(t, &room, maps, i / t->heads / windows, i / t->heads % windows, i % t->heads);
+        for (int64_t i = 0; i < t->batch * windows * t->heads; i++) {
+            int64_t image = i / t->heads / windows, window = i / t->heads % windows;
+            pairs ? attend(t, &room, maps, image, window, i % t->heads, 1)
+                  : attend(t, &room, maps, image, window, i % t->heads, 0);
+        }
     }
 }

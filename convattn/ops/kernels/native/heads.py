@@ -15,7 +15,7 @@ from torch import Tensor
 from convattn.ops.kernels.native.library import library
 from convattn.ops.kernels.native.maps import Map
 
-MOST_TOKENS = 512  # whose keys, values and logits stay in a core's second cache
+MOST_TOKENS = 2048  # sums of more would lose digits of float32
 _LANES = 16  # the most that a vector has
 
 
