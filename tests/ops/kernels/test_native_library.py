@@ -170,8 +170,7 @@ def test_a_damaged_build_is_made_again(tmp_path, damage):
     kept.write_bytes(damaged[damage])
     _forget()
     assert _works()
-    assert kept.read_bytes()[:half] == whole[:half]
-    assert library._is_whole(kept)
+    assert kept.read_bytes() == whole
 
 
 def _works_and_keeps_nothing(tmp_path: Path) -> bool:
@@ -194,6 +193,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_nothing_is_loaded_from_where_others_may_write(tmp_path, mode):
     assert _works()
     (kept,) = _kept(tmp_path)
+    kept.unlink()  # it is loaded: not changed, but replaced
     kept.write_bytes(b"somebody else's")
     kept.parent.chmod(mode)
     _forget()
