@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convattn.ops._backend import describe
+from convattn.ops.kernels.native import rows
 from convattn.ops.reference.glmix import MIN_NORM
 
 TILE_LOGITS = 2**19  # measured from 2^17 to 2^22: products of a good size, logits in the cache
@@ -183,6 +185,22 @@ def inverse_length(u: Tensor) -> Tensor:
     """``1 / |u|`` (B, P) in float32 at least; 0 where a vector has no direction."""
     length = torch.linalg.vector_norm(u, dim=-1, dtype=wide_dtype(u))
     return torch.threshold_(length, MIN_NORM, torch.inf).reciprocal_()
+
+
+def directions(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension; those without a direction become zero."""
+    # Half precision overflows in the squares: the norm is taken in float32 at least.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
+    inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
+    return (x * inverse).to(x.dtype)
+
+
+def scaled_directions(slots: Tensor, scale: Tensor | float) -> Tensor:
+    """The directions of slots times the inverse temperature: what tokens are compared with."""
+    case = describe(slots, scale) if isinstance(scale, Tensor) else describe(slots)
+    if rows.takes(case) and slots.numel() > 0:
+        return rows.directions(slots, MIN_NORM, float(scale))
+    return scale * directions(slots)
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

@@ -36,7 +36,6 @@ from convattn.ops._checks import check_map, check_positive, check_tensor
 from convattn.ops._script import scriptable
 from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
-from convattn.ops.reference.glmix import MIN_NORM
 
 BACKENDS = ("tiled", "sdpa", "triton", "reference")
 MIX_BACKENDS = ("shared", *BACKENDS)
@@ -154,11 +153,11 @@ def soft_clustering(
         return kernels.cluster(slots, u, scale)
     if path == "tiled":
         dtype = _result_type(u)
-        keys, tokens = _in_one_dtype(dtype, scale * _unit(slots), _tokens(u))
+        keys, tokens = _in_one_dtype(dtype, tiled.scaled_directions(slots, scale), _tokens(u))
         with _no_autocast(u.device.type):
             return tiled.cluster(keys, tokens).to(dtype)
     tokens = to_tokens(u)
-    return _attend(scale * _unit(slots), _unit(tokens), tokens)
+    return _attend(tiled.scaled_directions(slots, scale), tiled.directions(tokens), tokens)
 
 
 @scriptable("(Tensor slots, Tensor u, int iterations) -> Tensor")
@@ -186,7 +185,7 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     centroids = _check_slots(slots, u, "slots").detach()
     tokens = to_tokens(u)
     with torch.no_grad():
-        directions = _unit(tokens)
+        directions = tiled.directions(tokens)
         for _ in range(iterations - 1):
             centroids = _cluster_means(_assign(centroids, directions), tokens, centroids)
         members = _assign(centroids, directions)
@@ -230,11 +229,13 @@ def dispatch(
         return kernels.disperse(prototypes, slots, u, scale)
     if path == "tiled":
         dtype = _result_type(slots)
-        parts = _in_one_dtype(dtype, scale * _unit(prototypes), slots, _tokens(u))
+        parts = _in_one_dtype(dtype, tiled.scaled_directions(prototypes, scale), slots, _tokens(u))
         with _no_autocast(u.device.type):
             mixed = tiled.disperse(*parts).to(dtype)
     else:
-        mixed = _attend(_unit(to_tokens(u)), scale * _unit(prototypes), slots)
+        mixed = _attend(
+            tiled.directions(to_tokens(u)), tiled.scaled_directions(prototypes, scale), slots
+        )
     return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
 
 
@@ -279,7 +280,7 @@ def cluster_and_dispatch(
         path = choose(MIX_RULES, case)
     if path == "shared":
         dtype = _result_type(u)
-        keys, tokens = _in_one_dtype(dtype, scale * _unit(prototypes), _tokens(u))
+        keys, tokens = _in_one_dtype(dtype, tiled.scaled_directions(prototypes, scale), _tokens(u))
         if _shares(case) and shared.fits(keys, tokens.shape[1], scale):
             with _no_autocast(u.device.type):
                 slots, kept = shared.cluster(keys, tokens)
@@ -371,14 +372,6 @@ def _no_autocast(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False)
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; those without a direction become zero."""
-    # Half precision overflows in the squares: the norm is taken in float32 at least.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=tiled.wide_dtype(x))
-    inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
-    return (x * inverse).to(x.dtype)
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.to(v.dtype).unsqueeze(1) for t in (q, k, v))
     with derivable():
@@ -387,7 +380,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _assign(centroids: Tensor, directions: Tensor) -> Tensor:
     """One-hot membership (B, M, HW) of every position in its most similar centroid."""
-    nearest = (directions @ _unit(centroids).transpose(1, 2)).argmax(dim=2)
+    nearest = (directions @ tiled.directions(centroids).transpose(1, 2)).argmax(dim=2)
     return F.one_hot(nearest, centroids.shape[1]).transpose(1, 2)
 
 

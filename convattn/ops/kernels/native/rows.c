@@ -180,7 +180,7 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
             EACH(m, slots) {
                 vec v = read(&row, m, slots - m) * inverse;
                 /* down to e^-87, up to e^87 */
-                v = exponential(-larger(all(-87), -v));
+                v = exponential(larger(all(-87), -larger(all(-87), -v)));
                 write(&row, m, slots - m, v);
                 v = within(read(&row, m, slots - m), m, slots, 0); /* rounded as it is used */
                 sum += v;
@@ -214,6 +214,24 @@ void rows_similarities(void *e, void *u, float *shares, float *totals, float *ro
     for (int64_t task = 0; task < images * chunks; task++)
         for (int64_t m = 0; m < slots; m++)
             totals[task / chunks * slots + m] += room[task * padded + m];
+}
+
+INLINE void direct_rows(const map_t *x, const map_t *y, int64_t rows, int64_t width, float least,
+                        float factor, int64_t threads, int half) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        map_t from = row_of(x, row, width, half), to = row_of(y, row, width, half);
+        float length = factor * inverse_length(&from, width, least);
+        EACH(i, width) write(&to, i, width - i, read(&from, i, width - i) * length);
+    }
+}
+
+/* y = factor x / |x| for every row, 0 where |x| is not above `least`. */
+void rows_directions(void *x, void *y, int64_t rows, int64_t width, float least, float factor,
+                     int64_t half, int64_t threads) {
+    map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
+    half ? direct_rows(&from, &to, rows, width, least, factor, threads, 1)
+         : direct_rows(&from, &to, rows, width, least, factor, threads, 0);
 }
 
 INLINE void scale_rows(const map_t *x, int64_t rows, int64_t width, const float *by,

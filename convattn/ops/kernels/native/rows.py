@@ -54,6 +54,20 @@ def softmax_(x: Tensor) -> Tensor:
     return x
 
 
+def directions(x: Tensor, least: float, factor: float) -> Tensor:
+    """Return ``factor x / |x|`` for the rows (..., C), 0 for those no longer than ``least``."""
+    x = x.contiguous()
+    y, width = torch.empty_like(x), x.shape[-1]
+    library().rows_directions(
+        *_addresses(x, y),
+        *_integers(x.numel() // width, width),
+        ctypes.c_float(least),
+        ctypes.c_float(factor),
+        *_integers(x.dtype == torch.bfloat16, torch.get_num_threads()),
+    )
+    return y
+
+
 def similarities_(products: Tensor, u: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """Make products of pixels and slots ``exp(products / |u|)``, in place; return its sums.
 
