@@ -343,6 +343,19 @@ def test_processes_may_start_at_once(started, tmp_path):
     assert len(_kept(tmp_path)) == 1
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["-O3", "-march=native"])
+def test_the_source_has_no_warnings(monkeypatch, tmp_path, flag):
+    monkeypatch.undo()
+    flags = [f for f in library._FLAGS if f != "-w" and not f.startswith("-march")]
+    sources = [str(library._FOLDER / name) for name in library._SOURCES if name.endswith(".c")]
+    strict = [flag, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]  # psabi: no vector is passed on
+    command = [*library._compiler(), *flags, *strict, *sources, "-o", str(tmp_path / "kernels.so")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_source_is_in_the_package(monkeypatch):
     monkeypatch.undo()
     files = importlib.resources.files("convattn.ops.kernels.native")
