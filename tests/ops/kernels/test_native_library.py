@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.resources
 import os
 import shlex
@@ -52,6 +53,12 @@ def _forget() -> None:
 
 def _kept(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "convattn").glob("*"))
+
+
+def _compiler() -> list[str]:
+    found = library._compiler()
+    assert found
+    return found
 
 
 def _works() -> bool:
@@ -121,7 +128,7 @@ def test_a_compiler_that_cannot_run_is_reported(monkeypatch, tmp_path, content):
 def test_cc_may_be_a_command_with_arguments(monkeypatch, tmp_path, name):
     log = tmp_path / "log"
     program = _program(tmp_path / name, f'echo "$@" >> {shlex.quote(str(log))}', 'exec "$@"')
-    monkeypatch.setenv("CC", f"{shlex.quote(str(program))} {library._compiler()[0]} -DNEW=1")
+    monkeypatch.setenv("CC", f"{shlex.quote(str(program))} {_compiler()[0]} -DNEW=1")
     assert _works()
     assert "-DNEW=1 -std=gnu11" in log.read_text()
 
@@ -231,10 +238,8 @@ def test_without_a_cache_each_process_compiles(monkeypatch, tmp_path, what):
         monkeypatch.delenv("HOME", raising=False)
         monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     else:
-        load = library.ctypes.CDLL
-        monkeypatch.setattr(
-            library.ctypes, "CDLL", lambda f: _read_only() if "kernels-" in f else load(f)
-        )
+        load = ctypes.CDLL
+        monkeypatch.setattr(ctypes, "CDLL", lambda f: _read_only() if "kernels-" in f else load(f))
     assert _works_and_keeps_nothing(tmp_path)
 
 
@@ -256,7 +261,12 @@ def test_a_cache_that_is_not_named_is_in_the_home(monkeypatch, tmp_path, base, f
 @needs_compiler
 def test_threads_that_come_at_once_compile_once(monkeypatch):
     calls, build = [], library._build_in
-    monkeypatch.setattr(library, "_build_in", lambda *a: calls.append(a) or build(*a))
+
+    def count(folder: str, compiler: list[str]) -> Path:
+        calls.append(folder)
+        return build(folder, compiler)
+
+    monkeypatch.setattr(library, "_build_in", count)
     barrier = threading.Barrier(4)
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda _: barrier.wait() >= 0 and _works(), range(4)))
@@ -351,7 +361,7 @@ def test_the_source_has_no_warnings(monkeypatch, tmp_path, flag):
     flags = [f for f in library._FLAGS if f != "-w" and not f.startswith("-march")]
     sources = [str(library._FOLDER / name) for name in library._SOURCES if name.endswith(".c")]
     strict = [flag, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]  # psabi: no vector is passed on
-    command = [*library._compiler(), *flags, *strict, *sources, "-o", str(tmp_path / "kernels.so")]
+    command = [*_compiler(), *flags, *strict, *sources, "-o", str(tmp_path / "kernels.so")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
