@@ -12,6 +12,7 @@ from convattn.ops import (
     _depthwise,
     _fused_conv,
     _heads,
+    _layer_norm,
     _windows,
     acmix,
     attention,
@@ -62,7 +63,11 @@ TABLES = (
     Rules(
         "sliding window 7x7",
         attention.SLIDING_RULES,
-        {"18x18 and smaller": _map(18, window=7), "larger": _map(28, window=7)},
+        {
+            "9x9 and smaller": _map(9, window=7),
+            "10x10 to 18x18": _map(18, window=7),
+            "larger": _map(28, window=7),
+        },
     ),
     Rules("GLMix: clustering, dispatching", glmix.MIX_RULES, {"any": _map(56)}),
     Rules("pixel shift", xvolution.RULES, {"any": _map(28, window=3)}),
@@ -78,7 +83,7 @@ TABLES = (
         },
         _widths,
     ),
-    Rules("windows", _windows.WINDOW_RULES, {"any": _map(56)}),
+    Rules("windows", _windows.WINDOW_RULES, {"any": _map(56, window=7)}),
     Rules(
         "heads of GLNet",
         _heads.RULES,
@@ -89,6 +94,7 @@ TABLES = (
         _depthwise.RULES,
         {"3x3": _map(56, window=3), "5x5": _map(56, window=5)},
     ),
+    Rules("layer norm", _layer_norm.RULES, {"any": _map(56)}),
     Rules("convolution and GELU", _fused_conv.RULES, {"any": _map(56)}),
 )
 

@@ -134,6 +134,8 @@ def describe(document: Document) -> str:
         f"{machine['cores']} cores ({', '.join(machine['flags'])}), {machine['memory_gib']} GiB"
     )
     used = [f"{name} {versions[name]}" for name in ("torch", "timm", "triton") if versions[name]]
+    if not machine["gpu"]:
+        used.append("with C kernels" if versions.get("c_kernels") else "without C kernels")
     at = ", ".join(f"`{commit}`" for commit in commits if commit)
     peaks = {
         group["settings"]["dtype"]: group["peak"]["macs_per_second"]

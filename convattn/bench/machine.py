@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from convattn.ops.kernels.native.library import available
+
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16")
 _ARM_FLAGS = ("asimd", "bf16", "sve", "sve2", "sme")
 # A cloud's processors call themselves "AMD EPYC": the family says which.
@@ -21,7 +23,7 @@ _FAMILIES |= {("AuthenticAMD", "26"): "Zen 5"}
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy")
 # Variables that change how fast PyTorch is: its allocator, threads, kernels.
 _VARIABLES = re.compile(
-    "(MALLOC_|GLIBC_TUNABLES$|LD_PRELOAD$|OMP_|GOMP_|KMP_|MKL_|ONEDNN_|DNNL_|ATEN_|TORCH_ALLOW_|"
+    "(CONVATTN_|MALLOC_|GLIBC_TUNABLES$|LD_PRELOAD$|OMP_|GOMP_|KMP_|MKL_|ONEDNN_|DNNL_|ATEN_|TORCH_ALLOW_|"
     "PYTORCH_|CUBLAS_|NVIDIA_TF32)"
 )
 # What makes two results ones of different machines.
@@ -49,11 +51,15 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Return the versions of Python, of this package and of what it computes with."""
+    """Return the versions of Python, of this package and of what it computes with.
+
+    ``c_kernels`` is "compiled" where this package's kernels for the CPU could be had, else None.
+    """
     import convattn
 
     own = {"python": platform.python_version(), "convattn": convattn.__version__}
-    return {**own, **{name: _version(name) for name in _PACKAGES}}
+    kernels = {"c_kernels": "compiled" if available() else None}
+    return {**own, **{name: _version(name) for name in _PACKAGES}, **kernels}
 
 
 def describe_environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from convattn.bench.machine import (
 )
 
 SCHEMA = 1
-_COMPUTES = ("torch", "timm", "triton")  # the versions that results of one file share
+_COMPUTES = ("torch", "timm", "triton", "c_kernels")  # the versions that results of one file share
 
 
 def new_document(

@@ -209,6 +209,10 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2] or found[1])
 
 
+def _lacks_kernels(document: dict[str, Any]) -> bool:
+    return not document["machine"]["gpu"] and document["versions"]["c_kernels"] is None
+
+
 def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
     settings, machine = group["settings"], document["machine"]
     height, width = settings["size"]
@@ -223,6 +227,7 @@ def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
         settings["dtype"],
         *(["compiled"] if settings["compile"] else []),
         where,
+        *(["without C kernels"] if _lacks_kernels(document) else []),
         f"{group['rounds']} rounds",
     ]
     return ", ".join(words)

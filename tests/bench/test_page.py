@@ -24,6 +24,7 @@ from convattn.bench.record import new_document, to_json
 from convattn.bench.statistics import summarize
 from convattn.models import list_models
 from convattn.ops import _fused_conv
+from convattn.ops.kernels.native.library import available
 
 PAGE = DOCS / "performance.md"
 
@@ -99,6 +100,7 @@ def rows() -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not _fused_conv._available(), reason="the page's paths are oneDNN's")
+@pytest.mark.skipif(not available(), reason="the page's paths are those of C kernels")
 def test_the_page_is_what_the_command_prints():
     assert PAGE.read_text(encoding="utf-8") == page(load())
 
@@ -106,8 +108,10 @@ def test_the_page_is_what_the_command_prints():
 def test_paths_are_those_that_the_tables_choose():
     found = {row[:2]: dict(zip(SITUATIONS, row[2:], strict=True)) for row in path_rows()}
     large = found["sliding window 7x7", "larger"]
-    assert (large["float32"], large["GPU"], large["exported"]) == ("`strips`", "`tiled`", "`tiled`")
-    assert found["sliding window 7x7", "18x18 and smaller"]["GPU"] == "`dense`"
+    on_cpu = "`native`" if available() else "`strips`"
+    assert (large["float32"], large["GPU"], large["exported"]) == (on_cpu, "`tiled`", "`tiled`")
+    assert found["sliding window 7x7", "10x10 to 18x18"]["GPU"] == "`dense`"
+    assert found["sliding window 7x7", "9x9 and smaller"]["float32"] == "`dense`"
     wide = found["depth-wise convolution", "5x5"]
     assert (wide["bfloat16"], wide["bfloat16, gradients"]) == ("`aten`", "`threes`")
     for rules, text in zip(TABLES, reasons(), strict=True):

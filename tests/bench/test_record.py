@@ -30,7 +30,7 @@ def test_a_result_says_what_it_was_measured_on():
     assert {"device", "cpu", "cores", "flags", "memory_gib", "gpu", "os"} <= set(found["machine"])
     assert found["machine"]["device"] == "cpu"
     assert found["machine"]["gpu"] is None
-    assert {"python", "torch", "timm", "convattn", "triton"} <= set(found["versions"])
+    assert {"python", "torch", "timm", "convattn", "triton", "c_kernels"} <= set(found["versions"])
     assert found["settings"]["threads"] == 1
     assert "host" not in json.dumps(found).lower()
 
@@ -85,7 +85,10 @@ def test_results_of_another_script_are_not_overwritten(tmp_path):
         Record(path, document("training"))
 
 
-@pytest.mark.parametrize(("where", "name"), [("versions", "torch"), ("environment", "MALLOC_X")])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("versions", "torch"), ("versions", "c_kernels"), ("environment", "MALLOC_X")],
+)
 def test_results_of_other_versions_or_allocators_are_not_mixed(tmp_path, where, name):
     path = tmp_path / "a.json"
     Record(path, document()).add(group("first"))
