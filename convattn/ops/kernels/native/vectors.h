@@ -15,6 +15,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
+#pragma clang diagnostic ignored "-Wpass-failed" /* it says which loops it leaves as they are */
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
