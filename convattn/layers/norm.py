@@ -28,4 +28,4 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
                 pixels, list(self.normalized_shape), self.weight, self.bias, self.eps
             )
             return pixels.permute(0, 3, 1, 2)
-        return layer_norm_2d(x, self.weight, self.bias, self.eps)
+        return layer_norm_2d(x, self.normalized_shape, self.weight, self.bias, self.eps)

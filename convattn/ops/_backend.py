@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn.ops._checks import check_choice
@@ -33,7 +34,7 @@ PATHS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, which would take 0.8 of 3 us for each operator that is called
 class Case:
     """What the choice of a path may depend on.
 
@@ -51,6 +52,7 @@ class Case:
     grad: bool = False  # whether a gradient will be asked for
     exporting: bool = False  # whether the operators are written down for another runtime
     transformed: bool = False  # whether PyTorch's function transforms look into the operators
+    plain: bool = True  # whether the tensors are PyTorch's own, on one device
 
 
 Rule = tuple[str, Callable[[Case], bool], str]
@@ -85,16 +87,22 @@ def describe(
         grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
         exporting=exporting(),
         transformed=transformed(),
+        plain=_plain(tensors),
     )
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether such tensors lie in memory as they say: what derives from them may mean all else."""
+    device = tensors[0].device
+    return all(type(t) in (Tensor, Parameter) and t.device == device for t in tensors)
 
 
 def exporting() -> bool:
-    """Whether the operators are written down for another runtime, which knows PyTorch's own."""
-    return (
-        torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch.compiler.is_exporting()
-        or torch.onnx.is_in_onnx_export()
-    )
+    """Whether the operators are written down for another runtime, which knows PyTorch's own.
+
+    ``torch.onnx.export`` does the one or the other.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
 
 
 def transformed() -> bool:

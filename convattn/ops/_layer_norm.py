@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import Case, Rule, choose, describe
+from convattn.ops._backend import Rule, choose, describe
 from convattn.ops._script import scriptable
 from convattn.ops.kernels.native import rows
 
@@ -22,28 +24,33 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable("(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor")
-def layer_norm_2d(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of (B, C, H, W)."""
+@scriptable("(Tensor x, int[] shape, Tensor? weight, Tensor? bias, float eps) -> Tensor")
+def layer_norm_2d(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of (B, C, H, W).
+
+    ``shape`` is (C,), as ``layer_norm`` takes it.
+    """
     pixels = x.permute(0, 2, 3, 1)
-    if weight is not None and bias is not None and _plain(pixels, weight, bias):
+    if weight is not None and bias is not None and _has_rows(pixels, shape, weight, bias):
         y = rows.layer_norm(pixels, weight, bias, eps)
     else:
-        y = F.layer_norm(pixels, pixels.shape[3:], weight, bias, eps)
+        y = F.layer_norm(pixels, shape, weight, bias, eps)
     return y.permute(0, 3, 1, 2)
 
 
-def _plain(pixels: Tensor, weight: Tensor, bias: Tensor) -> bool:
+def _has_rows(pixels: Tensor, shape: Sequence[int], weight: Tensor, bias: Tensor) -> bool:
     """Whether the rows lie one after another, in the type of what they are multiplied with."""
-    tensors = (pixels, weight, bias)
-    if choose(RULES, _case(*tensors)) != "native":  # asked first: sizes may be symbols elsewhere
+    # asked first: elsewhere sizes may be symbols
+    if choose(RULES, describe(pixels, weight, bias)) != "native":
         return False
     return (
-        all(t.dtype == pixels.dtype and t.is_contiguous() for t in tensors)
-        and len(weight) == len(bias) == pixels.shape[3]
+        pixels.is_contiguous()
+        and weight.is_contiguous()
+        and bias.is_contiguous()
+        and pixels.dtype == weight.dtype == bias.dtype
+        and weight.shape == bias.shape == pixels.shape[3:] == tuple(shape)
+        and len(weight) <= rows.MOST_WIDTH
         and pixels.numel() > 0
     )
-
-
-def _case(pixels: Tensor, weight: Tensor, bias: Tensor) -> Case:
-    return describe(pixels.permute(0, 3, 1, 2), weight, bias)

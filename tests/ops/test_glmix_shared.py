@@ -13,6 +13,7 @@ from convattn.layers.glmix import GLMix
 from convattn.ops import _glmix_shared as shared
 from convattn.ops import _glmix_tiled as tiled
 from convattn.ops import use_backend
+from convattn.ops.kernels.native import rows
 from tests.compare import assert_close
 from tests.memory import peak_memory
 from tests.ops.properties import SHAPES, OperatorProperties
@@ -45,9 +46,11 @@ class TestClusterAndDispatch(OperatorProperties):
         return _inputs(shape, dtype)
 
 
-@pytest.fixture(params=["whole", "groups of images", "runs of pixels"])
+@pytest.fixture(params=["whole", "no compiler", "groups of images", "runs of pixels"])
 def _tile(request, monkeypatch):
-    if request.param != "whole":
+    if request.param == "no compiler":
+        monkeypatch.setattr(rows, "available", lambda: False)
+    elif request.param != "whole":
         monkeypatch.setattr(tiled, "TILE_LOGITS", 2 * 54 * SLOTS)
     if request.param == "runs of pixels":
         monkeypatch.setattr(tiled, "TILE_PIXELS", 7)

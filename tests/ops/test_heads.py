@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convattn.ops import _heads
 from convattn.ops._heads import attend_heads
+from convattn.ops.kernels.native import rows
 from tests.compare import assert_close, values_and_gradients
 from tests.memory import LargestTensor
 
@@ -20,9 +21,11 @@ def _plain(qkv: Tensor, num_heads: int) -> Tensor:
     return (weights @ v).transpose(1, 2).reshape(B, N, width // 3)
 
 
-@pytest.fixture(params=["auto", "products", "products of one image"])
+@pytest.fixture(params=["auto", "no compiler", "products", "products of one image"])
 def path(request, monkeypatch):
-    if request.param != "auto":
+    if request.param == "no compiler":
+        monkeypatch.setattr(rows, "available", lambda: False)
+    elif request.param != "auto":
         monkeypatch.setattr(_heads, "RULES", (("products", lambda _: True, ""),))
     if request.param == "products of one image":
         monkeypatch.setattr(_heads, "TILE_LOGITS", 1)

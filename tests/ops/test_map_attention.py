@@ -10,6 +10,7 @@ from torch import Tensor
 from convattn import ops
 from convattn.ops import _windows
 from convattn.ops._backend import choose, describe
+from convattn.ops.kernels.native import library
 from tests.calls import Calls
 from tests.compare import assert_close
 from tests.ops.properties import OperatorProperties
@@ -78,10 +79,33 @@ def test_it_is_window_attention_of_the_projections(size):
 )
 def test_products_replace_the_fused_call_where_that_is_faster(dtype, grad, path):
     x = torch.randn(2, 8, 7, 6, dtype=dtype, requires_grad=grad)
-    assert choose(_windows.WINDOW_RULES, describe(x)) == path
-    with Calls() as calls:
+    assert choose(_windows.COPIED_RULES, describe(x)) == path
+    with Calls() as calls:  # who watches operators gets these
         attend(x)
     assert bool(calls.count["baddbmm"]) == (path == "matmul")
+
+
+@pytest.mark.skipif(not library.available(), reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(6, 9), (7, 5)])
+def test_windows_are_read_in_place_where_nobody_wants_a_gradient(dtype, size, monkeypatch):
+    x, bias = torch.randn(2, 8, *size).to(dtype), torch.randn(2, 9, 9)
+    expected = attend(x.double(), ops.window_attention, bias=bias.double(), backend="reference")
+    monkeypatch.setattr(_windows, "_partition", None)
+    for function in (ops.map_window_attention, ops.window_attention):
+        assert_close(attend(x, function, bias=bias).double(), expected, dtype)
+    for wanted in (x, bias):
+        wanted.requires_grad_()
+        with pytest.raises(TypeError, match="not callable"):
+            attend(x, bias=bias)
+        wanted.requires_grad_(False)
+
+
+def test_a_bias_that_wants_a_gradient_gets_the_fused_call():
+    x, bias = torch.randn(2, 8, 7, 6), torch.randn(2, 9, 9, requires_grad=True)
+    with Calls() as calls:
+        attend(x, bias=bias)
+    assert not calls.count["baddbmm"]
 
 
 def test_both_ways_to_attend_agree(monkeypatch):

@@ -220,9 +220,10 @@ static void pair_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t
     for (int64_t j = 0; j < tokens; j += 2) {
         const uint16_t *a = data + token_at(from, j);
         const uint16_t *b = j + 1 < tokens ? data + token_at(from, j + 1) : a;
-        uint32_t *word = (uint32_t *)(to + j / 2 * padded);
-        for (int64_t c = 0; c < from->width; c++)
-            word[c] = a[c] | (uint32_t)(j + 1 < tokens ? b[c] : 0) << 16;
+        for (int64_t c = 0; c < from->width; c++) {
+            uint32_t word = a[c] | (uint32_t)(j + 1 < tokens ? b[c] : 0) << 16;
+            memcpy(to + j / 2 * padded + c, &word, sizeof word);
+        }
     }
 }
 

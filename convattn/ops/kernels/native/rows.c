@@ -1,4 +1,4 @@
-/* What is done to each row of a matrix: layer norm, softmax, GLMix's similarities.
+/* What is done to each row of a matrix: layer norm, GLMix's similarities.
 
    Rows lie one after another, in float32 or bfloat16; everything is computed in float32. */
 
@@ -21,16 +21,6 @@ INLINE float sum_of(vec v) {
     return _mm512_reduce_add_ps((__m512)v);
 #else
     return (v[0] + v[4]) + (v[1] + v[5]) + ((v[2] + v[6]) + (v[3] + v[7]));
-#endif
-}
-
-INLINE float most_of(vec v) {
-#if LANES == 16
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-    float most = v[0];
-    UNROLL for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
 #endif
 }
 
@@ -114,39 +104,6 @@ void rows_layer_norm(void *x, void *weight, void *bias, void *y, int64_t rows, i
     }
     half ? norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 1)
          : norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 0);
-}
-
-/* ---- softmax, in place ---- */
-
-INLINE void softmax_row(const map_t *x, int64_t width, float *kept) {
-    vec most = all(-__builtin_inff()), total = all(0);
-    EACH(i, width) {
-        vec v = within(read(x, i, width - i), i, width, -__builtin_inff());
-        most = larger(v, most);
-        store(kept + i, v);
-    }
-    float top = most_of(most);
-    EACH(i, width) {
-        vec e = within(exponential(load(kept + i) - top), i, width, 0);
-        total += e;
-        store(kept + i, e);
-    }
-    float factor = 1 / sum_of(total);
-    EACH(i, width) write(x, i, width - i, load(kept + i) * factor);
-}
-
-INLINE void softmax_rows(const map_t *x, int64_t rows, int64_t width, int64_t threads, int half) {
-#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
-    for (int64_t row = 0; row < rows; row++) {
-        float kept[width + LANES];
-        map_t at = row_of(x, row, width, half);
-        softmax_row(&at, width, kept);
-    }
-}
-
-void rows_softmax(void *x, int64_t rows, int64_t width, int64_t half, int64_t threads) {
-    map_t at = {.data = x, .half = half};
-    half ? softmax_rows(&at, rows, width, threads, 1) : softmax_rows(&at, rows, width, threads, 0);
 }
 
 /* ---- GLMix: e = exp(product / |u|), its sums over slots and over pixels ---- */

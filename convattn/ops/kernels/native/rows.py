@@ -1,4 +1,4 @@
-"""Layer norm, softmax and GLMix's similarities by `rows.c`, where nobody wants a gradient.
+"""Layer norm and GLMix's similarities by `rows.c`, where nobody wants a gradient.
 
 They are called by their addresses, not as operators of PyTorch: `takes` says where nobody minds.
 """
@@ -14,6 +14,7 @@ from convattn.ops._backend import Case
 from convattn.ops.kernels.native.library import available, library
 
 DTYPES = (torch.float32, torch.bfloat16)
+MOST_WIDTH = 1 << 13  # of a row that is normed: a few lie on the stack
 
 
 def takes(case: Case) -> bool:
@@ -23,8 +24,11 @@ def takes(case: Case) -> bool:
         and case.dtype in DTYPES
         and not case.grad
         and not case.exporting
+        and case.plain
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # whoever watches operators knows aten's
+        # whoever watches operators or functions knows PyTorch's
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
         and not case.transformed
         and not torch.is_autocast_enabled("cpu")
         and available()
@@ -33,38 +37,18 @@ def takes(case: Case) -> bool:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return the rows (..., C) normed; x is contiguous, and all are of one type."""
-    y = torch.empty_like(x)
-    width = x.shape[-1]
-    library().rows_layer_norm(
-        *_addresses(x, weight, bias, y),
-        *_integers(x.numel() // width, width),
-        ctypes.c_float(eps),
-        *_integers(x.dtype == torch.bfloat16, torch.get_num_threads()),
-    )
+    y, width = torch.empty_like(x), x.shape[-1]
+    addresses = x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()
+    _call("layer_norm", "ppppnnxnn", *addresses, x.numel() // width, width, eps, *_how(x))
     return y
-
-
-def softmax_(x: Tensor) -> Tensor:
-    """Take the softmax of the rows (..., n) of a contiguous tensor, in place."""
-    width = x.shape[-1]
-    library().rows_softmax(
-        *_addresses(x),
-        *_integers(x.numel() // width, width, x.dtype == torch.bfloat16, torch.get_num_threads()),
-    )
-    return x
 
 
 def directions(x: Tensor, least: float, factor: float) -> Tensor:
     """Return ``factor x / |x|`` for the rows (..., C), 0 for those no longer than ``least``."""
     x = x.contiguous()
     y, width = torch.empty_like(x), x.shape[-1]
-    library().rows_directions(
-        *_addresses(x, y),
-        *_integers(x.numel() // width, width),
-        ctypes.c_float(least),
-        ctypes.c_float(factor),
-        *_integers(x.dtype == torch.bfloat16, torch.get_num_threads()),
-    )
+    sizes = x.numel() // width, width
+    _call("directions", "ppnnxxnn", x.data_ptr(), y.data_ptr(), *sizes, least, factor, *_how(x))
     return y
 
 
@@ -80,30 +64,32 @@ def similarities_(products: Tensor, u: Tensor, least: float) -> tuple[Tensor, Te
         1 / sums over slots (B, P), and sums over pixels (B, M), both float32.
     """
     images, pixels, slots = products.shape
-    shares, totals = torch.empty(images, pixels), torch.empty(images, slots)
-    room = torch.empty(images, library().rows_room(*_integers(pixels, slots)))
-    library().rows_similarities(
-        *_addresses(products, u, shares, totals, room),
-        *_integers(images, pixels, slots, u.shape[2], u.stride(0)),
-        ctypes.c_float(least),
-        *_integers(u.dtype == torch.bfloat16, torch.get_num_threads()),
-    )
-    return shares, totals
+    room = images * _call("room", "nn", pixels, slots)
+    sums = [u.new_empty(n, dtype=torch.float32) for n in (images * pixels, images * slots, room)]
+    addresses = (x.data_ptr() for x in (products, u, *sums))
+    sizes = images, pixels, slots, u.shape[2], u.stride(0)
+    _call("similarities", "pppppnnnnnxnn", *addresses, *sizes, least, *_how(u))
+    shares, totals, _ = sums
+    return shares.view(images, pixels), totals.view(images, slots)
 
 
 def scale_(x: Tensor, by: Tensor) -> Tensor:
     """Multiply the rows (..., n) of a contiguous tensor by float32 numbers (...), in place."""
     width = x.shape[-1]
-    library().rows_scale(
-        *_addresses(x, by),
-        *_integers(x.numel() // width, width, x.dtype == torch.bfloat16, torch.get_num_threads()),
-    )
+    _call("scale", "ppnnnn", x.data_ptr(), by.data_ptr(), x.numel() // width, width, *_how(x))
     return x
 
 
-def _addresses(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float}
 
 
-def _integers(*numbers: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(n) for n in numbers]
+def _call(name: str, kinds: str, *arguments: float) -> int:
+    function = getattr(library(), f"rows_{name}")
+    if function.argtypes is None:
+        function.restype, function.argtypes = ctypes.c_int64, [_TYPES[kind] for kind in kinds]
+    return int(function(*arguments))
+
+
+def _how(x: Tensor) -> tuple[bool, int]:
+    """Return whether everything is bfloat16, and how many threads there are."""
+    return x.dtype == torch.bfloat16, torch.get_num_threads()
