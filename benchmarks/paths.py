@@ -13,6 +13,7 @@ from convattn.ops import (
     _fused_conv,
     _heads,
     _layer_norm,
+    _linear,
     _windows,
     acmix,
     attention,
@@ -93,6 +94,14 @@ TABLES = (
         "depth-wise convolution",
         _depthwise.RULES,
         {"3x3": _map(56, window=3), "5x5": _map(56, window=5)},
+    ),
+    Rules(
+        "linear layers of heads",
+        _linear.RULES,
+        {
+            "512 tokens": {"height": 512, "width": 256},
+            "1568 tokens": {"height": 1568, "width": 256},
+        },
     ),
     Rules("layer norm", _layer_norm.RULES, {"any": _map(56)}),
     Rules("convolution and GELU", _fused_conv.RULES, {"any": _map(56)}),

@@ -18,12 +18,12 @@ from convattn.layers.acmix_shortcuts import (
     check_scriptable,
     has_bare_layers,
     has_bare_projections,
-    is_bare,
     is_pointwise,
     sees_one_map,
 )
 from convattn.layers.attention_choice import ATTENTIONS, NUM_HEADS, AttentionFactory, make_part
 from convattn.layers.attention_part import AttentionPart
+from convattn.layers.bare import is_bare
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
 from convattn.ops._checks import (
     check_choice,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from convattn.layers.acmix_shortcuts import (
     has_bare_layers,
     has_bare_projections,
-    is_bare,
     is_pointwise,
 )
 from convattn.layers.attention import (
@@ -23,6 +22,7 @@ from convattn.layers.attention import (
     WindowAttention,
 )
 from convattn.layers.attention_part import AttentionPart
+from convattn.layers.bare import is_bare
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.ops._acmix_kernels import connected, merge_groups, merged_groups
 from convattn.ops._acmix_paths import dense_pays, folding_pays

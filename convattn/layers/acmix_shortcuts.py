@@ -14,20 +14,10 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix_choices import ShiftConv2d
 from convattn.layers.attention_part import AttentionPart
+from convattn.layers.bare import is_bare
 
 if TYPE_CHECKING:
     from convattn.layers.acmix import ACmix
-
-
-def is_bare(module: nn.Module) -> bool:
-    """Whether nobody sees, or changes, what a module computes when it is called."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
 
 
 def has_bare_projections(layer: ACmix) -> bool:

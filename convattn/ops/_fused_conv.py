@@ -15,7 +15,8 @@ from torch import Tensor
 from convattn.ops._backend import Case, Rule, choose, describe
 
 
-def _onednn(case: Case) -> bool:
+def is_onednn(case: Case) -> bool:
+    """Whether oneDNN convolves such tensors, and nobody differentiates or watches."""
     return (
         case.device == "cpu"
         and case.dtype in (torch.float32, torch.bfloat16)
@@ -38,7 +39,7 @@ _NAME = "_convolution_pointwise"
 
 # Measured on one core with AVX-512, batch 8, the FFNs of GLNet: the map between is written once.
 RULES: tuple[Rule, ...] = (
-    ("onednn", _onednn, "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more"),
+    ("onednn", is_onednn, "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more"),
     ("aten", lambda _: True, "gradients need what is before the GELU"),
 )
 
