@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.layers.ffn import ConvMlp, depthwise
 from convattn.layers.folding import fold_identity, fold_scale
-from convattn.layers.norm import LayerNorm2d
+from convattn.layers.norm import LayerNorm2d, add_and_norm
 from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6
@@ -90,8 +91,16 @@ class PreNormBlock(nn.Module):
         context = x
         if self.pos_embed is not None:
             x = self.pos_embed(x).to(x.dtype) if self.folded else x + self.pos_embed(x)
-        x = x + _in_type_of(x, self.drop_path1(self.ls1(self.mix(self.norm1(x), context))))
-        return x + _in_type_of(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+        mixed = self.drop_path1(self.ls1(self.mix(self.norm1(x), context)))
+        x, normed = self._add_and_norm(x, _in_type_of(x, mixed))
+        return x + _in_type_of(x, self.drop_path2(self.ls2(self.mlp(normed))))
+
+    def _add_and_norm(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            x = x + branch
+            return x, self.norm2(x)
+        else:  # noqa: RET505  # TorchScript compiles what follows a return
+            return add_and_norm(x, branch, self.norm2)
 
 
 def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:

@@ -40,10 +40,33 @@ def layer_norm_2d(
     return y.permute(0, 3, 1, 2)
 
 
-def _has_rows(pixels: Tensor, shape: Sequence[int], weight: Tensor, bias: Tensor) -> bool:
+def add_layer_norm_2d(
+    x: Tensor,
+    branch: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return ``x + branch`` and its norm, in one pass over both maps where a kernel does that."""
+    pixels, more = x.permute(0, 2, 3, 1), branch.permute(0, 2, 3, 1)
+    if weight is not None and bias is not None and _has_rows(pixels, shape, weight, bias, more):
+        both = rows.add_layer_norm(pixels, more, weight, bias, eps)
+        return both[0].permute(0, 3, 1, 2), both[1].permute(0, 3, 1, 2)
+    x = x + branch
+    return x, layer_norm_2d(x, shape, weight, bias, eps)
+
+
+def _has_rows(
+    pixels: Tensor, shape: Sequence[int], weight: Tensor, bias: Tensor, *others: Tensor
+) -> bool:
     """Whether the rows lie one after another, in the type of what they are multiplied with."""
     # asked first: elsewhere sizes may be symbols
-    if choose(RULES, describe(pixels, weight, bias)) != "native":
+    if choose(RULES, describe(pixels, weight, bias, *others)) != "native":
+        return False
+    if any(
+        t.shape != pixels.shape or t.dtype != pixels.dtype or not t.is_contiguous() for t in others
+    ):
         return False
     return (
         pixels.is_contiguous()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops import _layer_norm
-from convattn.ops._layer_norm import layer_norm_2d
+from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
 from convattn.ops.kernels.native import library, rows
 from tests.compare import assert_close
 from tests.ops.properties import OperatorProperties
@@ -128,3 +128,46 @@ def test_without_a_compiler_pytorch_norms(monkeypatch, rows_normed):
 
 def test_every_rule_has_its_reason():
     assert [path for path, _, why in _layer_norm.RULES if why] == ["native", "aten"]
+
+
+@pytest.mark.parametrize("width", [3, 16, 64, 100, 384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_and_its_norm_are_those_of_two_steps(dtype, width):
+    x, branch = (_map(dtype, 2, width, 5, 7) for _ in range(2))
+    weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
+    expected = x + branch
+    with torch.inference_mode():
+        total, normed = add_layer_norm_2d(x, branch, (width,), weight, bias, 1e-6)
+    assert torch.equal(total, expected)
+    assert_close(normed, _plain(expected, weight, bias), dtype)
+    assert total.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_a_sum_and_its_norm_have_all_gradients(wanted):
+    tensors = [_map(torch.float64, 2, 6, 3, 4) for _ in range(2)]
+    tensors += [torch.randn(6, dtype=torch.float64) for _ in range(2)]
+    tensors[wanted].requires_grad_()
+    x, branch, weight, bias = tensors
+    total, normed = add_layer_norm_2d(x, branch, (6,), weight, bias, 1e-6)
+    expected = _plain(x + branch, weight, bias)
+    ours, theirs = (
+        torch.autograd.grad(y.square().sum() + s.sum(), tensors[wanted])
+        for y, s in ((normed, total), (expected, x + branch))
+    )
+    assert_close(ours, theirs, torch.float64)
+
+
+@pytest.mark.parametrize("other", ["layout", "type", "shape"])
+def test_a_sum_of_unlike_maps_is_that_of_pytorch(other):
+    x, branch = (_map(torch.float32, 2, 64, 5, 7) for _ in range(2))
+    branch = {
+        "layout": branch.contiguous(),
+        "type": branch.bfloat16(),
+        "shape": branch[:, :, :1, :1],
+    }[other]
+    weight, bias = torch.randn(64), torch.randn(64)
+    with torch.inference_mode():
+        total, normed = add_layer_norm_2d(x, branch, (64,), weight, bias, 1e-6)
+    assert_close(total, x + branch, torch.float32)
+    assert_close(normed, _plain(x + branch, weight, bias), torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,7 @@ def _two_threads(monkeypatch):
 def test_tokens_are_convolved_where_that_is_faster(dtype, tokens, path, bias, monkeypatch):
     plain, convolved = F.conv2d, [False]
 
-    def conv2d(*args: Tensor) -> Tensor:
+    def conv2d(*args: Any) -> Tensor:
         convolved[0] = True
         return plain(*args)
 

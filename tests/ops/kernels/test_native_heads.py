@@ -148,11 +148,11 @@ def test_windows_attend(dtype, batch, size, num_heads, width, window_size, shift
     ("size", "shift", "biased", "mask"),
     [
         ((6, 9), 0, False, None),
-        ((6, 9), 0, True, (1, 2, 9, 9)),
-        ((6, 9), 1, False, (6, 1, 9, 9)),
-        ((6, 9), 1, True, (6, 2, 9, 9)),
-        ((5, 7), 0, True, (6, 2, 9, 9)),
-        ((2, 2), 0, False, (1, 1, 9, 9)),
+        ((6, 9), 0, True, (1, 2, 9, 16)),
+        ((6, 9), 1, False, (6, 1, 9, 16)),
+        ((6, 9), 1, True, (6, 2, 9, 16)),
+        ((5, 7), 0, True, (6, 2, 9, 16)),
+        ((2, 2), 0, False, (1, 1, 9, 16)),
     ],
 )
 @both_types

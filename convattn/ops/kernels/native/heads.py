@@ -66,7 +66,8 @@ def attend_windows(
         q: queries; the channels of a pixel lie one after another, as in ``k`` and ``v``.
         k: keys.
         v: values.
-        mask: added to the logits (windows or 1, heads or 1, queries, keys); None for nothing.
+        mask: added to the logits (windows or 1, heads or 1, keys, queries), float32, its queries in
+            whole vectors by `lanes`; None for nothing.
         num_heads: N.
         window_size: K.
         scale: factor of the products.
@@ -79,7 +80,7 @@ def attend_windows(
     threads = torch.get_num_threads()
     task = _Task(B, num_heads, d, *grid, window_size, window_size, threads, scale)
     if mask is not None:
-        mask = F.pad(mask.mT.float(), (0, -mask.shape[2] % _LANES)).contiguous()
+        mask = mask.contiguous()
         windows, heads = (
             stride if size > 1 else 0
             for stride, size in zip(mask.stride()[:2], mask.shape[:2], strict=True)
@@ -88,6 +89,16 @@ def attend_windows(
         task.mask_window, task.mask_head, task.mask_key = windows, heads, mask.shape[3]
     _run(task, maps)
     return out
+
+
+def lanes(x: Tensor) -> Tensor:
+    """Lengthen the last dimension by zeros, to whole vectors."""
+    return F.pad(x.contiguous(), (0, whole(x.shape[-1]) - x.shape[-1]))
+
+
+def whole(size: int) -> int:
+    """Return how long a row of so many numbers is in whole vectors."""
+    return size + -size % _LANES
 
 
 def _windows_of(x: Tensor, head_dim: int) -> Map:

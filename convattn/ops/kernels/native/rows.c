@@ -36,6 +36,10 @@ INLINE vec within(vec v, int64_t i, int64_t width, float x) {
 
 /* ---- layer norm: y = (x - mean) / sqrt(variance + eps) * weight + bias ---- */
 
+INLINE void add_row(const map_t *x, const map_t *more, const map_t *total, int64_t width) {
+    EACH(i, width) write(total, i, width - i, read(x, i, width - i) + read(more, i, width - i));
+}
+
 INLINE void norm_row(const map_t *x, const map_t *y, int64_t width, const float *weight,
                      const float *bias, float eps, float *kept) {
     vec sum = all(0), squares = all(0);
@@ -70,15 +74,21 @@ INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, cons
     }
 }
 
-INLINE void norm_rows(const map_t *x, const map_t *y, int64_t rows, int64_t width,
-                      const float *weight, const float *bias, float eps, int64_t threads,
-                      int half) {
+/* x, or the total of x and more, which is written too. */
+INLINE void norm_rows(const map_t *x, const map_t *more, const map_t *total, const map_t *y,
+                      int64_t rows, int64_t width, const float *weight, const float *bias, float eps,
+                      int64_t threads, int half) {
 #pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
     for (int64_t chunk = 0; chunk < (rows + CHUNK - 1) / CHUNK; chunk++) {
         float kept[width + LANES];
         int64_t end = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
         for (int64_t row = chunk * CHUNK; row < end; row++) {
             map_t from = row_of(x, row, width, half), to = row_of(y, row, width, half);
+            if (more->data) {
+                map_t other = row_of(more, row, width, half), sum = row_of(total, row, width, half);
+                add_row(&from, &other, &sum, width);
+                from = sum;
+            }
             switch (width % LANES ? 0 : width / LANES) {
 #define WHOLE(n)                                                                              \
     case n:                                                                                   \
@@ -92,18 +102,19 @@ INLINE void norm_rows(const map_t *x, const map_t *y, int64_t rows, int64_t widt
     }
 }
 
-/* half: whether everything is bfloat16. */
-void rows_layer_norm(void *x, void *weight, void *bias, void *y, int64_t rows, int64_t width,
-                     float eps, int64_t half, int64_t threads) {
+/* half: whether everything is bfloat16; more and total: none, or both. */
+void rows_layer_norm(void *x, void *more, void *total, void *weight, void *bias, void *y,
+                     int64_t rows, int64_t width, float eps, int64_t half, int64_t threads) {
     map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
+    map_t other = {.data = more, .half = half}, sum = {.data = total, .half = half};
     map_t scale = {.data = weight, .half = half}, shift = {.data = bias, .half = half};
     float factors[width + LANES], terms[width + LANES];
     EACH(i, width) {
         store(factors + i, read(&scale, i, width - i));
         store(terms + i, read(&shift, i, width - i));
     }
-    half ? norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 1)
-         : norm_rows(&from, &to, rows, width, factors, terms, eps, threads, 0);
+    half ? norm_rows(&from, &other, &sum, &to, rows, width, factors, terms, eps, threads, 1)
+         : norm_rows(&from, &other, &sum, &to, rows, width, factors, terms, eps, threads, 0);
 }
 
 /* ---- GLMix: e = exp(product / |u|), its sums over slots and over pixels ---- */
@@ -139,7 +150,7 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
                 /* down to e^-87, up to e^87 */
                 v = exponential(larger(all(-87), -larger(all(-87), -v)));
                 write(&row, m, slots - m, v);
-                v = within(read(&row, m, slots - m), m, slots, 0); /* rounded as it is used */
+                v = read(&row, m, slots - m); /* rounded as it is used, 0 beyond the slots */
                 sum += v;
                 store(total + m, load(total + m) + v);
             }

@@ -38,9 +38,19 @@ def takes(case: Case) -> bool:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return the rows (..., C) normed; x is contiguous, and all are of one type."""
     y, width = torch.empty_like(x), x.shape[-1]
-    addresses = x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()
-    _call("layer_norm", "ppppnnxnn", *addresses, x.numel() // width, width, eps, *_how(x))
+    addresses = x.data_ptr(), 0, 0, weight.data_ptr(), bias.data_ptr(), y.data_ptr()
+    _call("layer_norm", "ppppppnnxnn", *addresses, x.numel() // width, width, eps, *_how(x))
     return y
+
+
+def add_layer_norm(
+    x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return ``x + more`` and its rows normed, which are those of the rounded sum."""
+    total, y, width = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+    addresses = (t.data_ptr() for t in (x, more, total, weight, bias, y))
+    _call("layer_norm", "ppppppnnxnn", *addresses, x.numel() // width, width, eps, *_how(x))
+    return total, y
 
 
 def directions(x: Tensor, least: float, factor: float) -> Tensor:
