@@ -154,7 +154,8 @@ def _attend_in_place(
     if layout.padded or layout.shifted:
         pixels = layout.window_size**2
         none = maps[0].new_zeros(1, 1, pixels, native.whole(pixels), dtype=torch.float32)
-        mask = _mask(layout, none if mask is None else mask)  # who is apart is so both ways
+        # who is apart is so both ways
+        mask = _mask(layout, none if mask is None else mask, none.device)
     maps = [x.resolve_neg() for x in maps]  # a view may say that its numbers are the negative ones
     q, k, v = (x if x.stride(1) == 1 else _channels_last(x) for x in maps)
     scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
@@ -179,7 +180,7 @@ def _attend(
     mask = None if bias is None else bias.to(q.dtype)[None]
     if layout.padded or layout.shifted:
         none = q.new_zeros(1, 1, layout.window_size**2, layout.window_size**2)
-        mask = _mask(layout, none if mask is None else mask)
+        mask = _mask(layout, none if mask is None else mask, q.device)
         mask = mask.expand(images, -1, -1, -1, -1).flatten(0, 1)
     if choose(COPIED_RULES, describe(q, k, v)) == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -238,13 +239,13 @@ def _merge(out: Tensor, images: int, layout: _Layout) -> Tensor:
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def _mask(layout: _Layout, bias: Tensor) -> Tensor:
+def _mask(layout: _Layout, bias: Tensor, device: torch.device) -> Tensor:
     """Return what is added to the logits of each window: (n, N or 1, L, L).
 
     ``bias`` is (1, N or 1, L, L); if its last dimension is longer, so is that of the mask.
     """
     rows, columns = (
-        _segments(gap, windows, layout.window_size, bias.device)
+        _segments(gap, windows, layout.window_size, device)
         for gap, windows in zip(layout.gaps, layout.grid, strict=True)
     )
     segments = 3 * rows[:, None, :, None] + columns[None, :, None, :]
