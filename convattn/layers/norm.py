@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from convattn.layers.bare import is_bare
 from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
 
-torch.fx.wrap("layer_norm_2d")  # it looks at types: torch.fx takes it as one node
+# They look at types: torch.fx takes each as one node.
+torch.fx.wrap("layer_norm_2d")
+torch.fx.wrap("add_layer_norm_2d")
 
 
 class LayerNorm2d(timm.layers.LayerNorm2d):

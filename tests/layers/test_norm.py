@@ -140,5 +140,5 @@ def test_a_norm_after_a_sum_is_called_where_somebody_looks():
         block.norm2.register_forward_hook(lambda module, given, result: seen.append(result))
         assert_close(block(x), plain, torch.float32)
         assert len(seen) == 1
-        block.norm2 = nn.Identity()
+        block.norm2 = nn.Identity()  # type: ignore[assignment]
         assert (block(x) - plain).abs().max() > 1e-3

@@ -104,7 +104,7 @@ def test_windows_are_read_in_place_where_nobody_wants_a_gradient(dtype, size, mo
 def test_a_bias_that_wants_a_gradient_gets_the_fused_call(monkeypatch):
     calls, attend_at_once = [], F.scaled_dot_product_attention
 
-    def recorded(*tensors: Tensor, **options: Any) -> Tensor:
+    def recorded(*tensors: Any, **options: Any) -> Tensor:
         calls.append(options)
         return attend_at_once(*tensors, **options)
 
