@@ -110,4 +110,4 @@ def _settings(name: str, sizes: Sequence[int]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("scaling", about=__doc__ or "", plan=plan, budget=170, apart=True))
+    sys.exit(main("scaling", about=__doc__ or "", plan=plan, budget=170))

@@ -22,7 +22,7 @@ MANY = 1024  # tokens of a batch, as of which oneDNN adds the bias for less than
 def _conv(case: Case) -> bool:
     many = case.dtype == torch.float32 or case.height >= MANY
     # With one thread PyTorch takes another kernel for small 1x1 convolutions.
-    return many and case.plain and is_onednn(case) and torch.get_num_threads() > 1
+    return many and is_onednn(case) and torch.get_num_threads() > 1
 
 
 # Two cores, from 256 to 768 channels.

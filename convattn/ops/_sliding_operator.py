@@ -67,9 +67,11 @@ def register(
                 "use 'auto'"
             )
         for x in (q, k, v) if position is None else (q, k, v, position):
-            if x.device.type not in ("cpu", "meta"):
-                message = f"backend {name!r} needs maps on the CPU, got {x.device}; use 'auto'"
-                raise ValueError(message)
+            if x.device.type not in ("cpu", "meta") or x.device != q.device:
+                others = "" if x.device == q.device else f" beside queries on {q.device}"
+                raise ValueError(
+                    f"backend {name!r} needs maps on the CPU, got {x.device}{others}; use 'auto'"
+                )
         scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
         return cast(
             Tensor, answer(q, k, v, position, num_heads, window_size, stride, dilation, scale)

@@ -48,11 +48,12 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def _forget() -> None:
     library._outcome.cache_clear()
+    library._warned = False
     sliding._plan.cache_clear()
 
 
 def _kept(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache" / "convattn").glob("*"))
+    return sorted((tmp_path / "cache" / "convattn" / "kernels").glob("*"))
 
 
 def _compiler() -> list[str]:
@@ -106,7 +107,9 @@ def test_other_systems_do_without(monkeypatch):
 def test_a_compiler_that_fails_is_reported_once(monkeypatch, tmp_path):
     lines = ('[ "$1" = --version ] && exit', "echo In file of >&2", "echo error: no >&2", "exit 1")
     monkeypatch.setenv("CC", str(_program(tmp_path / "broken", *lines)))
-    with pytest.warns(RuntimeWarning, match="broken could not compile the kernels: error: no"):
+    with pytest.warns(
+        RuntimeWarning, match="broken could not compile or load the kernels: error: no"
+    ):
         assert not library.available()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -114,12 +117,25 @@ def test_a_compiler_that_fails_is_reported_once(monkeypatch, tmp_path):
     assert not _kept(tmp_path)  # nothing half done is left
 
 
+def test_a_warning_that_is_an_error_costs_one_try(monkeypatch, tmp_path):
+    tries = tmp_path / "tries"
+    lines = (f"echo >> {shlex.quote(str(tries))}", "exit 1")
+    monkeypatch.setenv("CC", str(_program(tmp_path / "broken", *lines)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="could not compile"):
+            _attend("auto")
+        once = tries.read_text()
+        _attend("auto")
+    assert tries.read_text() == once
+
+
 @pytest.mark.parametrize("content", ["not a program", "#!/nowhere/at/all\n"])
 def test_a_compiler_that_cannot_run_is_reported(monkeypatch, tmp_path, content):
     program = _program(tmp_path / "odd")
     program.write_text(content)
     monkeypatch.setenv("CC", str(program))
-    with pytest.warns(RuntimeWarning, match="odd could not compile the kernels"):
+    with pytest.warns(RuntimeWarning, match="odd could not compile or load the kernels"):
         assert not library.available()
 
 
@@ -149,6 +165,17 @@ def test_what_is_compiled_is_kept_for_the_user_alone(monkeypatch, tmp_path):
     _forget()
     monkeypatch.setattr(library, "_build_in", None)  # not called again
     assert _works()
+
+
+@needs_compiler
+def test_data_sets_beside_the_kernels_may_be_open_to_a_group(monkeypatch, tmp_path):
+    folder = tmp_path / "cache" / "convattn"
+    folder.mkdir(parents=True)
+    folder.chmod(0o775)
+    assert _works()
+    (kept,) = _kept(tmp_path)
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o775
 
 
 @needs_compiler
@@ -247,7 +274,7 @@ def test_nowhere_to_write_is_reported(monkeypatch):
     monkeypatch.setenv("CC", "true")
     monkeypatch.setattr(Path, "mkdir", _read_only)
     monkeypatch.setattr("tempfile.mkdtemp", _read_only)
-    with pytest.warns(RuntimeWarning, match="could not compile the kernels: .*Read-only"):
+    with pytest.warns(RuntimeWarning, match="could not compile or load the kernels: .*Read-only"):
         assert not library.available()
 
 
@@ -255,7 +282,7 @@ def test_nowhere_to_write_is_reported(monkeypatch):
 def test_a_cache_that_is_not_named_is_in_the_home(monkeypatch, tmp_path, base, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", base)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert library._cache() == tmp_path / folder / "convattn"
+    assert library._cache() == tmp_path / folder / "convattn" / "kernels"
 
 
 @needs_compiler

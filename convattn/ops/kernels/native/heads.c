@@ -64,8 +64,6 @@ typedef struct {
     float *queries, *keys, *values, *logits, *sums;
 } room_t;
 
-static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
 static int64_t divide(const task_t *t, float *at, room_t *room) {
     float *start = at;
     int64_t tokens = t->rows * t->columns;

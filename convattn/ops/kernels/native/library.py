@@ -14,11 +14,12 @@ import threading
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("vectors.h", "sliding.c", "rows.c", "heads.c")
+_SOURCES = ("vectors.h", "products.h", "sliding.c", "rows.c", "heads.c")
 _FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -27,11 +28,12 @@ _FLAGS = (
     "-fopenmp",
     "-shared",
     "-fPIC",
-    "-w",
+    "-w",  # warnings are for the tests, which have none
 )
 _COMPILERS = ("gcc", "cc", "clang")
 _SWITCH = "CONVATTN_NATIVE"
 _lock = threading.Lock()
+_warned = False
 
 
 def _renew_lock() -> None:
@@ -54,8 +56,7 @@ def available() -> bool:
 
     A compiler that fails is worth a warning, none at all is not.
     """
-    with _lock:
-        return _outcome()[0] is not None
+    return _found().library is not None
 
 
 def library() -> ctypes.CDLL:
@@ -64,33 +65,49 @@ def library() -> ctypes.CDLL:
     Raises:
         NotAvailableError: there is no compiler, or it fails, or ``CONVATTN_NATIVE=0``.
     """
+    found = _found()
+    if found.library is None:
+        raise NotAvailableError(f"backend 'native': {found.reason}; backend 'auto' does without")
+    return found.library
+
+
+class _Outcome(NamedTuple):
+    library: ctypes.CDLL | None
+    reason: str = ""  # why there is none
+    failed: bool = False  # though there is a compiler
+
+
+def _found() -> _Outcome:
+    """Return what was found, and say once if a compiler failed."""
+    global _warned
     with _lock:
-        loaded, reason = _outcome()
-    if loaded is None:
-        raise NotAvailableError(f"backend 'native': {reason}; backend 'auto' does without")
-    return loaded
+        found = _outcome()
+        warn, _warned = found.failed and not _warned, _warned or found.failed
+    if warn:  # after it is known: a filter may make an error of it
+        warnings.warn(
+            f"{found.reason}. PyTorch's operators compute the same, slower; {_SWITCH}=0 silences "
+            "this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 @cache
-def _outcome() -> tuple[ctypes.CDLL | None, str]:
-    """Return the library, or None and the reason."""
+def _outcome() -> _Outcome:
     if os.environ.get(_SWITCH, "1") == "0":
-        return None, f"{_SWITCH}=0 is set"
+        return _Outcome(None, f"{_SWITCH}=0 is set")
     if sys.platform != "linux":
-        return None, f"the kernels are for Linux, this is {sys.platform}"
+        return _Outcome(None, f"the kernels are for Linux, this is {sys.platform}")
     compiler = _compiler()
     if compiler is None:
-        return None, f"no C compiler ({', '.join(_COMPILERS)}, or $CC) is on the path"
+        return _Outcome(None, f"no C compiler ({', '.join(_COMPILERS)}, or $CC) is on the path")
     try:
-        return _load(compiler), ""
+        return _Outcome(_load(compiler))
     except (OSError, subprocess.SubprocessError) as error:
-        reason = f"{shlex.join(compiler)} could not compile the kernels: {_message(error)}"
-        warnings.warn(
-            f"{reason}. PyTorch's operators compute the same, slower; {_SWITCH}=0 silences this",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None, reason
+        words = shlex.join(compiler)
+        reason = f"{words} could not compile or load the kernels: {_message(error)}"
+        return _Outcome(None, reason, failed=True)
 
 
 def _compiler() -> list[str] | None:
@@ -118,16 +135,21 @@ def _message(error: Exception) -> str:
 def _load(compiler: list[str]) -> ctypes.CDLL:
     """Return the library, from the cache, or built for this process where no cache can be had."""
     try:
-        return ctypes.CDLL(str(_cached(_cache(), compiler)))
+        loaded = ctypes.CDLL(str(_cached(_cache(), compiler)))
     except OSError:  # read-only, full, somebody else's, or nothing is loaded from there
         with tempfile.TemporaryDirectory(prefix="convattn-") as folder:
-            return ctypes.CDLL(str(_build_in(folder, compiler)))  # loaded, it needs no file
+            loaded = ctypes.CDLL(str(_build_in(folder, compiler)))  # loaded, it needs no file
+    # clang's threads would go on spinning for 200 ms on the cores that PyTorch's threads need next.
+    calm = getattr(loaded, "kmp_set_blocktime", None)
+    if calm is not None:
+        calm(0)
+    return loaded
 
 
 def _cached(folder: Path, compiler: list[str]) -> Path:
     """Return the library in the cache, built there unless it lies there whole."""
     target = folder / f"kernels-{_key(compiler)}.so"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # which its parents do not get
     _check_private(folder)
     if not _is_whole(target):
         # Processes that start together each build their own, and the last one stays.
@@ -166,20 +188,24 @@ def _build_in(folder: str, compiler: list[str]) -> Path:
 
 
 def _cache() -> Path:
+    """Return a folder of the kernels' own: others of its parent are data sets, made by others."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # others are to be ignored, its specification says
-        return Path(base) / "convattn"
+        return Path(base) / "convattn" / "kernels"
     try:
-        return Path.home() / ".cache" / "convattn"
+        return Path.home() / ".cache" / "convattn" / "kernels"
     except RuntimeError as error:
         raise FileNotFoundError("the user has no home") from error
 
 
 def _key(compiler: list[str]) -> str:
     """Return what tells one build from another: source, compiler, processor."""
-    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=30)
+    asked = [*compiler, "--version"]
+    version = subprocess.run(
+        asked, check=True, capture_output=True, text=True, errors="replace", timeout=30
+    )
     parts = [(_FOLDER / name).read_bytes() for name in _SOURCES]
-    parts += [version.stdout, " ".join([*compiler, *_FLAGS]).encode(), _processor().encode()]
+    parts += [s.encode() for s in (version.stdout, " ".join([*compiler, *_FLAGS]), _processor())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 

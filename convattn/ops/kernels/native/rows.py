@@ -1,6 +1,7 @@
-"""Layer norm and GLMix's similarities by `rows.c`, where nobody wants a gradient.
+"""Layer norm, and what GLMix does with rows: directions, similarities, factors. By `rows.c`.
 
-They are called by their addresses, not as operators of PyTorch: `takes` says where nobody minds.
+None has a gradient. They are called by their addresses, not as operators of PyTorch: `takes` says
+where nobody minds, of these and of those of `heads.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from convattn.ops._backend import Case
+from convattn.ops._backend import Case, unwatched
 from convattn.ops.kernels.native.library import available, library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -19,20 +20,7 @@ MOST_WIDTH = 1 << 13  # of a row that is normed: a few lie on the stack
 
 def takes(case: Case) -> bool:
     """Whether such tensors can be computed here: on a CPU, and nobody differentiates or watches."""
-    return (
-        case.device == "cpu"
-        and case.dtype in DTYPES
-        and not case.grad
-        and not case.exporting
-        and case.plain
-        and not torch.compiler.is_compiling()
-        # whoever watches operators or functions knows PyTorch's
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and not case.transformed
-        and not torch.is_autocast_enabled("cpu")
-        and available()
-    )
+    return case.dtype in DTYPES and unwatched(case) and available()
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

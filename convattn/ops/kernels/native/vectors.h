@@ -128,6 +128,8 @@ INLINE void write(const map_t *map, int64_t at, int64_t count, vec v) {
     }
 }
 
+INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
 INLINE float read_one(const map_t *map, int64_t at) {
     if (!map->half) return ((const float *)map->data)[at];
     uint32_t u = (uint32_t)((const uint16_t *)map->data)[at] << 16;
@@ -165,9 +167,9 @@ INLINE void transpose(vec *a) {
     }
 }
 
-/* e^x of numbers up to 0, within 2 units in the last place; below -87, where it is next to 0, it is 0.
-   With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). A number
-   that is none stays so: it is multiplied, not added to as bits. */
+/* e^x of numbers up to 87, within 2 units in the last place; below -87, where it is next to 0, it
+   is 0. With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). A
+   number that is none stays so: it is multiplied, not added to as bits. */
 INLINE vec exponential(vec x) {
     const float integers = 12582912 + 127; /* from 12582912 on floats have no fractions */
     ivec tiny = x < -87;
