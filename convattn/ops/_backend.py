@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._device import DeviceContext
 
 from convattn.ops._checks import check_choice
 
-# Every path of any operator. An operator that lacks the overriding one keeps its own rule.
+# Every path that a caller may name. An operator that lacks the overriding one keeps its own rule,
+# but calls no kernel by address: `unwatched`.
 PATHS = (
     "reference",
     "native",
@@ -112,6 +114,36 @@ def transformed() -> bool:
     )
 
 
+def unwatched(case: Case) -> bool:
+    """Whether nobody sees by which kernel a CPU computes, so that it need not be an operator.
+
+    Nobody differentiates, exports, compiles, transforms or counts operators, autocast chooses no
+    type, and `use_backend` asks for no path but "native". A default device is a mode that looks at
+    functions, and keeps the kernels out unless it is the CPU.
+    """
+    return (
+        case.device == "cpu"
+        and not case.grad
+        and not case.exporting
+        and case.plain
+        and not torch.compiler.is_compiling()  # asked before what it would guard on
+        and _override in (None, "native")
+        # whoever watches operators or functions knows PyTorch's
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not _functions_watched()
+        and not case.transformed
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _functions_watched() -> bool:
+    count = torch._C._len_torch_function_stack()
+    modes = (torch._C._get_function_stack_at(i) for i in range(count))
+    return count > 0 and any(
+        type(mode) is not DeviceContext or mode.device.type != "cpu" for mode in modes
+    )
+
+
 def derivable() -> AbstractContextManager[None]:
     """Let sdpa multiply plainly where a transform looks into it: its kernels lack derivatives.
 
@@ -155,7 +187,9 @@ def resolve(backend: str, choices: Collection[str]) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Send every operator whose backend is "auto" down the path ``name``, where it has one.
 
-    ``with use_backend("reference"): ...`` runs the plain formulas in a whole model.
+    ``with use_backend("reference"): ...`` runs the plain formulas in a whole model. Under any name
+    but "native" and "auto", layers without paths to name (norms, heads, linear layers, FFNs) take
+    PyTorch's own operators.
 
     Raises:
         ValueError: no operator has a path of that name.

@@ -12,22 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import Case, Rule, choose, describe
+from convattn.ops._backend import Case, Rule, choose, describe, unwatched
 
 
 def is_onednn(case: Case) -> bool:
     """Whether oneDNN convolves such tensors, and nobody differentiates or watches."""
-    return (
-        case.device == "cpu"
-        and case.dtype in (torch.float32, torch.bfloat16)
-        and not case.grad
-        and not case.exporting
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # whoever watches operators knows aten's
-        and not case.transformed
-        and not torch.is_autocast_enabled("cpu")
-        and _available()
-    )
+    return case.dtype in (torch.float32, torch.bfloat16) and unwatched(case) and _available()
 
 
 def _available() -> bool:

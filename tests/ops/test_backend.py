@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import timm
 import torch
 
+import convattn.models  # noqa: F401
 from convattn import ops
-from convattn.ops import acmix, attention, glmix, xvolution
+from convattn.ops import _fused_conv, _linear, acmix, attention, glmix, xvolution
 from convattn.ops._backend import PATHS, Case, choose, describe, exporting, resolve
+from convattn.ops.kernels.native import heads, library, rows
 
 
 def test_the_callers_word_is_final():
@@ -51,6 +55,41 @@ def test_every_path_of_an_operator_can_be_the_override():
         for path in value
     }
     assert choices | {"triton"} == set(PATHS)
+
+
+def _kernels_of(model: torch.nn.Module, x: torch.Tensor) -> set[str]:
+    """Return which kernels a model calls by address, and which paths without names it takes."""
+    seen = set()
+
+    def recorded(call: Any, name: str = "") -> Any:
+        def watched(*args: Any) -> Any:
+            result = call(*args)
+            seen.add(name or result)
+            return result
+
+        return watched
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        patch.setattr(rows, "_call", recorded(rows._call, "rows"))
+        patch.setattr(heads, "_run", recorded(heads._run, "heads"))
+        for module in (_fused_conv, _linear):
+            patch.setattr(module, "choose", recorded(choose))
+        model(x)
+    return seen
+
+
+@pytest.mark.skipif(
+    not (library.available() and _fused_conv._available()), reason="no C compiler, or no oneDNN"
+)
+def test_a_model_on_the_references_calls_no_kernel():
+    model = timm.create_model("glnet_nano").eval().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for name in ("auto", "native"):
+        with ops.use_backend(name):
+            assert _kernels_of(model, x) == {"rows", "heads", "onednn", "conv"}
+    with ops.use_backend("reference"):
+        assert _kernels_of(model, x) == {"aten"}
 
 
 CASE = Case(device="cpu", dtype=torch.float32, height=7, width=9)

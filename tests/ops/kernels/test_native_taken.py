@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from convattn import ops
 from convattn.ops._heads import attend_heads
-from convattn.ops._layer_norm import layer_norm_2d
+from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
 from convattn.ops.kernels.native import heads, library, rows
 from tests.calls import Calls
 from tests.compare import assert_close
@@ -24,9 +24,17 @@ pytestmark = pytest.mark.skipif(not library.available(), reason="no C compiler")
 Operator = Callable[[Tensor], Tensor]
 
 
-def _norm(x: Tensor) -> Tensor:
+def _factors(x: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = torch.linspace(1, 2, 16, device=x.device, dtype=x.dtype).unflatten(0, (2, 8))
-    return layer_norm_2d(x, (8,), weight, bias, 1e-6)
+    return weight, bias
+
+
+def _norm(x: Tensor) -> Tensor:
+    return layer_norm_2d(x, (8,), *_factors(x), 1e-6)
+
+
+def _sum_and_norm(x: Tensor) -> Tensor:
+    return torch.cat(add_layer_norm_2d(x, x * 2, (8,), *_factors(x), 1e-6), 1)
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -49,26 +57,37 @@ def _slots(x: Tensor) -> Tensor:
     return ops.cluster_and_dispatch(slots, x, 2.0, lambda slots: slots * 2)
 
 
-OPERATORS = (_norm, _heads, _windows, _map_windows, _slots)
+# What each calls of the library.
+KERNELS = {
+    _norm: {"rows_layer_norm"},
+    _sum_and_norm: {"rows_layer_norm"},
+    _heads: {"heads", "heads_room"},
+    _windows: {"heads", "heads_room"},
+    _map_windows: {"heads", "heads_room"},
+    _slots: {"rows_directions", "rows_room", "rows_similarities", "rows_scale"},
+}
+OPERATORS = tuple(KERNELS)
+
+
+class _Watched:
+    """The library, and the names that were looked up in it."""
+
+    def __init__(self, compiled: Any, names: list[str]) -> None:
+        self.compiled, self.names = compiled, names
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.append(name)
+        return getattr(self.compiled, name)
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who called the library."""
-    calls: list[str] = []
-
-    def recorded(module: Any) -> Any:
-        load = module.library
-
-        def call() -> Any:
-            calls.append(module.__name__)
-            return load()
-
-        return call
-
+    """The kernels that were called."""
+    names: list[str] = []
+    watched = _Watched(library.library(), names)
     for module in (rows, heads):
-        monkeypatch.setattr(module, "library", recorded(module))
-    return calls
+        monkeypatch.setattr(module, "library", lambda: watched)
+    return names
 
 
 def _map(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -105,10 +124,24 @@ def _in_three_threads(operator: Operator, x: Tensor) -> Tensor:
 
 
 def _by_several_threads(operator: Operator, x: Tensor) -> Tensor:
+    def call(x: Tensor) -> Tensor:
+        with torch.no_grad():  # each thread has a mode of its own
+            return operator(x)
+
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(operator, [x] * 12))
+        results = list(pool.map(call, [x] * 12))
     assert all(torch.equal(y, results[0]) for y in results)
     return results[0]
+
+
+def _on_the_cpu_by_default(operator: Operator, x: Tensor) -> Tensor:
+    with torch.device("cpu"):
+        return operator(x)
+
+
+def _overridden_by_their_name(operator: Operator, x: Tensor) -> Tensor:
+    with ops.use_backend("native"):
+        return operator(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,13 +155,15 @@ def _by_several_threads(operator: Operator, x: Tensor) -> Tensor:
         _double_by_default,
         _in_three_threads,
         _by_several_threads,
+        _on_the_cpu_by_default,
+        _overridden_by_their_name,
     ],
 )
 def test_where_nobody_minds_they_are_taken(how, operator, dtype, taken):
     x = _map(dtype)
     with torch.set_grad_enabled(operator is not _slots):
         y = how(operator, x)
-    assert taken
+    assert set(taken) == KERNELS[operator]
     assert y.dtype == dtype
     assert_close(y.double(), _as_in_double(operator, x), dtype)
 
@@ -178,6 +213,20 @@ def _seen(operator: Operator, x: Tensor) -> Tensor:
         return operator(x)
 
 
+def _overridden(operator: Operator, x: Tensor) -> Tensor:
+    results = []
+    for name in ("reference", "sdpa", "shared"):
+        with ops.use_backend(name):
+            results.append(operator(x))
+    assert_close(results[1:], results[:1] * 2, x.dtype)
+    return results[0]
+
+
+def _seen_on_the_cpu_by_default(operator: Operator, x: Tensor) -> Tensor:
+    with torch.device("cpu"), _Quiet():
+        return operator(x)
+
+
 def _on_another_device_by_default(operator: Operator, x: Tensor) -> Tensor:
     with torch.device("meta"):
         return operator(x)
@@ -224,6 +273,8 @@ def _compiled(operator: Operator, x: Tensor) -> Tensor:
         _differentiated,
         _dispatched,
         _seen,
+        _seen_on_the_cpu_by_default,
+        _overridden,
         _on_another_device_by_default,
         _subclassed,
         _traced,
