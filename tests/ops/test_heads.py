@@ -86,6 +86,13 @@ def test_weights_of_many_images_are_not_stored_at_once():
         assert largest.bytes == 2 * _heads.TILE_LOGITS
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("width", "heads"), [(150, 4), (10, 1), (24, -4), (24, 0)])
+def test_heads_that_do_not_fit_are_an_error(width, heads):
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        attend_heads(torch.randn(2, 5, width), heads)
+
+
 def test_matches_sdpa_in_layout():
     qkv = torch.randn(2, 64, 3 * 8).bfloat16()
     q, k, v = qkv.unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
