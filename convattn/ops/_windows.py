@@ -2,7 +2,13 @@
 
 B batch, C channels, N heads of d = C / N channels, K window, L = K^2 its pixels, n windows.
 
-A map is copied once, into the pixels of its windows; the heads are views of those.
+| path     | computes                                                                           |
+|----------|------------------------------------------------------------------------------------|
+| "native" | in C, windows read where they lie, without gradients: `convattn.ops.kernels.native` |
+| "matmul" | a copy of the map by windows, products and a softmax                                |
+| "sdpa"   | the same copy, ``scaled_dot_product_attention``                                     |
+
+The heads are views of that copy, which is made once.
 
 An axis that K does not divide is padded before the pixels that the shift rolled around its end:
 those stay together in the last window, as they are in the grid of windows that the shift moves.
@@ -17,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import Case, Rule, choose, describe
+from convattn.ops._backend import Case, Rule, choose, derivable, describe
 from convattn.ops._reflection import ceil_divide
 from convattn.ops.kernels.native import heads as native
 from convattn.ops.kernels.native import rows
@@ -59,15 +65,19 @@ def attend_in_windows(
     shift: tuple[int, int],
     bias: Tensor | None,
     scale: float | None,
+    backend: str,
 ) -> Tensor:
-    """Pad the maps to whole windows and attend in all of them at once."""
+    """Pad the maps to whole windows and attend in all of them at once.
+
+    ``backend`` is "sdpa", or "auto" for what the rules say.
+    """
     layout = _lay_out(q, window_size, shift)
-    if _in_place([q, k, v], bias, window_size):
+    if backend == "auto" and _in_place([q, k, v], bias, window_size):
         padded = [_pad(x, layout) for x in (q, k, v)]
         return _unpad(_attend_in_place(padded, num_heads, layout, bias, scale), layout)
     tokens = (_partition(_pad(x, layout), layout).flatten(1, 2) for x in (q, k, v))
     heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in tokens]
-    out = _attend(heads, q.shape[0], layout, bias, scale)
+    out = _attend(heads, q.shape[0], layout, bias, scale, backend)
     return _unpad(_merge(out, q.shape[0], layout), layout)
 
 
@@ -81,17 +91,19 @@ def attend_map_in_windows(
     shift: tuple[int, int],
     bias: Tensor | None,
     scale: float | None,
+    backend: str,
 ) -> Tensor:
     """Do the same from the map that one 1x1 convolution makes q, k and v of: one copy for three."""
     layout = _lay_out(x, window_size, shift)
-    if _in_place([x, weight] if offset is None else [x, weight, offset], bias, window_size):
+    given = [x, weight] if offset is None else [x, weight, offset]
+    if backend == "auto" and _in_place(given, bias, window_size):
         parts = F.conv2d(_pad(x, layout), weight, offset).chunk(3, 1)
         return _unpad(_attend_in_place(parts, num_heads, layout, bias, scale), layout)
     # (B n, C_in, K, K), channels last
     pixels = _partition(_pad(x, layout), layout).permute(0, 3, 1, 2)
     projected = F.conv2d(pixels, weight, offset).permute(0, 2, 3, 1).flatten(1, 2)
     heads = projected.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    out = _attend(heads, x.shape[0], layout, bias, scale)
+    out = _attend(heads, x.shape[0], layout, bias, scale, backend)
     return _unpad(_merge(out, x.shape[0], layout), layout)
 
 
@@ -174,6 +186,7 @@ def _attend(
     layout: _Layout,
     bias: Tensor | None,
     scale: float | None,
+    backend: str,
 ) -> Tensor:
     """Attend in each window and head, q, k and v (B n, N, L, d) each: (B n, N, L, d)."""
     q, k, v = heads
@@ -182,8 +195,9 @@ def _attend(
         none = q.new_zeros(1, 1, layout.window_size**2, layout.window_size**2)
         mask = _mask(layout, none if mask is None else mask, q.device)
         mask = mask.expand(images, -1, -1, -1, -1).flatten(0, 1)
-    if choose(COPIED_RULES, describe(q, k, v)) == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if backend == "sdpa" or choose(COPIED_RULES, describe(q, k, v)) == "sdpa":
+        with derivable():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     batch = q.shape[:2]
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))

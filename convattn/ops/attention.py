@@ -5,17 +5,20 @@ r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
 
 | backend     | computes                                                                 |
 |-------------|--------------------------------------------------------------------------|
-| "native"    | sliding window: on vectors of queries, in C: `convattn.ops.kernels`      |
+| "native"    | sliding window: on vectors of queries, in C: `ops.kernels.native`        |
 | "strips"    | sliding window: tiles of queries, a few images at a time (CPU)           |
 | "dense"     | sliding window: all keys of the map, each counted as often as it is seen |
 | "tiled"     | sliding window: tiles of queries with a halo of keys, all at once        |
 | "triton"    | sliding window: tiles of queries, on a GPU: `convattn.ops.kernels`       |
 | "sdpa"      | windows, global: one call of ``scaled_dot_product_attention``            |
+| "auto"      | `SLIDING_RULES`; windows: `_windows.py` has faster ones than "sdpa"      |
 | "taps"      | patch-wise: one product for each of the K^2 places of a window           |
 | "reference" | the formulas, with K^2 copies of what a window shows                     |
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,9 +121,10 @@ def sliding_window_attention(
         position: p, a map (B or 1, d, H, W) that all heads share; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
         backend: "auto", "native", "strips", "tiled", "dense", "triton" or "reference". On a CPU
-            "auto" takes "native" for float32 and bfloat16 where a C compiler is found, else
-            "strips"; for the smallest maps "dense"; elsewhere, in exported models and under
-            ``torch.func`` "dense" or "tiled".
+            "auto" takes "native" for float32 and bfloat16 where a C compiler is found and windows
+            have up to 32 pixels, at most 40 from the first to the last; else "strips"; for small
+            maps "dense": of 7 x 7 windows up to 9 x 9, without "native" up to 18 x 18. Elsewhere,
+            in exported models and under ``torch.func`` it takes "dense" or "tiled".
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)).
@@ -193,7 +197,8 @@ def window_attention(
             comes before them.
         bias: added to the logits (N, K^2, K^2), query by key; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "sdpa" or "reference".
+        backend: "auto", "sdpa" or "reference". "auto" takes "sdpa" where gradients are wanted, else
+            on a CPU also kernels in C, or products.
 
     Returns:
         A map (B, C, H, W), still rolled.
@@ -210,11 +215,12 @@ def window_attention(
     if k.shape != q.shape:
         raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
     shift = check_windows(num_heads, window_size, shift, bias)
-    reference_asked = resolve(backend, SDPA_BACKENDS) == "reference"
-    attend = reference.window_attention if reference_asked else attend_in_windows
-    return attend(
-        q, k, v, num_heads=num_heads, window_size=window_size, shift=shift, bias=bias, scale=scale
-    )
+    chosen = resolve(backend, SDPA_BACKENDS)
+    options: dict[str, Any] = {"num_heads": num_heads, "window_size": window_size}
+    options |= {"shift": shift, "bias": bias, "scale": scale}
+    if chosen == "reference":
+        return reference.window_attention(q, k, v, **options)
+    return attend_in_windows(q, k, v, backend=chosen, **options)
 
 
 @scriptable(

@@ -48,7 +48,7 @@ def map_window_attention(
         shift: by how much the map was rolled, or (rows, columns).
         bias: added to the logits (N, K^2, K^2); None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "sdpa" or "reference".
+        backend: "auto", "sdpa" or "reference", as in ``window_attention``.
 
     Returns:
         A map (B, C, H, W), still rolled.
@@ -63,14 +63,15 @@ def map_window_attention(
         raise ValueError(f"q, k and v must have as many channels, got weights {shapes}")
     options: dict[str, Any] = {"num_heads": num_heads, "window_size": window_size}
     options |= {"bias": bias, "scale": scale}
-    if resolve(backend, SDPA_BACKENDS) == "reference":
+    chosen = resolve(backend, SDPA_BACKENDS)
+    if chosen == "reference":
         q, k, v = (F.conv2d(x, w, b) for w, b in zip(weights, biases, strict=True))
         return window_attention(q, k, v, shift=shift, backend="reference", **options)
     check_positive("window_size", window_size)
     check_divisible("channels of q", weights[0].shape[0], "num_heads", num_heads)
     shift = check_windows(num_heads, window_size, shift, bias)
     weight, offset = _joined(weights, biases)
-    return attend_map_in_windows(x, weight, offset, shift=shift, **options)
+    return attend_map_in_windows(x, weight, offset, shift=shift, backend=chosen, **options)
 
 
 def _joined(

@@ -113,6 +113,39 @@ def test_a_bias_that_wants_a_gradient_gets_the_fused_call(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", [ops.map_window_attention, ops.window_attention])
+def test_a_path_that_is_named_is_taken(function, dtype, monkeypatch):
+    x, calls, attend_at_once = torch.randn(2, 8, 7, 6).to(dtype), [], F.scaled_dot_product_attention
+    with torch.no_grad():
+        expected = attend(x.double(), function, backend="reference")
+
+    def recorded(*tensors: Any, **options: Any) -> Tensor:
+        calls.append(options)
+        return attend_at_once(*tensors, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    with torch.no_grad():
+        assert_close(attend(x, function, backend="sdpa").double(), expected, dtype)
+        with ops.use_backend("sdpa"):
+            attend(x, function)
+    assert len(calls) == 2
+
+
+def test_the_fused_call_has_every_derivative_where_it_is_named():
+    x, along = torch.randn(2, 1, 4, 5, 4, dtype=torch.float64)
+    bias = torch.randn(2, 9, 9, dtype=torch.float64)
+
+    def derivatives(backend: str) -> list[Tensor]:
+        def loss(x: Tensor, bias: Tensor) -> Tensor:
+            return attend(x, bias=bias, backend=backend).square().sum()
+
+        slopes = torch.func.grad(loss, (0, 1))(x, bias)
+        return [*slopes, *torch.func.jvp(lambda x: loss(x, bias), (x,), (along,))]
+
+    assert_close(derivatives("sdpa"), derivatives("reference"), torch.float64)
+
+
 def test_both_ways_to_attend_agree(monkeypatch):
     x = torch.randn(2, 8, 7, 6, dtype=torch.float64)
     for bias in (None, torch.randn(2, 9, 9, dtype=torch.float64)):

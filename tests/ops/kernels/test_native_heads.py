@@ -110,9 +110,8 @@ def _windows_match(x: Tensor, bias: Tensor | None = None, **options: Any) -> Non
     assert_close(y.double(), expected, x.dtype)
 
 
-@pytest.fixture
-def in_place(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The masks of calls of the kernel."""
+def _record_masks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the masks of the calls of the kernel from now on."""
     masks, attend = [], heads.attend_windows
 
     def recorded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
@@ -121,6 +120,12 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(heads, "attend_windows", recorded)
     return masks
+
+
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The masks of calls of the kernel."""
+    return _record_masks(monkeypatch)
 
 
 @both_types
@@ -141,7 +146,10 @@ def test_windows_attend(dtype, batch, size, num_heads, width, window_size, shift
     options["shift"] = tuple(s % window_size for s in shift)
     pixels = window_size**2
     bias = torch.randn(num_heads, pixels, pixels).to(dtype) if biased else None
-    _windows_match(x, bias, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        masks = _record_masks(patch)
+        _windows_match(x, bias, **options)
+    assert len(masks) == 1 or batch == 0
 
 
 @pytest.mark.parametrize(
