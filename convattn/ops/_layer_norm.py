@@ -40,6 +40,10 @@ def layer_norm_2d(
     return y.permute(0, 3, 1, 2)
 
 
+@scriptable(
+    "(Tensor x, Tensor branch, int[] shape, Tensor? weight, Tensor? bias, float eps) "
+    "-> (Tensor, Tensor)"
+)
 def add_layer_norm_2d(
     x: Tensor,
     branch: Tensor,

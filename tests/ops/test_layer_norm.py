@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from convattn.layers.norm import LayerNorm2d, add_and_norm
 from convattn.ops import _layer_norm
 from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
 from convattn.ops.kernels.native import library, rows
-from tests.compare import assert_close
+from tests.compare import assert_close, assert_same
 from tests.ops.properties import OperatorProperties
 
 
@@ -39,6 +44,19 @@ class TestLayerNorm2d(OperatorProperties):
 def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     return F.layer_norm(pixels, pixels.shape[3:], weight, bias, 1e-6).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def sums_normed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the sums that the kernels were given."""
+    shapes, norm = [], rows.add_layer_norm
+
+    def recorded(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        shapes.append(tuple(x.shape))
+        return norm(x, *others)
+
+    monkeypatch.setattr(rows, "add_layer_norm", recorded)
+    return shapes
 
 
 @pytest.fixture
@@ -130,23 +148,26 @@ def test_every_rule_has_its_reason():
     assert [path for path, _, why in _layer_norm.RULES if why] == ["native", "aten"]
 
 
+@pytest.mark.skipif(not library.available(), reason="no C compiler")
 @pytest.mark.parametrize("width", [3, 16, 64, 100, 384])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sum_and_its_norm_are_those_of_two_steps(dtype, width):
+def test_a_sum_and_its_norm_are_those_of_two_steps(dtype, width, sums_normed):
     x, branch = (_map(dtype, 2, width, 5, 7) for _ in range(2))
     weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
     expected = x + branch
     with torch.inference_mode():
         total, normed = add_layer_norm_2d(x, branch, (width,), weight, bias, 1e-6)
+    assert sums_normed == [(2, 5, 7, width)]
     assert torch.equal(total, expected)
     assert_close(normed, _plain(expected, weight, bias), dtype)
     assert total.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("wanted", range(4))
-def test_a_sum_and_its_norm_have_all_gradients(wanted):
-    tensors = [_map(torch.float64, 2, 6, 3, 4) for _ in range(2)]
-    tensors += [torch.randn(6, dtype=torch.float64) for _ in range(2)]
+def test_a_sum_and_its_norm_have_all_gradients(wanted, dtype, sums_normed):
+    tensors = [_map(dtype, 2, 6, 3, 4) for _ in range(2)]
+    tensors += [torch.randn(6, dtype=dtype) for _ in range(2)]
     tensors[wanted].requires_grad_()
     x, branch, weight, bias = tensors
     total, normed = add_layer_norm_2d(x, branch, (6,), weight, bias, 1e-6)
@@ -155,11 +176,12 @@ def test_a_sum_and_its_norm_have_all_gradients(wanted):
         torch.autograd.grad(y.square().sum() + s.sum(), tensors[wanted])
         for y, s in ((normed, total), (expected, x + branch))
     )
-    assert_close(ours, theirs, torch.float64)
+    assert not sums_normed
+    assert_close(ours, theirs, dtype)
 
 
 @pytest.mark.parametrize("other", ["layout", "type", "shape"])
-def test_a_sum_of_unlike_maps_is_that_of_pytorch(other):
+def test_a_sum_of_unlike_maps_is_that_of_pytorch(other, sums_normed):
     x, branch = (_map(torch.float32, 2, 64, 5, 7) for _ in range(2))
     branch = {
         "layout": branch.contiguous(),
@@ -169,5 +191,36 @@ def test_a_sum_of_unlike_maps_is_that_of_pytorch(other):
     weight, bias = torch.randn(64), torch.randn(64)
     with torch.inference_mode():
         total, normed = add_layer_norm_2d(x, branch, (64,), weight, bias, 1e-6)
+    assert not sums_normed
     assert_close(total, x + branch, torch.float32)
     assert_close(normed, _plain(x + branch, weight, bias), torch.float32)
+
+
+class _SumAndNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total, y = add_and_norm(x, x * 2, self.norm)
+        return total + y
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Conv2d(8, 8, 1), LayerNorm2d(8), nn.ReLU()),
+        nn.Sequential(LayerNorm2d(8, affine=False)),
+        nn.Sequential(_SumAndNorm()),
+    ],
+)
+def test_a_symbolic_trace_can_be_scripted(module):
+    scripted, stored = torch.jit.script(torch.fx.symbolic_trace(module)), io.BytesIO()
+    torch.jit.save(scripted, stored)
+    stored.seek(0)
+    for other in (scripted, torch.jit.load(stored)):
+        assert_same(other, module, [_map(torch.float32, 2, 8, 5, 6)])
+        with torch.inference_mode():
+            x = _map(torch.float32, 2, 8, 5, 6)
+            assert_close(other(x), module(x), torch.float32)

@@ -60,6 +60,40 @@ def test_errors_are_no_larger_than_those_of_pytorch(width, mean, spread):
     assert wrong[0] <= 2 * wrong[1] + 1e-6
 
 
+def _summands(dtype: torch.dtype, count: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, weight, bias = _rows(dtype, count, width)
+    return x, torch.randn(count, width).to(dtype), weight, bias
+
+
+@both_types
+@pytest.mark.parametrize("count", [1, 5, 300])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sums_and_their_rows_are_normed(dtype, width, count):
+    x, more, weight, bias = _summands(dtype, count, width)
+    given = x.clone(), more.clone()
+    total, y = rows.add_layer_norm(x, more, weight, bias, 1e-3)
+    assert torch.equal(total, x + more)
+    assert torch.equal(y, rows.layer_norm(x + more, weight, bias, 1e-3))
+    assert torch.equal(x, given[0])
+    assert torch.equal(more, given[1])
+
+
+@both_types
+@pytest.mark.parametrize("width", [40, 64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_number_stays_in_the_row_of_the_sum(which, value, width, dtype):
+    x, more, weight, bias = _summands(dtype, 5, width)
+    expected = rows.add_layer_norm(x, more, weight, bias, 1e-6)
+    (x, more)[which][2, width - 1] = value
+    results = rows.add_layer_norm(x, more, weight, bias, 1e-6)
+    assert results[1][2].isnan().all()
+    assert not results[0][2, width - 1].isfinite()
+    assert results[0][2, :-1].isfinite().all()
+    others = [0, 1, 3, 4]
+    assert all(torch.equal(a[others], b[others]) for a, b in zip(results, expected, strict=True))
+
+
 @both_types
 @pytest.mark.parametrize("width", [40, 64])
 def test_equal_numbers_become_the_bias(dtype, width):
@@ -97,7 +131,8 @@ def test_threads_change_no_bit(dtype, monkeypatch):
         shares, totals = rows.similarities_(e, u, MIN_NORM)
         scaled = rows.scale_(e.clone(), shares)
         normed = rows.layer_norm(x, weight, bias, 1e-6)
-        return [e, shares, totals, scaled, normed, rows.directions(x, MIN_NORM, 1.0)]
+        sums = rows.add_layer_norm(x, x.flip(0), weight, bias, 1e-6)
+        return [e, shares, totals, scaled, normed, *sums, rows.directions(x, MIN_NORM, 1.0)]
 
     alone = results()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
