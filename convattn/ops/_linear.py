@@ -44,5 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     alike = all(t.dtype == x.dtype for t in tensors)
     if choose(RULES, case) == "aten" or not (alike and x.is_contiguous() and x.numel() > 0):
         return F.linear(x, weight, bias)
-    row = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, N), channels last
+    B, N, C = x.shape
+    # Channels last, also of one image: the stride of the batch may be anything there.
+    row = x.as_strided((B, C, 1, N), (N * C, 1, N * C, C))
     return F.conv2d(row, weight[:, :, None, None], bias).squeeze(2).transpose(1, 2)

@@ -91,3 +91,15 @@ def test_a_layer_that_is_watched_or_replaced_is_called():
         double.load_state_dict(attention.proj.state_dict())
         attention.proj = double
         assert_close(attention(x), 2 * plain, torch.float32)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("stride", [1, 7, 72])
+def test_the_stride_of_a_single_image_does_not_matter(stride):
+    _, weight, bias = _inputs(1, 6, torch.float32)
+    x = torch.randn(77).as_strided((1, 6, 12), (stride, 12, 1))
+    with torch.inference_mode():
+        y = linear(x, weight, bias)
+    assert y.stride()[1:] == (20, 1)
+    assert_close(y, F.linear(x, weight, bias), torch.float32)
