@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +110,13 @@ TABLES = (
 
 
 def path_rows() -> list[tuple[str, ...]]:
-    """Return operator, size and the path for each of the situations."""
-    return [
-        (rules.name, size, *(f"`{_chosen(rules, {**how, **fields})[0]}`" for how in _how()))
-        for rules in TABLES
-        for size, fields in rules.sizes.items()
-    ]
+    """Return operator, size and the path for each of the situations, with two threads."""
+    with _two_threads():
+        return [
+            (rules.name, size, *(f"`{_chosen(rules, {**how, **fields})[0]}`" for how in _how()))
+            for rules in TABLES
+            for size, fields in rules.sizes.items()
+        ]
 
 
 def reasons() -> list[str]:
@@ -123,6 +125,17 @@ def reasons() -> list[str]:
         f"**{rules.name}:** " + "; ".join(f"`{path}` - {why}" for path, _, why in rules.choices)
         for rules in TABLES
     ]
+
+
+@contextmanager
+def _two_threads() -> Iterator[None]:
+    """A rule may ask how many threads there are: the page is that of more than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(rules: Rules, fields: dict[str, Any]) -> Choice:
