@@ -14,5 +14,9 @@ def is_bare(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()
     )
+
+
+def is_unseen(module: nn.Module) -> bool:
+    """Whether a module is bare, and no hook of all modules sees its call either."""
+    return is_bare(module) and not _has_any_global_hook()

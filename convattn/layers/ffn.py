@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_bare
+from convattn.layers.bare import is_unseen
 from convattn.layers.folding import fold_identity
 from convattn.ops._checks import check_map, check_odd, check_positive
 from convattn.ops._depthwise import depthwise_conv2d
@@ -81,7 +81,7 @@ class ConvMlp(nn.Module):
         """
         own = (nn.Conv2d, WideDepthwise, nn.GELU, type(None))
         for m in self._modules.values():  # asked of every map: what walks a model is slower
-            if type(m) not in own or (m is not None and not is_bare(m)):
+            if type(m) not in own or (m is not None and not is_unseen(m)):
                 return False
         return fuses(x, *(self.parameters() if torch.is_grad_enabled() else ()))
 
@@ -106,7 +106,7 @@ def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
     k = conv.kernel_size[0]
     steps = (conv.stride, conv.dilation, conv.padding, conv.padding_mode)
     keeps = steps == ((1, 1), (1, 1), (k // 2, k // 2), "zeros")  # somebody may have put it in
-    bare = is_bare(conv) and is_bare(act)
+    bare = is_unseen(conv) and is_unseen(act)
     if not (plain and keeps and bare) or torch.compiler.is_compiling():
         return act(conv(x))
     return conv2d_gelu(x, conv.weight, conv.bias, padding=k // 2, groups=conv.groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_bare
+from convattn.layers.bare import is_unseen
 from convattn.ops._heads import attend_heads
 from convattn.ops._linear import linear
 
@@ -37,6 +37,6 @@ class HeadAttention(nn.Module):
     @torch.jit.unused
     def _call(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Call a layer, or compute what it would where nobody sees that."""
-        if type(layer) is not nn.Linear or not is_bare(layer):
+        if type(layer) is not nn.Linear or not is_unseen(layer):
             return layer(x)
         return linear(x, layer.weight, layer.bias)

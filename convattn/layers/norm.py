@@ -7,7 +7,7 @@ import torch.fx
 from timm.layers import fast_layer_norm
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_bare
+from convattn.layers.bare import is_unseen
 from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
 
 # They look at types: torch.fx takes each as one node.
@@ -36,7 +36,7 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
 
 def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return ``x + branch`` and ``norm`` of it: in one step, where nobody looks between the two."""
-    if type(norm) is LayerNorm2d and is_bare(norm) and not norm._fast_norm:
+    if type(norm) is LayerNorm2d and is_unseen(norm) and not norm._fast_norm:
         return add_layer_norm_2d(x, branch, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     x = x + branch
     return x, norm(x)
