@@ -98,6 +98,8 @@ class DataSource:
         split_here: True where ``val`` was cut out of the same images by a fixed seed, False where
             the data set came with its own held-out part.
         broken: images that could not be read and were left out.
+        notes: what was decided about the data set as a whole, one sentence each, such as which
+            folders were passed over; shown where a training or an evaluation starts.
     """
 
     name: str
@@ -111,6 +113,7 @@ class DataSource:
     background: int | None = None
     split_here: bool = False
     broken: tuple[BrokenFile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -282,6 +282,7 @@ class _Training:
         ]
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
+        lines += [f"note      {note}" for note in source.notes]
         if self.start.checkpoint is not None:
             lines.append(f"going on  after {self.start.epochs_done} epochs" + _and(self.start))
         self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
