@@ -1,7 +1,7 @@
 """Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
 
-from convattn.data.folder import find_images
 from convattn.data.images import BrokenImageError, load_image
+from convattn.data.listing import find_images
 from convattn.data.loading import (
     BROKEN,
     PADDING,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import os
-import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.data.images import EXTENSIONS, is_image_file
+from convattn.data.classes import ClassNumbers
+from convattn.data.images import EXTENSIONS
+from convattn.data.layout import (
+    Layout,
+    check_annotations,
+    find_doubt,
+    find_layout,
+    how_to_go_on,
+    role_of,
+    unwrap,
+)
+from convattn.data.listing import Level, Listing, by_number, list_images, passed_over, read_level
+from convattn.data.names import did_you_mean, listed, natural_key, nfc, shown
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, DataSource, FileImages
 from convattn.data.split import stratified_split
-
-VAL_NAMES = ("val", "valid", "validation", "test")
 
 
 def open_folder(
@@ -27,9 +37,13 @@ def open_folder(
     """Open a folder of images.
 
     Two layouts: ``PATH/<class>/**/<image>``, of which a fixed, stratified part is held out, or
-    ``PATH/train/<class>/**`` with ``PATH/val/<class>/**`` (``valid``, ``validation`` and ``test``
-    are understood too). Hidden files and folders are passed over, links are followed, and endings
-    count in any case. Classes are numbered by name in natural order: 2 comes before 10.
+    ``PATH/train/<class>/**`` with ``PATH/val/<class>/**``. The parts may have any usual name, in
+    any case (``Training``, ``train_set``, ``seg_train``; ``valid``, ``dev``, ``Testing``, ...); a
+    validation part is preferred to a test part, and one without class folders is passed over.
+    A folder that holds nothing but one other folder is looked through. Names are compared in
+    Unicode's form NFC. Hidden files and folders, and those that systems make for themselves, are
+    passed over, links are followed, and endings count in any case. Classes are numbered by name
+    in natural order: 2 comes before 10.
 
     Args:
         path: the folder.
@@ -40,148 +54,208 @@ def open_folder(
         max_broken: the share of unreadable images that may be skipped before it is an error.
 
     Returns:
-        A `DataSource`; ``broken`` names the images that were skipped.
+        A `DataSource`; ``broken`` names the images that were skipped, ``notes`` says what was
+        decided: which part is held out, and which folders and files were passed over.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: the folder is empty, has one class, a class without images, classes in the
-            held-out part that are not in training, or too many unreadable images.
+            held-out part that are not in training, or too many unreadable images; or it can be
+            read in two ways, such as ``part1/`` and ``part2/`` with the same folders in each.
     """
     root = Path(path).expanduser()
     _check_folder(root)
-    train_dir, val_dir = _layout(root)
-    names = _class_folders(train_dir)
-    if class_names is None and len(names) < 2:
-        raise ValueError(
-            f"{train_dir} has only one class folder, {names[0]!r}; a classifier needs two or more"
-        )
-    known = list(class_names) if class_names is not None else names
-    _check_known(names, known, train_dir, "the model's classes")
-    train_paths, train_labels, broken = _collect(train_dir, names, known, max_broken)
-    if val_dir is None:
-        train, val = _split(train_dir, train_paths, train_labels, val_fraction, split_seed)
+    layout = find_layout(root, frozenset(map(nfc, class_names or ())))
+    part = _read_part(layout.train)
+    notes = [*layout.notes, *_check_classes(part, layout, class_names)]
+    numbers = ClassNumbers(class_names or sorted(set(map(nfc, part.names)), key=natural_key))
+    held_out, why = _choose_held_out(layout, numbers)
+    train, broken = _label(part, numbers, max_broken, "the model's classes")
+    if held_out is None:
+        train, val = _split(layout.train, train, val_fraction, split_seed)
     else:
-        val_names = _class_folders(val_dir)
-        _check_known(val_names, known, val_dir, str(train_dir))
-        val_paths, val_labels, val_broken = _collect(val_dir, val_names, known, max_broken)
-        train, val = FileImages(train_paths, train_labels), FileImages(val_paths, val_labels)
-        broken = broken + val_broken
+        val, more = _label(held_out, numbers, max_broken, shown(layout.train))
+        broken = broken + more
+    parts = [part] if held_out is None else [part, held_out]
+    notes += [*why, *(note for used in parts for note in used.notes(numbers))]
+    notes += [*_not_held_out(train, val, numbers), *passed_over(_listings(parts))]
     return DataSource(
         name=f"folder:{path}",
-        class_names=tuple(known),
-        train=train,
-        val=val,
-        split_here=val_dir is None,
+        class_names=numbers.names,
+        train=FileImages(train.paths, train.labels),
+        val=FileImages(val.paths, val.labels),
+        split_here=held_out is None,
         broken=tuple(broken),
+        notes=tuple(notes),
     )
 
 
-def find_images(folder: str | Path) -> list[str]:
-    """Return the image files in ``folder`` and below it, in natural order."""
-    found: list[str] = []
-    seen: set[str] = set()  # links may lead back to where one came from
-    for parent, children, files in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:
-            children.clear()
-            continue
-        seen.add(place)
-        children[:] = sorted((c for c in children if not c.startswith(".")), key=natural_key)
-        found += [
-            os.path.join(parent, name)
-            for name in sorted(files, key=natural_key)
-            if is_image_file(Path(name))
-        ]
-    return found
+@dataclass(frozen=True)
+class _Part:
+    """A folder of class folders, and what they hold."""
+
+    folder: Path
+    level: Level
+    classes: dict[str, Listing]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the class folders that hold images."""
+        return [name for name, listing in self.classes.items() if listing.images]
+
+    def notes(self, numbers: ClassNumbers) -> list[str]:
+        """What was decided about this part."""
+        where, images = shown(self.folder), len(self.level.images)
+        notes = numbers.notes(self.names, where)
+        if images:
+            lie = "image lies" if images == 1 else "images lie"
+            notes.append(f"{images:,} {lie} beside the class folders in {where}: passed over")
+        return notes
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts "img2" before "img10"."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts if p] + [(2, 0, name)]
+@dataclass(frozen=True)
+class _Labelled:
+    """Images with the number of the class of each."""
+
+    paths: list[str]
+    labels: list[int]
 
 
 def _check_folder(root: Path) -> None:
     if root.is_file():
-        raise ValueError(f"{root} is a file; folder:PATH needs a folder with one folder per class")
+        raise ValueError(
+            f"{shown(root)} is a file; folder:PATH needs a folder with one folder per class"
+        )
     if not root.is_dir():
         siblings = (
             [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
         )
         near = difflib.get_close_matches(root.name, siblings, n=1)
-        hint = f"; did you mean {root.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"there is no folder {root}{hint}")
+        hint = f"; did you mean {shown(root.parent / near[0])}?" if near else ""
+        raise FileNotFoundError(f"there is no folder {shown(root)}{hint}")
 
 
-def _layout(root: Path) -> tuple[Path, Path | None]:
-    """Where to learn from and, if it is a place of its own, where the held-out images are."""
-    train = root / "train"
-    if not (train.is_dir() and any(_folders(train))):
-        return root, None
-    held_out = [root / name for name in VAL_NAMES if (root / name).is_dir()]
-    return train, held_out[0] if held_out else None
+def _read_part(folder: Path) -> _Part:
+    level = read_level(folder)
+    return _Part(folder, level, {name: list_images(folder / name) for name in level.folders})
 
 
-def _folders(folder: Path) -> list[str]:
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(names, key=natural_key)
+def _listings(parts: Sequence[_Part]) -> list[Listing]:
+    """What lies in the parts: in their class folders, and beside these."""
+    below = [listing for part in parts for listing in part.classes.values()]
+    return [*below, *(Listing(system=Counter(part.level.system)) for part in parts)]
 
 
-def _class_folders(folder: Path) -> list[str]:
-    names = _folders(folder)
-    if names:
-        return names
-    images = sum(is_image_file(p) for p in folder.iterdir())
-    found = f"{images} images but no class folders" if images else "no class folders: it is empty"
+def _check_classes(part: _Part, layout: Layout, given: Sequence[str] | None) -> list[str]:
+    """Raise `ValueError` unless the part holds classes; return what is to be said of them."""
+    if not part.classes:
+        raise ValueError(
+            f"{shown(part.folder)} holds {_no_classes(part.level)}; expected one folder per class, "
+            f"such as {shown(part.folder / 'cat' / '1.jpg')} and "
+            f"{shown(part.folder / 'dog' / '1.jpg')}"
+        )
+    known = ClassNumbers(given or ())
+    if given is not None and all(known.number(name) is not None for name in part.names):
+        return _check_empty(part, may_be=bool(part.names))
+    check_annotations(part.folder, list(part.classes))
+    doubt = find_doubt(part.folder, part.classes)
+    if doubt and not layout.is_part:
+        raise ValueError(
+            f"{shown(part.folder)} can be read in two ways: {doubt}. {how_to_go_on(part.folder)}"
+        )
+    notes = _check_empty(part, may_be=given is not None)
+    if given is None and len(set(map(nfc, part.names))) < 2:
+        raise ValueError(
+            f"{shown(part.folder)} has only one class folder, {listed(part.names)}; a classifier "
+            "needs two or more"
+        )
+    if doubt:
+        notes.append(f"the folders in {shown(part.folder)} are taken for classes, though {doubt}")
+    return notes
+
+
+def _check_empty(part: _Part, *, may_be: bool) -> list[str]:
+    empty = {name: listing for name, listing in part.classes.items() if not listing.images}
+    if not empty:
+        return []
+    folders = ", ".join(shown(part.folder / name) for name in list(empty)[:10])
+    others = sum((listing.others for listing in empty.values()), Counter[str]())
+    found = f"no images in {folders}" + (f" (but {by_number(others)})" if others else "")
+    if may_be:
+        return [found]
     raise ValueError(
-        f"{folder} holds {found}; expected one folder per class, such as "
-        f"{folder / 'cat' / '1.jpg'} and {folder / 'dog' / '1.jpg'}"
+        f"{found}: looked for {' '.join(sorted(EXTENSIONS))}; add images or remove the folder"
     )
 
 
-def _check_known(names: list[str], known: Sequence[str], folder: Path, where: str) -> None:
-    unknown = [name for name in names if name not in set(known)]
+def _no_classes(level: Level) -> str:
+    if level.images:
+        return f"{len(level.images)} images but no class folders"
+    return "no class folders" + ("" if level.others else ": it is empty")
+
+
+def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[_Part | None, list[str]]:
+    """The first of the held-out folders that holds images of the classes, and what to say."""
+    chosen, notes = None, []
+    for folder in layout.held_out:
+        name = shown(folder.name)
+        if chosen is not None:
+            notes.append(f"{name} is not used, as {shown(chosen.folder.name)} is held out")
+            continue
+        part = _read_part(unwrap(folder, numbers.names))
+        if why := _no_use(part, numbers):
+            notes.append(f"{name} is passed over: {why}")
+            continue
+        chosen = part
+        if role_of(folder.name)[0] == "test":
+            notes.append(f"{name} is held out in place of a validation part, to choose the epoch")
+    return chosen, notes
+
+
+def _no_use(part: _Part, numbers: ClassNumbers) -> str:
+    """Why a held-out part cannot be used, "" if it can."""
+    if not part.classes:
+        return f"it holds {_no_classes(part.level)}"
+    if not part.names:
+        return "its folders hold no images"
+    if len(part.names) == 1 and numbers.number(part.names[0]) is None:
+        return f"its only folder, {listed(part.names)}, is none of the classes"
+    return ""
+
+
+def _label(
+    part: _Part, numbers: ClassNumbers, max_broken: float, where: str
+) -> tuple[_Labelled, list[BrokenFile]]:
+    """The readable images of a part with their labels, and what had to be left out."""
+    found = {name: numbers.number(name, part.names) for name in part.names}
+    unknown = [name for name, number in found.items() if number is None]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{folder} has classes that are not in {where}: {_listed(unknown)}{hint} "
-            f"Known are {_listed(known)}"
+            f"{shown(part.folder)} has classes that are not in {where}: {listed(unknown)}"
+            f"{did_you_mean(nfc(unknown[0]), numbers.names)} Known are {listed(numbers.names)}"
         )
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    shown = ", ".join(map(repr, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _collect(
-    folder: Path, names: list[str], known: Sequence[str], max_broken: float
-) -> tuple[list[str], list[int], list[BrokenFile]]:
-    """The readable images of every class folder, their labels, and what had to be left out."""
-    number = {name: i for i, name in enumerate(known)}
-    files = {name: find_images(folder / name) for name in names}
-    empty = [str(folder / name) for name in names if not files[name]]
-    if empty:
-        raise ValueError(
-            f"no images in {', '.join(empty[:10])}: looked for {' '.join(sorted(EXTENSIONS))}; "
-            "add images or remove the folder"
-        )
-    paths = [path for name in names for path in files[name]]
+    paths = [path for name in found for path in part.classes[name].images]
     broken = find_broken(paths)
-    check_share(broken, len(paths), max_broken, str(folder))
+    check_share(broken, len(paths), max_broken, shown(part.folder))
     bad = {file.path for file in broken}
-    kept = [(p, number[name]) for name in names for p in files[name] if p not in bad]
-    return [path for path, _ in kept], [label for _, label in kept], broken
+    kept = [(p, n) for name, n in found.items() for p in part.classes[name].images if p not in bad]
+    return _Labelled([path for path, _ in kept], [number or 0 for _, number in kept]), broken
+
+
+def _not_held_out(train: _Labelled, val: _Labelled, numbers: ClassNumbers) -> list[str]:
+    missing = [numbers.names[n] for n in sorted(set(train.labels) - set(val.labels))]
+    return [f"no image is held out of {listed(missing)}"] if missing else []
 
 
 def _split(
-    root: Path, paths: list[str], labels: list[int], fraction: float, seed: int
-) -> tuple[FileImages, FileImages]:
-    parts = stratified_split(labels, fraction=fraction, seed=seed)
+    root: Path, images: _Labelled, fraction: float, seed: int
+) -> tuple[_Labelled, _Labelled]:
+    parts = stratified_split(images.labels, fraction=fraction, seed=seed)
     if not parts[1]:
         raise ValueError(
-            f"{root} has one image per class, of which none can be held out; add images, or put "
-            "some apart in train/ and val/"
+            f"{shown(root)} has one image per class, of which none can be held out; add images, or "
+            "put some apart in train/ and val/"
         )
-    train, val = (FileImages([paths[i] for i in p], [labels[i] for i in p]) for p in parts)
+    paths, labels = images.paths, images.labels
+    train, val = (_Labelled([paths[i] for i in p], [labels[i] for i in p]) for p in parts)
     return train, val

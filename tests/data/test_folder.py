@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from convattn.data import open_dataset
-from convattn.data.folder import find_images, open_folder
+from convattn.data.folder import open_folder
+from convattn.data.listing import find_images
 from convattn.data.source import DataSource, ImageSet
 from tests.data.folders import write_broken, write_classes, write_image
 

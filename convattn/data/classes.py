@@ -1,0 +1,60 @@
+"""Which class a folder's name means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from convattn.data.names import nfc, shown
+
+
+class ClassNumbers:
+    """The numbers of classes by their names.
+
+    A name means the class that is written the same in Unicode's form NFC; if there is none, and
+    one class alone differs from it in capital letters only, that one.
+
+    Args:
+        names: the classes in the order of their numbers.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(map(nfc, names))
+        self._exact = {name: number for number, name in reversed(list(enumerate(self.names)))}
+        self._folded: dict[str, list[int]] = {}
+        for name, number in self._exact.items():
+            self._folded.setdefault(name.casefold(), []).append(number)
+
+    def number(self, name: str, among: Sequence[str] = ()) -> int | None:
+        """Return the number of the class, None if there is no such class.
+
+        Args:
+            name: of a folder.
+            among: names beside it; a class that one of them means exactly is taken.
+        """
+        if (exact := self._exact.get(nfc(name))) is not None:
+            return exact
+        near = self._folded.get(nfc(name).casefold(), [])
+        taken = {self._exact.get(nfc(other)) for other in among}
+        return near[0] if len(near) == 1 and near[0] not in taken else None
+
+    def notes(self, names: Sequence[str], where: str) -> list[str]:
+        """Return a sentence for each folder in ``where`` whose name is not quite its class's."""
+        twice = [name for name, count in Counter(map(nfc, names)).items() if count > 1]
+        numbers = {name: self.number(name, names) for name in names}
+        other = {
+            name: self.names[number]
+            for name, number in numbers.items()
+            if number is not None and nfc(name) != self.names[number]
+        }
+        return [
+            *(
+                f"the folders '{shown(name)}' in {where} are one class: their names differ in "
+                "Unicode's form alone"
+                for name in twice
+            ),
+            *(
+                f"'{shown(name)}' in {where} is taken for the class '{shown(known)}'"
+                for name, known in other.items()
+            ),
+        ]

@@ -1,0 +1,280 @@
+"""Where in a folder the training part, the held-out parts and the classes are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convattn.data.listing import Listing, holds_images, read_level
+from convattn.data.names import listed, natural_key, nfc, shown
+
+_ROLES = {
+    **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "validating"), "val"),
+    **dict.fromkeys(("dev", "devel", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("holdout", "heldout"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+_FILLERS = (
+    "set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "photo",
+    "photos", "picture", "pictures", "pics", "split", "part", "subset", "folder", "classes",
+)  # fmt: skip
+_COMPOUND = re.compile(f"({'|'.join(_ROLES)})(?:{'|'.join(_FILLERS)})?")
+_IMAGES = frozenset([
+    "image", "images", "img", "imgs", "jpegimages", "original", "originals", "photos", "frames",
+])  # fmt: skip
+_ANNOTATIONS = frozenset([
+    "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "annots", "gt",
+    "groundtruth", "segmentation", "segmentations", "segmentationclass", "segmentationobject",
+    "bbox", "bboxes", "boxes", "trimaps", "imagesets",
+])  # fmt: skip
+_DEPTH = 3  # levels that hold one folder and nothing else, as a packed data set often has
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a data set.
+
+    Args:
+        train: the folder with the class folders to learn from.
+        held_out: folders that may be held out, the best first.
+        is_part: whether ``train`` was named as the training part.
+        notes: what was decided, one sentence each.
+    """
+
+    train: Path
+    held_out: tuple[Path, ...] = ()
+    is_part: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
+    """Find the parts of the data set in ``root`` by the names of its folders.
+
+    Args:
+        root: the folder.
+        known: classes, in NFC; a folder of such a name is a class, whatever else it may mean.
+
+    Raises:
+        ValueError: the names mean a layout that is not known, or that is incomplete.
+    """
+    place = unwrap(root, known)
+    folders = read_level(place).folders
+    notes = _unwrapped(root, place)
+    if folders and all(nfc(name) in known for name in folders):
+        return Layout(place, notes=notes)
+    parts = _parts(place, folders)
+    if _is_split(place, parts, folders):
+        return _split(place, parts, folders, notes)
+    named = [name for role in ("train", "val", "test") for name in parts.get(role, ())]
+    if named and not any(holds_images(place / n) for n in folders if n not in named):
+        raise ValueError(_no_train(place, named))
+    if not known:
+        _check_train_is_missing(root, place)
+    is_part = "train" in {role_of(name)[0] for name in place.relative_to(root).parts}
+    return Layout(place, is_part=is_part, notes=(*notes, *_taken_for_classes(named)))
+
+
+def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
+    """Return the folder below that holds several, if each one on the way holds nothing else.
+
+    A folder whose name is one of the ``known`` classes is no mere wrapping.
+    """
+    place = folder
+    for _ in range(_DEPTH + 1):
+        level = read_level(place)
+        if len(level.folders) > 1:
+            return place
+        if not level.folders or level.images or nfc(level.folders[0]) in known:
+            break
+        place = place / level.folders[0]
+    return folder
+
+
+def role_of(name: str) -> tuple[str, str]:
+    """Return what a folder's name says it is ("train", "val", "test" or "") and the other words.
+
+    "seg_train" is ("train", "seg"); words that say nothing, as in "Train Images" and "val2017",
+    are left out.
+    """
+    words = [word for word in _words(name) if word not in _FILLERS]
+    if match := _COMPOUND.fullmatch("".join(words)):
+        return _ROLES[match[1]], ""
+    roles = [(word, _ROLES[match[1]]) for word in words if (match := _COMPOUND.fullmatch(word))]
+    if len(roles) != 1 or roles[0][0] not in (words[0], words[-1]):
+        return "", ""
+    return roles[0][1], " ".join(word for word in words if word != roles[0][0])
+
+
+def check_annotations(folder: Path, names: Sequence[str]) -> None:
+    """Raise `ValueError` if the folders are images and what was drawn into them."""
+    plain = {"".join(_words(name)) for name in names}
+    pair = (plain & _IMAGES) and (plain & _ANNOTATIONS)
+    if pair and len(plain & (_IMAGES | _ANNOTATIONS)) * 2 >= len(plain):
+        raise ValueError(
+            f"{shown(folder)} holds {listed(names)}: images and what was drawn or written about "
+            "them, as for detection or segmentation. A classifier learns from images alone, one "
+            "folder per class: move the rest elsewhere, or rename the folders if they are classes"
+        )
+
+
+def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
+    """Return why the folders in ``folder`` may not be classes, "" if nothing speaks against it.
+
+    Raises:
+        ValueError: the class folders hold images and masks.
+    """
+    below = {
+        name: list(map(nfc, listing.subfolders))
+        for name, listing in classes.items()
+        if listing.images
+    }
+    if same := _same_in_most(list(below.values())):
+        check_annotations(folder / next(iter(below)), same)
+        return f"its folders {listed(list(below))} hold folders of the same names, {listed(same)}"
+    for name, inner in below.items():
+        roles = {role_of(other)[0] for other in inner}
+        if "train" in roles and len(roles - {""}) > 1:
+            return f"{name!r} holds parts of a data set, {listed(inner)}"
+        siblings = {nfc(other) for other in below} & set(inner)
+        if len(siblings - {nfc(name)}) > 1:
+            return f"{name!r} holds folders of the same names as those beside it, " + listed(
+                sorted(siblings)
+            )
+    return ""
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return what to do about a folder that can be read in two ways."""
+    path = shown(folder)
+    return (
+        f"If these are parts of the data set, call them train and val ({path}/train/cat/1.jpg, "
+        f"{path}/val/cat/1.jpg), or join them. If the data set is in one of them, give that one: "
+        f"folder:{path}/NAME. If all of them are classes, put them into a folder called train "
+        f"({path}/train/NAME); a link does: mkdir NEW && ln -s {shown(folder.resolve())} "
+        "NEW/train, then folder:NEW"
+    )
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in small letters, without numbers: "TrainSet", "train_set 2" ..."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", nfc(name))
+    return [w for w in re.split(r"[\W_]+", spaced.casefold()) if w and not w.isdecimal()]
+
+
+def _parts(place: Path, folders: Sequence[str]) -> dict[str, list[str]]:
+    """The folders by role, those first whose names say nothing else."""
+    roles = {name: role for name in folders if (role := role_of(name))[0]}
+    stems = {stem: _by_role(roles, stem) for stem in sorted({stem for _, stem in roles.values()})}
+    plain = stems.pop("", {})
+    whole = [parts for parts in stems.values() if "train" in parts and len(parts) > 1]
+    if "train" in plain:
+        return plain
+    if len(whole) > 1:
+        raise ValueError(
+            f"{shown(place)} holds parts of several data sets, {listed(list(roles))}: expected "
+            f"{shown(place)}/train/cat/1.jpg and {shown(place)}/val/cat/1.jpg"
+        )
+    if whole:
+        return whole[0]
+    if plain and len(roles) == len(folders):
+        return _by_role(roles, None)
+    return plain
+
+
+def _by_role(roles: Mapping[str, tuple[str, str]], stem: str | None) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for name, (role, other) in sorted(roles.items(), key=lambda item: not _is_exact(item[0])):
+        if stem in (None, other):
+            parts.setdefault(role, []).append(name)
+    return parts
+
+
+def _is_exact(name: str) -> bool:
+    return name.casefold() in _ROLES
+
+
+def _is_split(place: Path, parts: Mapping[str, list[str]], folders: Sequence[str]) -> bool:
+    """Whether there is a training part: with class folders, or where most folders are parts."""
+    if "train" not in parts:
+        return False
+    named = sum(map(len, parts.values()))
+    return bool(read_level(place / parts["train"][0]).folders) or (
+        len(parts) > 1 and named * 2 > len(folders)
+    )
+
+
+def _split(
+    place: Path, parts: Mapping[str, list[str]], folders: Sequence[str], notes: tuple[str, ...]
+) -> Layout:
+    name, *more = parts["train"]
+    if more and _is_exact(name) == _is_exact(more[0]):
+        raise ValueError(
+            f"{shown(place)} holds several training parts, {listed(parts['train'])}; join them in "
+            "one folder called train"
+        )
+    held_out = [*parts.get("val", ()), *parts.get("test", ())]
+    others = [n for n in folders if n not in (name, *held_out) and holds_images(place / n)]
+    if others and not held_out:
+        _check_beside(place, name, others)
+    if others:
+        notes = (*notes, f"beside {shown(name)}, not used: {listed(others)}")
+    train = unwrap(place / name)
+    notes = (*notes, *_unwrapped(place / name, train))
+    return Layout(train, tuple(place / other for other in held_out), True, notes)
+
+
+def _check_beside(place: Path, train: str, others: Sequence[str]) -> None:
+    """Raise if folders beside the only named part look as if they were meant to be used."""
+    classes = set(map(nfc, read_level(unwrap(place / train)).folders))
+    alike = [n for n in others if classes & set(map(nfc, read_level(place / n).folders))]
+    if alike or len(others) > 1:
+        raise ValueError(
+            f"{shown(place)} holds {train!r} and, with images too, {listed(others)}. If one of "
+            f"these is the part to hold out, call it val; if they are not to be used, give "
+            f"folder:{shown(place / train)}. If all of them are classes, put them into one folder "
+            "called train"
+        )
+
+
+def _check_train_is_missing(root: Path, place: Path) -> None:
+    wrappings = place.relative_to(root).parts
+    held_out = [name for name in wrappings if role_of(name)[0] in ("val", "test")]
+    if held_out:
+        raise ValueError(_no_train(root, held_out))
+
+
+def _no_train(place: Path, named: Sequence[str]) -> str:
+    path = shown(place)
+    return (
+        f"{path} holds {listed(named)}, but no training part: expected {path}/train/cat/1.jpg and "
+        f"{path}/train/dog/1.jpg beside it. To use one part alone, give folder:{path}/"
+        f"{shown(named[0])}; if the folders are classes, put them into a folder called train"
+    )
+
+
+def _taken_for_classes(named: Sequence[str]) -> list[str]:
+    return [
+        f"{name!r} is taken for a class; if it is a part of the data set, put the classes beside "
+        "it into a folder called train"
+        for name in named
+    ]
+
+
+def _unwrapped(folder: Path, place: Path) -> tuple[str, ...]:
+    wrappings = place.relative_to(folder).parts
+    if all(role_of(name)[0] == "train" for name in wrappings):
+        return ()
+    return (f"the data set is taken from {shown(place)}, the only folder in {shown(folder)}",)
+
+
+def _same_in_most(below: Sequence[list[str]]) -> list[str]:
+    """The names that most of the folders share, [] unless these are most of what they hold."""
+    sets = [set(inner) for inner in below if inner]
+    if len(sets) < 2 or len(sets) * 2 <= len(below):
+        return []
+    common = set.intersection(*sets)
+    few = len(common) < 2 or len(common) * 2 < len(set.union(*sets))
+    return [] if few else sorted(common, key=natural_key)
