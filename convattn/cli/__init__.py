@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import convattn
 from convattn.cli import bench, evaluate, models, predict, train
+from convattn.data import shown
 
 _COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models, "bench": bench}
 _EXTRAS = {
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if debug:
             raise
-        print(f"convattn: {_explain(error, words)}", file=sys.stderr)
+        # Names in a message may hold what a terminal would act on; its lines stay lines.
+        lines = _explain(error, words).split("\n")
+        print("convattn: " + "\n".join(map(shown, lines)), file=sys.stderr)
         return 2
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convattn.data import shown
+
 if TYPE_CHECKING:
     from convattn.tasks.classification import Evaluation
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _table(found: Evaluation) -> str:
     lines = [
         f"model     {found.model}, {found.parameters:,} parameters",
-        f"data      {found.data} ({found.split}), {found.images:,} images",
+        f"data      {shown(found.data)} ({found.split}), {found.images:,} images",
         f"top-1     {found.top1:.2%}",
         f"top-{min(5, found.num_classes)}     {found.top5:.2%}",
         f"loss      {found.loss:.4f}",
@@ -63,12 +65,17 @@ def _table(found: Evaluation) -> str:
     ]
     if found.broken:
         lines.append(f"skipped   {len(found.broken)} images that cannot be read")
+    lines += [f"note      {shown(note)}" for note in found.notes]
     rows = [row for row in found.per_class if row.accuracy is not None]
     title = "class"
     if len(rows) > _SHOWN:
         rows = sorted(rows, key=lambda row: row.accuracy or 0.0)[:_SHOWN]
         title = f"worst {_SHOWN} classes"
-    width = max(len(title), *(len(row.name) for row in rows))
+    names = [shown(row.name) for row in rows]
+    width = max(map(len, [title, *names]))
     lines += ["", f"{title:{width}}  images  accuracy"]
-    lines += [f"{row.name:{width}}  {row.images:6,}  {row.accuracy:8.1%}" for row in rows]
+    lines += [
+        f"{name:{width}}  {row.images:6,}  {row.accuracy:8.1%}"
+        for name, row in zip(names, rows, strict=True)
+    ]
     return "\n".join(lines)

@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from convattn.data import shown
+
 if TYPE_CHECKING:
     from convattn.tasks.classification.predict import Predictions
 
@@ -40,14 +42,20 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(asdict(found), ensure_ascii=False) if args.json else _table(found))
     for file in found.broken:
-        print(f"skipped {file.path}: {file.reason}", file=sys.stderr)
+        print(f"skipped {shown(file.path)}: {shown(file.reason)}", file=sys.stderr)
+    for note in found.notes:
+        print(f"note {note}", file=sys.stderr)
     return 0
 
 
 def _table(found: Predictions) -> str:
-    guesses = [[f"{g.name} {g.probability:.1%}" for g in image.guesses] for image in found.images]
+    guesses = [
+        [f"{shown(g.name)} {g.probability:.1%}" for g in image.guesses] for image in found.images
+    ]
     rows = [["image", "best", *[""] * (len(guesses[0]) - 1)]]
-    rows += [[image.path, *cells] for image, cells in zip(found.images, guesses, strict=True)]
+    rows += [
+        [shown(image.path), *cells] for image, cells in zip(found.images, guesses, strict=True)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -1,7 +1,7 @@
 """Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
 
 from convattn.data.images import BrokenImageError, load_image
-from convattn.data.listing import find_images
+from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
     PADDING,
@@ -12,6 +12,7 @@ from convattn.data.loading import (
     train_loader,
 )
 from convattn.data.named import open_dataset
+from convattn.data.names import listed, nfc, shown
 from convattn.data.scan import check_share, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
 from convattn.data.transforms import (
@@ -34,16 +35,22 @@ __all__ = [
     "FileImages",
     "ImageSet",
     "Joined",
+    "Listing",
     "Preprocess",
     "check_share",
     "default_workers",
     "eval_loader",
     "eval_transform",
     "find_images",
+    "list_images",
+    "listed",
     "load_image",
+    "nfc",
     "open_dataset",
+    "passed_over",
     "preprocess_for",
     "reread",
+    "shown",
     "train_loader",
     "train_transform",
 ]

@@ -20,7 +20,7 @@ from convattn.data.layout import (
     unwrap,
 )
 from convattn.data.listing import Level, Listing, by_number, list_images, passed_over, read_level
-from convattn.data.names import did_you_mean, listed, natural_key, nfc, shown
+from convattn.data.names import counted, did_you_mean, listed, natural_key, nfc, shown
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, DataSource, FileImages
 from convattn.data.split import stratified_split
@@ -78,7 +78,9 @@ def open_folder(
         broken = broken + more
     parts = [part] if held_out is None else [part, held_out]
     notes += [*why, *(note for used in parts for note in used.notes(numbers))]
-    notes += [*_not_held_out(train, val, numbers), *passed_over(_listings(parts))]
+    if class_names is None or held_out is not None:
+        notes += _not_held_out(train, val, numbers)
+    notes += passed_over(_listings(parts))
     return DataSource(
         name=f"folder:{path}",
         class_names=numbers.names,
@@ -105,11 +107,11 @@ class _Part:
 
     def notes(self, numbers: ClassNumbers) -> list[str]:
         """What was decided about this part."""
-        where, images = shown(self.folder), len(self.level.images)
+        where = shown(self.folder)
         notes = numbers.notes(self.names, where)
-        if images:
-            lie = "image lies" if images == 1 else "images lie"
-            notes.append(f"{images:,} {lie} beside the class folders in {where}: passed over")
+        if self.level.images:
+            images = counted(len(self.level.images), "image")
+            notes.append(f"{images} beside the class folders in {where} passed over")
         return notes
 
 
@@ -190,7 +192,7 @@ def _check_empty(part: _Part, *, may_be: bool) -> list[str]:
 
 def _no_classes(level: Level) -> str:
     if level.images:
-        return f"{len(level.images)} images but no class folders"
+        return f"{counted(len(level.images), 'image')} but no class folders"
     return "no class folders" + ("" if level.others else ": it is empty")
 
 
@@ -236,7 +238,7 @@ def _label(
         )
     paths = [path for name in found for path in part.classes[name].images]
     broken = find_broken(paths)
-    check_share(broken, len(paths), max_broken, shown(part.folder))
+    check_share(broken, len(paths), max_broken, str(part.folder))
     bad = {file.path for file in broken}
     kept = [(p, n) for name, n in found.items() for p in part.classes[name].images if p not in bad]
     return _Labelled([path for path, _ in kept], [number or 0 for _, number in kept]), broken

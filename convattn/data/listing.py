@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convattn.data.images import is_image_file
-from convattn.data.names import natural_key, shown
+from convattn.data.names import counted, natural_key, shown
 
 # Folders that operating systems and file servers make for themselves, in lower case.
 _SYSTEM = frozenset([
@@ -115,11 +115,11 @@ def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
         system += listing.system
     notes = []
     if others:
-        files = "file of another kind" if others.total() == 1 else "files of other kinds"
-        notes.append(f"{others.total():,} {files} passed over: {by_number(others)}")
+        files = counted(others.total(), "file")
+        notes.append(f"{files} of other kinds passed over: {by_number(others)}")
     if system:
-        folders = "system folder" if system.total() == 1 else "system folders"
-        notes.append(f"{system.total():,} {folders} passed over: {by_number(system)}")
+        folders = counted(system.total(), "system folder")
+        notes.append(f"{folders} passed over: {by_number(system)}")
     return tuple(notes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convattn.data.digits import open_digits
 from convattn.data.folder import open_folder
+from convattn.data.names import shown
 from convattn.data.source import DataSource
 from convattn.data.timm_reader import open_timm
 
@@ -58,7 +59,7 @@ def open_dataset(
         return open_timm(
             rest, root=root, download=download, train_split=train_split, val_split=val_split
         )
-    hint = f"; did you mean folder:{name}?" if Path(name).expanduser().is_dir() else "."
+    hint = f"; did you mean folder:{shown(name)}?" if Path(name).expanduser().is_dir() else "."
     raise ValueError(
         f"unknown data {name!r}{hint} Known: digits, folder:PATH, timm:NAME "
         "(such as timm:torch/cifar10)"

@@ -35,7 +35,12 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     return few if len(names) <= most else f"{few} and {len(names) - most} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return such as "1 image" and "2 images"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the nearest of the known names, "" if none is near."""
+    """Return "; did you mean ...?" with the nearest of the known names, "." if none is near."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{shown(near[0])}'?" if near else ""
+    return f"; did you mean '{shown(near[0])}'?" if near else "."

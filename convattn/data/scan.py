@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from convattn.data.images import BrokenImageError, check_image
+from convattn.data.names import shown
 from convattn.data.source import BrokenFile, ImageSet
 
 _log = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ def check_share(broken: Sequence[BrokenFile], total: int, max_broken: float, whe
     """Raise `ValueError` that lists them if more than ``max_broken`` of ``total`` are broken."""
     if len(broken) <= max_broken * total:
         return
-    listed = "\n".join(f"  {file.path}: {file.reason}" for file in broken[:_SHOWN])
+    listed = "\n".join(f"  {shown(file.path)}: {shown(file.reason)}" for file in broken[:_SHOWN])
     more = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
     raise ValueError(
-        f"{len(broken)} of {total} images in {where} cannot be read "
+        f"{len(broken)} of {total} images in {shown(where)} cannot be read "
         f"({len(broken) / total:.1%}, at most {max_broken:.1%} are skipped):\n{listed}{more}\n"
         f"Replace or delete them, or allow more with max_broken=0.1"
     )

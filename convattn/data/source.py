@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from convattn.data.images import load_image
+from convattn.data.names import nfc
 
 
 class ImageSet:
@@ -87,7 +88,7 @@ class DataSource:
 
     Args:
         name: what it was opened as, e.g. "digits" or "folder:pets".
-        class_names: one name per class, in the order of the labels.
+        class_names: one name per class, in the order of the labels; kept in Unicode's form NFC.
         train: the images to learn from.
         val: the images held out.
         in_chans: 1 for grey images, 3 for colour.
@@ -114,6 +115,9 @@ class DataSource:
     split_here: bool = False
     broken: tuple[BrokenFile, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(nfc, self.class_names)))
 
     @property
     def num_classes(self) -> int:

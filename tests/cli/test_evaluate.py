@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 from convattn.cli import main
+from convattn.data import open_dataset
+from convattn.tasks.classification.build import build_model
+from convattn.tasks.classification.checkpoint import save_weights
+from tests.data.folders import write_classes, write_image
+from tests.tasks.classification.runs import tiny
 
 
 def test_the_table_names_data_accuracy_and_classes(
@@ -43,3 +48,34 @@ def test_a_mistake_is_one_message(
     run_dir = str(work / "runs" / "run")
     assert main(["eval", *(run_dir if word == "RUN" else word for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path / "colors\n", {"a\nb": 4, "\x1b[2Jc": 4})
+    data = f"folder:{tmp_path}/colors\n"
+    model, card, _ = build_model(tiny(tmp_path, data=data), open_dataset(data))
+    save_weights(model, card, tmp_path / "a.safetensors")
+    assert main(["eval", str(tmp_path / "a.safetensors"), "--data", data]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert lines[1] == rf"data      folder:{tmp_path}/colors\n (val), 2 images"
+    assert [line.split()[:2] for line in lines[-2:]] == [[r"\x1b[2Jc", "1"], [r"a\nb", "1"]]
+
+
+def test_what_was_passed_over_is_told(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(tmp_path / "Training", {"red": 2, "blue": 2})
+    write_image(tmp_path / "Testing" / "1.png")
+    (tmp_path / "Training" / "red" / "1.heic").touch()
+    words = ["eval", str(work / "runs" / "run"), "--data", f"folder:{tmp_path}"]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note  ")]
+    assert told == [
+        "note      Testing is passed over: it holds 1 image but no class folders",
+        "note      1 file of other kinds passed over: 1 .heic",
+    ]
+    assert main([*words, "--json"]) == 0
+    assert [f"note      {note}" for note in json.loads(capsys.readouterr().out)["notes"]] == told

@@ -83,3 +83,12 @@ def test_help_and_models_need_no_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_message_shows_no_name_that_a_terminal_would_act_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = error(capsys, "eval", "gone\x1b[2J\udce9")
+    assert message.endswith("\n")
+    assert message[:-1].isprintable()
+    assert r"\x1b[2J\udce9" in message

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from convattn.cli import main
-from tests.data.folders import write_broken
+from tests.data.folders import write_broken, write_image
 
 
 def test_the_table_has_a_line_per_image(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +36,31 @@ def test_a_broken_image_is_told_beside_the_table(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert err == f"skipped {bad}: not an image, or damaged from the first bytes on\n"
+
+
+def test_names_of_files_are_safe_to_print_and_what_was_passed_over_is_told(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("\x1b[2J.png", "a\nb.png", os.fsdecode(b"caf\xe9.png")):
+        write_image(tmp_path / "good.png").rename(tmp_path / name)
+    write_broken(tmp_path / "bad\n.png")
+    (tmp_path / "scan.DCM").touch()
+    assert main(["predict", str(work / "runs" / "run"), str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert all(line.isprintable() for line in (out + err).splitlines())
+    names = [line.split()[0].removeprefix(f"{tmp_path}/") for line in out.splitlines()[1:]]
+    assert sorted(names) == [r"\x1b[2J.png", r"a\nb.png", r"caf\udce9.png"]
+    assert err.splitlines() == [
+        rf"skipped {tmp_path}/bad\n.png: not an image, or damaged from the first bytes on",
+        "note 1 file of other kinds passed over: 1 .dcm",
+    ]
+
+
+def test_a_folder_of_other_files_is_an_error_that_counts_them(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.heic").touch()
+    assert main(["predict", str(work / "runs" / "run"), str(tmp_path)]) == 2
+    message = f"no images in the folder {tmp_path}; 3 files of other kinds passed over: 3 .heic"
+    assert message in capsys.readouterr().err

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import unicodedata
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -107,7 +111,7 @@ def test_an_empty_folder_shows_what_is_expected(tmp_path: Path) -> None:
 
 def test_images_without_class_folders_are_counted(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="1 images but no class folders"):
+    with pytest.raises(ValueError, match="1 image but no class folders"):
         open_folder(tmp_path)
 
 
@@ -189,3 +193,72 @@ def test_the_source_is_frozen(tmp_path: Path) -> None:
     source: DataSource = open_folder(write_classes(tmp_path, {"red": 2, "blue": 2}))
     with pytest.raises(AttributeError):
         source.name = "other"  # type: ignore[misc]
+
+
+def in_form(form: Literal["NFC", "NFD"], *names: str) -> dict[str, int]:
+    return {unicodedata.normalize(form, name): 3 for name in names}
+
+
+def test_names_are_compared_and_kept_in_one_form(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", in_form("NFC", "Größe", "klein"))
+    write_classes(tmp_path / "val", in_form("NFD", "Größe", "klein"))
+    source = open_folder(tmp_path)
+    assert source.class_names == ("Größe", "klein")
+    assert labels(source.val) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_models_classes_are_found_in_the_other_form(tmp_path: Path, forms: Any) -> None:
+    write_classes(tmp_path, in_form(forms[0], "Größe"))
+    given = tuple(in_form(forms[1], "Größe", "klein"))
+    assert open_folder(tmp_path, class_names=given).class_names == ("Größe", "klein")
+
+
+def test_two_forms_in_one_folder_are_one_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, in_form("NFC", "Größe", "klein") | in_form("NFD", "Größe"))
+    source = open_folder(tmp_path)
+    assert source.class_names == ("Größe", "klein")
+    assert len(source.train) + len(source.val) == 9
+    assert source.notes == (
+        f"the folders 'Größe' in {tmp_path} are one class: their names differ in Unicode's form "
+        "alone",
+    )
+
+
+def test_the_order_of_classes_does_not_depend_on_the_form(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        write_classes(tmp_path / form, in_form(form, "Grün", "Grund", "Grau"))
+        assert open_folder(tmp_path / form).class_names == ("Grau", "Grund", "Grün")
+
+
+def test_a_held_out_class_may_differ_in_capital_letters(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"Cat": 2, "dog": 2})
+    write_classes(tmp_path / "val", {"cat": 2, "dog": 2})
+    source = open_folder(tmp_path)
+    assert labels(source.val) == [0, 0, 1, 1]
+    assert source.notes == (f"'cat' in {tmp_path}/val is taken for the class 'Cat'",)
+
+
+def test_capital_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"A": 2, "a": 2, "b": 2})
+    write_classes(tmp_path / "val", {"A": 2, "a": 2, "b": 1, "B": 2})
+    with pytest.raises(ValueError, match=r"not in .*train: 'B'\. Known"):
+        open_folder(tmp_path)
+    write_classes(tmp_path / "new", {"b": 2, "a": 2})
+    source = open_folder(tmp_path / "new", class_names=("A", "a", "B"))
+    assert set(labels(source.train) + labels(source.val)) == {1, 2}
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2J", "two\nlines", os.fsdecode(b"caf\xe9"), "\u202egnp"])
+def test_a_message_shows_no_name_that_a_terminal_would_act_on(tmp_path: Path, bad: str) -> None:
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    write_classes(tmp_path / "val", {"a": 2, bad: 2})
+    with pytest.raises(ValueError, match="not in") as error:
+        open_folder(tmp_path)
+    assert str(error.value).isprintable()
+    assert f"'{ascii(bad)[1:-1]}'" in str(error.value)
+    write_broken(tmp_path / "val" / "a" / f"{bad}.png")
+    shutil.rmtree(tmp_path / "val" / bad)
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        open_folder(tmp_path)
+    assert all(line.isprintable() for line in str(error.value).split("\n"))

@@ -101,7 +101,7 @@ def test_an_unlabelled_test_part_is_passed_over(tmp_path: Path) -> None:
     write_image(tmp_path / "test" / "1.png")
     source = open_folder(tmp_path)
     assert source.split_here
-    assert source.notes == ("test is passed over: it holds 1 images but no class folders",)
+    assert source.notes == ("test is passed over: it holds 1 image but no class folders",)
 
 
 def test_unlabelled_images_as_one_unknown_class_are_passed_over(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
     write_parts(tmp_path, "train", "val")
     for name in ("a.png", "b.png"):
         write_image(tmp_path / "train" / name)
-    assert f"2 images lie beside the class folders in {tmp_path}/train" in notes(
+    assert f"2 images beside the class folders in {tmp_path}/train passed over" in notes(
         open_folder(tmp_path)
     )
 

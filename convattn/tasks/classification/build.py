@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from timm.models import get_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
-from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
+from convattn.data import DataSource, Preprocess, listed, open_dataset, preprocess_for
 from convattn.models import create_model
 from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
@@ -28,12 +29,15 @@ def data_options(config: TrainConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in _DATA_OPTIONS}
 
 
-def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard]:
+def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, str | None]:
     """Build the model, with the weights it starts from, and the card that its checkpoints carry.
 
     Args:
         config: names the model.
         source: gives the number of classes and of channels.
+
+    Returns:
+        The model, the card, and what ``init`` was used for: the head too, or why not.
 
     Raises:
         ValueError: no such model, it cannot take images of this size, or ``init`` is a checkpoint
@@ -48,8 +52,7 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         in_chans=in_chans,
         **arguments,
     )
-    if config.init is not None:
-        _start_from(model, config, source)
+    start = None if config.init is None else _start_from(model, config, source)
     preprocess = _preprocess(model, config, source, in_chans)
     _check_forward(model, config.model, preprocess)
     if config.grad_checkpointing:
@@ -62,7 +65,7 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         data=config.data,
         data_options=data_options(config),
     )
-    return model, card
+    return model, card, start
 
 
 def _rates(config: TrainConfig) -> dict[str, float]:
@@ -102,8 +105,8 @@ def _check_forward(model: nn.Module, name: str, preprocess: Preprocess) -> None:
         model.train()
 
 
-def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> None:
-    """Copy the weights of ``init``; the head only where the classes are the same."""
+def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
+    """Copy the weights of ``init``; the head only where the classes are the same. Say which."""
     assert config.init is not None
     start = load_checkpoint(config.init)
     if start.card.model != config.model:
@@ -111,12 +114,17 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> No
             f"init={config.init} holds a {start.card.model}, not a {config.model}; "
             f"add model={start.card.model}"
         )
-    weights = start.model.state_dict()
-    if start.card.class_names != source.class_names:
-        heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
-        heads = (heads,) if isinstance(heads, str) else heads
-        own = model.state_dict()
-        weights = {k: own[k] if k.startswith(tuple(heads)) else v for k, v in weights.items()}
+    own, weights = model.state_dict(), start.model.state_dict()
+    before, now = start.card.class_names, source.class_names
+    heads = _head(model, weights)
+    if sorted(before) == sorted(now):
+        number = {name: i for i, name in enumerate(before)}
+        order = torch.tensor([number[name] for name in now])
+        weights.update({key: weights[key][order] for key in heads})
+        said = f"its head is kept, as the {len(now)} classes are the same"
+    else:
+        weights.update({key: own[key] for key in heads})
+        said = f"its head is not kept: {_difference(before, now)}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -125,3 +133,21 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> No
             f"It was made with model_args={start.card.model_args} and in_chans="
             f"{start.card.preprocess.input_size[0]}"
         ) from error
+    return f"weights of {start.path}; {said}"
+
+
+def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """The weights that have a row for each class."""
+    heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
+    heads = (heads,) if isinstance(heads, str) else heads
+    return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]
+
+
+def _difference(before: Sequence[str], now: Sequence[str]) -> str:
+    known, given = set(before), set(now)
+    parts = [f"it has {len(before)} classes, the data {len(now)}"]
+    if lost := [name for name in before if name not in given]:
+        parts.append(f"only it has {listed(lost, 5)}")
+    if new := [name for name in now if name not in known]:
+        parts.append(f"only the data has {listed(new, 5)}")
+    return "; ".join(parts)

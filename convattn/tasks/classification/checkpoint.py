@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import convattn
-from convattn.data import Preprocess
+from convattn.data import Preprocess, nfc
 from convattn.models import create_model
 from convattn.tasks.classification.files import replacing
 
@@ -29,7 +29,7 @@ class ModelCard:
     Args:
         model: the model's name.
         model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
-        class_names: in the order of the scores.
+        class_names: in the order of the scores; kept in Unicode's form NFC.
         preprocess: what the model expects of its input.
         data: the data set it was trained on.
         data_options: how that was opened, which tells the same held-out part apart again.
@@ -47,6 +47,9 @@ class ModelCard:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     version: str = convattn.__version__
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(nfc, self.class_names)))
 
     def to_json(self) -> str:
         """Return the card as JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from convattn.data import (
     eval_transform,
     open_dataset,
     reread,
+    shown,
 )
 from convattn.ops._checks import check_choice
 from convattn.tasks.classification.checkpoint import Checkpoint, ModelCard, load_checkpoint
@@ -55,7 +56,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found. ``confusion[true][predicted]`` counts images; shares are in 0..1."""
+    """What was found. ``confusion[true][predicted]`` counts images; shares are in 0..1.
+
+    ``notes`` are the data set's: which part is held out, which files were passed over.
+    """
 
     model: str
     data: str
@@ -72,6 +76,7 @@ class Evaluation:
     parameters: int
     broken: list[str]
     predictions: list[Prediction]
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single predictions, as plain values."""
@@ -157,7 +162,7 @@ def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
     number = next(i for i, (a, b) in enumerate(zip(known, given, strict=True)) if a != b)
     raise ValueError(
         f"{checkpoint.path} and {data.name} name their classes differently: class {number} is "
-        f"{known[number]!r} for the checkpoint and {given[number]!r} in the data"
+        f"'{shown(known[number])}' for the checkpoint and '{shown(given[number])}' in the data"
     )
 
 
@@ -261,6 +266,7 @@ def _summarise(
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         broken=skipped,
         predictions=_predictions(images, found, probabilities, best[:, 0]),
+        notes=list(data.notes),
     )
 
 
@@ -290,7 +296,7 @@ def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(map(shown, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def _short(value: Any) -> Any:

@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convattn.data import BrokenFile, BrokenImageError, eval_transform, find_images, load_image
+from convattn.data import (
+    BrokenFile,
+    BrokenImageError,
+    Listing,
+    eval_transform,
+    list_images,
+    load_image,
+    passed_over,
+    shown,
+)
 from convattn.ops._checks import check_positive
 from convattn.tasks.classification.checkpoint import Checkpoint, load_checkpoint
 from convattn.tasks.classification.evaluate import best_device
@@ -33,10 +42,11 @@ class ImagePrediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry per image, and the files that could not be read."""
+    """One entry per image, the files that could not be read, and what was passed over."""
 
     images: tuple[ImagePrediction, ...]
     broken: tuple[BrokenFile, ...]
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -65,7 +75,8 @@ def predict(
     """
     check_positive("top_k", top_k)
     check_positive("batch_size", batch_size)
-    files = [file for path in paths for file in _files(Path(path).expanduser())]
+    found = [_list(Path(path).expanduser()) for path in paths]
+    files = [file for listing in found for file in listing.images]
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     place = best_device(device)
     loaded.model.to(place).eval()
@@ -76,19 +87,21 @@ def predict(
     if files and not images:
         raise ValueError(
             f"none of the {len(files)} images can be read, the first because: "
-            f"{broken[0].path}: {broken[0].reason}"
+            f"{shown(broken[0].path)}: {broken[0].reason}"
         )
-    return Predictions(tuple(images), tuple(broken))
+    return Predictions(tuple(images), tuple(broken), passed_over(found))
 
 
-def _files(path: Path) -> list[str]:
+def _list(path: Path) -> Listing:
     if path.is_file():
-        return [str(path)]
+        return Listing(images=[str(path)])
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no image or folder {path}")
-    found = find_images(path)
-    if not found:
-        raise ValueError(f"no images in the folder {path}")
+        raise FileNotFoundError(f"there is no image or folder {shown(path)}")
+    found = list_images(path)
+    if not found.images:
+        raise ValueError(
+            "; ".join([f"no images in the folder {shown(path)}", *passed_over([found])])
+        )
     return found
 
 

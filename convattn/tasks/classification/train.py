@@ -19,8 +19,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.text import Text
 
-from convattn.data import DataSource
+from convattn.data import DataSource, shown
 from convattn.tasks.classification.build import build_model, build_source
 from convattn.tasks.classification.callbacks import (
     KeepCheckpoints,
@@ -185,7 +186,7 @@ class _Training:
         self.source = build_source(config)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
-        model, self.card = build_model(config, self.source)
+        model, self.card, self.init = build_model(config, self.source)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.data = ClassificationData(
@@ -280,12 +281,15 @@ class _Training:
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
             f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
         ]
+        if self.init is not None:
+            lines.append(f"start     {self.init}")
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
         lines += [f"note      {note}" for note in source.notes]
         if self.start.checkpoint is not None:
             lines.append(f"going on  after {self.start.epochs_done} epochs" + _and(self.start))
-        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        # As it is: a name such as "[red]" is no markup.
+        self.console.print(Text("\n".join(map(shown, lines))), soft_wrap=True)
 
 
 def _and(start: _Start) -> str:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,13 @@ def test_weights_and_card_survive_the_file(tmp_path: Path) -> None:
     assert not loaded.model.training
     image = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(loaded.model(image), model(image), rtol=0, atol=0)
+
+
+def test_an_older_cards_names_are_read_in_one_form() -> None:
+    card = replace(CARD, class_names=("Größe", "klein"))
+    older = card.to_json().replace("Größe", unicodedata.normalize("NFD", "Größe"))
+    assert older != card.to_json()
+    assert ModelCard.from_json(older) == card
 
 
 def test_writing_leaves_no_other_files_and_readable_ones(tmp_path: Path) -> None:

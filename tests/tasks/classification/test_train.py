@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -180,7 +181,11 @@ def test_training_starts_from_another_run(
     (tmp_path / "colors" / "red").rename(tmp_path / "colors" / "scarlet")
     first = finished[1].run_dir
     config = tiny(tmp_path, epochs=1, init=str(first), weight_decay=0, **STILL)
-    result = train(config, console=silent())
+    console = silent()
+    result = train(config, console=console)
+    assert re.search(
+        r"start +weights of .*head is not kept: .* 'red'; .* 'scarlet'", written(console)
+    )
     before, after = weights(first, "best"), weights(result.run_dir)
     for key, value in before.items():
         if key.startswith("head."):  # other classes, another head
