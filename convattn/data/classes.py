@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from convattn.data.names import nfc, shown
 
@@ -25,26 +25,25 @@ class ClassNumbers:
         for name, number in self._exact.items():
             self._folded.setdefault(name.casefold(), []).append(number)
 
-    def number(self, name: str, among: Sequence[str] = ()) -> int | None:
-        """Return the number of the class, None if there is no such class.
+    def match(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return the number of the class that each name means, None where there is no such class.
 
-        Args:
-            name: of a folder.
-            among: names beside it; a class that one of them means exactly is taken.
+        A class that one of the names means exactly is not taken by another.
         """
-        if (exact := self._exact.get(nfc(name))) is not None:
-            return exact
-        near = self._folded.get(nfc(name).casefold(), [])
-        taken = {self._exact.get(nfc(other)) for other in among}
-        return near[0] if len(near) == 1 and near[0] not in taken else None
+        found = {name: self._exact.get(nfc(name)) for name in names}
+        taken = set(found.values())
+        for name in [name for name, number in found.items() if number is None]:
+            near = self._folded.get(nfc(name).casefold(), [])
+            if len(near) == 1 and near[0] not in taken:
+                found[name] = near[0]
+        return found
 
     def notes(self, names: Sequence[str], where: str) -> list[str]:
         """Return a sentence for each folder in ``where`` whose name is not quite its class's."""
         twice = [name for name, count in Counter(map(nfc, names)).items() if count > 1]
-        numbers = {name: self.number(name, names) for name in names}
         other = {
             name: self.names[number]
-            for name, number in numbers.items()
+            for name, number in self.match(names).items()
             if number is not None and nfc(name) != self.names[number]
         }
         return [

@@ -156,8 +156,7 @@ def _check_classes(part: _Part, layout: Layout, given: Sequence[str] | None) -> 
             f"such as {shown(part.folder / 'cat' / '1.jpg')} and "
             f"{shown(part.folder / 'dog' / '1.jpg')}"
         )
-    known = ClassNumbers(given or ())
-    if given is not None and all(known.number(name) is not None for name in part.names):
+    if given is not None and None not in ClassNumbers(given).match(part.names).values():
         return _check_empty(part, may_be=bool(part.names))
     check_annotations(part.folder, list(part.classes))
     doubt = find_doubt(part.folder, part.classes)
@@ -220,7 +219,7 @@ def _no_use(part: _Part, numbers: ClassNumbers) -> str:
         return f"it holds {_no_classes(part.level)}"
     if not part.names:
         return "its folders hold no images"
-    if len(part.names) == 1 and numbers.number(part.names[0]) is None:
+    if list(numbers.match(part.names).values()) == [None]:
         return f"its only folder, {listed(part.names)}, is none of the classes"
     return ""
 
@@ -229,7 +228,7 @@ def _label(
     part: _Part, numbers: ClassNumbers, max_broken: float, where: str
 ) -> tuple[_Labelled, list[BrokenFile]]:
     """The readable images of a part with their labels, and what had to be left out."""
-    found = {name: numbers.number(name, part.names) for name in part.names}
+    found = numbers.match(part.names)
     unknown = [name for name, number in found.items() if number is None]
     if unknown:
         raise ValueError(

@@ -134,11 +134,12 @@ def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
     if same := _same_in_most(list(below.values())):
         check_annotations(folder / next(iter(below)), same)
         return f"its folders {listed(list(below))} hold folders of the same names, {listed(same)}"
+    names = set(map(nfc, below))
     for name, inner in below.items():
         roles = {role_of(other)[0] for other in inner}
         if "train" in roles and len(roles - {""}) > 1:
             return f"{name!r} holds parts of a data set, {listed(inner)}"
-        siblings = {nfc(other) for other in below} & set(inner)
+        siblings = names.intersection(inner)
         if len(siblings - {nfc(name)}) > 1:
             return f"{name!r} holds folders of the same names as those beside it, " + listed(
                 sorted(siblings)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from timm.data import create_dataset
 
+from convattn.data.classes import ClassNumbers
 from convattn.data.images import BrokenImageError, to_8bit
+from convattn.data.names import did_you_mean, listed, nfc
 from convattn.data.source import DataSource, ImageSet
 
 TORCH_NAMES = (
@@ -23,10 +25,16 @@ _NOT_MIRRORED = ("mnist", "kmnist", "qmnist", "svhn")
 
 
 class ReaderImages(ImageSet):
-    """A data set of timm or torchvision that is indexed by number."""
+    """A data set of timm or torchvision that is indexed by number.
 
-    def __init__(self, dataset: Any) -> None:
+    Args:
+        dataset: theirs.
+        numbers: the class that each number of ``dataset`` means; by default that number.
+    """
+
+    def __init__(self, dataset: Any, numbers: Mapping[int, int] | None = None) -> None:
         self._dataset = dataset
+        self._numbers = numbers or {}
         self._labels = getattr(dataset, "targets", None)
 
     def __len__(self) -> int:
@@ -44,7 +52,8 @@ class ReaderImages(ImageSet):
         """Return the class number."""
         if self._labels is None:
             self._labels = _read_labels(self._dataset)
-        return int(self._labels[index])
+        label = int(self._labels[index])
+        return self._numbers.get(label, label)
 
     def path(self, index: int) -> str:
         """Return the file's path where the reader knows one."""
@@ -76,7 +85,8 @@ def open_timm(
         A `DataSource`.
 
     Raises:
-        ValueError: the name is unknown, or names a stream without random access.
+        ValueError: the name is unknown, or names a stream without random access; or the held-out
+            part has classes that are not in training.
         FileNotFoundError: the data is not at ``root`` and ``download`` is off.
     """
     prefix, _, rest = name.partition("/")
@@ -90,15 +100,22 @@ def open_timm(
         _check_torch_name(rest)
     where = Path(root).expanduser() if root else _default_root(prefix, rest)
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
-    train, val = (ReaderImages(part) for part in parts)
+    own = [_own_names(part) for part in parts]
+    if len(set(own[0])) < len(own[0]):  # as in ImageNet, which has two cranes
+        classes, own = ClassNumbers(own[0]), [[], []]
+    else:
+        classes = ClassNumbers(list(dict.fromkeys(map(nfc, own[0] or _counted(parts[0])))))
+    train = ReaderImages(parts[0], _numbers(classes, own[0], train_split))
+    val = ReaderImages(parts[1], _numbers(classes, own[1], val_split))
     first = train.image(0)
     return DataSource(
         name=f"timm:{name}",
-        class_names=tuple(_class_names(parts[0])),
+        class_names=classes.names,
         train=train,
         val=val,
         in_chans=1 if first.mode == "L" else 3,
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
+        notes=(*classes.notes(own[0], train_split), *classes.notes(own[1], val_split)),
     )
 
 
@@ -143,14 +160,28 @@ def _default_root(prefix: str, name: str) -> Path | None:
     return base / "convattn" / name.lower()
 
 
-def _class_names(dataset: Any) -> Sequence[str]:
+def _own_names(dataset: Any) -> list[str]:
+    """The names that the data set gives its classes, in the order of its numbers; [] for none."""
     if hasattr(dataset, "classes"):
         return [str(name) for name in dataset.classes]
-    numbers: dict[str, int] = dataset.reader.class_to_idx
-    if numbers:
-        return [str(name) for name in sorted(numbers, key=lambda key: numbers[key])]
-    count = max(_read_labels(dataset)) + 1
-    return [str(number) for number in range(count)]
+    numbers: dict[str, int] = dataset.reader.class_to_idx or {}
+    return [str(name) for name in sorted(numbers, key=lambda key: numbers[key])]
+
+
+def _counted(dataset: Any) -> list[str]:
+    """Names for classes that have none."""
+    return [str(number) for number in range(max(_read_labels(dataset)) + 1)]
+
+
+def _numbers(classes: ClassNumbers, names: Sequence[str], split: str) -> dict[int, int]:
+    """The class for each number of a part, which may number its own classes: it may lack some."""
+    found = classes.match(names)
+    if unknown := [name for name, number in found.items() if number is None]:
+        raise ValueError(
+            f"the part {split} has classes that are not in training: {listed(unknown)}"
+            f"{did_you_mean(unknown[0], classes.names)} Known are {listed(classes.names)}"
+        )
+    return {own: found[name] or 0 for own, name in enumerate(names)}
 
 
 def _read_labels(dataset: Any) -> Sequence[int]:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import struct
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convattn.data import open_dataset
 from tests.data.folders import write_classes
@@ -42,6 +44,41 @@ def test_timms_folder_reader_opens_a_root(tmp_path: Path) -> None:
     assert (len(source.train), len(source.val)) == (6, 2)
     assert source.train.path(0).endswith("blue/0.png")
     assert [source.val.label(i) for i in range(2)] == [0, 1]
+
+
+def test_a_held_out_part_without_some_classes_keeps_the_numbers(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"ant": 1, "bee": 1, "Größe": 1})
+    write_classes(tmp_path / "validation", {"bee": 1, unicodedata.normalize("NFD", "Größe"): 1})
+    source = open_dataset("timm:", root=tmp_path)
+    assert source.class_names == ("ant", "bee", "Größe")
+    assert [source.val.label(i) for i in range(2)] == [1, 2]
+
+
+def test_a_held_out_class_that_is_not_in_training_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"blue": 1, "red": 1})
+    write_classes(tmp_path / "validation", {"blu": 1, "red": 1})
+    with pytest.raises(ValueError, match=r"not in training: 'blu'; did you mean 'blue'\?"):
+        open_dataset("timm:", root=tmp_path)
+
+
+def test_two_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        for part in ("train", "validation"):
+            write_classes(tmp_path / part, {unicodedata.normalize(form, "Größe"): 1, "klein": 1})
+    source = open_dataset("timm:", root=tmp_path)
+    assert source.class_names == ("Größe", "klein")
+    assert sorted(source.train.label(i) for i in range(3)) == [0, 0, 1]
+
+
+def test_two_classes_may_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cranes(list[tuple[Image.Image, int]]):
+        classes = (("crane",), ("tench",), ("crane",))
+
+    images = Cranes((Image.new("L", (4, 4)), number) for number in (0, 1, 2))
+    monkeypatch.setattr("convattn.data.timm_reader.create_dataset", lambda *_, **__: images)
+    source = open_dataset("timm:hfds/cranes")
+    assert source.num_classes == 3
+    assert [source.val.label(i) for i in range(3)] == [0, 1, 2]
 
 
 def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
