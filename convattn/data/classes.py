@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from convattn.data.names import nfc, shown
+from convattn.data.names import first_of, listed, nfc, shown
 
 
 class ClassNumbers:
@@ -39,21 +39,16 @@ class ClassNumbers:
         return found
 
     def notes(self, names: Sequence[str], where: str) -> list[str]:
-        """Return a sentence for each folder in ``where`` whose name is not quite its class's."""
+        """Return what is to be said of folders in ``where`` whose names are not their classes'."""
         twice = [name for name, count in Counter(map(nfc, names)).items() if count > 1]
-        other = {
-            name: self.names[number]
+        other = [
+            f"'{shown(name)}' for '{shown(self.names[number])}'"
             for name, number in self.match(names).items()
             if number is not None and nfc(name) != self.names[number]
-        }
-        return [
-            *(
-                f"the folders '{shown(name)}' in {where} are one class: their names differ in "
-                "Unicode's form alone"
-                for name in twice
-            ),
-            *(
-                f"'{shown(name)}' in {where} is taken for the class '{shown(known)}'"
-                for name, known in other.items()
-            ),
         ]
+        notes = []
+        if twice:
+            notes.append(f"one class in {where}, in two forms of Unicode: {listed(twice)}")
+        if other:
+            notes.append(f"taken in {where}, whatever the capital letters: {first_of(other)}")
+        return notes

@@ -256,12 +256,13 @@ def _no_train(place: Path, named: Sequence[str]) -> str:
     )
 
 
-def _taken_for_classes(named: Sequence[str]) -> list[str]:
-    return [
-        f"{name!r} is taken for a class; if it is a part of the data set, put the classes beside "
-        "it into a folder called train"
-        for name in named
-    ]
+def _taken_for_classes(named: Sequence[str]) -> tuple[str, ...]:
+    if not named:
+        return ()
+    return (
+        f"taken for classes: {listed(named)}; parts of a data set need the classes beside them in "
+        "a folder called train",
+    )
 
 
 def _unwrapped(folder: Path, place: Path) -> tuple[str, ...]:

@@ -149,8 +149,11 @@ def _take(folder: str, found: Listing, seen: set[str]) -> list[str]:
 
 
 def _has_images(folder: str) -> bool:
-    with os.scandir(folder) as entries:
-        return any(is_image_file(Path(entry.name)) for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image_file(Path(entry.name)) for entry in entries)
+    except PermissionError:  # as of a disk's bin
+        return False
 
 
 def _kind(folder: str, name: str) -> str:

@@ -31,8 +31,13 @@ def shown(text: object) -> str:
 
 def listed(names: Sequence[str], most: int = 10) -> str:
     """Return the first ``most`` names in quotes, and how many there are more."""
-    few = ", ".join(f"'{shown(name)}'" for name in names[:most])
-    return few if len(names) <= most else f"{few} and {len(names) - most} more"
+    return first_of([f"'{shown(name)}'" for name in names], most)
+
+
+def first_of(words: Sequence[str], most: int = 10) -> str:
+    """Return the first ``most`` words, and how many there are more."""
+    few = ", ".join(words[:most])
+    return few if len(words) <= most else f"{few} and {len(words) - most} more"
 
 
 def counted(number: int, noun: str) -> str:

@@ -101,10 +101,10 @@ def open_timm(
     where = Path(root).expanduser() if root else _default_root(prefix, rest)
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
     own = [_own_names(part) for part in parts]
-    if len(set(own[0])) < len(own[0]):  # as in ImageNet, which has two cranes
-        classes, own = ClassNumbers(own[0]), [[], []]
-    else:
-        classes = ClassNumbers(list(dict.fromkeys(map(nfc, own[0] or _counted(parts[0])))))
+    if own[0] and len(set(own[0])) == len(own[0]):
+        classes = ClassNumbers(list(dict.fromkeys(map(nfc, own[0]))))
+    else:  # ImageNet has two cranes: their names do not tell classes apart
+        classes, own = ClassNumbers(own[0] or _counted(parts[0])), [[], []]
     train = ReaderImages(parts[0], _numbers(classes, own[0], train_split))
     val = ReaderImages(parts[1], _numbers(classes, own[1], val_split))
     first = train.image(0)

@@ -219,10 +219,7 @@ def test_two_forms_in_one_folder_are_one_class(tmp_path: Path) -> None:
     source = open_folder(tmp_path)
     assert source.class_names == ("Größe", "klein")
     assert len(source.train) + len(source.val) == 9
-    assert source.notes == (
-        f"the folders 'Größe' in {tmp_path} are one class: their names differ in Unicode's form "
-        "alone",
-    )
+    assert source.notes == (f"one class in {tmp_path}, in two forms of Unicode: 'Größe'",)
 
 
 def test_the_order_of_classes_does_not_depend_on_the_form(tmp_path: Path) -> None:
@@ -236,7 +233,9 @@ def test_a_held_out_class_may_differ_in_capital_letters(tmp_path: Path) -> None:
     write_classes(tmp_path / "val", {"cat": 2, "dog": 2})
     source = open_folder(tmp_path)
     assert labels(source.val) == [0, 0, 1, 1]
-    assert source.notes == (f"'cat' in {tmp_path}/val is taken for the class 'Cat'",)
+    assert source.notes == (
+        f"taken in {tmp_path}/val, whatever the capital letters: 'cat' for 'Cat'",
+    )
 
 
 def test_capital_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_folders_of_systems_are_neither_classes_nor_searched(tmp_path: Path, nam
     assert source.notes == (f"2 system folders passed over: 2 {name}",)
 
 
+def test_a_hidden_folder_that_nobody_may_read_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str | Path) -> object:
+        if ".Trash" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (write_parts(tmp_path, "") / ".Trash-0").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert open_folder(tmp_path).class_names == ("blue", "red")
+
+
 def test_parts_of_unknown_names_are_asked_about(tmp_path: Path) -> None:
     message = refused(write_parts(tmp_path, "part1", "part2"))
     assert "'part1', 'part2' hold folders of the same names, 'blue', 'red'" in message
@@ -271,7 +286,7 @@ def test_classes_may_be_called_like_parts(tmp_path: Path, classes: list[str]) ->
 
 def test_a_class_called_like_a_part_is_told(tmp_path: Path) -> None:
     write_classes(tmp_path, {"quiz": 2, "test": 2})
-    assert "'test' is taken for a class; if it is a part" in notes(open_folder(tmp_path))
+    assert "taken for classes: 'test'; parts of a data set need" in notes(open_folder(tmp_path))
 
 
 def test_classes_may_have_folders_of_their_own(tmp_path: Path) -> None:

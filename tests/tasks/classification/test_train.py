@@ -194,6 +194,14 @@ def test_training_starts_from_another_run(
             torch.testing.assert_close(after[key], value, atol=1e-6, rtol=0)
 
 
+def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "a[/red]\x1b[2J"
+    write_colors(folder)
+    console = silent()
+    train(tiny(folder, epochs=1), console=console)
+    assert rf"data      folder:{tmp_path}/a[/red]\x1b[2J/colors, 2 classes" in written(console)
+
+
 def test_starting_from_another_model_is_an_error(
     tmp_path: Path, finished: tuple[Path, TrainResult]
 ) -> None:
