@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,10 +153,10 @@ def how_to_go_on(folder: Path) -> str:
     path = shown(folder)
     return (
         f"If these are parts of the data set, call them train and val ({path}/train/cat/1.jpg, "
-        f"{path}/val/cat/1.jpg), or join them. If the data set is in one of them, give that one: "
-        f"folder:{path}/NAME. If all of them are classes, put them into a folder called train "
-        f"({path}/train/NAME); a link does: mkdir NEW && ln -s {shown(folder.resolve())} "
-        "NEW/train, then folder:NEW"
+        f"{path}/val/cat/1.jpg), or join them. If the data set is in one of them, give that one, "
+        f"folder:{path}/NAME, or move the others elsewhere. If all of them are classes, put them "
+        f"into a folder called train ({path}/train/NAME); a link does: mkdir NEW && ln -s "
+        f"{shown(shlex.quote(str(folder.resolve())))} NEW/train, then folder:NEW"
     )
 
 

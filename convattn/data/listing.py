@@ -37,7 +37,8 @@ class Listing:
 
     Args:
         images: paths of the images, in natural order.
-        subfolders: names of the folders just below that have images in or below them.
+        subfolders: names of the folders just below that have images in or below them; where there
+            is one folder and nothing else, of those in it.
         others: how many files, by ending, are no images that can be read, but may be data.
         system: how many folders, by name, an operating system made for itself.
     """
@@ -65,10 +66,14 @@ def find_images(folder: str | Path) -> list[str]:
 
 def list_images(folder: str | Path) -> Listing:
     """List the images in ``folder`` and below it; links are followed, but not in circles."""
-    found, seen = Listing(), set[str]()
-    for name in _take(str(folder), found, seen):
+    place, found, seen = str(folder), Listing(), set[str]()
+    children = _take(place, found, seen)
+    while len(children) == 1 and not found.images:
+        place = os.path.join(place, children[0])
+        children = _take(place, found, seen)
+    for name in children:
         before = len(found.images)
-        _visit(os.path.join(folder, name), found, seen)
+        _visit(os.path.join(place, name), found, seen)
         if len(found.images) > before:
             found.subfolders.append(name)
     return found

@@ -236,7 +236,7 @@ def test_a_second_copy_of_the_classes_is_asked_about(tmp_path: Path) -> None:
     assert "'flowers' holds folders of the same names as" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("classes", [("cat", "dog"), ("archive",)])
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("archive",), ("plants/plants/plants",)])
 def test_parts_below_the_classes_are_asked_about(tmp_path: Path, classes: tuple[str]) -> None:
     for name in classes:
         write_classes(tmp_path / name, {"Training": 2, "Testing": 2})
