@@ -66,16 +66,16 @@ def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
     notes = _unwrapped(root, place)
     if folders and all(nfc(name) in known for name in folders):
         return Layout(place, notes=notes)
-    parts = _parts(place, folders)
+    in_train = "train" in {role_of(name)[0] for name in place.relative_to(root).parts}
+    parts = {} if in_train and not _are_parts(folders) else _parts(place, folders)
     if _is_split(place, parts, folders):
         return _split(place, parts, folders, notes)
     named = [name for role in ("train", "val", "test") for name in parts.get(role, ())]
     if named and not any(holds_images(place / n) for n in folders if n not in named):
         raise ValueError(_no_train(place, named))
-    if not known:
+    if not in_train:
         _check_train_is_missing(root, place)
-    is_part = "train" in {role_of(name)[0] for name in place.relative_to(root).parts}
-    return Layout(place, is_part=is_part, notes=(*notes, *_taken_for_classes(named)))
+    return Layout(place, is_part=in_train, notes=(*notes, *_taken_for_classes(named)))
 
 
 def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
@@ -86,9 +86,9 @@ def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
     place = folder
     for _ in range(_DEPTH + 1):
         level = read_level(place)
-        if len(level.folders) > 1:
+        if len(level.folders) > 1 and (place == folder or not level.images):
             return place
-        if not level.folders or level.images or nfc(level.folders[0]) in known:
+        if len(level.folders) != 1 or level.images or nfc(level.folders[0]) in known:
             break
         place = place / level.folders[0]
     return folder
@@ -135,6 +135,11 @@ def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
     if same := _same_in_most(list(below.values())):
         check_annotations(folder / next(iter(below)), same)
         return f"its folders {listed(list(below))} hold folders of the same names, {listed(same)}"
+    return _doubt_below(below)
+
+
+def _doubt_below(below: Mapping[str, list[str]]) -> str:
+    """Why one of the folders may be a data set rather than a class, by the names in each."""
     names = set(map(nfc, below))
     for name, inner in below.items():
         roles = {role_of(other)[0] for other in inner}
@@ -184,6 +189,12 @@ def _parts(place: Path, folders: Sequence[str]) -> dict[str, list[str]]:
     if plain and len(roles) == len(folders):
         return _by_role(roles, None)
     return plain
+
+
+def _are_parts(folders: Sequence[str]) -> bool:
+    """Whether every folder is a part, and one of them the training part."""
+    roles = [role for role, stem in map(role_of, folders) if not stem]
+    return len(roles) == len(folders) and "" not in roles and {"train"} < set(roles)
 
 
 def _by_role(roles: Mapping[str, tuple[str, str]], stem: str | None) -> dict[str, list[str]]:

@@ -172,23 +172,43 @@ def test_parts_that_lack_a_class_are_asked_about(tmp_path: Path) -> None:
     assert "'ant', 'bee'" in refused(tmp_path)
 
 
-def test_what_the_question_advises_is_accepted(tmp_path: Path) -> None:
-    write_classes(tmp_path / "cat", {"day": 3, "night": 3})
-    write_classes(tmp_path / "dog", {"day": 3, "night": 3})
-    assert "read in two ways" in refused(tmp_path)
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (["cat/day", "cat/night", "dog/day", "dog/night"], ("cat", "dog")),
+        (["train/freight", "train/fast", "car", "bus"], ("bus", "car", "train")),
+        (["val", "test"], ("test", "val")),
+        (["cat_train", "cat_test", "dog_train", "dog_test"], ()),
+    ],
+)
+def test_what_the_question_advises_is_accepted(
+    tmp_path: Path, folders: list[str], classes: tuple[str, ...]
+) -> None:
+    write_classes(tmp_path / "old", dict.fromkeys(folders, 2))
+    refused(tmp_path / "old")
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "train").symlink_to(tmp_path)
-    (tmp_path / "new").rename(tmp_path.parent / "new")
-    source = open_folder(tmp_path.parent / "new")
+    (tmp_path / "new" / "train").symlink_to(tmp_path / "old")
+    assert open_folder(tmp_path / "new").class_names == (classes or tuple(sorted(folders)))
+
+
+def test_classes_in_train_that_look_like_parts_are_told(tmp_path: Path) -> None:
+    write_parts(tmp_path / "train", "cat", "dog")
+    source = open_folder(tmp_path)
     assert source.class_names == ("cat", "dog")
     assert "taken for classes, though its folders 'cat', 'dog' hold" in notes(source)
 
 
+def test_one_class_with_images_of_its_own_is_no_wrapping(tmp_path: Path) -> None:
+    write_parts(tmp_path, "cat")
+    write_image(tmp_path / "cat" / "1.png")
+    assert "has only one class folder, 'cat'" in refused(tmp_path)
+
+
 def test_nothing_is_asked_of_folders_that_a_trained_model_knows(tmp_path: Path) -> None:
-    write_classes(tmp_path / "cat", {"day": 3, "night": 3})
+    write_classes(tmp_path / "train", {"day": 3, "night": 3})
     write_classes(tmp_path / "test", {"day": 3, "night": 3})
-    source = open_folder(tmp_path, class_names=("cat", "dog", "test"))
-    assert set(labels(source.train)) == {0, 2}
+    source = open_folder(tmp_path, class_names=("exam", "test", "train"))
+    assert set(labels(source.train)) == {1, 2}
 
 
 @pytest.mark.parametrize(
