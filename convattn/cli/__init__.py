@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import convattn
 from convattn.cli import bench, evaluate, models, predict, train
+from convattn.cli.output import escape_what_cannot_be_encoded
 from convattn.data import shown
 
 _COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models, "bench": bench}
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--traceback" in words or os.environ.get("CONVATTN_DEBUG", "0") not in ("", "0")
+    escape_what_cannot_be_encoded()
     try:
         return _run([word for word in words if word != "--traceback"])
     except KeyboardInterrupt:

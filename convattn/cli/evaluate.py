@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convattn.cli.output import print_json
 from convattn.data import shown
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.output:
         found.write(Path(args.output))
-    print(json.dumps(found.to_dict(), ensure_ascii=False) if args.json else _table(found))
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(_table(found))
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from convattn.cli.output import print_json
 from convattn.data import shown
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=args.device,
     )
-    print(json.dumps(asdict(found), ensure_ascii=False) if args.json else _table(found))
+    if args.json:
+        print_json(asdict(found))
+    else:
+        print(_table(found))
     for file in found.broken:
         print(f"skipped {shown(file.path)}: {shown(file.reason)}", file=sys.stderr)
     for note in found.notes:

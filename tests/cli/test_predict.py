@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,31 @@ def test_names_of_files_are_safe_to_print_and_what_was_passed_over_is_told(
         rf"skipped {tmp_path}/bad\n.png: not an image, or damaged from the first bytes on",
         "note 1 file of other kinds passed over: 1 .dcm",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_names_that_the_output_cannot_encode_are_escaped(
+    work: Path,
+    tmp_path: Path,
+    encoding: str,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["é.png", "猫.png", "😀.png", os.fsdecode(b"\xe9.png")]
+    for name in names:
+        write_image(tmp_path / "good.png").rename(tmp_path / name)
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["predict", str(work / "runs" / "run"), str(tmp_path), *words]) == 0
+    out.flush()
+    text = out.buffer.getvalue().decode(encoding)
+    if words:
+        found = {Path(image["path"]).name for image in json.loads(text)["images"]}
+        assert found == set(names)
+    else:
+        assert len(text.splitlines()) == 1 + len(names)
+        assert ("猫.png" if encoding == "utf-8" else r"\u732b.png") in text
 
 
 def test_a_folder_of_other_files_is_an_error_that_counts_them(
