@@ -192,7 +192,7 @@ def _check_empty(part: _Part, *, may_be: bool) -> list[str]:
 def _no_classes(level: Level) -> str:
     if level.images:
         return f"{counted(len(level.images), 'image')} but no class folders"
-    return "no class folders" + ("" if level.others else ": it is empty")
+    return "no class folders" + ("" if level.others else " (it is empty)")
 
 
 def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[_Part | None, list[str]]:
