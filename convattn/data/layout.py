@@ -64,7 +64,7 @@ def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
     place = unwrap(root, known)
     folders = read_level(place).folders
     notes = _unwrapped(root, place)
-    if folders and all(nfc(name) in known for name in folders):
+    if folders and _all_known(folders, known):
         return Layout(place, notes=notes)
     in_train = "train" in {role_of(name)[0] for name in place.relative_to(root).parts}
     parts = {} if in_train and not _are_parts(folders) else _parts(place, folders)
@@ -81,14 +81,17 @@ def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
 def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
     """Return the folder below that holds several, if each one on the way holds nothing else.
 
-    A folder whose name is one of the ``known`` classes is no mere wrapping.
+    A folder whose name is one of the ``known`` classes is no mere wrapping, unless it holds such.
     """
     place = folder
     for _ in range(_DEPTH + 1):
         level = read_level(place)
-        if len(level.folders) > 1 and (place == folder or not level.images):
-            return place
-        if len(level.folders) != 1 or level.images or nfc(level.folders[0]) in known:
+        several = len(level.folders) > 1
+        if several and (place == folder or not level.images):
+            on_the_way = place.relative_to(folder).parts
+            is_class = any(nfc(name) in known for name in on_the_way)
+            return folder if is_class and not _all_known(level.folders, known) else place
+        if several or not level.folders or level.images:
             break
         place = place / level.folders[0]
     return folder
@@ -163,6 +166,10 @@ def how_to_go_on(folder: Path) -> str:
         f"into a folder called train ({path}/train/NAME); a link does: mkdir NEW && ln -s "
         f"{shown(shlex.quote(str(folder.resolve())))} NEW/train, then folder:NEW"
     )
+
+
+def _all_known(folders: Sequence[str], known: Collection[str]) -> bool:
+    return all(nfc(name) in known for name in folders)
 
 
 def _words(name: str) -> list[str]:

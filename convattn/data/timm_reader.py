@@ -13,7 +13,7 @@ from timm.data import create_dataset
 
 from convattn.data.classes import ClassNumbers
 from convattn.data.images import BrokenImageError, to_8bit
-from convattn.data.names import did_you_mean, listed, nfc
+from convattn.data.names import did_you_mean, listed, nfc, shown
 from convattn.data.source import DataSource, ImageSet
 
 TORCH_NAMES = (
@@ -86,7 +86,7 @@ def open_timm(
 
     Raises:
         ValueError: the name is unknown, or names a stream without random access; or the held-out
-            part has classes that are not in training.
+            part has classes that are not in training, or is no part of its own.
         FileNotFoundError: the data is not at ``root`` and ``download`` is off.
     """
     prefix, _, rest = name.partition("/")
@@ -100,6 +100,8 @@ def open_timm(
         _check_torch_name(rest)
     where = Path(root).expanduser() if root else _default_root(prefix, rest)
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
+    if prefix not in ("torch", "hfds") or rest.lower() == "image_folder":
+        _check_apart(name, parts, (train_split, val_split))
     own = [_own_names(part) for part in parts]
     if own[0] and len(set(own[0])) == len(own[0]):
         classes = ClassNumbers(list(dict.fromkeys(map(nfc, own[0]))))
@@ -141,6 +143,18 @@ def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
             f"timm:{name} is not in {root} ({_first_line(error)}); "
             "add download=true to fetch it, or root=PATH if it is elsewhere"
         ) from error
+
+
+def _check_apart(name: str, parts: Sequence[Any], splits: Sequence[str]) -> None:
+    """Raise if one part holds the other: timm takes all of a folder that lacks a part's name."""
+    roots = [Path(getattr(part, "reader", part).root).resolve() for part in parts]
+    for place, split, other in zip(roots, splits, reversed(roots), strict=True):
+        if other.is_relative_to(place):
+            raise ValueError(
+                f"timm:{name} finds no part {split!r} in {shown(place)}, and takes all images "
+                "there instead, those of the other part too; name the parts with train_split= and "
+                f"val_split=, or use folder:{shown(place)}"
+            )
 
 
 def _check_torch_name(name: str) -> None:

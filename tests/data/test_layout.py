@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,19 @@ def test_each_part_may_be_wrapped(tmp_path: Path) -> None:
 
 
 def test_one_class_for_a_trained_model_is_no_wrapping(tmp_path: Path) -> None:
-    write_classes(tmp_path / "red", {"dark": 2, "light": 2})
-    source = open_folder(tmp_path, class_names=("blue", "red"))
-    assert set(labels(source.train)) == {1}
+    for below in ("red", "red/deep"):
+        write_classes(tmp_path / below, {"dark": 2, "light": 2})
+        source = open_folder(tmp_path, class_names=("blue", "red"))
+        assert set(labels(source.train)) == {1}
+        shutil.rmtree(tmp_path / "red")
+
+
+@pytest.mark.parametrize("wrapping", ["red", "red/deep"])
+def test_a_wrapping_may_be_called_like_a_class(tmp_path: Path, wrapping: str) -> None:
+    write_parts(tmp_path, wrapping)
+    for known in (None, ("blue", "red")):  # in training, and in an evaluation
+        source = open_folder(tmp_path, class_names=known)
+        assert labels(source.train) == [0] * 4 + [1] * 4
 
 
 def test_a_validation_part_is_preferred_to_a_test_part(tmp_path: Path) -> None:

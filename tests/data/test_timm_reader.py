@@ -46,6 +46,21 @@ def test_timms_folder_reader_opens_a_root(tmp_path: Path) -> None:
     assert [source.val.label(i) for i in range(2)] == [0, 1]
 
 
+@pytest.mark.parametrize("name", ["timm:", "timm:torch/image_folder"])
+@pytest.mark.parametrize(
+    ("parts", "missing"), [(("Training", "Testing"), "train"), (("train", "dev"), "validation")]
+)
+def test_a_part_that_timm_does_not_find_is_named(
+    tmp_path: Path, name: str, parts: tuple[str, str], missing: str
+) -> None:
+    for part in parts:
+        write_classes(tmp_path / part, {"blue": 2, "red": 2})
+    with pytest.raises(ValueError, match=rf"no part '{missing}' in {tmp_path}, and takes all"):
+        open_dataset(name, root=tmp_path)
+    source = open_dataset(name, root=tmp_path, train_split=parts[0], val_split=parts[1])
+    assert (len(source.train), len(source.val)) == (4, 4)
+
+
 def test_a_held_out_part_without_some_classes_keeps_the_numbers(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"ant": 1, "bee": 1, "Größe": 1})
     write_classes(tmp_path / "validation", {"bee": 1, unicodedata.normalize("NFD", "Größe"): 1})
