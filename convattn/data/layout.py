@@ -73,8 +73,7 @@ def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
     named = [name for role in ("train", "val", "test") for name in parts.get(role, ())]
     if named and not any(holds_images(place / n) for n in folders if n not in named):
         raise ValueError(_no_train(place, named))
-    if not in_train:
-        _check_train_is_missing(root, place)
+    _check_train_is_missing(root, place)
     return Layout(place, is_part=in_train, notes=(*notes, *_taken_for_classes(named)))
 
 
