@@ -22,6 +22,7 @@ from tests.golden import relative_error
 from tests.layers.properties import randomise
 
 NANO = convattn.list_models("*nano*")
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 NORMED = [name for name in NANO if "resnet" in name or "glnet" in name]  # all norms fold in them
 
 # What a variant may have beside its family's smallest one.
@@ -196,16 +197,20 @@ def test_no_norm_is_computed_and_nothing_in_its_place(name):
     assert len(after) < len(before) - len(norms) + 2  # the last one of GLNet, on its means
 
 
-@pytest.mark.parametrize("name", ["glnet_nano", "acmix_resnet_nano", "acmix_san_nano"])
+@pytest.mark.parametrize("name", convattn.list_models("*_nano"))
 def test_the_deployed_form_is_close_in_half_precision(name):
     model = trained(name).bfloat16()
     deployed = convattn.reparameterize(model)
     exact = copy.deepcopy(model).double()
     x = images(64, 64).bfloat16()
-    assert deployed(x).dtype == torch.bfloat16
     wanted = exact(x.double())
     # as near to the exact one as the trained form, up to the rounding of the folded weights
-    assert relative_error(deployed(x), wanted) < 2 * relative_error(model(x), wanted) + 0.05
+    bound = 2 * relative_error(model(x), wanted) + 0.05
+    with torch.inference_mode():  # which takes other kernels
+        inferred = [deployed(x.contiguous(memory_format=layout)) for layout in LAYOUTS]
+    for found in (deployed(x), *inferred):
+        assert found.dtype == torch.bfloat16
+        assert relative_error(found, wanted) < bound
 
 
 @pytest.mark.parametrize(

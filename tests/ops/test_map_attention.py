@@ -17,7 +17,10 @@ from tests.ops.properties import OperatorProperties
 
 
 class TestWindow(OperatorProperties):
-    """Weights are given flat: what has one dimension is shared by the images of a batch."""
+    """Weights are given flat, what has one dimension being shared by the images of a batch.
+
+    They are of order 1, as are their gradients: `attend` divides by the channels.
+    """
 
     shift: int | tuple[int, int] = 0
 
@@ -32,7 +35,7 @@ class TestWindow(OperatorProperties):
         C = x.shape[1]
         return ops.map_window_attention(
             x,
-            list(weights.reshape(3, C, C, 1, 1).unbind()),
+            list((weights / C).reshape(3, C, C, 1, 1).unbind()),
             [*biases.reshape(2, C).unbind(), None],
             num_heads=2,
             window_size=4,
@@ -43,7 +46,7 @@ class TestWindow(OperatorProperties):
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         C = shape[1]
-        tensors = [torch.randn(shape), torch.randn(3 * C**2) / C, torch.randn(2 * C)]
+        tensors = [torch.randn(shape), torch.randn(3 * C**2), torch.randn(2 * C)]
         return [t.to(dtype) for t in (*tensors, torch.randn(2 * 16**2))]
 
 
