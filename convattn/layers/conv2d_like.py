@@ -6,6 +6,7 @@ import copy
 import difflib
 import inspect
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -172,6 +173,36 @@ def follow(conv: nn.Conv2d, layer: Module) -> Module:
     if last and not weight.is_contiguous():
         layer = layer.to(memory_format=torch.channels_last)
     return layer.train(conv.training)
+
+
+def take_trained(
+    layer: nn.Module, conv: nn.Module, state_dict: dict[str, Any], prefix: str
+) -> None:
+    """Let a layer that holds a convolution as ``conv`` load a state dict from before it was there.
+
+    The entries of the convolution are renamed in ``state_dict``; one from after stays as it is.
+
+    Args:
+        layer: what has the convolution's name now.
+        conv: the convolution.
+        state_dict: of the whole network.
+        prefix: of the layer's names, with the dot.
+    """
+    if any(name.startswith(f"{prefix}conv.") for name in state_dict):
+        return
+    ours = {*layer._parameters, *layer._buffers, *layer._modules}
+    theirs = {"weight", "bias", *conv._parameters, *conv._buffers, *conv._modules} - ours
+    rest = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+    old = [name for name in rest if name.partition(".")[0] in theirs]
+    for name in old:
+        state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
+    if old:  # torch does not tell whether the loading is strict
+        warnings.warn(
+            "the state dict is one of the network before convattn.replace(..., keep=True): the "
+            "convolutions take their weights from it, what is new beside them stays as it is. "
+            "strict=True does not allow that: use strict=False, or load before replace",
+            stacklevel=2,
+        )
 
 
 def within_range(x: Tensor) -> Tensor:
