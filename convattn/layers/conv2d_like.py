@@ -230,7 +230,9 @@ def _check_padding(conv: nn.Conv2d, size: ConvSize) -> None:
 @torch.no_grad()
 def _check_output(conv: nn.Conv2d, size: ConvSize) -> None:
     """Ask a convolution that computes in its own way, like timm's Conv2dSame, what it gives."""
-    probe = copy.deepcopy(conv).to("meta")
+    # A weight that a hook computes, as weight norm does, is an attribute, and cannot be copied.
+    computed = {id(t): t.to("meta") for t in vars(conv).values() if isinstance(t, Tensor)}
+    probe = copy.deepcopy(conv, computed).to("meta")
     for side in (size.kernel_size + size.dilation * size.kernel_size, 64, 65):
         x = torch.empty(1, size.in_channels, side, side, device="meta", dtype=probe.weight.dtype)
         given, wanted = type(conv).forward(probe, x).shape[-1], math.ceil(side / size.stride)

@@ -69,7 +69,7 @@ def test_its_own_state_dict_loads_exactly(operator):
 def test_a_layer_alone_loads_a_convolution(operator):
     holder: Any = small()
     convattn.replace(holder, operator, where="0", keep=True)
-    conv = nn.Conv2d(8, 8, 3, padding=1)
+    conv: Any = nn.Conv2d(8, 8, 3, padding=1)
     assert holder[0].load_state_dict(conv.state_dict(), strict=False).unexpected_keys == []
     assert torch.equal(holder[0].conv.weight, conv.weight)
     assert torch.equal(holder[0].conv.bias, conv.bias)
@@ -106,12 +106,12 @@ def test_keys_of_nobody_stay_unexpected(operator):
 
 
 def test_an_operator_that_kept_nothing_takes_no_convolution():
-    model = narrow_resnet()
+    model: Any = narrow_resnet()
     convattn.replace(model, "xvolution", where=WHERE)
-    before = model.layer4[0].conv2.conv.weight.clone()  # type: ignore[index, union-attr, operator]
+    before = model.layer4[0].conv2.conv.weight.clone()
     keys = model.load_state_dict(narrow_resnet().state_dict(), strict=False)
     assert "layer4.0.conv2.weight" in keys.unexpected_keys
-    assert torch.equal(model.layer4[0].conv2.conv.weight, before)  # type: ignore[index, union-attr]
+    assert torch.equal(model.layer4[0].conv2.conv.weight, before)
 
 
 @every_operator
