@@ -80,6 +80,17 @@ def test_the_report_says_what_hooks_of_a_kept_convolution_see(kind):
     assert report.replaced["0"].notes == (f"its hooks (1 {kind}) see the convolution alone",)
 
 
+def test_features_that_timm_takes_by_hooks_stay():
+    net: Any = timm.create_model(
+        "efficientnet_lite0", features_only=True, feature_location="expansion", out_indices=(3, 4)
+    ).eval()
+    hooked = [name for name, module in net.named_modules() if module._forward_pre_hooks]
+    report = convattn.replace(net, "xvolution", where="blocks.[3-6].*.conv_pwl")
+    assert hooked
+    assert set(hooked) & {*report.skipped, *report.replaced} <= set(report.skipped)
+    assert len(net(torch.randn(1, 3, 64, 64))) == 2
+
+
 WEIGHTS: dict[str, Callable[[Any], Any]] = {
     "SpectralNorm of its weight": nn.utils.spectral_norm,
     "WeightNorm of its weight": nn.utils.weight_norm,

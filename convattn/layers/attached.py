@@ -118,7 +118,7 @@ def _computed(conv: nn.Conv2d) -> Iterator[tuple[str, str]]:
     for hook in conv._forward_pre_hooks.values():
         if _computes_a_weight(hook):
             pruned = getattr(hook, "_tensor_name", None)
-            yield pruned or getattr(hook, "name", "weight"), type(hook).__name__
+            yield str(pruned or getattr(hook, "name", "weight")), type(hook).__name__
 
 
 def _computes_plainly(conv: nn.Conv2d) -> bool:
