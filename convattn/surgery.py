@@ -244,11 +244,12 @@ def _other_convolution(name: str, module: nn.Module) -> str | None:
     """Say why what looks like a convolution is none of torch's any more."""
     if isinstance(module, torch.jit.ScriptModule):
         return f"{name!r} is a script, whose code is fixed; {_HOW}"
-    if not re.search(r"Conv(Transpose)?\dd$|ConvReLU\dd$", type(module).__name__):
+    named = re.search(r"Conv(Transpose|ReLU)?\dd$", type(module).__name__)
+    if not named or any(isinstance(part, _CONVOLUTIONS) for part in module.modules()):
         return None
     return (
-        f"{name!r} is {type(module).__module__}.{type(module).__name__}; call replace before "
-        "the model is quantized or adapted"
+        f"{name!r} is {type(module).__module__}.{type(module).__name__}, and only nn.Conv2d can be "
+        "replaced; of a model that was quantized, call replace before"
     )
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import MixedConv2d
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 import convattn
 from tests.test_surgery import OPERATORS, every_operator, narrow_resnet, small
@@ -57,11 +59,24 @@ def test_quantized_convolutions_are_named():
     quantization.prepare(net, inplace=True)
     net(x)
     quantization.convert(net, inplace=True)
-    with pytest.raises(ValueError, match=r"'0' is torch\.ao\.nn\.quantized.*Conv2d; call replace"):
+    with pytest.raises(
+        ValueError,
+        match=r"'0' is torch\.ao\.nn\.quantized.*Conv2d, and only .* call replace before",
+    ):
         convattn.replace(net, "acmix", where="*")
     net.append(nn.Conv2d(8, 8, 3, padding=1))
     with pytest.raises(ValueError, match=r"called '0', but '0' is torch\.ao\.nn\.quantized"):
         convattn.replace(net, "acmix", where="0")
+
+
+def test_what_holds_convolutions_is_no_other_convolution():
+    net = nn.Sequential(MixedConv2d(8, 8, [3, 5], padding="same"), DeformConv2d(8, 8, 3))
+    with pytest.raises(ValueError, match=r"for its 2 convolutions use '0\.\*'"):
+        convattn.replace(net, "acmix", where="0")
+    with pytest.raises(
+        ValueError, match=r"'1' is torchvision\.ops.*only nn\.Conv2d can be replaced"
+    ):
+        convattn.replace(net, "acmix", where="1")
 
 
 def test_networks_without_convolutions_say_so():
