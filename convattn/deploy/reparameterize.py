@@ -87,8 +87,8 @@ def _check(model: nn.Module) -> None:
         )
     for kind in filter(None, map(synchroniser, model.modules())):
         raise ValueError(
-            f"{kind} keeps a list of the parameters in it, which folding exchanges: give "
-            "reparameterize a copy of the model inside, such as model.module"
+            f"{kind} keeps a list of the parameters in it, which folding exchanges: call "
+            "reparameterize before the model is wrapped, or on the model inside (model.module)"
         )
 
 
