@@ -330,7 +330,7 @@ def test_trained_weights_come_back_from_a_file(name, build, tmp_path):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
 def test_traces(name, build):
     model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 40)
-    traced = torch.jit.trace(model, x)
+    traced = torch.jit.trace(model, x, check_trace=False)  # compared below, on another image
     assert_close(traced(2 * x), model(2 * x), torch.float32)
 
 

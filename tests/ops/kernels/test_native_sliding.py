@@ -52,6 +52,7 @@ class Native(SlidingWindow):
         with pytest.raises(NotImplementedError, match="use 'auto'"):
             super().test_function_transforms_have_every_derivative()
 
+    @pytest.mark.slow
     def test_the_operators_are_what_pytorch_asks_of_operators(self):
         q, k, v, position = (t.requires_grad_() for t in self.inputs((2, 8, 9, 6), torch.float32))
         options = {"window_size": 7, "stride": 1, "dilation": 1} | self.options()
