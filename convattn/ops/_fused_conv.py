@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe, unwatched
-from convattn.ops._processor import onednn_convolves
+from convattn.ops._processor import onednn_computes
 
 
 def is_onednn(case: Case) -> bool:
@@ -26,7 +26,7 @@ def is_onednn(case: Case) -> bool:
 def has_kernel(dtype: torch.dtype) -> bool:
     """Whether PyTorch has the fused operator, and the processor what it needs for the type."""
     switched_on = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, _NAME)
-    return bool(switched_on and onednn_convolves(dtype))
+    return bool(switched_on and onednn_computes(dtype))
 
 
 _NAME = "_convolution_pointwise"

@@ -1,7 +1,7 @@
 """What this machine's processor can do, as PyTorch uses it: asked once, before a kernel is taken.
 
-PyTorch's own operators ask before they call oneDNN, and take another kernel where it cannot compute
-a type; the fused ones (``torch.ops.mkldnn``) raise an error instead.
+PyTorch's own operators ask before they call oneDNN, and take another kernel, often a slow one,
+where oneDNN cannot compute a type; the fused ones (``torch.ops.mkldnn``) raise an error instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-# PyTorch's questions: whether the processor has what oneDNN's convolutions of the type need.
+# PyTorch's questions: whether the processor has what oneDNN's kernels of the type need.
 _QUESTIONS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -18,8 +18,8 @@ _QUESTIONS = {
 
 
 @cache
-def onednn_convolves(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves tensors of ``dtype`` on this processor.
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
 
     ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, take
     abilities away.
@@ -30,6 +30,11 @@ def onednn_convolves(dtype: torch.dtype) -> bool:
         return True
     answer = getattr(torch.ops.mkldnn, _QUESTIONS.get(dtype, ""), None)
     return answer is not None and bool(answer())
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether matrix products of ``dtype`` are fast here: half precision needs instructions."""
+    return dtype in (torch.float32, torch.float64) or onednn_computes(dtype)
 
 
 def vector_instructions() -> str:
