@@ -12,8 +12,9 @@ from convattn.data.loading import (
     train_loader,
 )
 from convattn.data.named import open_dataset
-from convattn.data.scan import check_share, reread
+from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
+from convattn.data.survey import Survey
 from convattn.data.transforms import (
     Augment,
     Preprocess,
@@ -21,6 +22,7 @@ from convattn.data.transforms import (
     preprocess_for,
     train_transform,
 )
+from convattn.data.value_range import ValueRange, check_range
 
 __all__ = [
     "BROKEN",
@@ -35,10 +37,14 @@ __all__ = [
     "ImageSet",
     "Joined",
     "Preprocess",
+    "Survey",
+    "ValueRange",
+    "check_range",
     "check_share",
     "default_workers",
     "eval_loader",
     "eval_transform",
+    "find_broken",
     "find_images",
     "load_image",
     "open_dataset",

@@ -12,6 +12,7 @@ from convattn.data.images import EXTENSIONS, is_image_file
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, DataSource, FileImages
 from convattn.data.split import stratified_split
+from convattn.data.survey import Survey, settle
 
 VAL_NAMES = ("val", "valid", "validation", "test")
 
@@ -23,6 +24,7 @@ def open_folder(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     max_broken: float = 0.01,
+    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a folder of images.
 
@@ -38,6 +40,8 @@ def open_folder(
         val_fraction: the share held out where the folder has no held-out part of its own.
         split_seed: which split that is.
         max_broken: the share of unreadable images that may be skipped before it is an error.
+        value_range: of float and deep images, the values that become 0 and 255; by default decided
+            from all of them, see `convattn.data.value_range`.
 
     Returns:
         A `DataSource`; ``broken`` names the images that were skipped.
@@ -57,16 +61,17 @@ def open_folder(
         )
     known = list(class_names) if class_names is not None else names
     _check_known(names, known, train_dir, "the model's classes")
-    train_paths, train_labels, broken = _collect(train_dir, names, known, max_broken)
+    survey = Survey()
+    train_paths, train_labels, broken = _collect(train_dir, names, known, max_broken, survey)
     if val_dir is None:
         train, val = _split(train_dir, train_paths, train_labels, val_fraction, split_seed)
     else:
         val_names = _class_folders(val_dir)
         _check_known(val_names, known, val_dir, str(train_dir))
-        val_paths, val_labels, val_broken = _collect(val_dir, val_names, known, max_broken)
+        val_paths, val_labels, val_broken = _collect(val_dir, val_names, known, max_broken, survey)
         train, val = FileImages(train_paths, train_labels), FileImages(val_paths, val_labels)
         broken = broken + val_broken
-    return DataSource(
+    source = DataSource(
         name=f"folder:{path}",
         class_names=tuple(known),
         train=train,
@@ -74,6 +79,7 @@ def open_folder(
         split_here=val_dir is None,
         broken=tuple(broken),
     )
+    return settle(source, survey, value_range)
 
 
 def find_images(folder: str | Path) -> list[str]:
@@ -155,7 +161,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def _collect(
-    folder: Path, names: list[str], known: Sequence[str], max_broken: float
+    folder: Path, names: list[str], known: Sequence[str], max_broken: float, survey: Survey
 ) -> tuple[list[str], list[int], list[BrokenFile]]:
     """The readable images of every class folder, their labels, and what had to be left out."""
     number = {name: i for i, name in enumerate(known)}
@@ -167,7 +173,7 @@ def _collect(
             "add images or remove the folder"
         )
     paths = [path for name in names for path in files[name]]
-    broken = find_broken(paths)
+    broken = find_broken(paths, survey)
     check_share(broken, len(paths), max_broken, str(folder))
     bad = {file.path for file in broken}
     kept = [(p, number[name]) for name in names for p in files[name] if p not in bad]

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from timm.data import create_dataset
 
-from convattn.data.images import BrokenImageError, to_8bit
+from convattn.data.images import BrokenImageError, Glance, glance, to_8bit
+from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
+from convattn.data.survey import Survey, settle, spread
+from convattn.data.value_range import ValueRange
 
 TORCH_NAMES = (
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist",
     "places365", "imagenet", "image_folder",
 )  # fmt: skip
 _STREAMS = ("hfids", "tfds", "wds")
+_LOOKED_AT = 100  # images of each part, for the range of values and the shape
+_T = TypeVar("_T")
 _NOT_MIRRORED = ("mnist", "kmnist", "qmnist", "svhn")
 
 
 class ReaderImages(ImageSet):
     """A data set of timm or torchvision that is indexed by number."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, value_range: ValueRange | None = None) -> None:
         self._dataset = dataset
+        self._value_range = value_range
         self._labels = getattr(dataset, "targets", None)
 
     def __len__(self) -> int:
@@ -34,11 +41,22 @@ class ReaderImages(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Read the image."""
+        return self._decoded(index, lambda image: to_8bit(image, self._value_range))
+
+    def glance(self, index: int) -> Glance:
+        """Return what kind of image it is."""
+        return self._decoded(index, glance)
+
+    def scaled(self, value_range: ValueRange | None) -> ReaderImages:
+        """Return the same images, read with ``value_range``."""
+        return ReaderImages(self._dataset, value_range)
+
+    def _decoded(self, index: int, decode: Callable[[Image.Image], _T]) -> _T:
         try:
-            return to_8bit(self._dataset[index][0])
+            return decode(_open(self._dataset, index))
         except Exception as error:  # the readers hand on whatever their decoder raises
-            name = self.path(index) or f"number {index}"
-            raise BrokenImageError(name, str(error) or type(error).__name__) from error
+            path = self.path(index)
+            raise BrokenImageError(path or f"number {index}", reason(path, error)) from error
 
     def label(self, index: int) -> int:
         """Return the class number."""
@@ -61,6 +79,7 @@ def open_timm(
     download: bool = False,
     train_split: str = "train",
     val_split: str = "validation",
+    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a data set by timm's name for it, such as "torch/cifar10" or "hfds/uoft-cs/cifar10".
 
@@ -71,6 +90,8 @@ def open_timm(
         download: fetch it if it is not there.
         train_split: name of the part to learn from.
         val_split: name of the part held out.
+        value_range: of float and deep images, the values that become 0 and 255; by default decided
+            from a sample of the images.
 
     Returns:
         A `DataSource`.
@@ -92,7 +113,7 @@ def open_timm(
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
     train, val = (ReaderImages(part) for part in parts)
     first = train.image(0)
-    return DataSource(
+    source = DataSource(
         name=f"timm:{name}",
         class_names=tuple(_class_names(parts[0])),
         train=train,
@@ -100,6 +121,25 @@ def open_timm(
         in_chans=1 if first.mode == "L" else 3,
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
     )
+    return settle(source, _survey(train, val), value_range)
+
+
+def _open(dataset: Any, index: int) -> Image.Image:
+    """The image, not decoded yet where it is a file.
+
+    A data set of timm's own would give another image in the place of one that cannot be opened.
+    """
+    reader = getattr(dataset, "reader", None)
+    return dataset[index][0] if reader is None else Image.open(reader[index][0])
+
+
+def _survey(*parts: ReaderImages) -> Survey:
+    found = Survey()
+    for part in parts:
+        for index in spread(range(len(part)), _LOOKED_AT):
+            with contextlib.suppress(BrokenImageError):  # told when it is read
+                found.add(part.path(index) or f"number {index}", part.glance(index))
+    return found
 
 
 def _create(name: str, root: Path | None, split: str, download: bool) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import convattn
-from convattn.data import Preprocess
+from convattn.data import Preprocess, ValueRange, check_range
 from convattn.models import create_model
 from convattn.tasks.classification.files import replacing
 
@@ -31,6 +31,8 @@ class ModelCard:
         model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
         class_names: in the order of the scores.
         preprocess: what the model expects of its input.
+        value_range: of float and deep images, the values that became 0 and 255 in training; None
+            where all had 8 bits, and in cards of convattn before this field.
         data: the data set it was trained on.
         data_options: how that was opened, which tells the same held-out part apart again.
         epoch: epochs of training it has seen.
@@ -42,6 +44,7 @@ class ModelCard:
     model_args: dict[str, Any]
     class_names: tuple[str, ...]
     preprocess: Preprocess
+    value_range: ValueRange | None = None
     data: str = ""
     data_options: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -60,7 +63,10 @@ class ModelCard:
             raise ValueError(f"not a checkpoint of the format {FORMAT}")
         preprocess = Preprocess.from_dict(values.pop("preprocess"))
         class_names = tuple(values.pop("class_names"))
-        return ModelCard(**values, class_names=class_names, preprocess=preprocess)
+        value_range = check_range(values.pop("value_range", None))
+        return ModelCard(
+            **values, class_names=class_names, preprocess=preprocess, value_range=value_range
+        )
 
 
 @dataclass(frozen=True)
