@@ -14,7 +14,7 @@ from convattn.data.loading import (
 from convattn.data.named import open_dataset
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
-from convattn.data.survey import Survey
+from convattn.data.survey import Survey, spread
 from convattn.data.transforms import (
     Augment,
     Preprocess,
@@ -22,7 +22,7 @@ from convattn.data.transforms import (
     preprocess_for,
     train_transform,
 )
-from convattn.data.value_range import ValueRange, check_range
+from convattn.data.value_range import ValueRange, check_range, misfit
 
 __all__ = [
     "BROKEN",
@@ -47,9 +47,11 @@ __all__ = [
     "find_broken",
     "find_images",
     "load_image",
+    "misfit",
     "open_dataset",
     "preprocess_for",
     "reread",
+    "spread",
     "train_loader",
     "train_transform",
 ]

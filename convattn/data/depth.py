@@ -2,7 +2,7 @@
 
 Pillow holds deep grey images (modes "I;16", "I" and "F"), but cuts deep colours to 8 bits. The
 whole values of 16-bit colours are put together here from two decodings, of the upper and of the
-lower bytes.
+lower bytes. Of a compressed TIFF with a plane per colour Pillow decodes the upper bytes both times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def is_deep(image: Image.Image) -> bool:
     """Whether a file that was opened, and is not decoded yet, holds more than 8 bits a value."""
     if image.mode.startswith(("I", "F")):
         return True
-    return _tiff(image, SAMPLEFORMAT) == _SIGNED or _color_layout(image) != ""
+    signed = image.mode == "L" and _tiff(image, SAMPLEFORMAT) == _SIGNED
+    return signed or _color_layout(image) != ""
 
 
 def read_deep(image: Image.Image) -> DeepPixels:
@@ -51,14 +52,12 @@ def read_deep(image: Image.Image) -> DeepPixels:
     return DeepPixels(values)
 
 
-def _read_color(image: Image.Image) -> DeepPixels:
-    assert image.fp is not None  # it is open: nothing is decoded yet
-    image.fp.seek(0)
-    content = image.fp.read()
-    upper, lower = (Image.open(io.BytesIO(content)) for _ in range(2))
-    layouts = {tile: _deep_layout(upper, tile) for tile in _layouts(upper)}
+def _read_color(opened: Any) -> DeepPixels:
+    opened.fp.seek(0)
+    content = opened.fp.read()
+    layouts = {tile: _deep_layout(opened, tile) for tile in _layouts(opened)}
     swapped = {tile: name[:-1] + _ORDERS[name[-1]] for tile, name in layouts.items()}
-    upper, lower = _decode(upper, layouts), _decode(lower, swapped)
+    upper, lower = (_decode(Image.open(io.BytesIO(content)), way) for way in (layouts, swapped))
     alpha = upper.getchannel("A") if upper.mode == "RGBA" else None
     return DeepPixels(_joined(upper, lower)[..., :3], alpha)
 
@@ -95,14 +94,18 @@ def _layouts(image: Image.Image) -> list[str]:
 def _deep_layout(image: Image.Image, name: str) -> str:
     """Correct the name for a TIFF with a plane per colour, which Pillow takes for 8 bits."""
     if name in ("R", "G", "B", "A") and _tiff(image, BITSPERSAMPLE) == 16:
-        return f"{name};16{'L' if image.tag_v2.prefix == b'II' else 'B'}"
+        return f"{name};16{'L' if _tags(image).prefix == b'II' else 'B'}"
     return name
 
 
 def _tiff(image: Image.Image, tag: int, default: int = 0) -> int:
     """The first value of a TIFF's tag; ``default`` where it has none, and 0 for other formats."""
-    tags = getattr(image, "tag_v2", None)
+    tags = _tags(image)
     if tags is None:
         return 0
     value = tags.get(tag, default)
     return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -98,9 +99,10 @@ def _is_text(head: bytes) -> bool:
 def _tiff(path: Path) -> str:
     """What kind of TIFF it is that Pillow does not know."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             head = file.read(8)
-            tags = ImageFileDirectory_v2(head + file.read(8) if head[2] == 43 else head)
+            tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)
             file.seek(tags.next)
             tags.load(file)
         tags[IMAGEWIDTH]  # raises if it is not there

@@ -20,12 +20,19 @@ _VALUES_OF = 1_000  # of so many float and deep images the values are read then
 _SHOWN = 10
 
 
-def find_broken(paths: Sequence[str], survey: Survey | None = None) -> list[BrokenFile]:
+def find_broken(
+    paths: Sequence[str], survey: Survey | None = None, *, decode: bool | None = None
+) -> list[BrokenFile]:
     """Return the files among ``paths`` that are not readable images, in the same order.
 
-    The others are added to ``survey``: size and kind of all, values of float and deep images.
+    Args:
+        paths: the files.
+        survey: the readable images are added to it: size and kind of all, values of float and deep
+            images.
+        decode: whether to decode all images; else, and by default of many, their headers and some
+            of the float and deep images.
     """
-    decode = len(paths) <= DECODE_AT_MOST
+    decode = len(paths) <= DECODE_AT_MOST if decode is None else decode
     survey = Survey() if survey is None else survey
     if len(paths) > 2_000:
         _log.info("checking %s images ...", f"{len(paths):,}")

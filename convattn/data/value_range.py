@@ -104,8 +104,10 @@ def named(value_range: ValueRange) -> str:
 def _fits(low: float, high: float, usual: ValueRange) -> bool:
     first, last = usual
     margin, quarter = _TOLERANCE * (last - first), (last - first) / 4
+    if low == high:  # one value alone
+        return first <= low <= last
     inside = first - margin <= low and high <= last + margin
-    return inside and (low == high or low <= first + quarter <= high)
+    return inside and low <= first + quarter <= high
 
 
 def _measured(values: np.ndarray) -> np.ndarray:

@@ -34,4 +34,4 @@ def test_a_broken_image_is_told_beside_the_table(
     assert main(["predict", str(work / "runs" / "run"), good, bad]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert err == f"skipped {bad}: not an image, or damaged from the first bytes on\n"
+    assert err == f"skipped {bad}: not an image but a text file\n"
