@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, SAMPLESPERPIXEL
 
 _UNSIGNED, _SIGNED = 1, 2
 _ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -33,6 +33,12 @@ def is_deep(image: Image.Image) -> bool:
         return True
     signed = image.mode == "L" and _tiff(image, SAMPLEFORMAT) == _SIGNED
     return signed or _color_layout(image) != ""
+
+
+def has_more(image: Image.Image) -> bool:
+    """Whether a TIFF holds more bands than Pillow gives, or more pages than the first."""
+    more_bands = _tiff(image, SAMPLESPERPIXEL, 1) > len(image.getbands())
+    return _tags(image) is not None and (more_bands or getattr(image, "n_frames", 1) > 1)
 
 
 def read_deep(image: Image.Image) -> DeepPixels:

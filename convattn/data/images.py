@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from convattn.data.depth import is_deep, read_deep
+from convattn.data.depth import has_more, is_deep, read_deep
 from convattn.data.reasons import reason
 from convattn.data.value_range import ValueRange, decide_range, to_bytes
 
@@ -22,6 +22,10 @@ EXTENSIONS = frozenset([
     ".ppm", ".tif", ".tiff", ".webp",
 ])
 # fmt: on
+SCALED_BY_ITSELF = (
+    "a float image, or one of more than 8 bits, is scaled by its own values: give the value_range "
+    "of the model (card.value_range) or of the data set"
+)
 _SAMPLE = 1024  # values of one image that tell about the values of its set
 
 
@@ -45,11 +49,13 @@ class Glance:
         size: width and height, as they are stored.
         kind: of its values: "8-bit" also where these are fewer bits, or palettes.
         values: a sample of those of a float or deep image, None where nothing was decoded.
+        partly: whether the file holds more bands or pages than are used.
     """
 
     size: tuple[int, int]
     kind: Literal["8-bit", "integer", "float"] = "8-bit"
     values: np.ndarray | None = None
+    partly: bool = False
 
 
 def is_image_file(path: Path) -> bool:
@@ -76,11 +82,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image
     except Exception as error:  # a decoder that meets damaged bytes may raise nearly anything
         raise BrokenImageError(str(path), reason(path, error)) from error
     if guessed:
-        warnings.warn(
-            "a float image or one of more than 8 bits is scaled by its own values: give "
-            "load_image the value_range of the model or of the data set",
-            stacklevel=2,
-        )
+        warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
     return found
 
 
@@ -107,12 +109,13 @@ def check_image(path: str | Path, *, decode: bool = True) -> Glance:
 
 def glance(image: Image.Image, *, decode: bool = True) -> Glance:
     """Return what kind of image this is, which was opened and is not decoded yet."""
+    more = has_more(image)
     if not is_deep(image):
-        return Glance(image.size)
+        return Glance(image.size, partly=more)
     values = read_deep(image).values.ravel() if decode else None
     if values is not None and values.size > _SAMPLE:  # a fixed choice, along no row and no column
         values = values[np.random.default_rng(0).integers(values.size, size=_SAMPLE)]
-    return Glance(image.size, "float" if image.mode == "F" else "integer", values)
+    return Glance(image.size, "float" if image.mode == "F" else "integer", values, more)
 
 
 def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:

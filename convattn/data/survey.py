@@ -31,6 +31,7 @@ class Survey:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # the name of the first image of each kind
+        self.partly: list[str] = []  # files of which not all bands or pages are used
         self._samples: dict[str, list[np.ndarray]] = {}
 
     def add(self, name: str, glance: Glance) -> None:
@@ -38,6 +39,8 @@ class Survey:
         self.sizes[glance.size] += 1
         self.kinds[glance.kind] += 1
         self.first.setdefault(glance.kind, name)
+        if glance.partly:
+            self.partly.append(name)
         self.add_values(glance)
 
     def add_values(self, glance: Glance) -> None:
@@ -105,20 +108,27 @@ class Survey:
 def settle(
     source: DataSource, survey: Survey, value_range: Sequence[float] | None = None
 ) -> DataSource:
-    """Return the data set with one range of values for its float and deep images, and say so.
+    """Return the data set with one range of values for its float and deep images.
+
+    Its notes say which range that is, and how many TIFF files hold more than is used.
 
     Args:
         source: the data set.
         survey: what was found in its images.
         value_range: the values that become 0 and 255; by default they are decided from the images.
     """
-    source = replace(source, typical_size=survey.typical_size)
     given = check_range(value_range)
     decided = given or survey.decide(source.name)
-    if decided is None:
-        return source
-    note = survey.note(decided, given=given is not None)
-    return replace(source.scaled(decided), notes=(*source.notes, note))
+    notes = []
+    if decided is not None:
+        source = source.scaled(decided)
+        notes.append(survey.note(decided, given=given is not None))
+    if survey.partly:
+        notes.append(
+            f"{len(survey.partly):,} TIFF files have further bands or pages, such as "
+            f"{survey.partly[0]}: the first page is used, as grey or RGB"
+        )
+    return replace(source, typical_size=survey.typical_size, notes=(*source.notes, *notes))
 
 
 def spread(items: Sequence[_T], most: int) -> Sequence[_T]:

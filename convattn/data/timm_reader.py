@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 from timm.data import create_dataset
 
-from convattn.data.images import BrokenImageError, Glance, glance, to_8bit
+from convattn.data.depth import is_deep
+from convattn.data.images import (
+    SCALED_BY_ITSELF,
+    BrokenImageError,
+    Glance,
+    glance,
+    to_8bit,
+)
 from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
 from convattn.data.survey import Survey, settle, spread
@@ -41,7 +50,7 @@ class ReaderImages(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Read the image."""
-        return self._decoded(index, lambda image: to_8bit(image, self._value_range))
+        return self._decoded(index, self._to_8bit)
 
     def glance(self, index: int) -> Glance:
         """Return what kind of image it is."""
@@ -50,6 +59,11 @@ class ReaderImages(ImageSet):
     def scaled(self, value_range: ValueRange | None) -> ReaderImages:
         """Return the same images, read with ``value_range``."""
         return ReaderImages(self._dataset, value_range)
+
+    def _to_8bit(self, image: Image.Image) -> Image.Image:
+        if self._value_range is None and is_deep(image):
+            warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
+        return to_8bit(image, self._value_range)
 
     def _decoded(self, index: int, decode: Callable[[Image.Image], _T]) -> _T:
         try:
@@ -112,16 +126,15 @@ def open_timm(
     where = Path(root).expanduser() if root else _default_root(prefix, rest)
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
     train, val = (ReaderImages(part) for part in parts)
-    first = train.image(0)
     source = DataSource(
         name=f"timm:{name}",
         class_names=tuple(_class_names(parts[0])),
         train=train,
         val=val,
-        in_chans=1 if first.mode == "L" else 3,
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
     )
-    return settle(source, _survey(train, val), value_range)
+    source = settle(source, _survey(train, val), value_range)
+    return replace(source, in_chans=1 if source.train.image(0).mode == "L" else 3)
 
 
 def _open(dataset: Any, index: int) -> Image.Image:
@@ -146,13 +159,16 @@ def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
     if root is not None and download:
         root.mkdir(parents=True, exist_ok=True)
     try:
-        return create_dataset(
+        dataset = create_dataset(
             name,
             root=None if root is None else str(root),
             split=split,
             download=download,
             input_img_mode="",
         )
+        if hasattr(dataset, "loader"):  # torchvision's would clip deep images to 8 bits
+            dataset.loader = Image.open
+        return dataset
     except ImportError as error:
         raise ImportError(
             f"timm:{name} needs {error.name}, which is not installed: pip install {error.name}"

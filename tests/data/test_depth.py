@@ -94,7 +94,7 @@ def test_eight_bit_images_do_not_depend_on_the_range(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_without_a_range_a_deep_image_is_scaled_by_itself_with_a_warning(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", np.array([[0, 1000, 4095]], dtype=np.uint16))
-    with pytest.warns(UserWarning, match="give load_image the value_range of the model"):
+    with pytest.warns(UserWarning, match="give the value_range of the model"):
         assert np.asarray(load_image(path)).tolist() == [[0, 62, 255]]
     assert read(path, (0, 65535)) == [[0, 4, 16]]
     Image.new("L", (1, 1)).save(tmp_path / "plain.png")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convattn.data import Survey, find_broken, open_dataset
+from convattn.data import BrokenImageError, Survey, find_broken, open_dataset
 from tests.data.deep_files import write_png, write_tiff
 from tests.data.folders import write_classes, write_image
 
@@ -118,19 +118,49 @@ def test_headers_alone_give_the_same_survey(tmp_path: Path) -> None:
     assert whole.note((0, 4095), given=False) == heads.note((0, 4095), given=False)
 
 
-def test_timms_readers_have_one_scale_too(tmp_path: Path) -> None:
-    for part, highs in (("train", (4095, 50)), ("validation", (255,))):
+@pytest.mark.parametrize(
+    ("name", "held_out"), [("timm:", "validation"), ("timm:torch/image_folder", "val")]
+)
+def test_timms_readers_have_one_scale_too(tmp_path: Path, name: str, held_out: str) -> None:
+    for part, highs in (("train", (4095, 50)), (held_out, (255,))):
         for number, high in enumerate(highs):
-            for name in ("a", "b"):
-                path = tmp_path / part / name / f"{number}.png"
+            for label in ("a", "b"):
+                path = tmp_path / part / label / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(ramp(high, "u2")).save(path)
-    source = open_dataset("timm:", root=tmp_path)
+    source = open_dataset(name, root=tmp_path, val_split=held_out)
+    assert source.in_chans == 1
     assert source.value_range == (0, 4095)
     assert "taken as 0 to 4095 (12 bits)" in source.notes[0]
     assert brightest(source.train) == [3, 255]
     assert brightest(source.val) == [16]
-    assert open_dataset("timm:", root=tmp_path, value_range=(0, 255)).value_range == (0, 255)
+    given = open_dataset(name, root=tmp_path, val_split=held_out, value_range=(0, 255))
+    assert given.value_range == (0, 255)
+
+
+def test_an_unreadable_image_of_a_reader_is_told_and_no_other_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    for part in ("train", "validation"):
+        write_classes(tmp_path / part, {"red": 2, "blue": 2})
+    source = open_dataset("timm:", root=tmp_path)
+    Path(source.train.path(0)).write_bytes(b"")
+    with pytest.raises(BrokenImageError, match=r"0\.png: the file is empty"):
+        source.train.image(0)
+
+
+def test_bands_and_pages_that_are_not_used_are_told(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    bands = np.zeros((4, 4, 5), dtype=np.uint8)
+    path = write_tiff(tmp_path / "a" / "bands.tif", bands, extra=[0, 0])
+    page = Image.new("L", (4, 4))
+    page.save(tmp_path / "b" / "pages.tif", save_all=True, append_images=[page, page])
+    page.save(tmp_path / "b" / "one.tif")
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.notes == (
+        f"2 TIFF files have further bands or pages, such as {path}: the first page is used, as "
+        "grey or RGB",
+    )
 
 
 def test_the_typical_size_is_that_of_the_image_in_the_middle(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -21,7 +22,7 @@ from convattn.tasks.classification import (
     resume,
     train,
 )
-from convattn.tasks.classification.checkpoint import save_weights
+from convattn.tasks.classification.checkpoint import read_ckpt, save_weights
 from tests.data.deep_files import write_tiff
 from tests.tasks.classification.runs import silent, tiny, written
 
@@ -172,6 +173,20 @@ def test_a_run_goes_on_with_its_range_whatever_the_images_are_now(tmp_path: Path
     assert load_checkpoint(run_dir / "checkpoints" / "last.ckpt").card.value_range == TWELVE_BITS
     with pytest.raises(ValueError, match="value_range cannot change in a run that goes on"):
         resume(run_dir, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_a_word_about_it(tmp_path: Path) -> None:
+    write_deep(tmp_path / "colors")
+    run_dir = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
+    last = run_dir / "checkpoints" / "last.ckpt"
+    content = read_ckpt(last)
+    card = json.loads(content["convattn"]["card"])
+    del card["value_range"]
+    content["convattn"]["card"] = json.dumps(card)
+    torch.save(content, last)
+    console = silent()
+    resume(run_dir, overrides={"epochs": 2}, console=console)
+    assert "note      the checkpoint (convattn " in written(console)
 
 
 def test_long_images_are_told_and_how_they_are_cut_can_be_set(tmp_path: Path) -> None:
