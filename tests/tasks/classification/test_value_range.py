@@ -167,7 +167,9 @@ def test_a_card_without_a_range_takes_the_images_own_and_says_so(
 def test_a_run_goes_on_with_its_range_whatever_the_images_are_now(tmp_path: Path) -> None:
     write_deep(tmp_path / "colors")
     run_dir = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
-    Image.fromarray(np.full((9, 9), 60_000, np.uint16)).save(tmp_path / "colors/bright/0.png")
+    other = np.linspace(0, 60_000, 120).reshape(10, 12).astype(np.uint16)
+    Image.fromarray(other).save(tmp_path / "colors" / "bright" / "0.png")
+    assert open_dataset(f"folder:{tmp_path / 'colors'}").value_range == (0, 65535)
     again = resume(run_dir, overrides={"epochs": 2}, console=silent())
     assert again.source.value_range == TWELVE_BITS
     assert load_checkpoint(run_dir / "checkpoints" / "last.ckpt").card.value_range == TWELVE_BITS
