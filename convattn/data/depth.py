@@ -37,8 +37,10 @@ def is_deep(image: Image.Image) -> bool:
 
 def has_more(image: Image.Image) -> bool:
     """Whether a TIFF holds more bands than Pillow gives, or more pages than the first."""
-    more_bands = _tiff(image, SAMPLESPERPIXEL, 1) > len(image.getbands())
-    return _tags(image) is not None and (more_bands or getattr(image, "n_frames", 1) > 1)
+    tags = _tags(image)
+    if tags is None:
+        return False
+    return _tiff(image, SAMPLESPERPIXEL, 1) > len(image.getbands()) or tags.next != 0
 
 
 def read_deep(image: Image.Image) -> DeepPixels:

@@ -90,10 +90,10 @@ class Survey:
                 f"value_range {named(value_range)} changes nothing: all images have 8 bits; it is "
                 "for images of floats or of more bits"
             )
-        what = "floats" if not self.kinds["integer"] else "more than 8 bits"
+        what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
         count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
         values = self.values()
-        says = f"{count} images hold {what}: "
+        says = f"{count} images are stored {what}: "
         if given:
             says += f"value_range {named(value_range)} becomes 0 to 255"
         else:
@@ -102,7 +102,11 @@ class Survey:
             says += "0 to 255; set value_range=[LOW,HIGH] to change that"
         if lost := misfit(values, value_range):
             says += f"; {lost}"
-        return says if self.deep_images == total else f"{says}; the others have 8 bits as they are"
+        return (
+            says
+            if self.deep_images == total
+            else f"{says}; the others have 8 bits and stay as they are"
+        )
 
 
 def settle(

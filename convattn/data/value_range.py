@@ -10,6 +10,8 @@ The rule of `decide_range`, on a sample of all values of the set:
 3. Floats: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535, the first that holds them, give or take 5 % of
    its width, and of whose lowest quarter they reach both sides.
 4. All others: the lowest and the highest value themselves.
+
+Values outside the range become black or white; NaN and infinite values become black.
 """
 
 from __future__ import annotations

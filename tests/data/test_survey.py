@@ -44,11 +44,11 @@ def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "low", "high", "said"),
     [
-        ("u2", 0, 4095, "more than 8 bits: values 0 to 4095 are taken as 0 to 4095 (12 bits)"),
-        ("i4", 0, 255, "more than 8 bits: values 0 to 255 are taken as 0 to 255 (8 bits)"),
+        ("u2", 0, 4095, "with more than 8 bits: values 0 to 4095 are taken as 0 to 4095 (12 bits)"),
+        ("i4", 0, 255, "with more than 8 bits: values 0 to 255 are taken as 0 to 255 (8 bits)"),
         ("i2", -1000, 2000, "values -1000 to 2000 are taken as -1000 to 2000, which"),
-        ("f4", 0, 1.01, "floats: values 0 to 1.01 are taken as 0 to 1, which becomes 0 to 255"),
-        ("f4", -1, 1, "floats: values -1 to 1 are taken as -1 to 1"),
+        ("f4", 0, 1.01, "as floats: values 0 to 1.01 are taken as 0 to 1, which becomes 0 to 255"),
+        ("f4", -1, 1, "as floats: values -1 to 1 are taken as -1 to 1"),
     ],
 )
 def test_the_range_is_told(tmp_path: Path, kind: str, low: float, high: float, said: str) -> None:
@@ -68,8 +68,8 @@ def test_plain_images_among_deep_ones_are_told_and_stay_as_they_are(tmp_path: Pa
     for number in range(3):
         Image.new("L", (6, 5), 100).save(tmp_path / "a" / f"plain{number}.png")
     source = open_dataset(f"folder:{tmp_path}", val_fraction=0.5)
-    assert source.notes[0].startswith("4 of 7 images hold more than 8 bits")
-    assert source.notes[0].endswith("; the others have 8 bits as they are")
+    assert source.notes[0].startswith("4 of 7 images are stored with more than 8 bits")
+    assert source.notes[0].endswith("; the others have 8 bits and stay as they are")
     assert 100 in brightest(source.train) + brightest(source.val)
 
 

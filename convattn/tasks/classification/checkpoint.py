@@ -84,7 +84,8 @@ def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
         return []
     return [
         f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
-        "images, or by a version that scaled each image by itself, 16-bit ones as 0 to 65535"
+        "images, or by a version that scaled each image by itself, 16-bit ones as 0 to 65535; "
+        "value_range (--value-range LOW HIGH) sets it"
     ]
 
 

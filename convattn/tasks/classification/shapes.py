@@ -21,10 +21,11 @@ def shape_notes(preprocess: Preprocess, size: tuple[int, int] | None) -> list[st
     notes = []
     share = _share(width / columns, height / rows)
     if preprocess.crop_mode == "center" and share < _LONG:
+        kept = share * preprocess.crop_pct**2
         notes.append(
-            f"most images are long: of a typical one, {width} x {height} pixels, evaluation keeps "
-            f"the middle {share * preprocess.crop_pct**2:.0%}; crop_mode=squash (stretched to the "
-            "input) or crop_mode=border (with borders) keep its whole length"
+            f"most images are long: evaluation sees only the middle {kept:.0%} of a typical one "
+            f"({width} x {height} pixels); crop_mode=squash stretches all of it to the input, "
+            "crop_mode=border puts borders around it"
         )
     if _SMALL * max(width / columns, height / rows) <= 1:
         notes.append(

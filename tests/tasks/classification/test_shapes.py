@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from convattn.data import Preprocess
+from convattn.data import Preprocess, eval_transform
 from convattn.tasks.classification.shapes import shape_notes
 
 
@@ -24,10 +26,7 @@ def test_a_crop_that_cuts_most_images_is_told(
     size: tuple[int, int], crop_pct: float, kept: str
 ) -> None:
     (note,) = shape_notes(made(crop_pct=crop_pct), size)
-    assert (
-        f"of a typical one, {size[0]} x {size[1]} pixels, evaluation keeps the middle {kept}"
-        in note
-    )
+    assert f"the middle {kept} of a typical one ({size[0]} x {size[1]} pixels)" in note
     assert "crop_mode=squash" in note
     assert "crop_mode=border" in note
 
@@ -51,3 +50,14 @@ def test_long_images_for_a_long_input_need_no_words() -> None:
 def test_very_small_images_are_told() -> None:
     assert "has 32 x 32 pixels and is enlarged to 224 x 224" in shape_notes(made(), (32, 32))[0]
     assert shape_notes(made(32), (28, 28)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "crop_pct", "seen"),
+    [("center", 1.0, 0.25), ("center", 0.8, 0.2), ("squash", 1.0, 1.0), ("border", 1.0, 1.0)],
+)
+def test_evaluation_sees_what_the_note_says(mode: str, crop_pct: float, seen: float) -> None:
+    ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8), (100, 1))
+    preprocess = Preprocess((1, 64, 64), (0.0,), (1.0,), crop_mode=mode, crop_pct=crop_pct)
+    middle = eval_transform(preprocess)(Image.fromarray(ramp))[0, 32]
+    assert (middle.max() - middle.min()).item() == pytest.approx(seen, abs=0.02)

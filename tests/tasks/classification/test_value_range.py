@@ -59,7 +59,7 @@ def without_range(checkpoint: Checkpoint) -> Checkpoint:
 
 def test_the_range_is_decided_told_and_kept(run: tuple[Path, str]) -> None:
     run_dir, printed = run
-    assert "note      the images hold more than 8 bits: values 0 to 4095 are taken as" in printed
+    assert "note      the images are stored with more than 8 bits: values 0 to 4095 are" in printed
     for name in ("best.safetensors", "last.ckpt"):
         assert load_checkpoint(run_dir / "checkpoints" / name).card.value_range == TWELVE_BITS
 
@@ -130,7 +130,7 @@ def test_an_image_far_from_the_trainings_range_is_told(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert len(err.splitlines()) == 1
-    assert err.startswith("note: the images hold ")
+    assert err.startswith("note: the images are stored ")
     assert "value_range 0 to 4095 (12 bits) becomes 0 to 255" in err
     assert said in err
     fitting = [str(pixels.min()), str(float(pixels.max()) + 1)]
@@ -198,7 +198,7 @@ def test_long_images_are_told_and_how_they_are_cut_can_be_set(tmp_path: Path) ->
             Image.new("RGB", (80, 20), color).save(tmp_path / "colors" / name / f"{number}.png")
     console = silent()
     train(tiny(tmp_path, epochs=1, batch_size=4, crop_pct=1.0), console=console)
-    assert "of a typical one, 80 x 20 pixels, evaluation keeps the middle 25%" in written(console)
+    assert "the middle 25% of a typical one (80 x 20 pixels)" in written(console)
     console = silent()
     config = tiny(tmp_path, epochs=1, batch_size=4, crop_mode="squash")
     run_dir = train(config, console=console).run_dir
