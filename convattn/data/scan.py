@@ -36,18 +36,20 @@ def find_broken(
     survey = Survey() if survey is None else survey
     if len(paths) > 2_000:
         _log.info("checking %s images ...", f"{len(paths):,}")
+    broken, unread = [], []
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
-        found = list(pool.map(lambda path: _look(path, decode), paths))
-        unread = []
-        for path, glance in zip(paths, found, strict=True):
-            if isinstance(glance, Glance):
-                survey.add(path, glance)
-                if glance.kind != "8-bit" and not decode:
-                    unread.append(path)
-        for glance in pool.map(lambda path: _look(path, True), spread(unread, _VALUES_OF)):
-            if isinstance(glance, Glance):
-                survey.add_values(glance)
-    return [broken for broken in found if isinstance(broken, BrokenFile)]
+        looks = pool.map(lambda path: _look(path, decode), paths)
+        for path, found in zip(paths, looks, strict=True):
+            if isinstance(found, BrokenFile):
+                broken.append(found)
+                continue
+            survey.add(path, found)
+            if found.kind != "8-bit" and not decode:
+                unread.append(path)
+        for found in pool.map(lambda path: _look(path, True), spread(unread, _VALUES_OF)):
+            if isinstance(found, Glance):
+                survey.add_values(found)
+    return broken
 
 
 def _look(path: str, decode: bool) -> Glance | BrokenFile:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from convattn.data.images import load_image
-from convattn.data.value_range import ValueRange
+from convattn.data.value_range import ValueRange, named
 
 
 class ImageSet:
@@ -143,7 +143,11 @@ class DataSource:
     def scaled(self, value_range: ValueRange) -> DataSource:
         """Return the same data, its float and deep images read with ``value_range``."""
         train, val = self.train.scaled(value_range), self.val.scaled(value_range)
-        return replace(self, train=train, val=val, value_range=value_range)
+        notes = self.notes
+        if self.value_range is not None:
+            now, before = named(value_range), named(self.value_range)
+            notes = (*notes, f"value_range {now} is used in place of {before}")
+        return replace(self, train=train, val=val, value_range=value_range, notes=notes)
 
 
 class Joined(ImageSet):

@@ -56,8 +56,12 @@ class Survey:
     @property
     def typical_size(self) -> tuple[int, int] | None:
         """Width and height of the image in the middle, from the longest to the squarest."""
-        ordered = sorted(self.sizes.elements(), key=lambda size: min(size) / max(size))
-        return ordered[len(ordered) // 2] if ordered else None
+        before = sum(self.sizes.values()) // 2
+        for size in sorted(self.sizes, key=lambda size: min(size) / max(size)):
+            before -= self.sizes[size]
+            if before < 0:
+                return size
+        return None
 
     def values(self, kind: str | None = None) -> np.ndarray:
         """The sampled values of float and deep images, or of one kind of them."""
@@ -102,11 +106,9 @@ class Survey:
             says += "0 to 255; set value_range=[LOW,HIGH] to change that"
         if lost := misfit(values, value_range):
             says += f"; {lost}"
-        return (
-            says
-            if self.deep_images == total
-            else f"{says}; the others have 8 bits and stay as they are"
-        )
+        if self.deep_images < total:
+            says += "; the others have 8 bits and stay as they are"
+        return says
 
 
 def settle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,11 @@ def test_new_images_are_evaluated_with_the_trainings_range(
     right = open_dataset(f"folder:{dark}", value_range=TWELVE_BITS)
     expected = evaluate(run[0], right, split="all")
     assert evaluate(run[0], f"folder:{dark}").loss == pytest.approx(expected.loss, abs=1e-6)
-    assert evaluate(run[0], own, split="all").loss == pytest.approx(expected.loss, abs=1e-6)
+    found = evaluate(run[0], own, split="all")
+    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert found.notes[-1] == (
+        "value_range 0 to 4095 (12 bits) is used in place of 0 to 1023 (10 bits)"
+    )
     other = evaluate(run[0], f"folder:{dark}", value_range=(0, 1023))
     assert other.loss != pytest.approx(expected.loss, abs=1e-4)
 
@@ -177,9 +182,10 @@ def test_a_run_goes_on_with_its_range_whatever_the_images_are_now(tmp_path: Path
         resume(run_dir, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_a_word_about_it(tmp_path: Path) -> None:
-    write_deep(tmp_path / "colors")
-    run_dir = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
+def test_a_run_of_an_earlier_version_goes_on_with_a_word_about_it(
+    tmp_path: Path, run: tuple[Path, str]
+) -> None:
+    run_dir = Path(shutil.copytree(run[0], tmp_path / "run"))
     last = run_dir / "checkpoints" / "last.ckpt"
     content = read_ckpt(last)
     card = json.loads(content["convattn"]["card"])
