@@ -79,7 +79,8 @@ def misfit(values: np.ndarray, value_range: ValueRange) -> str:
     kept = _measured(values)
     if not kept.size:
         return "they hold nothing but NaN and infinite values, which become black"
-    clipped = np.mean((kept < low) | (kept > high))
+    margin = _TOLERANCE * (high - low)
+    clipped = np.mean((kept < low - margin) | (kept > high + margin))
     if clipped > _CLIPPED:
         return f"{clipped:.0%} of their values lie outside and are clipped"
     first, last = extent(values)

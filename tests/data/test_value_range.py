@@ -107,7 +107,8 @@ def test_a_range_may_be_a_list_or_none() -> None:
 def test_values_beyond_the_range_and_a_range_that_is_hardly_used_are_told() -> None:
     twelve = np.arange(4096, dtype=np.uint16)
     assert misfit(twelve, (0, 4095)) == ""
-    assert "75% of their values lie outside" in misfit(twelve, (0, 1023))
+    assert misfit(np.array([0.2, 0.5, 1.01]), (0, 1)) == ""
+    assert "74% of their values lie outside" in misfit(twelve, (0, 1023))
     assert "0 to 4095 fill only 6.25% of it" in misfit(twelve, (0, 65535))
     assert "fill only 0.02%" in misfit(np.linspace(0, 1, 50), (0, 4095))
 
