@@ -6,13 +6,14 @@ RUNS := $(VENV)/.installed
 READY := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
 
-.PHONY: help demo test lint types quick slow timm bench clean
+.PHONY: help demo test lint types quick slow processors timm bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
+	@echo "make processors   a part of the tests as on lesser processors, and without a compiler"
 	@echo "make timm   timm's own tests of its models, on ours"
 	@echo "make bench  measure speed and memory, and draw docs/performance.md anew"
 	@echo "make clean  remove the virtual environment and the caches"
@@ -53,6 +54,10 @@ quick: $(READY)
 slow: $(READY)
 	@$(PYTEST) -m slow
 
+# The operators, layers and deployed models as on processors with SSE4 or AVX2 alone, and without C.
+processors: $(READY)
+	@$(BIN)/python -m tests.processors
+
 # timm's own tests of its models, on ours: the smallest of each family here, all with MODELS='*'.
 MODELS := *nano
 timm: $(READY)
@@ -64,7 +69,7 @@ bench: $(RUNS)
 	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done
 	@$(BIN)/python -m benchmarks.page --write
 
-test: lint types quick slow timm
+test: lint types quick slow processors timm
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import register_notrace_module
-from torch import nn
+from torch import fx, nn
 
 from convattn.layers.acmix import ACmix
+from convattn.layers.attached import carry_attributes, hooks_of, losses, obstacle
 from convattn.layers.conv2d import ConvBeside
 from convattn.layers.conv2d_like import Conv2dLike, follow
 from convattn.layers.glmix import GLMix
+from convattn.layers.holders import held
 from convattn.layers.xvolution import XVolution
 from convattn.ops._checks import check_choice
 
@@ -35,6 +39,7 @@ _CONVOLUTIONS = (
 )
 
 _PART = "it is a part of"  # how the reason of what an operator consists of begins
+_HOW = "call replace on the model itself, then script, trace or export the result"
 _NAMES = 8  # names that a line of the report shows; the report has them all
 
 # Libraries that later look into layers for what was replaced, and where ``adopt(model)`` prepares
@@ -47,10 +52,14 @@ for _module in (*OPERATORS.values(), ConvBeside):
 
 @dataclass(frozen=True)
 class Replacement:
-    """One convolution and what stands in its place, each as it prints."""
+    """One convolution and what stands in its place, each as it prints.
+
+    ``notes`` say what was attached to the convolution and is lost, or means something else now.
+    """
 
     old: str
     new: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
         lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
-        return "\n".join(lines + _left(self.skipped))
+        return "\n".join(lines + _noted(self.replaced) + _left(self.skipped))
 
 
 def replace(
@@ -76,9 +85,16 @@ def replace(
 ) -> Report:
     """Replace convolutions of a model, in place, by an operator of the same sizes.
 
-    Channels, stride, dilation and the size of the output stay, as do device, type, memory format
-    and mode; a frozen convolution (``requires_grad``) makes a frozen operator, unless it is kept.
-    Everything is built before anything is changed.
+    Channels, stride, dilation and the size of the output stay, as do device, type, memory format,
+    mode and attributes that were set on the convolution; a convolution all of whose parameters are
+    frozen (``requires_grad``) makes a frozen operator, unless it is kept. A convolution with hooks,
+    or with a ``forward`` of its own, is left unless it is kept. Of what computes its weight, such
+    as spectral norm or pruning, the report says that it is lost. Everything is built before
+    anything is changed.
+
+    Call this on the model itself, before it is wrapped (`DistributedDataParallel`, FSDP), scripted
+    or exported, and before an optimizer is made: an optimizer that was made before does not know
+    the new parameters.
 
     Args:
         model: any network; it is changed.
@@ -98,11 +114,13 @@ def replace(
         What was replaced by what, and what matched but was left, with the reason.
 
     Raises:
-        TypeError: an unknown option, or one that the convolution decides, like the stride.
+        TypeError: an unknown option, or one that the convolution decides, like the stride; or a
+            model that is scripted, or no `nn.Module`.
         ValueError: nothing matched (the message shows the nearest names), all that matched had to
             be left (the message shows why), or the model is itself a convolution.
     """
     build = _builder(operator, options)
+    _check(model)
     if isinstance(model, _CONVOLUTIONS):
         raise ValueError(
             "the model is itself a convolution and stands in nothing that could be changed; use "
@@ -113,8 +131,8 @@ def replace(
     if not matched:
         raise ValueError(_nothing_matched(model, where, list(named)))
     skipped = _inside_operators(model, matched) | _elsewhere_too(named, matched)
-    skipped |= {} if keep else _tied(model, matched)
-    made: dict[nn.Module, nn.Module] = {}
+    skipped |= ({} if keep else _tied(model, matched)) | held(model, matched)
+    made: dict[nn.Module, tuple[nn.Module, tuple[str, ...]]] = {}
     for name, conv in matched.items():
         if name in skipped or conv in made:
             continue
@@ -124,7 +142,7 @@ def replace(
             skipped[name] = str(error)
     report = Report(
         {
-            name: Replacement(_describe(conv), _describe(made[conv]))
+            name: Replacement(_describe(conv), _describe(made[conv][0]), made[conv][1])
             for name, conv in matched.items()
             if name not in skipped
         },
@@ -142,10 +160,17 @@ def replace(
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in report.replaced}
     finish = [_finisher(library) for library in _libraries(model)]
     for name, parent in parents.items():
-        setattr(parent, name.rpartition(".")[2], made[matched[name]])
+        setattr(parent, name.rpartition(".")[2], made[matched[name]][0])
     for adopt in finish:
         adopt(model)
     return report
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}: {_HOW}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{type(model).__name__} is a script, whose code is fixed: {_HOW}")
 
 
 def _libraries(model: nn.Module) -> list[str]:
@@ -195,12 +220,36 @@ def _matches(where: str | Predicate, name: str, conv: nn.Module) -> bool:
 
 def _nothing_matched(model: nn.Module, where: str | Predicate, names: list[str]) -> str:
     if not names:
-        return "the model has no convolution"
+        return _no_convolution(model)
     if isinstance(where, str):
         return f"no convolution is called {where!r}{_called(model, where, names)}"
     return (
         f"where takes none of the {len(names)} convolutions; the first ones are "
         f"{', '.join(names[:5])}"
+    )
+
+
+def _no_convolution(model: nn.Module) -> str:
+    """Say where the convolutions of a model went, if it had any."""
+    for name, module in model.named_modules():
+        other = _other_convolution(name, module)
+        if other:
+            return f"the model has no convolution that could be replaced: {other}"
+    if isinstance(model, fx.GraphModule):
+        return f"the model has no convolution as a module, it is a graph of operations; {_HOW}"
+    return "the model has no convolution"
+
+
+def _other_convolution(name: str, module: nn.Module) -> str | None:
+    """Say why what looks like a convolution is none of torch's any more."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{name!r} is a script, whose code is fixed; {_HOW}"
+    named = re.search(r"Conv(Transpose|ReLU)?\dd$", type(module).__name__)
+    if not named or any(isinstance(part, _CONVOLUTIONS) for part in module.modules()):
+        return None
+    return (
+        f"{name!r} is {type(module).__module__}.{type(module).__name__}, and only nn.Conv2d can be "
+        "replaced; of a model that was quantized, call replace before"
     )
 
 
@@ -216,6 +265,9 @@ def _called(model: nn.Module, where: str, names: list[str]) -> str:
             return f": {name!r} is already replaced by {type(module).__name__}{more}"
     near = ", ".join(difflib.get_close_matches(where, names, n=5, cutoff=0.0))
     for name, module in others.items():
+        other = _other_convolution(name, module)
+        if other:
+            return f", but {other}"
         inside = fnmatch.filter(names, f"{where}.*")
         hint = f"; for its {len(inside)} convolutions use '{where}.*'" if inside else ""
         return f", but {type(module).__name__} {name!r}{hint}; the nearest names are {near}"
@@ -251,32 +303,76 @@ def _elsewhere_too(
 
 def _tied(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
     """Name the convolutions whose weight another module has too: two operators share none."""
-    owners: dict[nn.Parameter, list[str]] = {}
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, []).append(name)
+            owners.setdefault(parameter, []).append((name, module))
     return {
         name: f"its weight is also that of {other!r}: make them one module, or use keep=True"
         for name, conv in matched.items()
-        for parameter in conv.parameters(recurse=False)
-        for other in owners[parameter]
-        if model.get_submodule(other) is not conv
+        for parameter in conv.parameters()
+        for other, module in owners[parameter]
+        if module not in conv.modules()
     }
 
 
-def _made(conv: nn.Module, build: Factory, keep: bool) -> nn.Module:
+def _made(conv: nn.Module, build: Factory, keep: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return what stands in the place of a convolution, and what there is to say of it."""
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"only nn.Conv2d can be replaced, not {type(conv).__name__}")
     new = build(conv)
     if not isinstance(new, nn.Module):
         raise TypeError(f"operator must return a module, got {type(new).__name__}")
     new = follow(conv, new)
-    if not keep:
-        return new if conv.weight.requires_grad else new.requires_grad_(False)
+    if keep:
+        new = _beside(conv, new)
+    elif _is_frozen(conv):
+        new.requires_grad_(False)
+    if new is conv:
+        return new, ()
+    if conv in new.modules():
+        carry_attributes(conv, new)
+        hooks = hooks_of(conv)
+        return new, ((f"its {hooks} see the convolution alone",) if hooks else ())
+    reason = obstacle(conv)
+    if reason is not None:
+        raise ValueError(reason)
+    return new, tuple(_losses(conv, new))
+
+
+def _beside(conv: nn.Conv2d, new: nn.Module) -> nn.Module:
     if not isinstance(new, XVolution):
         return ConvBeside(conv, new).train(conv.training)
     new.take_over(conv)
     return new
+
+
+def _is_frozen(conv: nn.Conv2d) -> bool:
+    """Ask the parameters: a weight that is computed from one says nothing of it."""
+    trained = [parameter.requires_grad for parameter in conv.parameters()]
+    return bool(trained) and not any(trained)
+
+
+def _losses(conv: nn.Conv2d, new: nn.Module) -> Iterator[str]:
+    yield from (f"lost, {what}" for what in losses(conv))
+    yield from (f"lost, its attribute {name}" for name in carry_attributes(conv, new))
+    frozen = [name for name, p in conv.named_parameters() if not p.requires_grad]
+    if frozen and not _is_frozen(conv):
+        yield f"trained as a whole, though its {', '.join(frozen)} was frozen"
+
+
+def _noted(replaced: Mapping[str, Replacement]) -> list[str]:
+    """Lines of what there is to say of the replacements: one for each note."""
+    groups: dict[str, list[str]] = {}
+    for name, replacement in replaced.items():
+        for note in replacement.notes:
+            groups.setdefault(note, []).append(name)
+    return [f"  {note}: {_names(names)}" for note, names in groups.items()]
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return f"{', '.join(names[:_NAMES])}{more}"
 
 
 def _left(skipped: Mapping[str, str]) -> list[str]:
@@ -290,8 +386,7 @@ def _left(skipped: Mapping[str, str]) -> list[str]:
         if len(names) == 1:
             lines.append(f"  {names[0]}: left, {skipped[names[0]]}")
             continue
-        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        lines.append(f"  left {len(names)}, {reason}: {', '.join(names[:_NAMES])}{more}")
+        lines.append(f"  left {len(names)}, {reason}: {_names(names)}")
     return lines
 
 

@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="loading processes [by data]")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
     parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="values of float images and those of more than 8 bits [the training's]",
+    )
+    parser.add_argument(
         "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv there"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -40,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from convattn.tasks.classification import evaluate
 
+    chosen = {} if args.value_range is None else {"value_range": args.value_range}
     found = evaluate(
         args.checkpoint,
         args.data,
@@ -47,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         workers=args.workers,
         device=args.device,
+        **chosen,
     )
     if args.output:
         found.write(Path(args.output))

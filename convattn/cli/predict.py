@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=3, help="classes to name per image [3]")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
+    parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="values of float images and those of more than 8 bits [the training's]",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -39,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         batch_size=args.batch_size,
         device=args.device,
+        value_range=args.value_range,
     )
     if args.json:
         print_json(asdict(found))
@@ -47,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     for file in found.broken:
         print(f"skipped {shown(file.path)}: {shown(file.reason)}", file=sys.stderr)
     for note in found.notes:
-        print(f"note {note}", file=sys.stderr)
+        print(f"note: {shown(note)}", file=sys.stderr)
     return 0
 
 

@@ -13,8 +13,9 @@ from convattn.data.loading import (
 )
 from convattn.data.named import open_dataset
 from convattn.data.names import listed, nfc, shown
-from convattn.data.scan import check_share, reread
+from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
+from convattn.data.survey import Survey, spread
 from convattn.data.transforms import (
     Augment,
     Preprocess,
@@ -22,6 +23,7 @@ from convattn.data.transforms import (
     preprocess_for,
     train_transform,
 )
+from convattn.data.value_range import ValueRange, check_range, misfit
 
 __all__ = [
     "BROKEN",
@@ -37,20 +39,26 @@ __all__ = [
     "Joined",
     "Listing",
     "Preprocess",
+    "Survey",
+    "ValueRange",
+    "check_range",
     "check_share",
     "default_workers",
     "eval_loader",
     "eval_transform",
+    "find_broken",
     "find_images",
     "list_images",
     "listed",
     "load_image",
+    "misfit",
     "nfc",
     "open_dataset",
     "passed_over",
     "preprocess_for",
     "reread",
     "shown",
+    "spread",
     "train_loader",
     "train_transform",
 ]

@@ -24,6 +24,7 @@ from convattn.data.names import counted, did_you_mean, listed, natural_key, nfc,
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, DataSource, FileImages
 from convattn.data.split import stratified_split
+from convattn.data.survey import Survey, settle
 
 
 def open_folder(
@@ -33,6 +34,7 @@ def open_folder(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     max_broken: float = 0.01,
+    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a folder of images.
 
@@ -52,6 +54,8 @@ def open_folder(
         val_fraction: the share held out where the folder has no held-out part of its own.
         split_seed: which split that is.
         max_broken: the share of unreadable images that may be skipped before it is an error.
+        value_range: of float and deep images, the values that become 0 and 255; by default decided
+            from all of them, see `convattn.data.value_range`.
 
     Returns:
         A `DataSource`; ``broken`` names the images that were skipped, ``notes`` says what was
@@ -70,18 +74,19 @@ def open_folder(
     notes = [*layout.notes, *_check_classes(part, layout, class_names)]
     numbers = ClassNumbers(class_names or sorted(set(map(nfc, part.names)), key=natural_key))
     held_out, why = _choose_held_out(layout, numbers)
-    train, broken = _label(part, numbers, max_broken, "the model's classes")
+    survey = Survey()
+    train, broken = _label(part, numbers, max_broken, "the model's classes", survey)
     if held_out is None:
         train, val = _split(layout.train, train, val_fraction, split_seed)
     else:
-        val, more = _label(held_out, numbers, max_broken, shown(layout.train))
+        val, more = _label(held_out, numbers, max_broken, shown(layout.train), survey)
         broken = broken + more
     parts = [part] if held_out is None else [part, held_out]
     notes += [*why, *(note for used in parts for note in used.notes(numbers))]
     if class_names is None or held_out is not None:
         notes += _not_held_out(train, val, numbers)
     notes += passed_over(_listings(parts))
-    return DataSource(
+    source = DataSource(
         name=f"folder:{path}",
         class_names=numbers.names,
         train=FileImages(train.paths, train.labels),
@@ -90,6 +95,7 @@ def open_folder(
         broken=tuple(broken),
         notes=tuple(notes),
     )
+    return settle(source, survey, value_range)
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def _no_use(part: _Part, numbers: ClassNumbers) -> str:
 
 
 def _label(
-    part: _Part, numbers: ClassNumbers, max_broken: float, where: str
+    part: _Part, numbers: ClassNumbers, max_broken: float, where: str, survey: Survey
 ) -> tuple[_Labelled, list[BrokenFile]]:
     """The readable images of a part with their labels, and what had to be left out."""
     found = numbers.match(part.names)
@@ -236,7 +242,7 @@ def _label(
             f"{did_you_mean(nfc(unknown[0]), numbers.names)} Known are {listed(numbers.names)}"
         )
     paths = [path for name in found for path in part.classes[name].images]
-    broken = find_broken(paths)
+    broken = find_broken(paths, survey)
     check_share(broken, len(paths), max_broken, str(part.folder))
     bad = {file.path for file in broken}
     kept = [(p, n) for name, n in found.items() for p in part.classes[name].images if p not in bad]

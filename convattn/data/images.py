@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from convattn.data.depth import has_more, is_deep, read_deep
+from convattn.data.reasons import reason
+from convattn.data.value_range import ValueRange, decide_range, to_bytes
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -14,6 +22,11 @@ EXTENSIONS = frozenset([
     ".ppm", ".tif", ".tiff", ".webp",
 ])
 # fmt: on
+SCALED_BY_ITSELF = (
+    "a float image, or one of more than 8 bits, is scaled by its own values: give the value_range "
+    "of the model (card.value_range) or of the data set"
+)
+_SAMPLE = 1024  # values of one image that tell about the values of its set
 
 
 class BrokenImageError(ValueError):
@@ -28,54 +41,106 @@ class BrokenImageError(ValueError):
         return f"cannot read the image {self.path}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What one image tells about its set.
+
+    Args:
+        size: width and height, as they are stored.
+        kind: of its values: "8-bit" also where these are fewer bits, or palettes.
+        values: a sample of those of a float or deep image, None where nothing was decoded.
+        partly: whether the file holds more bands or pages than are used.
+    """
+
+    size: tuple[int, int]
+    kind: Literal["8-bit", "integer", "float"] = "8-bit"
+    values: np.ndarray | None = None
+    partly: bool = False
+
+
 def is_image_file(path: Path) -> bool:
     """Whether the name is that of an image: a known ending in any case, and not a hidden file."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Open, decode and turn upright the image at ``path``; raise `BrokenImageError` if broken."""
+def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
+    """Open, decode and turn upright the image at ``path``, as 8-bit grey or RGB.
+
+    Args:
+        path: the file.
+        value_range: of a float image or one of more than 8 bits, the values that become 0 and 255;
+            an image for a trained model needs the model's: ``card.value_range``. Without it the
+            range is taken from this one image, with a warning. 8-bit images do not depend on it.
+
+    Raises:
+        BrokenImageError: the file cannot be read.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF blocks and huge images only warn
-            with Image.open(path) as image:
-                return to_8bit(ImageOps.exif_transpose(image))
+        with _opened(path) as image:
+            guessed = value_range is None and is_deep(image)
+            found = to_8bit(image, value_range)
     except Exception as error:  # a decoder that meets damaged bytes may raise nearly anything
-        raise BrokenImageError(str(path), _reason(error)) from error
+        raise BrokenImageError(str(path), reason(path, error)) from error
+    if guessed:
+        warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
+    return found
 
 
-def check_image(path: str | Path, *, decode: bool = True) -> None:
-    """Raise `BrokenImageError` unless the image opens and, if ``decode``, its pixels can be read.
+def check_image(path: str | Path, *, decode: bool = True) -> Glance:
+    """Return what kind of image the file holds; raise `BrokenImageError` if it cannot be read.
 
     A JPEG is decoded at an eighth of its size: all its bytes are still read, at a fraction of the
     time.
+
+    Args:
+        path: the file.
+        decode: whether to read the pixels; else only the header is read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if decode:
-                    image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-                    image.load()
+        with _opened(path) as image:
+            found = glance(image, decode=decode)
+            if decode and found.kind == "8-bit":
+                image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+                image.load()
+            return found
     except Exception as error:  # as in load_image
-        raise BrokenImageError(str(path), _reason(error)) from error
+        raise BrokenImageError(str(path), reason(path, error)) from error
 
 
-def to_8bit(image: Image.Image) -> Image.Image:
-    """Return the image as mode "L" or "RGB".
+def glance(image: Image.Image, *, decode: bool = True) -> Glance:
+    """Return what kind of image this is, which was opened and is not decoded yet."""
+    more = has_more(image)
+    if not is_deep(image):
+        return Glance(image.size, partly=more)
+    values = read_deep(image).values.ravel() if decode else None
+    if values is not None and values.size > _SAMPLE:  # a fixed choice, along no row and no column
+        values = values[np.random.default_rng(0).integers(values.size, size=_SAMPLE)]
+    return Glance(image.size, "float" if image.mode == "F" else "integer", values, more)
 
-    16-bit grey is scaled down (not clipped), transparent pixels are laid on white, palettes and
-    CMYK become RGB.
+
+def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
+    """Return the image upright, as mode "L" or "RGB".
+
+    Transparent pixels are laid on white, palettes and CMYK become RGB.
+
+    Args:
+        image: opened, and not decoded yet where its colours may have 16 bits.
+        value_range: of float and deep images, the values that become 0 and 255; by default the
+            range that `decide_range` finds for this image alone.
     """
+    if is_deep(image):
+        values, alpha = read_deep(image)
+        found = Image.fromarray(to_bytes(values, value_range or decide_range(values)))
+        if alpha is None:
+            return found
+        found = found.convert("RGBA")
+        found.putalpha(alpha)
+        return _on_white(found)
+    image = ImageOps.exif_transpose(image)  # a copy, independent of the open file
     if image.mode in ("L", "RGB"):
-        return image.copy()  # decoded and independent of the open file
+        return image
     if image.mode == "1":
         return image.convert("L")
-    if image.mode.startswith("I"):
-        return _from_array(np.asarray(image, dtype=np.float64) / 257.0)
-    if image.mode == "F":
-        values = np.asarray(image)
-        return _from_array(values * 255.0 if values.size and values.max() <= 1.0 else values)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
@@ -92,17 +157,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _from_array(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ImportError) and error.__context__ is not None:
-        # Ultralytics, where it is imported, makes PIL look for one more decoder.
-        return _reason(error.__context__)
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    text = str(error).split(" <")[0].splitlines() or [""]
-    if "cannot identify" in text[0]:
-        return "not an image, or damaged from the first bytes on"
-    return text[0] or type(error).__name__
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF blocks and huge images only warn
+        with Image.open(path) as image:
+            yield image

@@ -23,6 +23,7 @@ def open_dataset(
     download: bool = False,
     train_split: str = "train",
     val_split: str = "validation",
+    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a data set by name.
 
@@ -36,6 +37,7 @@ def open_dataset(
         download: for timm's: fetch what is missing.
         train_split: for timm's: the part to learn from.
         val_split: for timm's: the part held out.
+        value_range: of float and deep images, the values that become 0 and 255, see `open_folder`.
 
     Returns:
         A `DataSource`.
@@ -54,10 +56,16 @@ def open_dataset(
             val_fraction=val_fraction,
             split_seed=split_seed,
             max_broken=max_broken,
+            value_range=value_range,
         )
     if kind == "timm" and colon:
         return open_timm(
-            rest, root=root, download=download, train_split=train_split, val_split=val_split
+            rest,
+            root=root,
+            download=download,
+            train_split=train_split,
+            val_split=val_split,
+            value_range=value_range,
         )
     hint = f"; did you mean folder:{shown(name)}?" if Path(name).expanduser().is_dir() else "."
     raise ValueError(

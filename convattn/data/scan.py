@@ -7,33 +7,57 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from convattn.data.images import BrokenImageError, check_image
+from convattn.data.images import BrokenImageError, Glance, check_image
 from convattn.data.names import shown
 from convattn.data.source import BrokenFile, ImageSet
+from convattn.data.survey import Survey, spread
 
 _log = logging.getLogger(__name__)
 
 # Up to this many images every pixel is decoded, which takes seconds. Of more only the headers are
 # read at the start; damage further inside is met, counted and judged while training.
 DECODE_AT_MOST = 20_000
+_VALUES_OF = 1_000  # of so many float and deep images the values are read then
 _SHOWN = 10
 
 
-def find_broken(paths: Sequence[str]) -> list[BrokenFile]:
-    """Return the files among ``paths`` that are not readable images, in the same order."""
-    decode = len(paths) <= DECODE_AT_MOST
+def find_broken(
+    paths: Sequence[str], survey: Survey | None = None, *, decode: bool | None = None
+) -> list[BrokenFile]:
+    """Return the files among ``paths`` that are not readable images, in the same order.
 
-    def check(path: str) -> BrokenFile | None:
-        try:
-            check_image(path, decode=decode)
-        except BrokenImageError as error:
-            return BrokenFile(error.path, error.reason)
-        return None
-
+    Args:
+        paths: the files.
+        survey: the readable images are added to it: size and kind of all, values of float and deep
+            images.
+        decode: whether to decode all images; else, and by default of many, their headers and some
+            of the float and deep images.
+    """
+    decode = len(paths) <= DECODE_AT_MOST if decode is None else decode
+    survey = Survey() if survey is None else survey
     if len(paths) > 2_000:
         _log.info("checking %s images ...", f"{len(paths):,}")
+    broken, unread = [], []
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
-        return [broken for broken in pool.map(check, paths) if broken is not None]
+        looks = pool.map(lambda path: _look(path, decode), paths)
+        for path, found in zip(paths, looks, strict=True):
+            if isinstance(found, BrokenFile):
+                broken.append(found)
+                continue
+            survey.add(path, found)
+            if found.kind != "8-bit" and not decode:
+                unread.append(path)
+        for found in pool.map(lambda path: _look(path, True), spread(unread, _VALUES_OF)):
+            if isinstance(found, Glance):
+                survey.add_values(found)
+    return broken
+
+
+def _look(path: str, decode: bool) -> Glance | BrokenFile:
+    try:
+        return check_image(path, decode=decode)
+    except BrokenImageError as error:
+        return BrokenFile(error.path, error.reason)
 
 
 def reread(images: ImageSet, numbers: Iterable[int]) -> list[BrokenFile]:

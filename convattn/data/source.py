@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from convattn.data.images import load_image
 from convattn.data.names import nfc
+from convattn.data.value_range import ValueRange, named
 
 
 class ImageSet:
@@ -30,21 +31,31 @@ class ImageSet:
         """Return the file that image ``index`` was read from, "" where there is none."""
         return ""
 
+    def scaled(self, value_range: ValueRange | None) -> ImageSet:
+        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255."""
+        return self
+
 
 class FileImages(ImageSet):
-    """Images that are files."""
+    """Images that are files; ``value_range`` is for float and deep ones, see `load_image`."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str] | np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        value_range: ValueRange | None = None,
+    ) -> None:
         # Arrays, not lists: worker processes share them instead of copying a million objects.
         self._paths = np.asarray(paths, dtype=np.str_)
         self._labels = np.asarray(labels, dtype=np.int64)
+        self._value_range = value_range
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def image(self, index: int) -> Image.Image:
         """Read the file."""
-        return load_image(self.path(index))
+        return load_image(self.path(index), self._value_range)
 
     def label(self, index: int) -> int:
         """Return the class number."""
@@ -53,6 +64,10 @@ class FileImages(ImageSet):
     def path(self, index: int) -> str:
         """Return the file's path."""
         return str(self._paths[index])
+
+    def scaled(self, value_range: ValueRange | None) -> FileImages:
+        """Return the same files, read with ``value_range``."""
+        return FileImages(self._paths, self._labels, value_range)
 
 
 class ArrayImages(ImageSet):
@@ -99,6 +114,9 @@ class DataSource:
         split_here: True where ``val`` was cut out of the same images by a fixed seed, False where
             the data set came with its own held-out part.
         broken: images that could not be read and were left out.
+        value_range: of float and deep images, the values that became 0 and 255; None where all
+            images have 8 bits.
+        typical_size: width and height of an image that is longer than half of the others.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
     """
@@ -114,6 +132,8 @@ class DataSource:
     background: int | None = None
     split_here: bool = False
     broken: tuple[BrokenFile, ...] = ()
+    value_range: ValueRange | None = None
+    typical_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -123,6 +143,15 @@ class DataSource:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def scaled(self, value_range: ValueRange) -> DataSource:
+        """Return the same data, its float and deep images read with ``value_range``."""
+        train, val = self.train.scaled(value_range), self.val.scaled(value_range)
+        notes = self.notes
+        if self.value_range is not None:
+            now, before = named(value_range), named(self.value_range)
+            notes = (*notes, f"value_range {now} is used in place of {before}")
+        return replace(self, train=train, val=val, value_range=value_range, notes=notes)
 
 
 class Joined(ImageSet):

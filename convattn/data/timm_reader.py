@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from timm.data import create_dataset
 
 from convattn.data.classes import ClassNumbers
-from convattn.data.images import BrokenImageError, to_8bit
+from convattn.data.depth import is_deep
+from convattn.data.images import (
+    SCALED_BY_ITSELF,
+    BrokenImageError,
+    Glance,
+    glance,
+    to_8bit,
+)
 from convattn.data.names import did_you_mean, listed, nfc, shown
+from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
+from convattn.data.survey import Survey, settle, spread
+from convattn.data.value_range import ValueRange
 
 TORCH_NAMES = (
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist",
     "places365", "imagenet", "image_folder",
 )  # fmt: skip
 _STREAMS = ("hfids", "tfds", "wds")
+_LOOKED_AT = 100  # images of each part, for the range of values and the shape
+_T = TypeVar("_T")
 _NOT_MIRRORED = ("mnist", "kmnist", "qmnist", "svhn")
 
 
@@ -30,11 +45,18 @@ class ReaderImages(ImageSet):
     Args:
         dataset: theirs.
         numbers: the class that each number of ``dataset`` means; by default that number.
+        value_range: of float and deep images, the values that become 0 and 255.
     """
 
-    def __init__(self, dataset: Any, numbers: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        numbers: Mapping[int, int] | None = None,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self._dataset = dataset
         self._numbers = numbers or {}
+        self._value_range = value_range
         self._labels = getattr(dataset, "targets", None)
 
     def __len__(self) -> int:
@@ -42,11 +64,27 @@ class ReaderImages(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Read the image."""
+        return self._decoded(index, self._to_8bit)
+
+    def glance(self, index: int) -> Glance:
+        """Return what kind of image it is."""
+        return self._decoded(index, glance)
+
+    def scaled(self, value_range: ValueRange | None) -> ReaderImages:
+        """Return the same images, read with ``value_range``."""
+        return ReaderImages(self._dataset, self._numbers, value_range)
+
+    def _to_8bit(self, image: Image.Image) -> Image.Image:
+        if self._value_range is None and is_deep(image):
+            warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
+        return to_8bit(image, self._value_range)
+
+    def _decoded(self, index: int, decode: Callable[[Image.Image], _T]) -> _T:
         try:
-            return to_8bit(self._dataset[index][0])
+            return decode(_open(self._dataset, index))
         except Exception as error:  # the readers hand on whatever their decoder raises
-            name = self.path(index) or f"number {index}"
-            raise BrokenImageError(name, str(error) or type(error).__name__) from error
+            path = self.path(index)
+            raise BrokenImageError(path or f"number {index}", reason(path, error)) from error
 
     def label(self, index: int) -> int:
         """Return the class number."""
@@ -70,6 +108,7 @@ def open_timm(
     download: bool = False,
     train_split: str = "train",
     val_split: str = "validation",
+    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a data set by timm's name for it, such as "torch/cifar10" or "hfds/uoft-cs/cifar10".
 
@@ -80,6 +119,8 @@ def open_timm(
         download: fetch it if it is not there.
         train_split: name of the part to learn from.
         val_split: name of the part held out.
+        value_range: of float and deep images, the values that become 0 and 255; by default decided
+            from a sample of the images.
 
     Returns:
         A `DataSource`.
@@ -109,29 +150,50 @@ def open_timm(
         classes, own = ClassNumbers(own[0] or _counted(parts[0])), [[], []]
     train = ReaderImages(parts[0], _numbers(classes, own[0], train_split))
     val = ReaderImages(parts[1], _numbers(classes, own[1], val_split))
-    first = train.image(0)
-    return DataSource(
+    source = DataSource(
         name=f"timm:{name}",
         class_names=classes.names,
         train=train,
         val=val,
-        in_chans=1 if first.mode == "L" else 3,
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
         notes=(*classes.notes(own[0], train_split), *classes.notes(own[1], val_split)),
     )
+    source = settle(source, _survey(train, val), value_range)
+    return replace(source, in_chans=1 if source.train.image(0).mode == "L" else 3)
+
+
+def _open(dataset: Any, index: int) -> Image.Image:
+    """The image, not decoded yet where it is a file.
+
+    A data set of timm's own would give another image in the place of one that cannot be opened.
+    """
+    reader = getattr(dataset, "reader", None)
+    return dataset[index][0] if reader is None else Image.open(reader[index][0])
+
+
+def _survey(*parts: ReaderImages) -> Survey:
+    found = Survey()
+    for part in parts:
+        for index in spread(range(len(part)), _LOOKED_AT):
+            with contextlib.suppress(BrokenImageError):  # told when it is read
+                found.add(part.path(index) or f"number {index}", part.glance(index))
+    return found
 
 
 def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
     if root is not None and download:
         root.mkdir(parents=True, exist_ok=True)
     try:
-        return create_dataset(
+        dataset = create_dataset(
             name,
             root=None if root is None else str(root),
             split=split,
             download=download,
             input_img_mode="",
         )
+        if hasattr(dataset, "loader"):  # torchvision's would clip deep images to 8 bits
+            dataset.loader = Image.open
+        return dataset
     except ImportError as error:
         raise ImportError(
             f"timm:{name} needs {error.name}, which is not installed: pip install {error.name}"

@@ -87,7 +87,12 @@ class Augment:
 
 
 def preprocess_for(
-    model: nn.Module, *, in_chans: int, img_size: int | None = None, crop_pct: float | None = None
+    model: nn.Module,
+    *,
+    in_chans: int,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
 ) -> Preprocess:
     """Return what ``model`` expects, from its timm configuration.
 
@@ -96,6 +101,7 @@ def preprocess_for(
         in_chans: channels of the images; a single one takes the average of the colours' statistics.
         img_size: height and width, where they differ from the model's own.
         crop_pct: the centre crop, where it differs from the model's own.
+        crop_mode: how images become square, where it differs from the model's own.
     """
     config = resolve_model_data_config(model)
     height, width = config["input_size"][1:]
@@ -106,7 +112,7 @@ def preprocess_for(
         std=std,
         interpolation=config["interpolation"],
         crop_pct=crop_pct or config["crop_pct"],
-        crop_mode=config["crop_mode"],
+        crop_mode=crop_mode or config["crop_mode"],
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convattn.deploy.neighbours import fold_neighbours
+from convattn.layers.holders import synchroniser
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +44,8 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
 
     Raises:
         TypeError: For what is no ``nn.Module``, or a scripted or exported one.
-        ValueError: If the model cannot be copied.
+        ValueError: If the model cannot be copied, or is wrapped for training in several processes
+            (`DistributedDataParallel`, FSDP), where the parameters cannot be exchanged.
     """
     _check(model)
     if not inplace:
@@ -82,6 +84,11 @@ def _check(model: nn.Module) -> None:
         raise TypeError(
             f"{type(model).__name__} is a script, whose code is fixed: call reparameterize on the "
             "model first, then torch.jit.script or trace the result"
+        )
+    for kind in filter(None, map(synchroniser, model.modules())):
+        raise ValueError(
+            f"{kind} keeps a list of the parameters in it, which folding exchanges: call "
+            "reparameterize before the model is wrapped, or on the model inside (model.module)"
         )
 
 

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
-from convattn.layers.conv2d_like import Conv2dLike, conv2d_size, follow, within_range
+from convattn.layers.conv2d_like import (
+    Conv2dLike,
+    conv2d_size,
+    follow,
+    take_trained,
+    within_range,
+)
 from convattn.layers.folding import add_layer, fold_scale, fold_shift, is_plain
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
@@ -156,6 +162,8 @@ class ConvBeside(nn.Module):
 
     ``y = conv(x) + gamma * op(x)``, with a learnt gamma of shape (C,) that starts at zero
 
+    A state dict in which the convolution stands under this layer's name is loaded into ``conv``.
+
     Args:
         conv: stays as it is, weights and all.
         op: maps (B, C_in, H, W) to what ``conv`` gives: (B, C, H', W').
@@ -182,6 +190,13 @@ class ConvBeside(nn.Module):
                 beside = self.gamma[:, None, None] * beside
             # Under autocast gamma, kept in float32, would widen everything that follows.
             return y + beside.to(y.dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if self.conv is not None and self.gamma is not None:  # else it is the deployed form
+            take_trained(self, self.conv, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def reparameterize(self) -> None:
         """Fold gamma into the operator, and the convolution into X-volution's, exactly.

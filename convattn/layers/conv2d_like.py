@@ -6,6 +6,7 @@ import copy
 import difflib
 import inspect
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,6 +175,36 @@ def follow(conv: nn.Conv2d, layer: Module) -> Module:
     return layer.train(conv.training)
 
 
+def take_trained(
+    layer: nn.Module, conv: nn.Module, state_dict: dict[str, Any], prefix: str
+) -> None:
+    """Let a layer that holds a convolution as ``conv`` load a state dict from before it was there.
+
+    The entries of the convolution are renamed in ``state_dict``; one from after stays as it is.
+
+    Args:
+        layer: what has the convolution's name now.
+        conv: the convolution.
+        state_dict: of the whole network.
+        prefix: of the layer's names, with the dot.
+    """
+    if any(name.startswith(f"{prefix}conv.") for name in state_dict):
+        return
+    ours = {*layer._parameters, *layer._buffers, *layer._modules}
+    theirs = {"weight", "bias", *conv._parameters, *conv._buffers, *conv._modules} - ours
+    rest = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+    old = [name for name in rest if name.partition(".")[0] in theirs]
+    for name in old:
+        state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
+    if old:  # torch does not tell whether the loading is strict
+        warnings.warn(
+            "the state dict is one of the network before convattn.replace(..., keep=True): the "
+            "convolutions take their weights from it, what is new beside them stays as it is. "
+            "strict=True does not allow that: use strict=False, or load before replace",
+            stacklevel=2,
+        )
+
+
 def within_range(x: Tensor) -> Tensor:
     """Make what float16 could not hold finite, so that a factor of zero still makes it zero."""
     return torch.nan_to_num(x) if x.dtype == torch.float16 else x
@@ -199,7 +230,9 @@ def _check_padding(conv: nn.Conv2d, size: ConvSize) -> None:
 @torch.no_grad()
 def _check_output(conv: nn.Conv2d, size: ConvSize) -> None:
     """Ask a convolution that computes in its own way, like timm's Conv2dSame, what it gives."""
-    probe = copy.deepcopy(conv).to("meta")
+    # A weight that a hook computes, as weight norm does, is an attribute, and cannot be copied.
+    computed = {id(t): t.to("meta") for t in vars(conv).values() if isinstance(t, Tensor)}
+    probe = copy.deepcopy(conv, computed).to("meta")
     for side in (size.kernel_size + size.dilation * size.kernel_size, 64, 65):
         x = torch.empty(1, size.in_channels, side, side, device="meta", dtype=probe.weight.dtype)
         given, wanted = type(conv).forward(probe, x).shape[-1], math.ceil(side / size.stride)

@@ -13,6 +13,7 @@ from convattn.layers.conv2d_like import (
     conv2d_size,
     fewer_heads,
     follow,
+    take_trained,
     within_range,
 )
 from convattn.layers.ffn import depthwise
@@ -138,7 +139,8 @@ class XVolution(Conv2dLike):
         """Make a trained convolution the convolution branch, its weights and bias as they are.
 
         The branch loses its norm, since that of the network follows, and the attention starts anew
-        at zero: the result computes what the convolution does, and learns from there.
+        at zero: the result computes what the convolution does, and learns from there. A state dict
+        in which the convolution stands under this layer's name is loaded into the branch.
 
         Args:
             conv: of the channels and the stride of this operator, with maps as large.
@@ -157,6 +159,14 @@ class XVolution(Conv2dLike):
         self.conv = conv
         self.conv_norm = follow(conv, nn.Identity())
         self.attn_norm = follow(conv, _ZeroStartNorm(self.out_chans))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        taken_over = isinstance(self.conv_norm, nn.Identity)
+        if taken_over and not isinstance(self.attn_norm, nn.Identity):  # else it is deployed
+            take_trained(self, self.conv, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def reparameterize(self) -> None:
         """Fold both norms into the layers before them, exactly and for good.

@@ -13,16 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe, unwatched
+from convattn.ops._processor import onednn_computes
 
 
 def is_onednn(case: Case) -> bool:
-    """Whether oneDNN convolves such tensors, and nobody differentiates or watches."""
-    return case.dtype in (torch.float32, torch.bfloat16) and unwatched(case) and _available()
+    """Whether oneDNN convolves such tensors here, and nobody differentiates or watches."""
+    return (
+        case.dtype in (torch.float32, torch.bfloat16) and unwatched(case) and has_kernel(case.dtype)
+    )
 
 
-def _available() -> bool:
-    backend = torch.backends.mkldnn
-    return bool(backend.is_available() and backend.enabled and hasattr(torch.ops.mkldnn, _NAME))
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether PyTorch has the fused operator, and the processor what it needs for the type."""
+    switched_on = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, _NAME)
+    return bool(switched_on and onednn_computes(dtype))
 
 
 _NAME = "_convolution_pointwise"

@@ -33,6 +33,7 @@ from convattn.ops import _glmix_tiled as tiled
 from convattn.ops import kernels
 from convattn.ops._backend import Case, Rule, choose, derivable, describe, resolve
 from convattn.ops._checks import check_map, check_positive, check_tensor
+from convattn.ops._processor import multiplies
 from convattn.ops._script import scriptable
 from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
@@ -51,35 +52,41 @@ def _opaque(case: Case) -> bool:
     )
 
 
+def _multiplies(case: Case) -> bool:
+    """Whether batched products are the fast way: float16 has no room for long vectors."""
+    return case.device == "cpu" and case.dtype != torch.float16 and multiplies(case.dtype)
+
+
 # What "auto" takes. Measured on one core with AVX-512, batch 8, 64 slots, the maps of GLNet-STL.
 RULES: tuple[Rule, ...] = (
     ("sdpa", _opaque, "one node for any size; loops over tiles would fix the sizes"),
     (
         "tiled",
-        lambda case: case.device == "cpu" and case.dtype != torch.float16,
+        _multiplies,
         "against sdpa bfloat16 2 to 4.4x, float32 1.0x and with gradients 1.05 to 1.6x",
     ),
     (
         "sdpa",
         lambda _: True,
-        "float16 has no room for products with long vectors; CUDA: triton not measured",
+        "bfloat16 with AVX2 alone 6x, against shared 8x; float16 has no room for products with "
+        "long vectors; CUDA: triton not measured",
     ),
 )
 
 
 def _shares(case: Case) -> bool:
-    return (
-        case.device == "cpu"
-        and case.dtype != torch.float16
-        and case.stride == 1
-        and not case.grad
-        and not _opaque(case)
-    )
+    """Whether the similarities of clustering can be kept for dispatching."""
+    kept = case.device == "cpu" and case.dtype != torch.float16
+    return kept and case.stride == 1 and not case.grad and not _opaque(case)
 
 
 # Two cores, the rest as above.
 MIX_RULES: tuple[Rule, ...] = (
-    ("shared", _shares, "similarities once: against tiled 1.3x to 1.45x, in either type"),
+    (
+        "shared",
+        lambda case: _shares(case) and _multiplies(case),
+        "similarities once: against tiled 1.3x to 1.45x, in either type",
+    ),
     *RULES,
 )
 
@@ -275,7 +282,8 @@ def cluster_and_dispatch(
     check_positive("stride", stride)
     path = resolve(backend, MIX_BACKENDS)
     # `attend` may have parameters that want a gradient.
-    case = replace(describe(u, stride=stride), grad=torch.is_grad_enabled())
+    case = describe(u, stride=stride, dtype=_result_type(u))
+    case = replace(case, grad=torch.is_grad_enabled())
     if path == "auto":
         path = choose(MIX_RULES, case)
     if path == "shared":
@@ -337,7 +345,7 @@ def _check_scale(scale: Tensor | float) -> None:
 
 
 def _path(backend: str, u: Tensor, slots: Tensor) -> str:
-    path, case = resolve(backend, BACKENDS), describe(u, slots)
+    path, case = resolve(backend, BACKENDS), describe(u, slots, dtype=_result_type(u))
     if path == "tiled" and _opaque(case):
         return "sdpa"
     return choose(RULES, case) if path == "auto" else path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import page as pages
 from benchmarks.common import Options, _asked
@@ -23,7 +24,7 @@ from convattn.bench.floor import Peak
 from convattn.bench.record import new_document, to_json
 from convattn.bench.statistics import summarize
 from convattn.models import list_models
-from convattn.ops import _fused_conv
+from convattn.ops._fused_conv import has_kernel
 from convattn.ops.kernels.native.library import available
 
 PAGE = DOCS / "performance.md"
@@ -99,7 +100,9 @@ def rows() -> dict[str, Any]:
     return {row.what: row for row in target_rows(documents())}
 
 
-@pytest.mark.skipif(not _fused_conv._available(), reason="the page's paths are oneDNN's")
+@pytest.mark.skipif(
+    not has_kernel(torch.bfloat16), reason="the page's paths are those of oneDNN in bfloat16 too"
+)
 @pytest.mark.skipif(not available(), reason="the page's paths are those of C kernels")
 def test_the_page_is_what_the_command_prints():
     assert PAGE.read_text(encoding="utf-8") == page(load())

@@ -37,7 +37,10 @@ def only(name: str, *cases: str) -> Any:
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param("ops", marks=pytest.mark.slow), "backbones", "training", "scaling"],
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ops", "backbones", "scaling")),
+        "training",
+    ],
 )
 def test_a_quick_run_writes_every_group(script, tmp_path):
     path = tmp_path / "a.json"
@@ -147,6 +150,7 @@ def test_some_groups_are_chosen_by_a_part_of_their_name(capsys):
     assert name == "pixel shift attention (8, 9x9), forward + backward, float32"
 
 
+@pytest.mark.slow
 def test_one_group_leaves_the_others(tmp_path):
     path = tmp_path / "a.json"
     words = ("--quick", "--output", str(path), "--only")

@@ -70,6 +70,7 @@ def test_models_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     assert "--apart" not in document["command"]
 
 
+@pytest.mark.slow
 def test_a_training_step_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "acmix_resnet_nano", "--train", "--dtype", "bfloat16", *SHORT]
     assert main([*words, "--json", "-"]) == 0
@@ -102,6 +103,7 @@ def test_evaluation_is_folded_unless_asked_not_to(capsys: pytest.CaptureFixture[
     assert built.macs not in (None, folded.macs())  # the two layers of a path have become one
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"

@@ -37,7 +37,7 @@ def test_a_broken_image_is_told_beside_the_table(
     assert main(["predict", str(work / "runs" / "run"), good, bad]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert err == f"skipped {bad}: not an image, or damaged from the first bytes on\n"
+    assert err == f"skipped {bad}: not an image but a text file\n"
 
 
 def test_names_of_files_are_safe_to_print_and_what_was_passed_over_is_told(
@@ -53,8 +53,8 @@ def test_names_of_files_are_safe_to_print_and_what_was_passed_over_is_told(
     names = [line.split()[0].removeprefix(f"{tmp_path}/") for line in out.splitlines()[1:]]
     assert sorted(names) == [r"\x1b[2J.png", r"a\nb.png", r"caf\udce9.png"]
     assert err.splitlines() == [
-        rf"skipped {tmp_path}/bad\n.png: not an image, or damaged from the first bytes on",
-        "note 1 file of other kinds passed over: 1 .dcm",
+        rf"skipped {tmp_path}/bad\n.png: not an image but a text file",
+        "note: 1 file of other kinds passed over: 1 .dcm",
     ]
 
 

@@ -42,7 +42,7 @@ def test_every_mode_becomes_grey_or_rgb(mode: str, expected: str) -> None:
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    found = load_image(tmp_path / "deep.png")
+    found = load_image(tmp_path / "deep.png", (0, 65535))
     assert np.asarray(found).tolist() == [[0, 1, 128, 255]]
 
 

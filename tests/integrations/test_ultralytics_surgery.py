@@ -54,6 +54,24 @@ def test_a_changed_detector_still_fuses(operator, keep):
     assert all(m.isfinite().all() for m in maps(model, x))
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_convolution_that_is_a_layer_of_the_yaml_stays_one(keep):
+    """Ultralytics sets on each layer of a YAML where its input comes from."""
+    yaml = {
+        "nc": 2,
+        "scales": {"n": [1, 1, 1024]},
+        "backbone": [
+            *([-1, 1, "Conv", [8, 3, 2]], [-1, 1, "nn.Conv2d", [8, 8, 3, 1, 1]]),
+            *([-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]),
+        ],
+        "head": [[[3], 1, "Detect", ["nc"]]],
+    }
+    model = wake(tasks.DetectionModel(yaml, verbose=False))
+    convattn.replace(model, "acmix", where="model.1", keep=keep)
+    assert model.model[1].type.endswith("Conv2d")
+    assert all(m.isfinite().all() for m in maps(model, torch.rand(1, 3, 64, 96)))
+
+
 @pytest.mark.parametrize("base", ["yolov9t.yaml", "yolo26n.yaml"])
 def test_everything_can_be_replaced(base):
     model = wake(tasks.DetectionModel(base, verbose=False))

@@ -27,7 +27,7 @@ FIXTURES = [
     pytest.param(
         "glnet_tklb_demo", "glnet_nano", {"num_classes": 10, "token_labelling": True}, id="tklb"
     ),
-    pytest.param("glnet_stl", "glnet_stl", {}, id="stl"),
+    pytest.param("glnet_stl", "glnet_stl", {}, id="stl", marks=pytest.mark.slow),
     pytest.param("glnet_4g", "glnet_4g", {}, id="4g", marks=pytest.mark.slow),
 ]
 

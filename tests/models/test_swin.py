@@ -32,7 +32,7 @@ DEMO: dict[str, Any] = {
 }
 FIXTURES = [
     pytest.param("acmix_swin_small_demo", "acmix_swin_nano", DEMO, id="demo"),
-    pytest.param("acmix_swin_tiny", "acmix_swin_tiny", {}, id="tiny"),
+    pytest.param("acmix_swin_tiny", "acmix_swin_tiny", {}, id="tiny", marks=pytest.mark.slow),
 ]
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
-from convattn.ops import _fused_conv
-from convattn.ops._fused_conv import conv2d_gelu
+from convattn.ops import _processor
+from convattn.ops._fused_conv import conv2d_gelu, has_kernel
 from tests.compare import assert_close, assert_same
 
 needs_onednn = pytest.mark.skipif(
-    not _fused_conv._available(), reason="this PyTorch has no oneDNN with activations"
+    not has_kernel(torch.float32), reason="this PyTorch has no oneDNN with activations"
 )
 
 
@@ -66,7 +66,7 @@ def test_has_its_gradients():
 
 
 @needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [d for d in (torch.float32, torch.bfloat16) if has_kernel(d)])
 def test_inference_passes_over_the_map_once(dtype):
     for kernel, groups in ((1, 1), (3, 12)):
         tensors = _tensors(kernel, groups, dtype)
@@ -77,9 +77,30 @@ def test_inference_passes_over_the_map_once(dtype):
 
 
 @torch.no_grad()
-def test_without_the_kernel_there_are_two_passes(monkeypatch):
-    monkeypatch.setattr(_fused_conv, "_available", lambda: False)
-    assert "aten::gelu" in _operators(*_tensors(1, 1, torch.float32))
+def test_without_onednn_there_are_two_passes():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert "aten::gelu" in _operators(*_tensors(1, 1, torch.float32))
+
+
+@pytest.fixture
+def _processor_without_bfloat16(monkeypatch):
+    """PyTorch looks at the processor itself, which no variable changes: its answer is replaced."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    _processor.onednn_computes.cache_clear()
+    yield
+    _processor.onednn_computes.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.usefixtures("_processor_without_bfloat16")
+@torch.no_grad()
+def test_a_type_that_the_processor_does_not_convolve_takes_two_passes():
+    assert has_kernel(torch.float32)
+    assert not has_kernel(torch.bfloat16)
+    assert "aten::gelu" not in _operators(*_tensors(1, 1, torch.float32))
+    tensors = _tensors(1, 1, torch.bfloat16)
+    assert "aten::gelu" in _operators(*tensors)
+    assert_close(conv2d_gelu(*tensors).float(), _plain(tensors, torch.float32), torch.bfloat16)
 
 
 @torch.no_grad()

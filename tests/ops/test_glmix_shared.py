@@ -78,7 +78,7 @@ def kept(monkeypatch) -> list[shared.Kept]:
 def test_without_gradients_similarities_are_shared(shape, dtype, scale, kept):
     tensors = _inputs(shape, dtype, scale)
     with torch.no_grad():
-        actual = _mixed(*tensors)
+        actual = _mixed(*tensors, backend="shared")
         expected = _mixed(*(t.double() for t in tensors), backend="reference")
     assert sum(tile.similarities.numel() for tile in kept) == shape[0] * SLOTS * shape[2] * shape[3]
     assert actual.dtype == dtype
@@ -103,7 +103,7 @@ def test_autocast_reaches_the_attention_between(layout, kept):
     with torch.no_grad():
         expected = ops.cluster_and_dispatch(slots, u, scale, linear, backend="reference")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = ops.cluster_and_dispatch(slots, u, scale, linear)
+            actual = ops.cluster_and_dispatch(slots, u, scale, linear, backend="shared")
     assert all(tile.similarities.dtype == torch.bfloat16 for tile in kept)
     assert kept
     assert_close(actual.float(), expected, torch.bfloat16)

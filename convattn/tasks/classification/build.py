@@ -15,7 +15,8 @@ from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
 
 _DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken"
+    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
+    "value_range",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         model_args=arguments,
         class_names=source.class_names,
         preprocess=preprocess,
+        value_range=source.value_range,
         data=config.data,
         data_options=data_options(config),
     )
@@ -87,7 +89,11 @@ def _preprocess(
 ) -> Preprocess:
     size = config.img_size or config.model_args.get("img_size")
     return preprocess_for(
-        model, in_chans=in_chans, img_size=size, crop_pct=config.crop_pct or source.crop_pct
+        model,
+        in_chans=in_chans,
+        img_size=size,
+        crop_pct=config.crop_pct or source.crop_pct,
+        crop_mode=config.crop_mode,
     )
 
 

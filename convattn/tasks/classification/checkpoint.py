@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import convattn
-from convattn.data import Preprocess, nfc
+from convattn.data import Preprocess, ValueRange, check_range, nfc
 from convattn.models import create_model
 from convattn.tasks.classification.files import replacing
 
@@ -31,6 +31,8 @@ class ModelCard:
         model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
         class_names: in the order of the scores; kept in Unicode's form NFC.
         preprocess: what the model expects of its input.
+        value_range: of float and deep images, the values that became 0 and 255 in training; None
+            where all had 8 bits, and in cards of convattn before this field.
         data: the data set it was trained on.
         data_options: how that was opened, which tells the same held-out part apart again.
         epoch: epochs of training it has seen.
@@ -42,6 +44,7 @@ class ModelCard:
     model_args: dict[str, Any]
     class_names: tuple[str, ...]
     preprocess: Preprocess
+    value_range: ValueRange | None = None
     data: str = ""
     data_options: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -63,7 +66,10 @@ class ModelCard:
             raise ValueError(f"not a checkpoint of the format {FORMAT}")
         preprocess = Preprocess.from_dict(values.pop("preprocess"))
         class_names = tuple(values.pop("class_names"))
-        return ModelCard(**values, class_names=class_names, preprocess=preprocess)
+        value_range = check_range(values.pop("value_range", None))
+        return ModelCard(
+            **values, class_names=class_names, preprocess=preprocess, value_range=value_range
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,17 @@ class Checkpoint:
     model: nn.Module
     card: ModelCard
     path: Path
+
+
+def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
+    """Return a sentence where images are read by a range that the model was not trained with."""
+    if card.value_range is not None or value_range is None:
+        return []
+    return [
+        f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
+        "images, or by a version that scaled each image by itself, 16-bit ones as 0 to 65535; "
+        "value_range (--value-range LOW HIGH) sets it"
+    ]
 
 
 def save_weights(model: nn.Module, card: ModelCard, path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -41,9 +41,19 @@ class TrainConfig(BaseModel):
     )
     split_seed: int = _doc(0, "folders without a held-out part: which split")
     max_broken: Share = _doc(0.01, "the share of unreadable images that is skipped, not an error")
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = _doc(
+        None,
+        "float images and those of more than 8 bits: the values that become black and white; "
+        "default: decided from all images, and told",
+    )
     img_size: Count | None = _doc(None, "height and width of the input; default: the model's")
     in_chans: Literal[1, 3] | None = _doc(None, "1 grey, 3 colour; default: as the data")
     crop_pct: Share | None = _doc(None, "evaluation: the share the centre crop keeps")
+    crop_mode: Literal["center", "squash", "border"] | None = _doc(
+        None,
+        "evaluation: cut the middle out, or keep all of a long image, stretched to a square "
+        "(squash) or with borders; default: the model's",
+    )
 
     # How long, in what portions
     epochs: Count = _doc(100, "passes over the training images")
@@ -167,6 +177,8 @@ class TrainConfig(BaseModel):
                 f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
                 f"lr={self.lr:g}; lower them, to 0 if in doubt"
             )
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range is (black, white), got {list(self.value_range)}")
         for key in ("scale", "ratio", "zoom"):
             least, most = getattr(self, key)
             if least > most:

@@ -26,7 +26,12 @@ from convattn.data import (
     shown,
 )
 from convattn.ops._checks import check_choice
-from convattn.tasks.classification.checkpoint import Checkpoint, ModelCard, load_checkpoint
+from convattn.tasks.classification.checkpoint import (
+    Checkpoint,
+    ModelCard,
+    load_checkpoint,
+    range_notes,
+)
 from convattn.tasks.classification.run_folder import write_csv, write_json
 
 Split = Literal["auto", "train", "val", "all"]
@@ -110,7 +115,7 @@ def evaluate(
     Args:
         checkpoint: a run folder, a file, or what `load_checkpoint` returned.
         data: a name as for `open_dataset`, or an open `DataSource`; by default what the model was
-            trained on.
+            trained on. Float and deep images are read with the checkpoint's ``value_range``.
         split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
             one it is all images, unless the model was trained on this very folder.
         batch_size: images at a time; the result does not depend on it.
@@ -131,6 +136,8 @@ def evaluate(
     if not isinstance(data, DataSource):
         options = {**data_options, "max_broken": max_broken}
         data = _open(loaded.card, data or loaded.card.data, options)
+    elif loaded.card.value_range is not None and loaded.card.value_range != data.value_range:
+        data = data.scaled(loaded.card.value_range)
     check_classes(loaded, data)
     images, part = _choose(data, split, loaded.card)
     place = best_device(device)
@@ -179,7 +186,8 @@ def _open(card: ModelCard, name: str, options: dict[str, Any]) -> DataSource:
     """The data set, numbered by the card's classes, and split as in training if it is the same."""
     before = card.data_options if _is_same(name, card.data) else {}
     names = card.class_names if name.startswith("folder:") else None
-    return open_dataset(name, class_names=names, **{**before, **options})
+    scale = {} if card.value_range is None else {"value_range": card.value_range}
+    return open_dataset(name, class_names=names, **{**before, **scale, **options})
 
 
 def _choose(data: DataSource, split: Split, card: ModelCard) -> tuple[ImageSet, str]:
@@ -266,7 +274,7 @@ def _summarise(
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         broken=skipped,
         predictions=_predictions(images, found, probabilities, best[:, 0]),
-        notes=list(data.notes),
+        notes=[*data.notes, *range_notes(loaded.card, data.value_range)],
     )
 
 

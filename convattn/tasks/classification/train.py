@@ -29,7 +29,12 @@ from convattn.tasks.classification.callbacks import (
     TrainingInterruptedError,
     WriteMetrics,
 )
-from convattn.tasks.classification.checkpoint import find_checkpoint, read_ckpt
+from convattn.tasks.classification.checkpoint import (
+    ModelCard,
+    find_checkpoint,
+    range_notes,
+    read_ckpt,
+)
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.datamodule import ClassificationData
 from convattn.tasks.classification.evaluate import Evaluation, evaluate
@@ -38,12 +43,14 @@ from convattn.tasks.classification.optimizer import check_optimizer, rate_factor
 from convattn.tasks.classification.progress import EpochLines
 from convattn.tasks.classification.run_folder import RunFolder
 from convattn.tasks.classification.settings import make_config
+from convattn.tasks.classification.shapes import shape_notes
 
 # What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
 _FIXED = (
     "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "in_chans", "img_size", "batch_size", "accumulate", "repeats", "opt", "momentum",
     "opt_betas", "weight_decay", "layer_decay", "ema", "seed", "runs", "name",
+    "value_range",
 )  # fmt: skip
 
 _NOISE = (
@@ -92,6 +99,7 @@ class _Start:
     checkpoint: Path | None = None
     epochs_done: int = 0
     batches_done: int = 0
+    card: ModelCard | None = None
 
 
 def train(
@@ -153,9 +161,11 @@ def resume(
                 f"{key} cannot change in a run that goes on (it is {getattr(config, key)!r}); "
                 "start a new run, with init=RUN_DIR to start from these weights"
             )
-    config = make_config({**config.model_dump(), **(overrides or {})})
     progress = read_ckpt(checkpoint)["convattn"]
-    start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"])
+    card = ModelCard.from_json(progress["card"])
+    scale = {} if card.value_range is None else {"value_range": card.value_range}
+    config = make_config({**config.model_dump(), **scale, **(overrides or {})})
+    start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
     _check_unfinished(folder, config, start)
     return _Training(config, folder, start, console).run(callbacks)
 
@@ -285,7 +295,10 @@ class _Training:
             lines.append(f"start     {self.init}")
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
-        lines += [f"note      {note}" for note in source.notes]
+        notes = [*source.notes, *shape_notes(self.card.preprocess, source.typical_size)]
+        if self.start.card is not None:
+            notes += range_notes(self.start.card, source.value_range)
+        lines += [f"note      {note}" for note in notes]
         if self.start.checkpoint is not None:
             lines.append(f"going on  after {self.start.epochs_done} epochs" + _and(self.start))
         # As it is: a name such as "[red]" is no markup.

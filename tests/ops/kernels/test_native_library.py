@@ -147,6 +147,19 @@ def test_cc_may_be_a_command_with_arguments(monkeypatch, tmp_path, name):
     monkeypatch.setenv("CC", f"{shlex.quote(str(program))} {_compiler()[0]} -DNEW=1")
     assert _works()
     assert "-DNEW=1 -std=gnu11" in log.read_text()
+    assert "-march=native" in log.read_text()
+
+
+@needs_compiler
+@pytest.mark.parametrize("flag", ["-march=x86-64-v2", "-mcpu=generic"])
+def test_cc_may_name_the_processor(monkeypatch, tmp_path, flag):
+    log = tmp_path / "log"
+    program = _program(tmp_path / "logs", f'echo "$@" >> {shlex.quote(str(log))}', "exit 1")
+    monkeypatch.setenv("CC", f"{shlex.quote(str(program))} {flag}")
+    with pytest.warns(RuntimeWarning, match="could not compile"):
+        assert not library.available()
+    assert flag in log.read_text()
+    assert "-march=native" not in log.read_text()
 
 
 @needs_compiler

@@ -180,11 +180,17 @@ def _is_whole(library: Path) -> bool:
 def _build_in(folder: str, compiler: list[str]) -> Path:
     target = Path(folder) / "kernels.so"
     sources = [str(_FOLDER / name) for name in _SOURCES if name.endswith(".c")]
-    command = [*compiler, *_FLAGS, *sources, "-o", str(target), "-lm"]
+    command = [*compiler, *_flags(compiler), *sources, "-o", str(target), "-lm"]
     subprocess.run(
         command, check=True, capture_output=True, text=True, errors="replace", timeout=120
     )
     return target
+
+
+def _flags(compiler: list[str]) -> list[str]:
+    """Return the flags: for this processor, unless $CC names one: ``gcc -march=x86-64-v3``."""
+    named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler)
+    return [flag for flag in _FLAGS if not (named and flag.startswith("-march="))]
 
 
 def _cache() -> Path:
@@ -205,7 +211,9 @@ def _key(compiler: list[str]) -> str:
         asked, check=True, capture_output=True, text=True, errors="replace", timeout=30
     )
     parts = [(_FOLDER / name).read_bytes() for name in _SOURCES]
-    parts += [s.encode() for s in (version.stdout, " ".join([*compiler, *_FLAGS]), _processor())]
+    parts += [
+        s.encode() for s in (version.stdout, " ".join([*compiler, *_flags(compiler)]), _processor())
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 

@@ -1,0 +1,119 @@
+"""Pixel values of images that 8 bits cannot hold: floats, and integers of more bits.
+
+Pillow holds deep grey images (modes "I;16", "I" and "F"), but cuts deep colours to 8 bits. The
+whole values of 16-bit colours are put together here from two decodings, of the upper and of the
+lower bytes. Of a compressed TIFF with a plane per colour Pillow decodes the upper bytes both times.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, SAMPLESPERPIXEL
+
+_UNSIGNED, _SIGNED = 1, 2
+_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_COLORS = ("RGB;16", "RGBA;16", "RGBX;16", "R;16", "G;16", "B;16", "A;16")
+
+
+class DeepPixels(NamedTuple):
+    """Values (H, W) or (H, W, 3) of an upright image, and its transparency where it has one."""
+
+    values: np.ndarray
+    alpha: Image.Image | None = None
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a file that was opened, and is not decoded yet, holds more than 8 bits a value."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    signed = image.mode == "L" and _tiff(image, SAMPLEFORMAT) == _SIGNED
+    return signed or _color_layout(image) != ""
+
+
+def has_more(image: Image.Image) -> bool:
+    """Whether a TIFF holds more bands than Pillow gives, or more pages than the first."""
+    tags = _tags(image)
+    if tags is None:
+        return False
+    return _tiff(image, SAMPLESPERPIXEL, 1) > len(image.getbands()) or tags.next != 0
+
+
+def read_deep(image: Image.Image) -> DeepPixels:
+    """Decode an image of which `is_deep` is true."""
+    layout = _color_layout(image)
+    if layout == "LA;16B":  # as if it were four bands of 8 bits: two of grey, two of alpha
+        upper, lower, alpha, _ = _decode(image, {"LA;16B": "RGBA"}).split()
+        return DeepPixels(_joined(upper, lower), alpha)
+    if layout:
+        return _read_color(image)
+    values = np.asarray(ImageOps.exif_transpose(image))
+    unsigned = _tiff(image, SAMPLEFORMAT, _UNSIGNED) == _UNSIGNED
+    if image.mode == "L":  # Pillow takes signed bytes for unsigned ones
+        values = values.view(np.int8)
+    elif image.mode == "I" and unsigned and _tiff(image, BITSPERSAMPLE) == 32:
+        values = values.view(np.uint32)  # and these for signed ones
+    return DeepPixels(values)
+
+
+def _read_color(opened: Any) -> DeepPixels:
+    opened.fp.seek(0)
+    content = opened.fp.read()
+    layouts = {tile: _deep_layout(opened, tile) for tile in _layouts(opened)}
+    swapped = {tile: name[:-1] + _ORDERS[name[-1]] for tile, name in layouts.items()}
+    upper, lower = (_decode(Image.open(io.BytesIO(content)), way) for way in (layouts, swapped))
+    alpha = upper.getchannel("A") if upper.mode == "RGBA" else None
+    return DeepPixels(_joined(upper, lower)[..., :3], alpha)
+
+
+def _joined(upper: Image.Image, lower: Image.Image) -> np.ndarray:
+    return np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
+
+
+def _decode(image: Image.Image, layouts: dict[str, str]) -> Image.Image:
+    """Decode the image, upright, with other names for how its bytes lie."""
+    opened: Any = image
+    opened.tile = [tile._replace(args=_renamed(tile.args, layouts)) for tile in opened.tile]
+    return ImageOps.exif_transpose(image)
+
+
+def _renamed(args: Any, layouts: dict[str, str]) -> Any:
+    return layouts[args] if isinstance(args, str) else (layouts[args[0]], *args[1:])
+
+
+def _color_layout(image: Image.Image) -> str:
+    """Pillow's name for how 16-bit colours lie in the file, "" for any other image."""
+    for tile in _layouts(image):
+        name = _deep_layout(image, tile)
+        if name.startswith(_COLORS) or name == "LA;16B":
+            return name
+    return ""
+
+
+def _layouts(image: Image.Image) -> list[str]:
+    found = (getattr(tile, "args", None) for tile in getattr(image, "tile", ()))
+    return [str(args if isinstance(args, str) else args[0]) for args in found if args]
+
+
+def _deep_layout(image: Image.Image, name: str) -> str:
+    """Correct the name for a TIFF with a plane per colour, which Pillow takes for 8 bits."""
+    if name in ("R", "G", "B", "A") and _tiff(image, BITSPERSAMPLE) == 16:
+        return f"{name};16{'L' if _tags(image).prefix == b'II' else 'B'}"
+    return name
+
+
+def _tiff(image: Image.Image, tag: int, default: int = 0) -> int:
+    """The first value of a TIFF's tag; ``default`` where it has none, and 0 for other formats."""
+    tags = _tags(image)
+    if tags is None:
+        return 0
+    value = tags.get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", None)

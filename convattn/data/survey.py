@@ -1,0 +1,144 @@
+"""What is decided once for a whole data set from a look at its images: range of values, shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from convattn.data.images import Glance
+from convattn.data.source import DataSource
+from convattn.data.value_range import (
+    ValueRange,
+    check_range,
+    decide_range,
+    extent,
+    misfit,
+    named,
+)
+
+_T = TypeVar("_T")
+_MOST = 4_000  # images of each kind whose values count
+
+
+class Survey:
+    """Sizes, kinds and sampled values of the images that were looked at."""
+
+    def __init__(self) -> None:
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # the name of the first image of each kind
+        self.partly: list[str] = []  # files of which not all bands or pages are used
+        self._samples: dict[str, list[np.ndarray]] = {}
+
+    def add(self, name: str, glance: Glance) -> None:
+        """Take one image into account."""
+        self.sizes[glance.size] += 1
+        self.kinds[glance.kind] += 1
+        self.first.setdefault(glance.kind, name)
+        if glance.partly:
+            self.partly.append(name)
+        self.add_values(glance)
+
+    def add_values(self, glance: Glance) -> None:
+        """Take into account only the values of an image that was added before."""
+        if glance.values is not None:
+            self._samples.setdefault(glance.kind, []).append(glance.values)
+
+    @property
+    def deep_images(self) -> int:
+        """The number of float images and of those of more than 8 bits."""
+        return self.kinds["integer"] + self.kinds["float"]
+
+    @property
+    def typical_size(self) -> tuple[int, int] | None:
+        """Width and height of the image in the middle, from the longest to the squarest."""
+        before = sum(self.sizes.values()) // 2
+        for size in sorted(self.sizes, key=lambda size: min(size) / max(size)):
+            before -= self.sizes[size]
+            if before < 0:
+                return size
+        return None
+
+    def values(self, kind: str | None = None) -> np.ndarray:
+        """The sampled values of float and deep images, or of one kind of them."""
+        kinds = self._samples if kind is None else [kind]
+        parts = [part for k in kinds for part in spread(self._samples[k], _MOST)]
+        return np.concatenate(parts or [np.empty(0)])
+
+    def decide(self, where: str) -> ValueRange | None:
+        """Return the range for all float and deep images; None where there are none.
+
+        Raises:
+            ValueError: images of floats and of integers ask for different ranges.
+        """
+        ranges = {kind: decide_range(self.values(kind)) for kind in self._samples}
+        if len(set(ranges.values())) > 1:
+            found = " and ".join(
+                f"{kind}s ({named(ranges[kind])}, such as {self.first[kind]})" for kind in ranges
+            )
+            raise ValueError(
+                f"{where} mixes images of {found}: no range of values fits both. Convert one kind "
+                "to the other, or give the range of both: value_range=[LOW, HIGH]"
+            )
+        return next(iter(ranges.values()), None)
+
+    def note(self, value_range: ValueRange, *, given: bool) -> str:
+        """Say in one sentence how float and deep images are read."""
+        total = sum(self.kinds.values())
+        if not self.deep_images:
+            return (
+                f"value_range {named(value_range)} changes nothing: all images have 8 bits; it is "
+                "for images of floats or of more bits"
+            )
+        what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
+        count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
+        values = self.values()
+        says = f"{count} images are stored {what}: "
+        if given:
+            says += f"value_range {named(value_range)} becomes 0 to 255"
+        else:
+            low, high = extent(values)
+            says += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
+            says += "0 to 255; set value_range=[LOW,HIGH] to change that"
+        if lost := misfit(values, value_range):
+            says += f"; {lost}"
+        if self.deep_images < total:
+            says += "; the others have 8 bits and stay as they are"
+        return says
+
+
+def settle(
+    source: DataSource, survey: Survey, value_range: Sequence[float] | None = None
+) -> DataSource:
+    """Return the data set with one range of values for its float and deep images.
+
+    Its notes say which range that is, and how many TIFF files hold more than is used.
+
+    Args:
+        source: the data set.
+        survey: what was found in its images.
+        value_range: the values that become 0 and 255; by default they are decided from the images.
+    """
+    given = check_range(value_range)
+    decided = given or survey.decide(source.name)
+    notes = []
+    if decided is not None:
+        source = source.scaled(decided)
+        notes.append(survey.note(decided, given=given is not None))
+    if survey.partly:
+        notes.append(
+            f"{len(survey.partly):,} TIFF files have further bands or pages, such as "
+            f"{survey.partly[0]}: the first page is used, as grey or RGB"
+        )
+    return replace(source, typical_size=survey.typical_size, notes=(*source.notes, *notes))
+
+
+def spread(items: Sequence[_T], most: int) -> Sequence[_T]:
+    """Return at most ``most`` of the items, at even distances and always the same."""
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]

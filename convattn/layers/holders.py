@@ -1,0 +1,96 @@
+"""Who keeps a list of a model's parameters or modules: it does not see that one is exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+# By name, as some are of libraries that need not be there; and all that can put off the exchange of
+# gradients between processes.
+_WRAPPERS = {
+    *("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"),
+    *("DDP", "DeepSpeedEngine"),
+}
+_AVERAGES = {"AveragedModel", "ModelEmaV2", "ModelEmaV3"}
+_TAKE_OUT = "take it out, and put in what is new after replace"
+_DEPTH = 4  # of lists in lists that are looked into
+
+
+def synchroniser(module: nn.Module) -> str | None:
+    """Return the kind of a wrapper that keeps a list of parameters for several processes."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in _WRAPPERS or "no_sync" in vars(kind):
+            return kind.__name__
+    return None
+
+
+def held(model: nn.Module, convolutions: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Name the convolutions of a model that somebody keeps in a list, each with what to do."""
+    wrappers = _wrappers(model)
+    lists = _listed(model)
+    reasons = {}
+    for name, conv in convolutions.items():
+        around = [why for host, why in wrappers.items() if _is_in(name, host)]
+        found = [*around, *_kept(conv, lists)]
+        if found:
+            reasons[name] = found[0]
+    return reasons
+
+
+def _kept(conv: nn.Module, lists: Mapping[Any, str]) -> Iterator[str]:
+    if conv in lists:
+        yield f"it is also in {lists[conv]}: {_TAKE_OUT}"
+    for name, parameter in conv.named_parameters():
+        if type(parameter).__name__ == "DTensor":
+            yield f"its {name} is a DTensor, split over processes: call replace before it is split"
+        if parameter in lists:
+            yield f"its {name} is also in {lists[parameter]}: {_TAKE_OUT}"
+
+
+def _wrappers(model: nn.Module) -> dict[str, str]:
+    """Return the names of wrappers in a model, and why nothing can be exchanged in each."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind = synchroniser(module)
+        if kind is not None:
+            found[name] = (
+                f"{kind} keeps a list of the parameters in it: call replace before the model is "
+                "wrapped"
+            )
+        elif any(base.__name__ in _AVERAGES for base in type(module).__mro__):
+            found[name] = (
+                f"{type(module).__name__} averages the parameters of another model: call replace "
+                "before it is made"
+            )
+    return found
+
+
+def _is_in(name: str, host: str) -> bool:
+    return not host or f"{name}.".startswith(f"{host}.")
+
+
+def _listed(model: nn.Module) -> dict[nn.Module | nn.Parameter, str]:
+    """Return which modules and parameters stand in lists, tuples, dicts and optimizers, and where.
+
+    Those are attributes of the modules of a model, such as ``model.decay = [conv.weight]``.
+    """
+    found: dict[nn.Module | nn.Parameter, str] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_modules"):
+                place = f"{name!r} of {type(module).__name__}"
+                found |= dict.fromkeys(_members(value, _DEPTH), place)
+    return found
+
+
+def _members(value: Any, depth: int) -> Iterator[nn.Module | nn.Parameter]:
+    if isinstance(value, nn.Module | nn.Parameter):
+        yield value
+    elif depth and isinstance(value, Optimizer):
+        yield from _members(value.param_groups, depth)
+    elif depth and isinstance(value, dict | list | tuple | set):
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _members(member, depth - 1)

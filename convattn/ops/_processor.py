@@ -1,0 +1,42 @@
+"""What this machine's processor can do, as PyTorch uses it: asked once, before a kernel is taken.
+
+PyTorch's own operators ask before they call oneDNN, and take another kernel, often a slow one,
+where oneDNN cannot compute a type; the fused ones (``torch.ops.mkldnn``) raise an error instead.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+# PyTorch's questions: whether the processor has what oneDNN's kernels of the type need.
+_QUESTIONS = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+
+
+@cache
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
+
+    ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, take
+    abilities away.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return True
+    answer = getattr(torch.ops.mkldnn, _QUESTIONS.get(dtype, ""), None)
+    return answer is not None and bool(answer())
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether matrix products of ``dtype`` are fast here: half precision needs instructions."""
+    return dtype in (torch.float32, torch.float64) or onednn_computes(dtype)
+
+
+def vector_instructions() -> str:
+    """Return which vector instructions PyTorch's kernels use here: "AVX512", "AVX2", "DEFAULT"."""
+    return torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convattn.data import BrokenImageError, Survey, find_broken, open_dataset
+from tests.data.deep_files import write_png, write_tiff
+from tests.data.folders import write_classes, write_image
+
+
+def ramp(high: float, kind: str, low: float = 0) -> np.ndarray:
+    return np.linspace(low, high, 30).reshape(5, 6).astype(kind)
+
+
+def write_deep(root: Path, *highs: float, kind: str = "u2", low: float = 0) -> Path:
+    """Write two classes with an image for each highest value."""
+    for name in ("a", "b"):
+        for number, high in enumerate(highs):
+            write_tiff(root / name / f"{number}.tif", ramp(high, kind, low))
+    return root
+
+
+def brightest(images) -> list[int]:
+    return sorted({int(np.asarray(images.image(i)).max()) for i in range(len(images))})
+
+
+def test_a_dark_image_and_its_neighbour_have_one_scale(tmp_path: Path) -> None:
+    source = open_dataset(f"folder:{write_deep(tmp_path, 2, 255, kind='f4')}", val_fraction=0.5)
+    assert source.value_range == (0, 255)
+    assert {*brightest(source.train), *brightest(source.val)} == {2, 255}
+
+
+def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
+    write_deep(tmp_path / "train", 4095, 4000)
+    write_deep(tmp_path / "val", 200, 255)
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.value_range == (0, 4095)
+    assert brightest(source.val) == [12, 16]
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "said"),
+    [
+        ("u2", 0, 4095, "with more than 8 bits: values 0 to 4095 are taken as 0 to 4095 (12 bits)"),
+        ("i4", 0, 255, "with more than 8 bits: values 0 to 255 are taken as 0 to 255 (8 bits)"),
+        ("i2", -1000, 2000, "values -1000 to 2000 are taken as -1000 to 2000, which"),
+        ("f4", 0, 1.01, "as floats: values 0 to 1.01 are taken as 0 to 1, which becomes 0 to 255"),
+        ("f4", -1, 1, "as floats: values -1 to 1 are taken as -1 to 1"),
+    ],
+)
+def test_the_range_is_told(tmp_path: Path, kind: str, low: float, high: float, said: str) -> None:
+    source = open_dataset(f"folder:{write_deep(tmp_path, high, high, kind=kind, low=low)}")
+    assert len(source.notes) == 1
+    assert said in source.notes[-1]
+    assert "set value_range=[LOW,HIGH] to change that" in source.notes[-1]
+
+
+def test_plain_images_need_no_words(tmp_path: Path) -> None:
+    source = open_dataset(f"folder:{write_classes(tmp_path, {'red': 3, 'blue': 3})}")
+    assert (source.value_range, source.notes) == (None, ())
+
+
+def test_plain_images_among_deep_ones_are_told_and_stay_as_they_are(tmp_path: Path) -> None:
+    write_deep(tmp_path, 4095, 3000)
+    for number in range(3):
+        Image.new("L", (6, 5), 100).save(tmp_path / "a" / f"plain{number}.png")
+    source = open_dataset(f"folder:{tmp_path}", val_fraction=0.5)
+    assert source.notes[-1].startswith("4 of 7 images are stored with more than 8 bits")
+    assert source.notes[-1].endswith("; the others have 8 bits and stay as they are")
+    assert 100 in brightest(source.train) + brightest(source.val)
+
+
+def test_16_bit_colours_count_as_deep(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(2):
+            pixels = np.full((4, 4, 3), 1000, dtype=np.uint16)
+            write_png(tmp_path / name / f"{number}.png", pixels)
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.value_range == (0, 1023)
+    assert brightest(source.train) == [249]
+
+
+def test_floats_and_integers_of_other_ranges_do_not_mix(tmp_path: Path) -> None:
+    write_deep(tmp_path, 4095, 4000)
+    write_tiff(tmp_path / "a" / "float.tif", ramp(1, "f4"))
+    with pytest.raises(ValueError, match=r"integers \(0 to 4095 .*float.*no range of values fits"):
+        open_dataset(f"folder:{tmp_path}")
+    assert open_dataset(f"folder:{tmp_path}", value_range=(0, 4095)).value_range == (0, 4095)
+
+
+def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
+    source = open_dataset(f"folder:{write_deep(tmp_path, 4095, 4095)}", value_range=[0, 1023])
+    assert source.value_range == (0, 1023)
+    assert "value_range 0 to 1023 (10 bits) becomes 0 to 255" in source.notes[-1]
+    assert "of their values lie outside and are clipped" in source.notes[-1]
+    with pytest.raises(ValueError, match=r"got \[5, 5\]"):
+        open_dataset(f"folder:{tmp_path}", value_range=[5, 5])
+
+
+def test_a_range_for_plain_images_is_said_to_change_nothing(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"red": 3, "blue": 3})
+    source = open_dataset(f"folder:{tmp_path}", value_range=(0, 4095))
+    assert "changes nothing: all images have 8 bits" in source.notes[-1]
+
+
+def test_headers_alone_give_the_same_survey(tmp_path: Path) -> None:
+    write_deep(tmp_path, 4095, 3000)
+    write_image(tmp_path / "plain.png")
+    paths = sorted(map(str, tmp_path.rglob("*.*")))
+    whole, heads = Survey(), Survey()
+    find_broken(paths, whole, decode=True)
+    find_broken(paths, heads, decode=False)
+    assert whole.decide("here") == heads.decide("here") == (0, 4095)
+    assert whole.kinds == heads.kinds == {"integer": 4, "8-bit": 1}
+    assert whole.note((0, 4095), given=False) == heads.note((0, 4095), given=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"), [("timm:", "validation"), ("timm:torch/image_folder", "val")]
+)
+def test_timms_readers_have_one_scale_too(tmp_path: Path, name: str, held_out: str) -> None:
+    for part, highs in (("train", (4095, 50)), (held_out, (255,))):
+        for number, high in enumerate(highs):
+            for label in ("a", "b"):
+                path = tmp_path / part / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(ramp(high, "u2")).save(path)
+    source = open_dataset(name, root=tmp_path, val_split=held_out)
+    assert source.in_chans == 1
+    assert source.value_range == (0, 4095)
+    assert "taken as 0 to 4095 (12 bits)" in source.notes[-1]
+    assert brightest(source.train) == [3, 255]
+    assert brightest(source.val) == [16]
+    given = open_dataset(name, root=tmp_path, val_split=held_out, value_range=(0, 255))
+    assert given.value_range == (0, 255)
+
+
+def test_an_unreadable_image_of_a_reader_is_told_and_no_other_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    for part in ("train", "validation"):
+        write_classes(tmp_path / part, {"red": 2, "blue": 2})
+    source = open_dataset("timm:", root=tmp_path)
+    Path(source.train.path(0)).write_bytes(b"")
+    with pytest.raises(BrokenImageError, match=r"0\.png: the file is empty"):
+        source.train.image(0)
+
+
+def test_bands_and_pages_that_are_not_used_are_told(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    bands = np.zeros((4, 4, 5), dtype=np.uint8)
+    path = write_tiff(tmp_path / "a" / "bands.tif", bands, extra=[0, 0])
+    page = Image.new("L", (4, 4))
+    page.save(tmp_path / "b" / "pages.tif", save_all=True, append_images=[page, page])
+    page.save(tmp_path / "b" / "one.tif")
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.notes == (
+        f"2 TIFF files have further bands or pages, such as {path}: the first page is used, as "
+        "grey or RGB",
+    )
+
+
+def test_the_typical_size_is_that_of_the_image_in_the_middle(tmp_path: Path) -> None:
+    sizes = [(40, 10), (10, 40), (10, 10), (10, 11), (100, 10)]
+    for number, size in enumerate(sizes):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("L", size).save(tmp_path / name / f"{number}.png")
+    source = open_dataset(f"folder:{tmp_path}")
+    assert source.typical_size in ((40, 10), (10, 40))

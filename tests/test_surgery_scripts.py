@@ -1,0 +1,87 @@
+"""What is no eager network any more is refused, or looked into where it still has its modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import MixedConv2d
+from torch import nn
+from torchvision.ops import DeformConv2d
+
+import convattn
+from tests.test_surgery import OPERATORS, every_operator, narrow_resnet, small
+
+x = torch.randn(2, 8, 9, 7)
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, of TorchScript and quantization
+
+
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda net: torch.jit.trace(net.eval(), x)], ids=["script", "trace"]
+)
+def test_scripts_are_refused(make):
+    with pytest.raises(TypeError, match=r"is a script.*call replace on the model itself, then"):
+        convattn.replace(make(small()), "acmix", where="*")
+    part = nn.Sequential(make(small()), nn.ReLU())
+    with pytest.raises(ValueError, match=r"'0' is a script.*call replace on the model itself"):
+        convattn.replace(part, "acmix", where="*")
+    part.append(nn.Conv2d(8, 8, 3, padding=1))
+    with pytest.raises(ValueError, match=r"called '0\.0', but '0\.0' is a script"):
+        convattn.replace(part, "acmix", where="0.0")
+
+
+def test_exported_programs_are_refused():
+    program = torch.export.export(small().eval(), (x,))
+    with pytest.raises(TypeError, match="got ExportedProgram: call replace on the model itself"):
+        convattn.replace(program, "acmix", where="*")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a graph of operations; call replace on the model itself"):
+        convattn.replace(program.module(), "acmix", where="*")
+
+
+@every_operator
+@pytest.mark.parametrize("keep", [False, True])
+def test_traced_graphs_that_have_modules_are_looked_into(operator, keep):
+    graph: Any = torch.fx.symbolic_trace(narrow_resnet().eval())
+    images = torch.randn(1, 3, 64, 64)
+    expected = graph(images)
+    report = convattn.replace(graph, operator, where="layer4.*.conv2", keep=keep)
+    assert list(report.replaced) == ["layer4.0.conv2"]
+    assert torch.equal(graph(images), expected) is keep
+    assert isinstance(graph.get_submodule("layer4.0.conv2"), OPERATORS[operator]) or keep
+
+
+def test_quantized_convolutions_are_named():
+    from torch.ao import quantization
+
+    net: Any = small().eval()
+    net.qconfig = quantization.get_default_qconfig("x86")
+    quantization.prepare(net, inplace=True)
+    net(x)
+    quantization.convert(net, inplace=True)
+    with pytest.raises(
+        ValueError,
+        match=r"'0' is torch\.ao\.nn\.quantized.*Conv2d, and only .* call replace before",
+    ):
+        convattn.replace(net, "acmix", where="*")
+    net.append(nn.Conv2d(8, 8, 3, padding=1))
+    with pytest.raises(ValueError, match=r"called '0', but '0' is torch\.ao\.nn\.quantized"):
+        convattn.replace(net, "acmix", where="0")
+
+
+def test_what_holds_convolutions_is_no_other_convolution():
+    net = nn.Sequential(MixedConv2d(8, 8, [3, 5], padding="same"), DeformConv2d(8, 8, 3))
+    with pytest.raises(ValueError, match=r"for its 2 convolutions use '0\.\*'"):
+        convattn.replace(net, "acmix", where="0")
+    with pytest.raises(
+        ValueError, match=r"'1' is torchvision\.ops.*only nn\.Conv2d can be replaced"
+    ):
+        convattn.replace(net, "acmix", where="1")
+
+
+def test_networks_without_convolutions_say_so():
+    with pytest.raises(ValueError, match=r"the model has no convolution$"):
+        convattn.replace(nn.Sequential(nn.Linear(3, 3)), "acmix", where="*")
+    for wrong in (None, {"0": nn.Conv2d(8, 8, 3)}, [nn.Conv2d(8, 8, 3)]):
+        with pytest.raises(TypeError, match=r"model must be an nn\.Module"):
+            convattn.replace(wrong, "acmix", where="*")  # type: ignore[arg-type]
