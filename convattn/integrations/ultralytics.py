@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -28,12 +29,16 @@ except ImportError as error:
         "install it with: pip install 'convattn[yolo]'"
     ) from error
 
+from convattn.integrations import _processes
 from convattn.integrations._changed_detectors import adopt as adopt
 from convattn.integrations._changed_detectors import trainer as trainer
 
 SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
 
-_NOTE = "# Needs convattn.integrations.ultralytics.register() in the process that builds it.\n"
+_NOTE = """\
+# In Python: import convattn.integrations.ultralytics before the network is built.
+# In a shell: python -m convattn.integrations.yolo in place of yolo.
+"""
 _OURS = "reads_convattn"  # marks the function that knows our names, however it is wrapped later
 
 
@@ -184,7 +189,10 @@ OPERATORS = ("ACmix", "XVolution", "GLMix")
 
 
 def register() -> None:
-    """Make the modules of `MODULES` usable by name in YOLO's YAML, in this process.
+    """Make the modules of `MODULES` usable by name in YOLO's YAML.
+
+    The import of this file calls it, and says nothing where it fails. It holds in this process and
+    in those that ``train(device=[0, 1])`` starts from it.
 
     A row with one of the names is read by Ultralytics as the module of its own that ours is built
     on (`Conv`, `C2f` or `C3k2`), so that it scales the channels and counts the repeats as it does
@@ -200,7 +208,9 @@ def register() -> None:
     parse = tasks.parse_model
     wrapped = _reading_our_names(parse)
     try:
-        _probe(wrapped)
+        with torch.random.fork_rng(devices=[]):  # an import leaves the random numbers as they are
+            _probe(wrapped)
+        _processes.inform(_names_are_known)
     except Exception as error:
         raise RuntimeError(
             f"ultralytics {ultralytics.__version__} does not read a model as the supported "
@@ -208,6 +218,10 @@ def register() -> None:
         ) from error
     tasks.parse_model = wrapped
     ultralytics.nn.parse_model = wrapped
+
+
+def _names_are_known(_: Any) -> None:
+    """Do nothing. Who unpickles this callback of a trainer has imported this file."""
 
 
 def recipe(name: str = "yolov8n-acmix") -> Path:
@@ -345,3 +359,7 @@ def _probe(parse_model: Callable[..., Any]) -> None:
         first = repeats[0] if host is Conv else layer
         if type(first) is not module or len(repeats) != 2 or widths != {32}:
             raise TypeError(f"{name} became {type(first).__name__}, {len(repeats)} x {widths}")
+
+
+with contextlib.suppress(RuntimeError):  # what needs no names works; a call of `register` raises it
+    register()

@@ -1,0 +1,162 @@
+"""Processes that Ultralytics, or somebody else, starts: they know the names of our operators."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
+
+from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
+from ultralytics.nn import tasks  # noqa: E402
+from ultralytics.utils import dist  # noqa: E402
+
+import convattn  # noqa: E402
+from convattn.integrations import ultralytics as ours  # noqa: E402
+from tests.integrations.detectors import small  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+class Mine(DetectionTrainer):
+    """A trainer of a user, in a module that knows nothing of this package's names."""
+
+
+@pytest.fixture
+def second_device(squares, monkeypatch):
+    """Train as on several devices: the file for a device's process runs in a new process."""
+
+    def train(yolo: Any, **arguments: Any) -> subprocess.CompletedProcess[str]:
+        done = []
+
+        def start(trainer: Any) -> None:
+            path = dist.generate_ddp_file(trainer)
+            done.append(run(path, cwd=squares.parent))
+            dist.ddp_cleanup(trainer, path)
+            raise InterruptedError  # what follows reads the files of a whole training
+
+        monkeypatch.chdir(squares.parent)
+        monkeypatch.setattr(BaseTrainer, "train", start)
+        options = {**small(), "device": "cpu", "amp": False, "nbs": 4, "epochs": 1}
+        project = str(squares.parent / "runs")
+        with pytest.raises(InterruptedError):
+            yolo.train(data=str(squares), project=project, **options, **arguments)
+        return done[0]
+
+    return train
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process that finds this package."""
+    paths = [str(Path(convattn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def operators(folder: Path) -> int:
+    (path,) = folder.glob("runs/*/weights/last.pt")
+    model = ultralytics.YOLO(path).model
+    return sum(isinstance(module, convattn.ACmix) for module in model.modules())
+
+
+@pytest.mark.parametrize("trainer", [None, Mine])
+def test_the_process_of_a_second_device_knows_the_names(trainer, second_device, squares):
+    done = second_device(ultralytics.YOLO(ours.recipe()), trainer=trainer)
+    assert done.returncode == 0, done.stderr
+    assert operators(squares.parent) == 5
+
+
+def test_it_knows_the_names_by_the_file_or_by_the_callbacks(second_device, monkeypatch):
+    yolo = ultralytics.YOLO(ours.recipe())
+    yolo.reset_callbacks()  # to those of Ultralytics alone
+    assert second_device(yolo).returncode == 0
+    yolo = ultralytics.YOLO(ours.recipe())
+    monkeypatch.setattr(dist, "generate_ddp_file", inspect.unwrap(dist.generate_ddp_file))
+    assert second_device(yolo).returncode == 0
+
+
+def test_the_process_of_a_second_device_trains_what_was_replaced(second_device, squares):
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    convattn.replace(yolo.model, "acmix", where="model.8.m.*.m.*.cv2.conv", keep=True)
+    done = second_device(yolo)
+    assert done.returncode == 0, done.stderr
+    assert operators(squares.parent) == 2
+
+
+def test_a_trainer_that_no_process_can_import_is_refused(second_device, monkeypatch, tmp_path):
+    """Ultralytics 8.3 writes the name of the trainer into the file."""
+
+    def write(trainer: Any) -> str:
+        kind = type(trainer)
+        path = tmp_path / f"{id(trainer)}.py"
+        path.write_text(f"    from {kind.__module__} import {kind.__name__}\n")
+        return str(path)
+
+    monkeypatch.setattr(dist, "generate_ddp_file", write)
+    monkeypatch.setattr(tasks, "parse_model", inspect.unwrap(tasks.parse_model))
+    ours.register()
+    yolo = ultralytics.YOLO("yolo11n.yaml")
+    convattn.replace(yolo.model, "acmix", where="model.8.m.*.m.*.cv2.conv", keep=True)
+    with pytest.raises(RuntimeError, match=r"Trainer on several devices.*convattn\.replace"):
+        second_device(yolo)
+    assert not list(tmp_path.glob("[0-9]*.py"))
+
+
+BUILD = "from ultralytics.nn.tasks import DetectionModel; DetectionModel({path!r}, verbose=False)"
+
+
+def test_a_process_that_imports_the_file_knows_the_names(tmp_path):
+    code = f"import convattn.integrations.ultralytics; {BUILD.format(path=str(ours.recipe()))}"
+    assert run("-c", code, cwd=tmp_path).returncode == 0
+
+
+def build_here(path: str) -> None:
+    from ultralytics.nn.tasks import DetectionModel
+
+    DetectionModel(path, verbose=False)
+
+
+def test_a_spawned_process_knows_the_names(tmp_path):
+    """It imports the module of the function that it runs, and with it this package's part."""
+    context: Any = torch.multiprocessing.get_context("spawn")
+    process = context.Process(target=build_here, args=(str(ours.recipe()),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def test_the_import_leaves_random_numbers_as_they_are(tmp_path):
+    code = (
+        "import torch; state = torch.get_rng_state()\n"
+        "import convattn.integrations.ultralytics\n"
+        "assert torch.equal(torch.get_rng_state(), state)"
+    )
+    done = run("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_knows_the_names(squares):
+    path = ours.write_yaml("yolo11n.yaml", "ACmix", squares.parent)
+    assert "python -m convattn.integrations.yolo" in path.read_text()
+    options = {**small(), "device": "cpu", "amp": False, "epochs": 1, "data": squares}
+    options |= {"model": path, "project": squares.parent / "runs"}
+    arguments = [f"{name}={value}" for name, value in options.items()]
+    command = ("-m", "convattn.integrations.yolo", "detect", "train")
+    done = run(*command, *arguments, cwd=squares.parent)
+    assert done.returncode == 0, done.stderr
+    assert operators(squares.parent) > 0
