@@ -25,6 +25,7 @@ from convattn.layers.attention_choice import ATTENTIONS, NUM_HEADS, AttentionFac
 from convattn.layers.attention_part import AttentionPart
 from convattn.layers.bare import is_bare
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -164,6 +165,10 @@ class ACmix(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
         path = self._path(x)

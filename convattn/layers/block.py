@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from convattn.layers.ffn import ConvMlp, depthwise
 from convattn.layers.folding import fold_identity, fold_scale
 from convattn.layers.norm import LayerNorm2d, add_and_norm
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6
@@ -87,6 +88,10 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         check_map(x, channels=self.dim)
         context = x
         if self.pos_embed is not None:

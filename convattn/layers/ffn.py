@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
 from convattn.layers.folding import fold_identity
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops._checks import check_map, check_odd, check_positive
 from convattn.ops._depthwise import depthwise_conv2d
 from convattn.ops._fused_conv import conv2d_gelu, fuses
@@ -49,6 +50,10 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         check_map(x, channels=self.fc1.in_channels)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self.fc2(self._hidden(x))

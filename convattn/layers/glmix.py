@@ -15,6 +15,7 @@ from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.layers.heads import HeadAttention
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops._checks import (
     check_choice,
     check_map,
@@ -161,6 +162,10 @@ class GLMix(Conv2dLike):
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x, context)
         check_map(x, channels=self.in_chans)
         if context is None:
             context = x

@@ -18,6 +18,7 @@ from convattn.layers.conv2d_like import (
 )
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops._checks import (
     check_choice,
     check_divisible,
@@ -120,6 +121,10 @@ class XVolution(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         check_map(x, channels=self.in_chans)
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:

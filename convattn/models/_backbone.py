@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
+import torch.fx
 from timm.layers import ClassifierHead
-from timm.models import checkpoint_seq, register_notrace_function
+from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -128,8 +129,7 @@ class Pyramid(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        # A family overrides this and not forward(): torch.fx wraps check_images in the globals of
-        # the root's forward() alone, which have to be those of this file.
+        # A family overrides this and not forward(), whose annotations torch.fx copies: see above.
         return self.forward_head(self.forward_features(x))
 
     @overload
@@ -196,7 +196,7 @@ class Pyramid(nn.Module):
         return intermediates if intermediates_only else (final, intermediates)
 
     def _check_images(self, x: Tensor) -> None:
-        check_images(x, self.in_chans)  # torch.fx looks for it in the file of forward()
+        check_images(x, self.in_chans)
 
     def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
         """Return the features before the norm after ``count`` stages, and the map of each."""
@@ -310,7 +310,7 @@ def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
     return list(indices)
 
 
-@register_notrace_function  # torch.fx takes it as one node
+@torch.fx.wrap  # torch.fx takes it as one node
 def check_images(x: Tensor, in_chans: int) -> None:
     """Raise unless ``x`` holds images (B, in_chans, H, W) in floating point."""
     check_map(x, "images")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from convattn.layers.acmix import ACmix
 from convattn.layers.attention import prepend_tokens
 from convattn.layers.block import PreNormBlock
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import POOLS, Pyramid, Stage, named_parameters_called
 from convattn.models._start import start_linear, start_transformer
 
@@ -53,6 +54,10 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the map (B, dim, H, W) and the token (B, 1, dim) or None, in x's dtype."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         positions: Tensor = self.pos_embed
         tokens: Tensor | None = None
         if self.cls_token is not None:
@@ -100,6 +105,10 @@ class TokenBlock(PreNormBlock):
         self, x: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Map (B, dim, H, W) and tokens (B, T, dim) or None to the same."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x, tokens)
         if tokens is None:
             return self._feed_forward(x, self.mixer(self.norm1(x))), None
         else:  # noqa: RET505  # TorchScript compiles what follows a return
@@ -156,6 +165,10 @@ class Join(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """Return (B, C, T + H W, 1), or without tokens the map."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x, tokens)
         return x if tokens is None else join(x, tokens)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.folding import fold_pair
+from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import (
     Pyramid,
     Stage,
@@ -115,6 +116,10 @@ class SANBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            traced = is_traced(x)
+            if traced:
+                return as_one_node(self, x)
         check_map(x, channels=self.dim)
         y = self.mixer(self.act(self.norm1(x)))
         y = self.expand(self.act(self.norm2(y)))
