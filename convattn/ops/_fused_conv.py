@@ -48,10 +48,11 @@ def conv2d_gelu(
 ) -> Tensor:
     """``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))`` with the exact GELU."""
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
-    last = x.is_contiguous(memory_format=torch.channels_last)
     alike = all(t.dtype == x.dtype for t in tensors)
-    if not (last and alike and x.numel() > 0 and fuses(*tensors)):
+    # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
+    # The layout is asked last: inside of a function transform a map has none.
+    fused = alike and x.numel() > 0 and fuses(*tensors)
+    if not (fused and x.is_contiguous(memory_format=torch.channels_last)):
         return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
-    fused = getattr(torch.ops.mkldnn, _NAME)
-    return fused(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
+    convolve = getattr(torch.ops.mkldnn, _NAME)
+    return convolve(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
