@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import ClassifierHead, SelectAdaptivePool2d, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from convattn.layers.block import PreNormBlock
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import POOLS, Pyramid, Stage, named_parameters_called
 from convattn.models._start import start_linear, start_transformer
+from convattn.ops._resize import resize
 
 NORM_EPS = 1e-6
 NOT_WEIGHTS = ("alpha", "beta", "cls_token", "pos_embed")
@@ -41,7 +41,6 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.grid = grid
         self.interpolation = interpolation
-        self.antialias = interpolation == "bicubic"
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, class_token + grid[0] * grid[1], dim))
         self.reset_parameters()
@@ -66,13 +65,7 @@ class PositionEmbedding(nn.Module):
             positions = positions[:, 1:]
         grid = positions.transpose(1, 2).unflatten(2, self.grid)
         if x.shape[2] != self.grid[0] or x.shape[3] != self.grid[1]:
-            grid = F.interpolate(
-                grid if grid.dtype == torch.float64 else grid.float(),  # half has no bicubic
-                size=(x.shape[2], x.shape[3]),
-                mode=self.interpolation,
-                align_corners=False,
-                antialias=self.antialias,
-            )
+            grid = resize(grid, (x.shape[2], x.shape[3]), self.interpolation)
         return x + grid.to(x.dtype), tokens
 
 

@@ -152,6 +152,16 @@ def derivable() -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast chooses the types on such a device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def no_autocast(device: str) -> AbstractContextManager[None]:
+    """Leave the types as they are, where autocast would choose others."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
+
+
 def choose(rules: Sequence[Rule], case: Case) -> str:
     """Return the path of the first rule that fits."""
     for path, fits, _ in rules:

@@ -21,7 +21,6 @@ fit (`MIX_RULES`):
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -31,7 +30,17 @@ from torch import Tensor
 from convattn.ops import _glmix_shared as shared
 from convattn.ops import _glmix_tiled as tiled
 from convattn.ops import kernels
-from convattn.ops._backend import Case, Rule, choose, derivable, describe, resolve
+from convattn.ops._backend import (
+    Case,
+    Rule,
+    autocasts,
+    choose,
+    derivable,
+    describe,
+    no_autocast,
+    resolve,
+)
+from convattn.ops._bins import average_bins
 from convattn.ops._checks import check_map, check_positive, check_tensor
 from convattn.ops._processor import multiplies
 from convattn.ops._script import scriptable
@@ -113,19 +122,7 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     check_map(x)
     check_grid(grid)
-    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
-        # ONNX has no pooling to bins that overlap, nor to bins of a map whose size is not known yet
-        rows, columns = (_bins(n, side, x) for n, side in zip(grid, x.shape[2:], strict=True))
-        return (rows @ (x @ columns.transpose(0, 1))).flatten(2).transpose(1, 2)
-    return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
-
-
-def _bins(n: int, side: int, like: Tensor) -> Tensor:
-    """Return the matrix (n, side) whose product averages the bins of adaptive pooling."""
-    i = torch.arange(n, device=like.device)[:, None]
-    p = torch.arange(side, device=like.device)
-    inside = ((p >= i * side // n) & (p < ((i + 1) * side + n - 1) // n)).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+    return average_bins(x, grid)
 
 
 @scriptable("(Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor")
@@ -161,7 +158,7 @@ def soft_clustering(
     if path == "tiled":
         dtype = _result_type(u)
         keys, tokens = _in_one_dtype(dtype, tiled.scaled_directions(slots, scale), _tokens(u))
-        with _no_autocast(u.device.type):
+        with no_autocast(u.device.type):
             return tiled.cluster(keys, tokens).to(dtype)
     tokens = to_tokens(u)
     return _attend(tiled.scaled_directions(slots, scale), tiled.directions(tokens), tokens)
@@ -237,7 +234,7 @@ def dispatch(
     if path == "tiled":
         dtype = _result_type(slots)
         parts = _in_one_dtype(dtype, tiled.scaled_directions(prototypes, scale), slots, _tokens(u))
-        with _no_autocast(u.device.type):
+        with no_autocast(u.device.type):
             mixed = tiled.disperse(*parts).to(dtype)
     else:
         mixed = _attend(
@@ -290,12 +287,12 @@ def cluster_and_dispatch(
         dtype = _result_type(u)
         keys, tokens = _in_one_dtype(dtype, tiled.scaled_directions(prototypes, scale), _tokens(u))
         if _shares(case) and shared.fits(keys, tokens.shape[1], scale):
-            with _no_autocast(u.device.type):
+            with no_autocast(u.device.type):
                 slots, kept = shared.cluster(keys, tokens)
             slots = _check_slots(attend(slots.to(dtype)), u, "attended slots")
             _check_number(slots, prototypes)
             dtype = _result_type(slots)
-            with _no_autocast(u.device.type):
+            with no_autocast(u.device.type):
                 mixed = shared.disperse(kept, slots.to(keys.dtype), tokens).to(dtype)
             return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
         path = "tiled"
@@ -359,25 +356,15 @@ def _tokens(u: Tensor) -> Tensor:
 def _result_type(like: Tensor) -> torch.dtype:
     """The type of ``like``, or that of autocast."""
     device = like.device.type
-    if _autocasts(device) and like.dtype != torch.float64:
+    if autocasts(device) and like.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return like.dtype
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _in_one_dtype(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     if dtype == torch.float16:  # which has no room for products with long vectors
         dtype = torch.float32
     return [t.to(dtype) for t in tensors]
-
-
-def _no_autocast(device: str) -> AbstractContextManager[None]:
-    if not _autocasts(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
