@@ -181,6 +181,17 @@ class Pyramid(nn.Module):
         Raises:
             ValueError: For another ``output_fmt``, no ``indices``, or images that do not fit.
         """
+        final, maps = self._intermediates(x, indices, norm, stop_early, output_fmt)
+        return maps if intermediates_only else (final, maps)
+
+    def _intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+    ) -> tuple[Tensor, list[Any]]:
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         self._check_images(x)
@@ -192,22 +203,21 @@ class Pyramid(nn.Module):
             final = self.norm(final)
             if norm:
                 maps[-1] = self._as_map(final, maps[-1])
-        intermediates = [maps[i] for i in sorted(set(chosen))]
-        return intermediates if intermediates_only else (final, intermediates)
+        return final, [maps[i] for i in sorted(set(chosen))]
 
     def _check_images(self, x: Tensor) -> None:
         check_images(x, self.in_chans)
 
-    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Any]]:
         """Return the features before the norm after ``count`` stages, and the map of each."""
         x = self.stem(x)
-        maps = []
+        maps: list[Any] = []
         for i in range(count):
             x = self.stages[i](x)
             maps.append(x)
         return x, maps
 
-    def _as_map(self, features: Tensor, like: Tensor) -> Tensor:
+    def _as_map(self, features: Tensor, like: Any) -> Any:
         """Return the map in the normed features, of the size of the map ``like``."""
         return features
 

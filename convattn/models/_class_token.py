@@ -255,23 +255,55 @@ class TokenPyramid(Pyramid):
         """Return the names of positions, class token, alpha and beta, which should not shrink."""
         return named_parameters_called(self, *NOT_WEIGHTS)
 
-    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(  # type: ignore[override]
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        return_prefix_tokens: bool = False,
+    ) -> Any:
+        """Return the final features and the maps of chosen stages; see `Pyramid`.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages to return.
+            norm: Whether the last stage's map among them, and its token, are normed.
+            stop_early: Whether to leave out the stages after the last one returned.
+            output_fmt: Only "NCHW".
+            intermediates_only: Whether to leave out the final features.
+            return_prefix_tokens: Whether each map comes with its token, as a pair of the map and
+                (B, 1, C): zeros where the token joins in a later stage. A model without a class
+                token gives its maps alone, as timm's do.
+        """
+        final, pairs = self._intermediates(x, indices, norm, stop_early, output_fmt)
+        given: list[Any] = [x for x, _ in pairs]
+        if return_prefix_tokens and self.num_prefix_tokens:
+            given = [(x, _zeros(x) if tokens is None else tokens) for x, tokens in pairs]
+        return given if intermediates_only else (final, given)
+
+    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Any]]:
         x = self.stem(x)
         tokens: Tensor | None = None
-        maps = []
+        maps: list[Any] = []
         for i in range(count):
             x, tokens = self.stages[i](x, tokens)
-            maps.append(x)
+            maps.append((x, tokens))
         whole = count == len(self.feature_info)
         return self._features(x, tokens) if whole else x, maps
 
     def _features(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self.join(x, tokens) if self.num_prefix_tokens else x
 
-    def _as_map(self, features: Tensor, like: Tensor) -> Tensor:
-        if self.num_prefix_tokens == 0:
-            return features
-        return pixels_of(features, self.num_prefix_tokens, like.shape[2], like.shape[3])
+    def _as_map(self, features: Tensor, like: Any) -> Any:
+        T = self.num_prefix_tokens
+        if T == 0:
+            return features, None
+        H, W = like[0].shape[2:]
+        return pixels_of(features, T, H, W), tokens_of(features, T)
 
     def _usual_pool(self) -> str:
         return "token" if self.num_prefix_tokens else "avg"
@@ -301,6 +333,11 @@ def pixels_of(column: Tensor, T: int, H: int, W: int) -> Tensor:
 def tokens_of(column: Tensor, T: int) -> Tensor:
     """Return the tokens (B, T, C) in a column."""
     return column[:, :, :T, 0].transpose(1, 2)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Return tokens (B, 1, C) in the place of those that a map does not have."""
+    return x.new_zeros(x.shape[0], 1, x.shape[1])
 
 
 for _module_class in (TokenBlock, PositionEmbedding, Join):

@@ -11,7 +11,7 @@ import convattn
 
 smp: Any = pytest.importorskip("segmentation_models_pytorch")
 
-# a plain vision transformer has maps of one size only, which no decoder of the library takes
+# a plain vision transformer has maps of one size only, which none but DPT's decoder takes
 NANO = [name for name in convattn.list_models("*_nano") if "deit" not in name]
 LARGE = ["glnet_4g", "acmix_resnet50", "acmix_swin_tiny", "acmix_pvt_tiny", "san10", "acmix_san10"]
 
@@ -28,6 +28,18 @@ def test_unet_segments_images_whose_sides_are_odd_multiples_of_32(name):
     masks.mean().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert missing == []
+
+
+@pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
+@pytest.mark.parametrize("name", ["acmix_deit_nano", "acmix_pvt_nano", "glnet_nano"])
+def test_dpt_takes_maps_and_tokens(name, readout):
+    model = smp.DPT(f"tu-{name}", encoder_weights=None, decoder_readout=readout, classes=3)
+    masks = model(torch.rand(2, 3, 64, 96))
+    assert masks.shape == (2, 3, 64, 96)
+    masks.mean().backward()
+    token = {n: p for n, p in model.encoder.named_parameters() if n.endswith("cls_token")}
+    assert len(token) == (0 if "glnet" in name else 1)
+    assert all(p.grad.any() for p in token.values())
 
 
 @pytest.mark.slow

@@ -85,6 +85,29 @@ def test_the_convolution_alone_has_no_token_and_pools_its_map(name, build):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_each_map_comes_with_its_token_when_asked_for(name, build):
+    model, x = build(name), torch.randn(2, 3, 64, 96)
+    features, maps = model.forward_intermediates(x, norm=True)
+    final, pairs = model.forward_intermediates(x, norm=True, return_prefix_tokens=True)
+    assert torch.equal(final, features)
+    assert all(torch.equal(pair[0], alone) for pair, alone in zip(pairs, maps, strict=True))
+    tokens = [pair[1] for pair in pairs]
+    assert [t.shape for t in tokens] == [(2, 1, m.shape[1]) for m in maps]
+    assert torch.equal(tokens[-1][:, 0], features[:, :, 0, 0])
+    # the token joins in the last stage of PVT, and in the first of DeiT
+    before = len(maps) - 1 if "pvt" in name else 0
+    assert [not t.any() for t in tokens] == [True] * before + [False] * (len(maps) - before)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_model_without_a_token_gives_maps_alone(name, build):
+    model, x = build(name), torch.randn(2, 3, 64, 96)
+    _, maps = model.forward_intermediates(x)
+    _, asked = model.forward_intermediates(x, return_prefix_tokens=True)
+    assert all(torch.equal(a, b) for a, b in zip(maps, asked, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_pruned_models_have_maps_alone(name, build):
     model, x = build(name), torch.randn(2, 3, 64, 96)
     maps = model.forward_intermediates(x, intermediates_only=True)

@@ -47,6 +47,19 @@ def test_features_are_those_of_timms_deit():
         assert_close(our_map, their_map, torch.float32)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_prefix_tokens_are_those_of_timms_deit(norm):
+    theirs = _timm_deit()
+    ours, x = _like(theirs), torch.randn(2, 3, 224, 224)
+    named: Any = {"intermediates_only": True, "return_prefix_tokens": True}
+    # timm norms the tokens of every block, ours those of the last alone, as it does the maps
+    found = ours.forward_intermediates(x, [-1] if norm else None, norm=norm, **named)
+    expected = theirs.forward_intermediates(x, [2] if norm else None, norm=norm, **named)
+    assert len(found) == (1 if norm else 3)
+    for pair, their_pair in zip(found, expected, strict=True):
+        assert_close(pair, their_pair, torch.float32)
+
+
 def test_pooling_the_positions_is_timms_too():
     theirs = _timm_deit(global_pool="avg", fc_norm=False)
     x = torch.randn(2, 3, 224, 224)
