@@ -255,7 +255,7 @@ class TokenPyramid(Pyramid):
         """Return the names of positions, class token, alpha and beta, which should not shrink."""
         return named_parameters_called(self, *NOT_WEIGHTS)
 
-    def forward_intermediates(  # type: ignore[override]
+    def forward_intermediates(
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
