@@ -25,11 +25,12 @@ def interpolate(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 def test_values_and_gradients_are_those_of_interpolate(mode, size, dtype):
     x = torch.randn(2, 3, 7, 10, dtype=dtype)
     assert_same(lambda x: resize(x, size, mode), lambda x: interpolate(x, size, mode), [x])
+    assert torch.equal(resize(x, size, mode), interpolate(x, size, mode))  # no gradient is wanted
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_autocast_and_half_precision_are_computed_in_float32(mode):
-    x = torch.randn(1, 3, 7, 10)
+    x = torch.randn(1, 3, 7, 10, requires_grad=True)
     expected = resize(x, (5, 6), mode)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(resize(x, (5, 6), mode), expected)
@@ -39,7 +40,7 @@ def test_autocast_and_half_precision_are_computed_in_float32(mode):
 
 
 def test_bicubic_is_how_timm_resamples_positions():
-    positions = torch.randn(1, 14 * 14, 8)
+    positions = torch.randn(1, 14 * 14, 8, requires_grad=True)
     expected = resample_abs_pos_embed(positions, [10, 17], [14, 14], num_prefix_tokens=0)
     grid = positions.transpose(1, 2).unflatten(2, (14, 14))
     ours = resize(grid, (10, 17), "bicubic").flatten(2).transpose(1, 2)
