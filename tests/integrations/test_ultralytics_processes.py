@@ -15,19 +15,15 @@ import torch
 ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 
 from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
-from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 from ultralytics.nn import tasks  # noqa: E402
 from ultralytics.utils import dist  # noqa: E402
 
 import convattn  # noqa: E402
 from convattn.integrations import ultralytics as ours  # noqa: E402
 from tests.integrations.detectors import small  # noqa: E402
+from tests.integrations.trainers import Mine  # noqa: E402
 
 pytestmark = pytest.mark.slow
-
-
-class Mine(DetectionTrainer):
-    """A trainer of a user, in a module that knows nothing of this package's names."""
 
 
 @pytest.fixture
