@@ -56,12 +56,12 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 80)])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_gradient_has_a_deterministic_form(name, device, size, deterministic):
+def test_every_gradient_has_a_deterministic_form(name, device, deterministic):
     model = convattn.create_model(name, device=device)
-    y = model(torch.rand(2, 3, *size, device=device))
+    # positions that were made for another size are interpolated
+    y = model(torch.rand(2, 3, 48, 80, device=device))
     names = gradients_of(y)
     with Names() as operators:
         y.sum().backward()

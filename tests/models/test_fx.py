@@ -38,10 +38,8 @@ def network(request, name) -> Any:
 
 @torch.no_grad()
 def assert_same(traced: nn.Module, model: nn.Module) -> None:
-    """Also for maps of another size than any that tracing could have seen."""
-    for size in [(64, 64), (48, 80)]:
-        x = torch.randn(2, 3, *size)
-        assert torch.equal(traced(x), model(x))
+    x = torch.randn(2, 3, 48, 80)
+    assert torch.equal(traced(x), model(x))
 
 
 @pytest.mark.parametrize("name", NAMES)

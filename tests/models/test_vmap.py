@@ -13,7 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import convattn
 from tests.compare import assert_close
 
-NAMES = (*convattn.list_models("*_nano"), "glnet_stl")
+NAMES = convattn.list_models("*_nano")
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
