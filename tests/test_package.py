@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import convattn
 
+HOME = Path(__file__).parents[1]
 EXTRAS = (
     "lightning",
     "lightning_fabric",
@@ -76,3 +79,26 @@ def test_import_adds_nothing_to_what_timm_imports(fresh):
 
 def test_import_registers_the_models_with_timm(fresh):
     assert fresh[2] == "GLNet"
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    project = tomllib.loads((HOME / "pyproject.toml").read_text())
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    assert project["tool"]["mypy"]["python_version"] == oldest
+    assert project["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert f"sys.version_info < ({oldest.replace('.', ', ')})" in (HOME / "Makefile").read_text()
+    assert f"Python {oldest} or newer" in (HOME / "README.md").read_text()
+    named = [line.rsplit(" ", 1)[1] for line in project["project"]["classifiers"] if "3." in line]
+    assert named[0] == oldest
+
+
+@pytest.mark.parametrize("folder", ["convattn", "benchmarks", "examples"])
+def test_no_checkpoint_is_read_by_lightnings_own_loader(folder):
+    # `load_from_checkpoint` builds what a file names: a checkpoint from elsewhere could run code.
+    # `convattn.tasks.classification.load_checkpoint` reads tensors and the model card alone.
+    naming = [
+        str(path.relative_to(HOME))
+        for path in sorted((HOME / folder).rglob("*.py"))
+        if "load_from_checkpoint" in path.read_text(encoding="utf-8")
+    ]
+    assert naming == []

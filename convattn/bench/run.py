@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def run_group(
             **group.settings,
         },
         "commit": describe_commit(),
-        "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": max((len(run["seconds"]) for run in runs.values()), default=0),
         "peak": peak.as_dict() if peak else None,
         "runs": runs,

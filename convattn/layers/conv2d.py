@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 import torch.fx
@@ -19,9 +19,6 @@ from convattn.layers.conv2d_like import (
 from convattn.layers.folding import add_layer, fold_scale, fold_shift, is_plain
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 torch.fx.wrap("within_range")  # it looks at the type: torch.fx takes it as one node
 

@@ -9,16 +9,13 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from convattn.ops._checks import check_odd
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Module = TypeVar("Module", bound=nn.Module)
 

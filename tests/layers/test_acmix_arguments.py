@@ -65,4 +65,5 @@ def test_unknown_keywords_are_refused():
 
 
 def test_takes_the_integers_of_numpy():
-    assert ACmix(np.int64(16), num_heads=np.int32(2))(torch.randn(1, 16, 5, 5)).shape[1] == 16
+    acmix = ACmix(np.int64(16), num_heads=np.int32(2))  # type: ignore[arg-type]  # not `int`s
+    assert acmix(torch.randn(1, 16, 5, 5)).shape[1] == 16
