@@ -38,7 +38,7 @@ def check_windows(
 
 
 def _check_shift(shift: tuple[int, int], window_size: int) -> None:
-    pair = isinstance(shift, tuple | list) and len(shift) == 2
+    pair = isinstance(shift, (tuple, list)) and len(shift) == 2
     if not pair or not all(isinstance(x, int) for x in shift):
         raise TypeError(f"shift must be an integer or (rows, columns), got {shift!r}")
     if not all(0 <= x < window_size for x in shift):

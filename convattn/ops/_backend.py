@@ -35,6 +35,9 @@ PATHS = (
     "triton",
 )
 
+# Older versions (2.14 is right) answer True to `is_exporting()` in all that `torch.compile` traces.
+_COMPILED_LOOKS_EXPORTED = torch.__version__ < (2, 14)
+
 
 @dataclass  # not frozen, which would take 0.8 of 3 us for each operator that is called
 class Case:
@@ -104,7 +107,14 @@ def exporting() -> bool:
 
     ``torch.onnx.export`` does the one or the other.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    return torch.jit.is_tracing() or is_torch_export()  # type: ignore[attr-defined]
+
+
+def is_torch_export() -> bool:
+    """Return whether ``torch.export`` traces the operators."""
+    if _COMPILED_LOOKS_EXPORTED:
+        return torch.compiler._is_exporting_flag
+    return torch.compiler.is_exporting()
 
 
 def transformed() -> bool:

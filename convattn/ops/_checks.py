@@ -47,8 +47,8 @@ def check_positive(name: str, value: int) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]  # the sizes of a map are tensors
         return
-    integer = isinstance(value, int | torch.SymInt) or hasattr(type(value), "__index__")  # NumPy's
-    if not integer or isinstance(value, bool | Tensor):
+    integer = isinstance(value, (int, torch.SymInt)) or hasattr(type(value), "__index__")  # NumPy's
+    if not integer or isinstance(value, (bool, Tensor)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
@@ -76,7 +76,7 @@ def check_divisible(name: str, value: int, divisor_name: str, divisor: int) -> N
 
 def check_rate(name: str, value: float) -> None:
     """Raise unless ``value`` is the probability of dropping something: from 0 to below 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")

@@ -337,7 +337,7 @@ def _check_scale(scale: Tensor | float) -> None:
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
             raise ValueError(f"scale must hold one number, got shape {tuple(scale.shape)}")
-    elif not isinstance(scale, int | float):
+    elif not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or a tensor, got {scale!r}")
 
 
