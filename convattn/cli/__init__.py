@@ -7,23 +7,21 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import convattn
-from convattn.cli import bench, evaluate, models, predict, train
+from convattn.cli import bench, doctor, evaluate, models, predict, train
 from convattn.cli.output import escape_what_cannot_be_encoded
 from convattn.data import shown
+from convattn.machine import package_version
+from convattn.requirements import extras_of
 
-_COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "models": models, "bench": bench}
-_EXTRAS = {
-    "jinja2": "train",
-    "lightning": "train",
-    "matplotlib": "train",
-    "pydantic": "train",
-    "rich": "train",
-    "sklearn": "train",
-    "tensorboard": "train",
-    "torchmetrics": "train",
+_COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "models": models,
+    "bench": bench,
+    "doctor": doctor,
 }
 _EXAMPLES = """examples:
   convattn train                                 learn the handwritten digits, in a minute or two
@@ -32,6 +30,7 @@ _EXAMPLES = """examples:
   convattn predict runs/glnet_nano-digits-1 scan.png
   convattn models 'glnet*'                       what there is to train
   convattn bench glnet_stl --against resnet50    how fast it is here
+  convattn doctor                                what this machine has, for a report of a defect
 """
 
 
@@ -69,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    versions = f"torch {version('torch')}, timm {version('timm')}"
+    versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "timm"))
     parser.add_argument(
         "--version", action="version", version=f"convattn {convattn.__version__} ({versions})"
     )
@@ -114,11 +113,13 @@ def _run(words: list[str]) -> int:
 
 def _explain(error: Exception, words: list[str]) -> str:
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    extra = _EXTRAS.get(name.split(".")[0])
-    if extra is None:
+    extras = extras_of(name.split(".")[0])
+    if not extras:
         return str(error)
+    extra = "train" if "train" in extras else extras[0]
     return (
         f"convattn {words[0]} needs {name}, which is not installed: pip install 'convattn[{extra}]'"
+        "; `convattn doctor` shows what else is missing"
     )
 
 

@@ -7,11 +7,9 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 
 import convattn
 from convattn.data import BrokenFile
+from convattn.machine import git_commit, package_version, processor_name
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.files import replacing
 from convattn.tasks.classification.settings import load_recipe, make_config, save_config
@@ -121,11 +120,11 @@ def environment() -> dict[str, Any]:
     """Return versions, machine and commit, such as a reader needs to repeat a run."""
     return {
         "convattn": convattn.__version__,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: package_version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -171,30 +170,3 @@ def _file_name(text: str) -> str:
 
 def _round(value: float) -> float:
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree that convattn is imported from, None for an installed wheel."""
-    home = Path(convattn.__file__).parent.parent
-    if not (home / ".git").exists():
-        return None
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

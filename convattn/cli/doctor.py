@@ -1,0 +1,50 @@
+"""``convattn doctor``: what this machine has, and whether it computes right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from convattn.diagnosis import Diagnosis, Section, diagnose
+
+HELP = "show what this machine has, and check that it computes right"
+DESCRIPTION = """Show versions, the processor, kernels, devices and extras, and check the operators.
+
+The page is made to be pasted into a report of a defect. Kernels in C are compiled, if they have not
+been. Each operator computes a small map, and is compared with its reference."""
+EPILOG = """examples:
+  convattn doctor
+  convattn doctor --json > machine.json
+
+The exit status is 1 if an operator computes wrong, or if a package that all of convattn needs is
+older than it asks for; else 0, whatever is missing. The user's home is written as ~."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    found = diagnose()
+    print(json.dumps(found._asdict(), indent=2) if args.json else _page(found))
+    return 1 if found.faults else 0
+
+
+def _page(found: Diagnosis) -> str:
+    width = max(len(name) for section in found.sections.values() for name in section)
+    parts = [_section(title, section, width) for title, section in found.sections.items()]
+    parts += [f"{n}\n" + "\n".join(f"  {w}" for w in words) for n, words in _remarks(found)]
+    return (
+        "\n\n".join(parts) if found.faults or found.hints else "\n\n".join([*parts, "All is well."])
+    )
+
+
+def _remarks(found: Diagnosis) -> list[tuple[str, list[str]]]:
+    named = [("wrong", found.faults), ("worth knowing", found.hints)]
+    return [(name, words) for name, words in named if words]
+
+
+def _section(title: str, section: Section, width: int) -> str:
+    return "\n".join([title, *(f"  {name:{width}}  {text}" for name, text in section.items())])
