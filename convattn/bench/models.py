@@ -65,7 +65,8 @@ def check_device(device: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
             raise ValueError(
-                f"device {device!r}: PyTorch {torch.__version__} sees no GPU here; use 'cpu'"
+                f"device {device!r}: PyTorch {torch.__version__} sees no GPU here; use 'cpu'; "
+                "`convattn doctor` shows the devices"
             )
         if (torch.device(device).index or 0) >= count:
             raise ValueError(f"device {device!r}: there are {count}, numbered from 0")

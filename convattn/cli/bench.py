@@ -227,7 +227,7 @@ def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
         settings["dtype"],
         *(["compiled"] if settings["compile"] else []),
         where,
-        *(["without C kernels"] if _lacks_kernels(document) else []),
+        *(["without C kernels (`convattn doctor` says why)"] if _lacks_kernels(document) else []),
         f"{group['rounds']} rounds",
     ]
     return ", ".join(words)

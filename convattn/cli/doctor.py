@@ -12,8 +12,7 @@ DESCRIPTION = """Show versions, the processor, kernels, devices and extras, and 
 
 The page is made to be pasted into a report of a defect. Kernels in C are compiled, if they have not
 been. Each operator computes a small map, and is compared with its reference."""
-EPILOG = """examples:
-  convattn doctor
+EPILOG = """example:
   convattn doctor --json > machine.json
 
 The exit status is 1 if an operator computes wrong, or if a package that all of convattn needs is

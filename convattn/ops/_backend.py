@@ -36,7 +36,7 @@ PATHS = (
 )
 
 # Older versions (2.14 is right) answer True to `is_exporting()` in all that `torch.compile` traces.
-_COMPILED_LOOKS_EXPORTED = torch.__version__ < (2, 14)
+_COMPILED_LOOKS_EXPORTED = torch.__version__ < "2.14"
 
 
 @dataclass  # not frozen, which would take 0.8 of 3 us for each operator that is called

@@ -47,6 +47,7 @@ def check_positive(name: str, value: int) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]  # the sizes of a map are tensors
         return
+    # no unions of types in `isinstance`: PyTorch 2.9 does not compile them
     integer = isinstance(value, (int, torch.SymInt)) or hasattr(type(value), "__index__")  # NumPy's
     if not integer or isinstance(value, (bool, Tensor)):
         raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -163,7 +163,7 @@ def test_mistakes_are_told(
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="sees no GPU here; use 'cpu'"):
+    with pytest.raises(ValueError, match="sees no GPU here; use 'cpu'; `convattn doctor` shows"):
         check_device("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

@@ -24,7 +24,7 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: convattn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "models"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "models", "doctor"])
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -64,7 +64,7 @@ def test_a_missing_extra_says_what_to_install(
     monkeypatch.setitem(sys.modules, "pydantic", None)
     message = error(capsys, "train")
     assert "convattn train needs pydantic, which is not installed" in message
-    assert "pip install 'convattn[train]'" in message
+    assert "pip install 'convattn[train]'; `convattn doctor` shows what else is missing" in message
 
 
 def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +75,10 @@ def test_the_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> No
         main(["eval", "gone"])
 
 
-def test_help_and_models_need_no_extra() -> None:
+def test_help_models_and_doctor_need_no_extra() -> None:
     code = (
         "import sys; from convattn.cli import main; main(['models', 'glnet_nano']); "
+        "main(['doctor']); "
         "heavy = {'lightning', 'pydantic', 'rich', 'sklearn', 'matplotlib', 'torchmetrics'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

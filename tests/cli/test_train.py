@@ -49,6 +49,7 @@ def test_the_report_and_the_curves_are_written(work: Path) -> None:
         (["--resume", "gone"], "there is no checkpoint or run folder gone"),
         (["--resume", "gone", "--recipe", "nano"], "leave --recipe out"),
         (["accelerator=tpu"], "accelerator=tpu, devices=auto, strategy=auto is not possible here"),
+        (["accelerator=tpu"], "; `convattn doctor` shows the devices"),
         (["accelerator=abacus"], "abacus"),
     ],
 )

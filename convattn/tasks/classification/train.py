@@ -338,7 +338,7 @@ def _make_trainer(config: TrainConfig) -> pl.Trainer:
     except (MisconfigurationException, ImportError) as error:
         raise ValueError(
             f"accelerator={config.accelerator}, devices={config.devices}, strategy="
-            f"{config.strategy} is not possible here: {error}"
+            f"{config.strategy} is not possible here: {error}; `convattn doctor` shows the devices"
         ) from error
 
 
