@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from convattn.diagnosis import Diagnosis, Section, diagnose
 
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     found = diagnose()
-    print(json.dumps(found._asdict(), indent=2) if args.json else _page(found))
+    text = json.dumps(found._asdict(), indent=2) if args.json else _page(found)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))  # paths may be any bytes
     return 1 if found.faults else 0
 
 

@@ -121,6 +121,13 @@ def test_the_home_of_the_user_is_not_shown(page, monkeypatch, tmp_path):
         assert f"~{os.sep}cc" in found
 
 
+def test_a_path_that_is_not_utf_8_is_written_all_the_same(page, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caf\udce9")
+    monkeypatch.setenv("CONVATTN_NATIVE", "0")
+    assert line(page(), "XDG_CACHE_HOME") == "/caf\\udce9"
+    assert json.loads(page("--json"))["sections"]["variables"]["XDG_CACHE_HOME"] == "/caf\udce9"
+
+
 def test_a_file_of_the_system_that_may_not_be_read_ends_nothing(page, monkeypatch):
     read = Path.read_text
 

@@ -142,6 +142,25 @@ def test_a_compiler_that_cannot_run_is_reported(monkeypatch, tmp_path, content):
 
 
 @needs_compiler
+def test_the_status_names_the_compiler_and_the_build(tmp_path):
+    found = library.status()
+    assert found.reason == ""
+    assert found.compiler == shlex.join(_compiler())
+    assert found.version
+    assert list(found.builds) == _kept(tmp_path)
+    assert len(found.builds) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_status_of_a_compiler_that_fails_is_no_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", str(_program(tmp_path / "broken", "exit 1")))
+    found = library.status()
+    assert "broken could not compile or load the kernels" in found.reason
+    assert found.version == ""
+    assert found.builds == ()
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["plain", "with spaces"])
 def test_cc_may_be_a_command_with_arguments(monkeypatch, tmp_path, name):
     log = tmp_path / "log"
