@@ -159,7 +159,6 @@ def _native(found: Diagnosis) -> Section:
     return {
         "state": known.reason or "compiled",
         "compiler": ": ".join(filter(None, (known.compiler, known.version))) or "none",
-        "flags": known.flags,
         "cache": f"{known.cache}{builds}" if known.cache else "none: the user has no home",
     }
 

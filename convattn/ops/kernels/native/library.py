@@ -80,7 +80,6 @@ class Status(NamedTuple):
     reason: str  # why there are none; "" where they are compiled
     compiler: str  # the command that calls it; "" where none is found
     version: str  # what it says of itself
-    flags: str
     cache: Path | None  # where builds are kept, if anywhere
     builds: tuple[Path, ...]  # of this machine and of others that share the cache
 
@@ -98,8 +97,18 @@ def status() -> Status:
         builds = tuple(sorted(cache.glob("kernels-*.so")))
     except OSError:
         cache, builds = None, ()
-    words = shlex.join(compiler)
-    return Status(reason, words, _version(compiler), " ".join(_FLAGS), cache, builds)
+    version = _version(compiler) if compiler else ""
+    return Status(reason, shlex.join(compiler), version, cache, builds)
+
+
+def _version(compiler: list[str]) -> str:
+    """Return the first line of what a compiler says of itself; "" where it says nothing."""
+    try:
+        asked = [*compiler, "--version"]
+        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.partition("\n")[0].strip()
 
 
 class _Outcome(NamedTuple):
@@ -235,41 +244,21 @@ def _cache() -> Path:
         raise FileNotFoundError("the user has no home") from error
 
 
-def _version(compiler: list[str]) -> str:
-    """Return the first line of what a compiler says of itself; "" where it says nothing."""
-    try:
-        return _asked_version(compiler).partition("\n")[0].strip() if compiler else ""
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _asked_version(compiler: list[str]) -> str:
-    return subprocess.run(
-        [*compiler, "--version"],
-        check=True,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=30,
-    ).stdout
-
-
 def _key(compiler: list[str]) -> str:
     """Return what tells one build from another: source, compiler, processor."""
-    version = _asked_version(compiler)
+    asked = [*compiler, "--version"]
+    version = subprocess.run(
+        asked, check=True, capture_output=True, text=True, errors="replace", timeout=30
+    )
     parts = [(_FOLDER / name).read_bytes() for name in _SOURCES]
     command = " ".join([*compiler, *_flags(compiler)])
-    parts += [s.encode() for s in (version, command, _processor())]
+    parts += [s.encode() for s in (version.stdout, command, _processor())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
 def _processor() -> str:
     """Return what the processor can do: a home may be shared by machines that differ."""
     names = ("model name", "flags", "Features", "CPU part", "isa")
-    lines = (
-        Path("/proc/cpuinfo")
-        .read_text(encoding="utf-8", errors="replace")
-        .split("\n\n")[0]
-        .splitlines()
-    )
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in names)
