@@ -170,6 +170,7 @@ class BaselineResNet(ResNet):
             )
             if self.put_operators():
                 self.init_weights(zero_init_last)
+        self._count_pooled()
         self.in_chans = in_chans
         self.feature_info = self.feature_info[1:]  # without the stem's
         self.to(dtype=dtype)
@@ -209,6 +210,11 @@ class BaselineResNet(ResNet):
             pool = "avg"
         check_pool(pool, num_classes)
         super().reset_classifier(num_classes, pool)
+        self._count_pooled()
+
+    def _count_pooled(self) -> None:
+        """Set the width of pooled features, which timm before 1.0.31 forgets for two pools."""
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of ACmix's alpha and beta, which should not shrink."""

@@ -297,3 +297,8 @@ class TestXVolution:
     def test_wrong_arguments_say_what_would_be_right(self, change, message):
         with pytest.raises(ValueError, match=message):
             convattn.create_model("xvolution_resnet_nano", **change)
+
+
+def test_two_pools_give_twice_the_features():
+    model: Any = convattn.create_model("acmix_resnet_nano", global_pool="catavgmax")
+    assert model.head_hidden_size == model.get_classifier().in_features == 2 * model.num_features
