@@ -55,6 +55,13 @@ def test_json_alone_on_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["script"] == "bench"
 
 
+def test_results_without_kernels_name_the_doctor(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("convattn.bench.machine.available", lambda: False)
+    assert main(["bench", "glnet_nano", *SHORT]) == 0
+    heading = capsys.readouterr().out.splitlines()[0]
+    assert ", without C kernels (`convattn doctor` says why), " in heading
+
+
 @pytest.mark.slow
 def test_models_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("convattn")
