@@ -62,7 +62,7 @@ def test_a_processor_that_linux_does_not_describe_has_a_name_all_the_same():
 GROUPS: dict[str, dict[str, str]] = {
     "0::/slice/box": {
         "slice/cpu.max": "150000 100000",
-        "slice/box/cpu.max": "max 100000",
+        "slice/box/cpu.max": "300000 100000",
         "slice/memory.max": "max",
         "slice/box/memory.max": "1073741824",
     },
