@@ -19,6 +19,7 @@ import torch
 
 import convattn
 from convattn import machine
+from convattn.ops._processor import onednn_computes, vector_instructions
 from convattn.ops.kernels.native.library import status
 from convattn.ops.self_check import Check, self_check
 from convattn.requirements import Need, needs
@@ -132,18 +133,12 @@ def _installed(group: list[Need]) -> str:
 def _pytorch(found: Diagnosis) -> Section:
     return {
         "version": torch.__version__,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "vectors": vector_instructions(),
         "threads": f"{torch.get_num_threads()}",
         "oneDNN": _yes(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
-        "bfloat16 convolutions": _converts("bf16"),
-        "float16 convolutions": _converts("fp16"),
+        "bfloat16 in oneDNN": _yes(onednn_computes(torch.bfloat16)),
+        "float16 in oneDNN": _yes(onednn_computes(torch.float16)),
     }
-
-
-def _converts(dtype: str) -> str:
-    """Return whether oneDNN convolves such numbers on this processor."""
-    asked = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
-    return "not known" if asked is None else _yes(asked())
 
 
 def _variables(found: Diagnosis) -> Section:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from convattn.diagnosis import Diagnosis, Section, diagnose
 
@@ -29,8 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     found = diagnose()
     text = json.dumps(found._asdict(), indent=2) if args.json else _page(found)
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))  # paths may be any bytes
+    print(text)
     return 1 if found.faults else 0
 
 
