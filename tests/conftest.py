@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,13 @@ settings.load_profile("convattn")
 # and so do the processes that some of them start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# PyTorch's cache of compiled code does not say for which instructions it was compiled: code for
+# more than the processor has, or is told to use, gives wrong numbers.
+_INSTRUCTIONS = torch.backends.cpu.get_cpu_capability().lower()
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"convattn-code-{_INSTRUCTIONS}")
+)
 
 
 @pytest.fixture(autouse=True)
