@@ -30,7 +30,9 @@ def test_unet_segments_images_whose_sides_are_odd_multiples_of_32(name):
     assert missing == []
 
 
-@pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
+@pytest.mark.parametrize(
+    "readout", ["cat", *(pytest.param(r, marks=pytest.mark.slow) for r in ("add", "ignore"))]
+)
 @pytest.mark.parametrize("name", ["acmix_deit_nano", "acmix_pvt_nano", "glnet_nano"])
 def test_dpt_takes_maps_and_tokens(name, readout):
     model = smp.DPT(f"tu-{name}", encoder_weights=None, decoder_readout=readout, classes=3)

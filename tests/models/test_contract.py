@@ -336,6 +336,7 @@ def test_traces(name, build):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.slow
 def test_scripts_and_the_saved_script_takes_any_size(name, build):
     with set_scriptable(True):
         model = build(name, num_classes=5)

@@ -44,14 +44,24 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("xvolution_resnet_nano", {"weighting": False, "attention": "sa", "output_stride": 16}),
 ]
 
+FAMILIES = convattn.list_models("*_nano")
+
+
+def _id(value: str | dict[str, Any]) -> str:
+    return value if isinstance(value, str) else "-".join(map(str, value.values())) or "default"
+
+
+# The smallest network of each family at once, its variants among the slow tests.
 every_model = pytest.mark.parametrize(
     ("name", "arguments"),
-    [*((name, {}) for name in NANO), *OPTIONS],
-    ids=lambda value: (
-        value if isinstance(value, str) else "-".join(map(str, value.values())) or "default"
-    ),
+    [
+        *((name, {}) for name in FAMILIES),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in sorted({*NANO} - {*FAMILIES})),
+        *(pytest.param(*option, marks=pytest.mark.slow) for option in OPTIONS),
+    ],
+    ids=_id,
 )
-every_family = pytest.mark.parametrize("name", NANO)
+every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def trained(name: str, **arguments: Any) -> Any:

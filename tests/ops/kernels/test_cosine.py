@@ -65,9 +65,10 @@ def _inputs(
     return [*(t.to(dtype) for t in (prototypes, values, u)), scale]
 
 
-QUICK = [(2, 5, 8, 6, 9), (1, 1, 3, 1, 1)]
+QUICK = [(1, 5, 8, 3, 4), (1, 1, 3, 1, 1)]
 # Many channels, several blocks of slots and of channels; the last are cut into parts.
 SLOW = [
+    (2, 5, 8, 6, 9),
     (1, 33, 20, 7, 5),
     (2, 64, 40, 7, 7),
     (1, 49, 96, 9, 5),
