@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convattn.cli.output import print_json
+from convattn.cli.trained import add_model, add_reading
 from convattn.data import shown
 
 if TYPE_CHECKING:
@@ -24,23 +25,14 @@ _SHOWN = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", help="a run folder, or a .safetensors or .ckpt file")
+    add_model(parser)
     parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [the training's]")
     parser.add_argument("--split", default="auto", help="auto, val, train or all [auto]")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
     parser.add_argument("--workers", type=int, help="loading processes [by data]")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
-    parser.add_argument(
-        "--value-range",
-        nargs=2,
-        type=float,
-        metavar=("BLACK", "WHITE"),
-        help="values of float images and those of more than 8 bits [the training's]",
-    )
     parser.add_argument(
         "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv there"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:

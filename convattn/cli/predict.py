@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from convattn.cli.output import print_json
+from convattn.cli.trained import add_model, add_reading
 from convattn.data import shown
 
 if TYPE_CHECKING:
@@ -21,19 +22,10 @@ EPILOG = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("checkpoint", help="a run folder, or a .safetensors or .ckpt file")
+    add_model(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="what to classify")
     parser.add_argument("--top-k", type=int, default=3, help="classes to name per image [3]")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
-    parser.add_argument(
-        "--value-range",
-        nargs=2,
-        type=float,
-        metavar=("BLACK", "WHITE"),
-        help="values of float images and those of more than 8 bits [the training's]",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
