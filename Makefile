@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.installed
 READY := $(VENV)/.installed-dev
-PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --durations=10
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --dist=worksteal --durations=10
 
 .PHONY: help demo test lint types quick slow processors timm bench clean
 .DEFAULT_GOAL := help

@@ -88,7 +88,7 @@ def _machine(found: Diagnosis) -> Section:
 
 def _cores() -> str:
     quota = machine.core_quota()
-    limit = f"; the container has the time of {quota:g}" if quota is not None else ""
+    limit = f"; the container may use {quota:g} of them" if quota is not None else ""
     usable = machine.usable_cores()
     return f"{os.cpu_count()}" + (f", usable {usable}" if usable else "") + limit
 

@@ -104,7 +104,7 @@ def shared_memory() -> int | None:
 def environment_variables(more: str = "") -> dict[str, str]:
     """Return the variables that change how fast PyTorch is, where they are set.
 
-    Of libraries that are loaded first only the names: paths are nobody's business.
+    Of libraries that are loaded first only the names, as their paths may be private.
 
     Args:
         more: a regular expression; variables whose names it matches from the start are shown too.

@@ -93,7 +93,8 @@ def _run(name: str) -> int:
             return 1
         start = time.monotonic()
         ignored = [f"--ignore={path}" for path in LEFT_OUT]
-        words = ["-q", "-n", "auto", "--maxprocesses=8", "-m", "not slow", *ignored, *TESTS]
+        words = ["-q", "-n", "auto", "--maxprocesses=8", "--dist=worksteal", "-m", "not slow"]
+        words += [*ignored, *TESTS]
         words += ["-W", "ignore", "-r", "f"]
         run = subprocess.run(
             [sys.executable, "-m", "pytest", *words],

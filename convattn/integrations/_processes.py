@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ultralytics
 from ultralytics.utils import dist
 from ultralytics.utils.callbacks import default_callbacks
 
@@ -21,8 +19,7 @@ def inform(callback: Callable[[Any], None]) -> None:
 
     A trainer gives its callbacks to these processes, and the file that they run begins with the
     import: the one holds for a file that another function writes, the other for a trainer whose
-    callbacks were taken away, and for Ultralytics 8.3, which gives them none. Calling this again
-    changes nothing.
+    callbacks were taken away. Calling this again changes nothing.
 
     Args:
         callback: A function of a module whose import does all that a new process needs.
@@ -38,15 +35,6 @@ def inform(callback: Callable[[Any], None]) -> None:
     def generate_ddp_file(trainer: Any) -> str:
         path = write(trainer)
         program = Path(path).read_text(encoding="utf-8")
-        kind = type(trainer)
-        if "<locals>" in kind.__qualname__ and f"import {kind.__name__}\n" in program:
-            os.remove(path)
-            raise RuntimeError(
-                f"ultralytics {ultralytics.__version__} cannot train with {kind.__name__} on "
-                "several devices: each process imports its trainer by name, which fails for "
-                "one made inside a function, as for a network changed by convattn.replace; "
-                "install ultralytics 8.4.190 or newer, or train on one device"
-            )
         start = f"import sys\nsys.path = {sys.path!r}\nimport {callback.__module__}\n"
         Path(path).write_text(start + program, encoding="utf-8")
         return path

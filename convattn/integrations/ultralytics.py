@@ -33,7 +33,7 @@ from convattn.integrations import _processes
 from convattn.integrations._changed_detectors import adopt as adopt
 from convattn.integrations._changed_detectors import trainer as trainer
 
-SUPPORTED = "8.3.0 to 8.4.190"  # the versions that the tests ran with
+SUPPORTED = "8.4.150 to 8.4.190"  # the versions that the tests ran with
 
 _NOTE = """\
 # In Python: import convattn.integrations.ultralytics before the network is built.
@@ -221,7 +221,7 @@ def register() -> None:
 
 
 def _names_are_known(_: Any) -> None:
-    """Do nothing. Who unpickles this callback of a trainer has imported this file."""
+    """Do nothing: a process that unpickles this callback of a trainer imports this file."""
 
 
 def recipe(name: str = "yolov8n-acmix") -> Path:

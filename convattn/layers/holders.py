@@ -1,4 +1,4 @@
-"""Who keeps a list of a model's parameters or modules: it does not see that one is exchanged."""
+"""Wrappers and lists that hold a model's parameters or modules, and do not see one exchanged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-# By name, as some are of libraries that need not be there; and all that can put off the exchange of
-# gradients between processes.
+# By name, as some are of libraries that need not be there; further, what wraps a ``module`` and can
+# put off the exchange of gradients between processes.
 _WRAPPERS = {
     *("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"),
     *("DDP", "DeepSpeedEngine"),
@@ -22,7 +22,8 @@ _DEPTH = 4  # of lists in lists that are looked into
 def synchroniser(module: nn.Module) -> str | None:
     """Return the kind of a wrapper that keeps a list of parameters for several processes."""
     for kind in type(module).__mro__:
-        if kind.__name__ in _WRAPPERS or "no_sync" in vars(kind):
+        wraps = "no_sync" in vars(kind) and "module" in module._modules
+        if kind.__name__ in _WRAPPERS or wraps:
             return kind.__name__
     return None
 

@@ -27,13 +27,13 @@ def _threes(case: Case) -> bool:
     return (
         case.device == "cpu"
         and case.dtype == torch.bfloat16
-        and onednn_computes(case.dtype)
         and case.grad
         and case.stride == 1
         and case.window > 3
         and not case.exporting
         and not torch.compiler.is_compiling()
         and not case.transformed
+        and onednn_computes(case.dtype)
     )
 
 

@@ -17,7 +17,7 @@ from convattn.ops._processor import onednn_computes
 
 
 def is_onednn(case: Case) -> bool:
-    """Whether oneDNN convolves such tensors here, and nobody differentiates or watches."""
+    """Whether oneDNN convolves such tensors here, and no gradient or other observer needs more."""
     return (
         case.dtype in (torch.float32, torch.bfloat16) and unwatched(case) and has_kernel(case.dtype)
     )

@@ -29,9 +29,9 @@ def _products(case: Case) -> bool:
     return (
         case.device == "cpu"
         and case.dtype == torch.bfloat16
-        and multiplies(case.dtype)
         and not case.exporting
         and not torch.compiler.is_compiling()
+        and multiplies(case.dtype)
         and isinstance(case.height, int)
         and (not case.grad or case.height <= MAX_STORED)
     )

@@ -17,13 +17,18 @@ _QUESTIONS = {
 }
 
 
-@cache
+@torch.compiler.assume_constant_result
 def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
 
     ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, take
     abilities away.
     """
+    return _answer(dtype)
+
+
+@cache
+def _answer(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.float32:

@@ -15,7 +15,6 @@ import torch
 ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 
 from ultralytics.engine.trainer import BaseTrainer  # noqa: E402
-from ultralytics.nn import tasks  # noqa: E402
 from ultralytics.utils import dist  # noqa: E402
 
 import convattn  # noqa: E402
@@ -92,25 +91,6 @@ def test_the_process_of_a_second_device_trains_what_was_replaced(second_device, 
     done = second_device(yolo)
     assert done.returncode == 0, done.stderr
     assert operators(squares.parent) == 2
-
-
-def test_a_trainer_that_no_process_can_import_is_refused(second_device, monkeypatch, tmp_path):
-    """Ultralytics 8.3 writes the name of the trainer into the file."""
-
-    def write(trainer: Any) -> str:
-        kind = type(trainer)
-        path = tmp_path / f"{id(trainer)}.py"
-        path.write_text(f"    from {kind.__module__} import {kind.__name__}\n")
-        return str(path)
-
-    monkeypatch.setattr(dist, "generate_ddp_file", write)
-    monkeypatch.setattr(tasks, "parse_model", inspect.unwrap(tasks.parse_model))
-    ours.register()
-    yolo = ultralytics.YOLO("yolo11n.yaml")
-    convattn.replace(yolo.model, "acmix", where="model.8.m.*.m.*.cv2.conv", keep=True)
-    with pytest.raises(RuntimeError, match=r"Trainer on several devices.*convattn\.replace"):
-        second_device(yolo)
-    assert not list(tmp_path.glob("[0-9]*.py"))
 
 
 BUILD = "from ultralytics.nn.tasks import DetectionModel; DetectionModel({path!r}, verbose=False)"

@@ -384,6 +384,22 @@ def test_is_captured_as_one_graph_forward_and_backward(name, build, dynamic, bac
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error::UserWarning")  # of what Dynamo does not look into
+@pytest.mark.parametrize("training", [False, True])
+def test_half_precision_is_captured_as_one_graph(name, build, training):
+    if name in BASELINES:
+        pytest.skip("it is captured with the model that has ACmix in its place")
+    torch._dynamo.reset()
+    model = build(name, num_classes=5).train(training).bfloat16()
+    x = torch.randn(2, 3, 64, 64).bfloat16()
+    for mixed in (False, True):  # autocast, too, computes in half precision
+        with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=mixed):
+            y = torch.compile(model, fullgraph=True, backend="eager")(x)
+        assert y.isfinite().all()
+        model, x = model.float(), x.float()
+
+
+@pytest.mark.slow
 def test_compiled_code_gives_the_same(name, build):
     if name not in COMPILED:
         pytest.skip("code is compiled once an operator; test_reparameterize has the deployed forms")

@@ -86,9 +86,9 @@ def test_without_onednn_there_are_two_passes():
 def _processor_without_bfloat16(monkeypatch):
     """PyTorch looks at the processor itself, which no variable changes: its answer is replaced."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    _processor.onednn_computes.cache_clear()
+    _processor._answer.cache_clear()
     yield
-    _processor.onednn_computes.cache_clear()
+    _processor._answer.cache_clear()
 
 
 @needs_onednn
