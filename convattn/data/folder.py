@@ -16,7 +16,8 @@ from convattn.data.layout import (
     find_doubt,
     find_layout,
     how_to_go_on,
-    role_of,
+    is_for_tests,
+    looks_unlabelled,
     unwrap,
 )
 from convattn.data.listing import Level, Listing, by_number, list_images, passed_over, read_level
@@ -41,7 +42,8 @@ def open_folder(
     Two layouts: ``PATH/<class>/**/<image>``, of which a fixed, stratified part is held out, or
     ``PATH/train/<class>/**`` with ``PATH/val/<class>/**``. The parts may have any usual name, in
     any case (``Training``, ``train_set``, ``seg_train``; ``valid``, ``dev``, ``Testing``, ...); a
-    validation part is preferred to a test part, and one without class folders is passed over.
+    validation part is preferred to "dev", this to "eval" and "holdout", and these to a test part;
+    one without class folders is passed over.
     A folder that holds nothing but one other folder is looked through. Names are compared in
     Unicode's form NFC. Hidden files and folders, and those that systems make for themselves, are
     passed over, links are followed, and endings count in any case. Classes are numbered by name
@@ -69,7 +71,7 @@ def open_folder(
     """
     root = Path(path).expanduser()
     _check_folder(root)
-    layout = find_layout(root, frozenset(map(nfc, class_names or ())))
+    layout = find_layout(root, class_names or ())
     part = _read_part(layout.train)
     notes = [*layout.notes, *_check_classes(part, layout, class_names)]
     numbers = ClassNumbers(class_names or sorted(set(map(nfc, part.names)), key=natural_key))
@@ -214,7 +216,7 @@ def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[_Part | Non
             notes.append(f"{name} is passed over: {why}")
             continue
         chosen = part
-        if role_of(folder.name)[0] == "test":
+        if is_for_tests(folder.name):
             notes.append(f"{name} is held out in place of a validation part, to choose the epoch")
     return chosen, notes
 
@@ -225,7 +227,8 @@ def _no_use(part: _Part, numbers: ClassNumbers) -> str:
         return f"it holds {_no_classes(part.level)}"
     if not part.names:
         return "its folders hold no images"
-    if list(numbers.match(part.names).values()) == [None]:
+    unknown = list(numbers.match(part.names).values()) == [None]
+    if unknown and looks_unlabelled(part.names[0], numbers.names):
         return f"its only folder, {listed(part.names)}, is none of the classes"
     return ""
 

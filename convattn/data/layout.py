@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convattn.data.classes import ClassNumbers
 from convattn.data.listing import Listing, holds_images, read_level
 from convattn.data.names import listed, natural_key, nfc, shown
 
 _ROLES = {
     **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "validating"), "val"),
-    **dict.fromkeys(("dev", "devel", "development", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("holdout", "heldout"), "val"),
+    **dict.fromkeys(("dev", "devel", "development"), "dev"),
+    **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "eval"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+_HELD_OUT = ("val", "dev", "eval", "test")  # the best first
 _FILLERS = (
     "set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "photo",
     "photos", "picture", "pictures", "pics", "split", "part", "subset", "folder", "classes",
@@ -31,6 +34,9 @@ _ANNOTATIONS = frozenset([
     "groundtruth", "segmentation", "segmentations", "segmentationclass", "segmentationobject",
     "bbox", "bboxes", "boxes", "trimaps", "imagesets",
 ])  # fmt: skip
+_ORDINARY = frozenset(["frames", "photos", "original", "originals", "boxes"])  # things as well
+_MARKED = re.compile(rf"[\W_]+({'|'.join(sorted(_IMAGES | _ANNOTATIONS))})$")
+_UNLABELLED = frozenset(["unknown", "unlabelled", "unlabeled", "all", "none", "dummy", *_FILLERS])
 _DEPTH = 3  # levels that hold one folder and nothing else, as a packed data set often has
 
 
@@ -40,7 +46,8 @@ class Layout:
 
     Args:
         train: the folder with the class folders to learn from.
-        held_out: folders that may be held out, the best first.
+        held_out: folders that may be held out, the best first: those named for validation, then
+            "dev", then "eval" and "holdout", then "test".
         is_part: whether ``train`` was named as the training part.
         notes: what was decided, one sentence each.
     """
@@ -51,12 +58,13 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
+def find_layout(root: Path, known: Sequence[str] = ()) -> Layout:
     """Find the parts of the data set in ``root`` by the names of its folders.
 
     Args:
         root: the folder.
-        known: classes, in NFC; a folder of such a name is a class, whatever else it may mean.
+        known: classes; a folder that `ClassNumbers` takes for one is a class, whatever else its
+            name may mean.
 
     Raises:
         ValueError: the names mean a layout that is not known, or that is incomplete.
@@ -70,14 +78,14 @@ def find_layout(root: Path, known: Collection[str] = ()) -> Layout:
     parts = {} if in_train and not _are_parts(folders) else _parts(place, folders)
     if _is_split(place, parts, folders):
         return _split(place, parts, folders, notes)
-    named = [name for role in ("train", "val", "test") for name in parts.get(role, ())]
+    named = [name for role in ("train", *_HELD_OUT) for name in parts.get(role, ())]
     if named and not any(holds_images(place / n) for n in folders if n not in named):
         raise ValueError(_no_train(place, named))
     _check_train_is_missing(root, place)
     return Layout(place, is_part=in_train, notes=(*notes, *_taken_for_classes(named)))
 
 
-def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
+def unwrap(folder: Path, known: Sequence[str] = ()) -> Path:
     """Return the folder below that holds several, if each one on the way holds nothing else.
 
     A folder whose name is one of the ``known`` classes is no mere wrapping, unless it holds such.
@@ -88,7 +96,7 @@ def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
         several = len(level.folders) > 1
         if several and (place == folder or not level.images):
             on_the_way = place.relative_to(folder).parts
-            is_class = any(nfc(name) in known for name in on_the_way)
+            is_class = bool(on_the_way) and _any_known(on_the_way, known)
             return folder if is_class and not _all_known(level.folders, known) else place
         if several or not level.folders or level.images:
             break
@@ -97,7 +105,9 @@ def unwrap(folder: Path, known: Collection[str] = ()) -> Path:
 
 
 def role_of(name: str) -> tuple[str, str]:
-    """Return what a folder's name says it is ("train", "val", "test" or "") and the other words.
+    """Return what a folder's name says it is and the other words.
+
+    It is "train", "val", "dev", "eval", "test" or "".
 
     "seg_train" is ("train", "seg"); words that say nothing, as in "Train Images" and "val2017",
     are left out.
@@ -111,11 +121,40 @@ def role_of(name: str) -> tuple[str, str]:
     return roles[0][1], " ".join(word for word in words if word != roles[0][0])
 
 
+def is_for_tests(name: str) -> bool:
+    """Whether a folder's name is that of a part to test with, rather than to choose the epoch."""
+    return role_of(name)[0] in ("eval", "test")
+
+
+def looks_unlabelled(name: str, known: Sequence[str]) -> bool:
+    """Whether a part's only folder, none of the ``known`` classes, is there for a reader's sake.
+
+    Readers that want one folder per class get images without labels as "unknown", "test" or "0".
+    """
+    words = _words(name)
+    if not words:
+        return not any(map(str.isdecimal, known))
+    return all(word in _UNLABELLED or word in _ROLES for word in words)
+
+
 def check_annotations(folder: Path, names: Sequence[str]) -> None:
-    """Raise `ValueError` if the folders are images and what was drawn into them."""
-    plain = {"".join(_words(name)) for name in names}
-    pair = (plain & _IMAGES) and (plain & _ANNOTATIONS)
-    if pair and len(plain & (_IMAGES | _ANNOTATIONS)) * 2 >= len(plain):
+    """Raise `ValueError` if the folders are images and what was drawn into them.
+
+    They are if all are called so, as "images" and "masks"; or if half of them are, and most files
+    of two of these have the same names.
+    """
+    plain = {name: "".join(_words(name)) for name in names}
+    images = [name for name, word in plain.items() if word in _IMAGES]
+    drawn = [name for name, word in plain.items() if word in _ANNOTATIONS]
+    several = len(images) + len(drawn)
+    all_say_so = several == len(names) and not {plain[name] for name in drawn} <= _ORDINARY
+    if not images or not drawn or several * 2 < len(names):
+        return
+    if all_say_so or any(
+        _are_paired(folder / one, folder / other, {plain[one], plain[other]})
+        for one in images
+        for other in drawn
+    ):
         raise ValueError(
             f"{shown(folder)} holds {listed(names)}: images and what was drawn or written about "
             "them, as for detection or segmentation. A classifier learns from images alone, one "
@@ -140,17 +179,36 @@ def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
     return _doubt_below(below)
 
 
+def _are_paired(images: Path, drawn: Path, words: Collection[str]) -> bool:
+    """Whether most files in one folder have a namesake in the other.
+
+    Images of any two classes may be called "1" and "2": numbers count only below names that do not
+    mean ordinary things.
+    """
+    stems = [_stems(folder) for folder in (images, drawn)]
+    if not _ORDINARY.isdisjoint(words):
+        stems = [{stem for stem in found if not stem.isdecimal()} for found in stems]
+    fewer = min(map(len, stems))
+    return fewer > 0 and len(stems[0] & stems[1]) * 2 > fewer
+
+
+def _stems(folder: Path) -> set[str]:
+    """The names of the files, without endings and such as "_mask"."""
+    names = (os.path.splitext(name)[0] for *_, files in os.walk(folder) for name in files)
+    return {_MARKED.sub("", name.casefold()) for name in names if not name.startswith(".")}
+
+
 def _doubt_below(below: Mapping[str, list[str]]) -> str:
     """Why one of the folders may be a data set rather than a class, by the names in each."""
-    names = set(map(nfc, below))
+    names = {_folded(name): name for name in below}
     for name, inner in below.items():
         roles = {role_of(other)[0] for other in inner}
         if "train" in roles and len(roles - {""}) > 1:
             return f"{name!r} holds parts of a data set, {listed(inner)}"
-        siblings = names.intersection(inner)
-        if len(siblings - {nfc(name)}) > 1:
+        siblings = names.keys() & set(map(_folded, inner))
+        if len(siblings - {_folded(name)}) > 1:
             return f"{name!r} holds folders of the same names as those beside it, " + listed(
-                sorted(siblings)
+                sorted(names[sibling] for sibling in siblings)
             )
     return ""
 
@@ -167,8 +225,16 @@ def how_to_go_on(folder: Path) -> str:
     )
 
 
-def _all_known(folders: Sequence[str], known: Collection[str]) -> bool:
-    return all(nfc(name) in known for name in folders)
+def _all_known(folders: Sequence[str], known: Sequence[str]) -> bool:
+    return None not in ClassNumbers(known).match(folders).values()
+
+
+def _any_known(folders: Sequence[str], known: Sequence[str]) -> bool:
+    return set(ClassNumbers(known).match(folders).values()) != {None}
+
+
+def _folded(name: str) -> str:
+    return nfc(name).casefold()
 
 
 def _words(name: str) -> list[str]:
@@ -234,7 +300,7 @@ def _split(
             f"{shown(place)} holds several training parts, {listed(parts['train'])}; join them in "
             "one folder called train"
         )
-    held_out = [*parts.get("val", ()), *parts.get("test", ())]
+    held_out = [other for role in _HELD_OUT for other in parts.get(role, ())]
     others = [n for n in folders if n not in (name, *held_out) and holds_images(place / n)]
     if others and not held_out:
         _check_beside(place, name, others)
@@ -247,8 +313,8 @@ def _split(
 
 def _check_beside(place: Path, train: str, others: Sequence[str]) -> None:
     """Raise if folders beside the only named part look as if they were meant to be used."""
-    classes = set(map(nfc, read_level(unwrap(place / train)).folders))
-    alike = [n for n in others if classes & set(map(nfc, read_level(place / n).folders))]
+    classes = set(map(_folded, read_level(unwrap(place / train)).folders))
+    alike = [n for n in others if classes & set(map(_folded, read_level(place / n).folders))]
     if alike or len(others) > 1:
         raise ValueError(
             f"{shown(place)} holds {train!r} and, with images too, {listed(others)}. If one of "
@@ -260,7 +326,7 @@ def _check_beside(place: Path, train: str, others: Sequence[str]) -> None:
 
 def _check_train_is_missing(root: Path, place: Path) -> None:
     wrappings = place.relative_to(root).parts
-    held_out = [name for name in wrappings if role_of(name)[0] in ("val", "test")]
+    held_out = [name for name in wrappings if role_of(name)[0] in _HELD_OUT]
     if held_out:
         raise ValueError(_no_train(root, held_out))
 
@@ -292,9 +358,10 @@ def _unwrapped(folder: Path, place: Path) -> tuple[str, ...]:
 
 def _same_in_most(below: Sequence[list[str]]) -> list[str]:
     """The names that most of the folders share, [] unless these are most of what they hold."""
-    sets = [set(inner) for inner in below if inner]
+    spelt = {_folded(name): name for inner in reversed(below) for name in inner}
+    sets = [set(map(_folded, inner)) for inner in below if inner]
     if len(sets) < 2 or len(sets) * 2 <= len(below):
         return []
     common = set.intersection(*sets)
     few = len(common) < 2 or len(common) * 2 < len(set.union(*sets))
-    return [] if few else sorted(common, key=natural_key)
+    return [] if few else sorted((spelt[name] for name in common), key=natural_key)

@@ -14,8 +14,8 @@ from convattn.data.names import counted, natural_key, shown
 
 # Folders that operating systems and file servers make for themselves, in lower case.
 _SYSTEM = frozenset([
-    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "recycler",
-    "found.000", "lost+found", "system volume information",
+    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "found.000",
+    "lost+found", "system volume information",
 ])  # fmt: skip
 # Files that lie beside images as a matter of course, and that nobody takes for images.
 _SIDECARS = frozenset([

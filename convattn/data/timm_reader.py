@@ -144,10 +144,11 @@ def open_timm(
     if prefix not in ("torch", "hfds") or rest.lower() == "image_folder":
         _check_apart(name, parts, (train_split, val_split))
     own = [_own_names(part) for part in parts]
-    if own[0] and len(set(own[0])) == len(own[0]):
-        classes = ClassNumbers(list(dict.fromkeys(map(nfc, own[0]))))
+    names = [list(part.values()) for part in own]
+    if names[0] and len(set(names[0])) == len(names[0]):
+        classes = ClassNumbers(list(dict.fromkeys(map(nfc, names[0]))))
     else:  # ImageNet has two cranes: their names do not tell classes apart
-        classes, own = ClassNumbers(own[0] or _counted(parts[0])), [[], []]
+        classes, own, names = ClassNumbers(names[0] or _counted(parts[0])), [{}, {}], [[], []]
     train = ReaderImages(parts[0], _numbers(classes, own[0], train_split))
     val = ReaderImages(parts[1], _numbers(classes, own[1], val_split))
     source = DataSource(
@@ -156,7 +157,7 @@ def open_timm(
         train=train,
         val=val,
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
-        notes=(*classes.notes(own[0], train_split), *classes.notes(own[1], val_split)),
+        notes=(*classes.notes(names[0], train_split), *classes.notes(names[1], val_split)),
     )
     source = settle(source, _survey(train, val), value_range)
     return replace(source, in_chans=1 if source.train.image(0).mode == "L" else 3)
@@ -236,12 +237,12 @@ def _default_root(prefix: str, name: str) -> Path | None:
     return base / "convattn" / name.lower()
 
 
-def _own_names(dataset: Any) -> list[str]:
-    """The names that the data set gives its classes, in the order of its numbers; [] for none."""
+def _own_names(dataset: Any) -> dict[int, str]:
+    """The names that the data set gives its classes, by its numbers and in their order."""
     if hasattr(dataset, "classes"):
-        return [str(name) for name in dataset.classes]
-    numbers: dict[str, int] = dataset.reader.class_to_idx or {}
-    return [str(name) for name in sorted(numbers, key=lambda key: numbers[key])]
+        return {number: str(name) for number, name in enumerate(dataset.classes)}
+    numbers = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
+    return {int(numbers[name]): str(name) for name in sorted(numbers, key=lambda n: numbers[n])}
 
 
 def _counted(dataset: Any) -> list[str]:
@@ -249,15 +250,15 @@ def _counted(dataset: Any) -> list[str]:
     return [str(number) for number in range(max(_read_labels(dataset)) + 1)]
 
 
-def _numbers(classes: ClassNumbers, names: Sequence[str], split: str) -> dict[int, int]:
+def _numbers(classes: ClassNumbers, own: Mapping[int, str], split: str) -> dict[int, int]:
     """The class for each number of a part, which may number its own classes: it may lack some."""
-    found = classes.match(names)
+    found = classes.match(own.values())
     if unknown := [name for name, number in found.items() if number is None]:
         raise ValueError(
             f"the part {split} has classes that are not in training: {listed(unknown)}"
             f"{did_you_mean(unknown[0], classes.names)} Known are {listed(classes.names)}"
         )
-    return {own: found[name] or 0 for own, name in enumerate(names)}
+    return {number: found[name] or 0 for number, name in own.items()}
 
 
 def _read_labels(dataset: Any) -> Sequence[int]:

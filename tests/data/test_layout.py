@@ -86,6 +86,25 @@ def test_one_class_for_a_trained_model_is_no_wrapping(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "red")
 
 
+@pytest.mark.parametrize("folder", ["Red", "RED/deep"])
+def test_one_class_in_other_capitals_is_no_wrapping(tmp_path: Path, folder: str) -> None:
+    write_classes(tmp_path / folder, {"dark": 2, "light": 2})
+    source = open_folder(tmp_path, class_names=("blue", "red"))
+    assert set(labels(source.train)) == {1}
+
+
+def test_a_wrapping_may_be_called_like_a_class_in_other_capitals(tmp_path: Path) -> None:
+    write_classes(tmp_path / "red", {"Blue": 5, "RED": 5})
+    source = open_folder(tmp_path, class_names=("blue", "red"))
+    assert set(labels(source.train)) == {0, 1}
+
+
+def test_parts_in_other_capitals_are_classes_of_a_trained_model(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"Train": 3, "Test": 3})
+    source = open_folder(tmp_path, class_names=("exam", "test", "train"))
+    assert set(labels(source.train)) == {1, 2}
+
+
 @pytest.mark.parametrize("wrapping", ["red", "red/deep"])
 def test_a_wrapping_may_be_called_like_a_class(tmp_path: Path, wrapping: str) -> None:
     write_parts(tmp_path, wrapping)
@@ -107,6 +126,31 @@ def test_a_test_part_in_place_of_a_validation_part_is_told(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "held_out"),
+    [
+        (["eval", "val"], "val"),
+        (["holdout", "valid_images", "test"], "valid_images"),
+        (["dev", "validation"], "validation"),
+        (["Evaluation", "Devel"], "Devel"),
+        (["heldout", "development", "eval"], "development"),
+        (["test", "hold_out"], "hold_out"),
+        (["Testing", "eval_set"], "eval_set"),
+        (["validation", "val"], "val"),
+        (["val_set", "valid"], "valid"),
+    ],
+)
+def test_the_part_that_is_named_for_validation_is_held_out(
+    tmp_path: Path, names: list[str], held_out: str
+) -> None:
+    source = open_folder(write_parts(tmp_path, "train", *names))
+    assert all(f"/{held_out}/" in path for path in paths(source.val))
+    told = [f"{name} is not used, as {held_out} is held out" for name in names if name != held_out]
+    assert set(told) <= set(source.notes)
+    in_place = f"{held_out} is held out in place of a validation part, to choose the epoch"
+    assert (in_place in source.notes) == (held_out in ("hold_out", "eval_set"))
+
+
 def test_an_unlabelled_test_part_is_passed_over(tmp_path: Path) -> None:
     write_parts(tmp_path, "train")
     write_image(tmp_path / "test" / "1.png")
@@ -115,12 +159,28 @@ def test_an_unlabelled_test_part_is_passed_over(tmp_path: Path) -> None:
     assert source.notes == ("test is passed over: it holds 1 image but no class folders",)
 
 
-def test_unlabelled_images_as_one_unknown_class_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["unknown", "Unlabelled", "test", "images", "all_images", "0"])
+def test_unlabelled_images_as_one_unknown_class_are_passed_over(tmp_path: Path, name: str) -> None:
     write_parts(tmp_path, "train")
-    write_image(tmp_path / "test" / "unknown" / "1.png")
+    write_image(tmp_path / "test" / name / "1.png")
     source = open_folder(tmp_path)
     assert source.split_here
-    assert "test is passed over: its only folder, 'unknown', is none" in notes(source)
+    assert f"test is passed over: its only folder, '{name}', is none" in notes(source)
+
+
+@pytest.mark.parametrize(("part", "name"), [("val", "redd"), ("test", "Bleu"), ("val", "green")])
+def test_one_misspelt_class_in_the_held_out_part_is_an_error(
+    tmp_path: Path, part: str, name: str
+) -> None:
+    write_parts(tmp_path, "train")
+    write_image(tmp_path / part / name / "1.png")
+    assert f"has classes that are not in {tmp_path}/train: '{name}'" in refused(tmp_path)
+
+
+def test_a_number_that_is_no_class_is_an_error_where_classes_are_numbers(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"1": 2, "2": 2})
+    write_classes(tmp_path / "val", {"3": 2})
+    assert "has classes that are not in" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("classes", [[], ["blue", "red"]])
@@ -233,6 +293,26 @@ def test_images_and_masks_are_not_two_classes(
     assert "segmentation" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("images", "marks", "ending"),
+    [
+        ("images/{}.jpg", "masks/{}_mask.png", "_1"),
+        ("images/{}.jpg", "labels/{}.png", "_1"),
+        ("images/{}.jpg", "masks/{}.png", ""),
+        ("frames/{}.jpg", "boxes/{}.png", "_1"),
+    ],
+)
+def test_equal_file_names_tell_of_masks_beside_a_further_folder(
+    tmp_path: Path, images: str, marks: str, ending: str
+) -> None:
+    for number in range(4):
+        for path in (images, marks):
+            stem = f"00{number}" if not ending else f"scan{ending}{number}"
+            write_image(tmp_path / path.format(stem))
+    write_image(tmp_path / "overlays" / "figure.png")
+    assert "segmentation" in refused(tmp_path)
+
+
 def test_masks_in_every_class_are_not_learnt(tmp_path: Path) -> None:
     for name in ("COVID", "Normal"):
         write_classes(tmp_path / "train" / name, {"images": 2, "masks": 2})
@@ -281,6 +361,17 @@ def test_a_part_of_an_unknown_name_beside_train_is_asked_about(tmp_path: Path) -
     assert f"give folder:{tmp_path}/train" in message
 
 
+def test_the_question_is_asked_whatever_the_capital_letters(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
+    write_classes(tmp_path / "holly", {"Cat": 2, "Dog": 2})
+    assert "holds 'train' and, with images too, 'holly'" in refused(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "part")
+    assert "'holly', 'part' hold folders of the same names" in refused(tmp_path)
+    write_classes(tmp_path, {"CAT": 2, "DOG": 2})
+    (tmp_path / "part").rename(tmp_path / "CAT" / "part")
+    assert "'holly' holds folders of the same names as those beside it" in refused(tmp_path)
+
+
 def test_a_folder_of_figures_beside_train_is_told(tmp_path: Path) -> None:
     write_image(write_parts(tmp_path, "train") / "docs" / "figure.png")
     assert open_folder(tmp_path).notes == ("beside train, not used: 'docs'",)
@@ -308,6 +399,11 @@ def test_parts_of_two_data_sets_are_asked_about(tmp_path: Path) -> None:
         ["valid", "forged"],
         ["2", "10", "train2"],
         ["contrail", "protest"],
+        ["frames", "boxes", "bags"],
+        ["frames", "boxes"],
+        ["photos", "labels", "stamps"],
+        ["originals", "masks", "wigs", "hats"],
+        ["recycler", "shredder"],
     ],
 )
 def test_classes_may_be_called_like_parts(tmp_path: Path, classes: list[str]) -> None:

@@ -96,6 +96,22 @@ def test_two_classes_may_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [source.val.label(i) for i in range(3)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "labels"), [({"ant": 1, "bee": 2}, (1, 2)), ({"bee": 7, "ant": 3}, (3, 7))]
+)
+def test_classes_may_be_numbered_with_gaps(
+    monkeypatch: pytest.MonkeyPatch, numbers: dict[str, int], labels: tuple[int, int]
+) -> None:
+    class Insects(list[tuple[Image.Image, int]]):
+        class_to_idx = numbers
+
+    images = Insects((Image.new("L", (4, 4)), number) for number in labels)
+    monkeypatch.setattr("convattn.data.timm_reader.create_dataset", lambda *_, **__: images)
+    source = open_dataset("timm:hfds/insects")
+    assert source.class_names == ("ant", "bee")
+    assert [source.train.label(i) for i in range(2)] == [0, 1]
+
+
 def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"add download=true to fetch it, or root=PATH"):
         open_dataset("timm:torch/cifar10", root=tmp_path)
