@@ -26,6 +26,12 @@ class DeepPixels(NamedTuple):
     values: np.ndarray
     alpha: Image.Image | None = None
 
+    @property
+    def seen(self) -> np.ndarray:
+        """The values of the pixels that are not wholly transparent."""
+        chosen = () if self.alpha is None else np.asarray(self.alpha) > 0
+        return self.values[chosen].ravel()
+
 
 def is_deep(image: Image.Image) -> bool:
     """Whether a file that was opened, and is not decoded yet, holds more than 8 bits a value."""
@@ -57,7 +63,7 @@ def read_deep(image: Image.Image) -> DeepPixels:
         values = values.view(np.int8)
     elif image.mode == "I" and unsigned and _tiff(image, BITSPERSAMPLE) == 32:
         values = values.view(np.uint32)  # and these for signed ones
-    return DeepPixels(values)
+    return DeepPixels(values, _alpha_of_color(image, values))
 
 
 def _read_color(opened: Any) -> DeepPixels:
@@ -66,8 +72,19 @@ def _read_color(opened: Any) -> DeepPixels:
     layouts = {tile: _deep_layout(opened, tile) for tile in _layouts(opened)}
     swapped = {tile: name[:-1] + _ORDERS[name[-1]] for tile, name in layouts.items()}
     upper, lower = (_decode(Image.open(io.BytesIO(content)), way) for way in (layouts, swapped))
-    alpha = upper.getchannel("A") if upper.mode == "RGBA" else None
-    return DeepPixels(_joined(upper, lower)[..., :3], alpha)
+    values = _joined(upper, lower)[..., :3]
+    if upper.mode == "RGBA":
+        return DeepPixels(values, upper.getchannel("A"))
+    return DeepPixels(values, _alpha_of_color(opened, values))
+
+
+def _alpha_of_color(image: Image.Image, values: np.ndarray) -> Image.Image | None:
+    """The transparency of a PNG of which one colour is transparent."""
+    color = image.info.get("transparency")
+    if color is None:
+        return None
+    other = values != np.asarray(color)
+    return Image.fromarray((other.any(-1) if other.ndim == 3 else other).astype(np.uint8) * 255)
 
 
 def _joined(upper: Image.Image, lower: Image.Image) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from convattn.data.depth import has_more, is_deep, read_deep
 from convattn.data.reasons import reason
-from convattn.data.value_range import ValueRange, decide_range, to_bytes
+from convattn.data.value_range import ValueRange, decide_range, ends, to_bytes
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -49,12 +49,14 @@ class Glance:
         size: width and height, as they are stored.
         kind: of its values: "8-bit" also where these are fewer bits, or palettes.
         values: a sample of those of a float or deep image, None where nothing was decoded.
+        extremes: the `ends` of all its values.
         partly: whether the file holds more bands or pages than are used.
     """
 
     size: tuple[int, int]
     kind: Literal["8-bit", "integer", "float"] = "8-bit"
     values: np.ndarray | None = None
+    extremes: np.ndarray | None = None
     partly: bool = False
 
 
@@ -112,16 +114,21 @@ def glance(image: Image.Image, *, decode: bool = True) -> Glance:
     more = has_more(image)
     if not is_deep(image):
         return Glance(image.size, partly=more)
-    values = read_deep(image).values.ravel() if decode else None
-    if values is not None and values.size > _SAMPLE:  # a fixed choice, along no row and no column
-        values = values[np.random.default_rng(0).integers(values.size, size=_SAMPLE)]
-    return Glance(image.size, "float" if image.mode == "F" else "integer", values, more)
+    kind: Literal["integer", "float"] = "float" if image.mode == "F" else "integer"
+    if not decode:
+        return Glance(image.size, kind, partly=more)
+    seen = read_deep(image).seen
+    values = seen
+    if seen.size > _SAMPLE:  # a fixed choice, along no row and no column
+        values = seen[np.random.default_rng(0).integers(seen.size, size=_SAMPLE)]
+    return Glance(image.size, kind, values, ends(seen), more)
 
 
 def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
     """Return the image upright, as mode "L" or "RGB".
 
-    Transparent pixels are laid on white, palettes and CMYK become RGB.
+    Transparent pixels, also those of a transparent colour, are laid on white; palettes and CMYK
+    become RGB.
 
     Args:
         image: opened, and not decoded yet where its colours may have 16 bits.
@@ -129,8 +136,9 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
             range that `decide_range` finds for this image alone.
     """
     if is_deep(image):
-        values, alpha = read_deep(image)
-        found = Image.fromarray(to_bytes(values, value_range or decide_range(values)))
+        pixels = read_deep(image)
+        values, alpha = pixels
+        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.seen)))
         if alpha is None:
             return found
         found = found.convert("RGBA")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -14,10 +14,12 @@ from convattn.data.source import DataSource
 from convattn.data.value_range import (
     ValueRange,
     check_range,
+    clipped,
     decide_range,
     extent,
     misfit,
     named,
+    unused,
 )
 
 _T = TypeVar("_T")
@@ -33,6 +35,7 @@ class Survey:
         self.first: dict[str, str] = {}  # the name of the first image of each kind
         self.partly: list[str] = []  # files of which not all bands or pages are used
         self._samples: dict[str, list[np.ndarray]] = {}
+        self._extremes: dict[str, list[np.ndarray]] = {}
 
     def add(self, name: str, glance: Glance) -> None:
         """Take one image into account."""
@@ -47,6 +50,8 @@ class Survey:
         """Take into account only the values of an image that was added before."""
         if glance.values is not None:
             self._samples.setdefault(glance.kind, []).append(glance.values)
+        if glance.extremes is not None:
+            self._extremes.setdefault(glance.kind, []).append(glance.extremes)
 
     @property
     def deep_images(self) -> int:
@@ -65,9 +70,15 @@ class Survey:
 
     def values(self, kind: str | None = None) -> np.ndarray:
         """The sampled values of float and deep images, or of one kind of them."""
-        kinds = self._samples if kind is None else [kind]
-        parts = [part for k in kinds for part in spread(self._samples[k], _MOST)]
-        return np.concatenate(parts or [np.empty(0)])
+        return _joined([spread(part, _MOST) for part in _of_kind(self._samples, kind)])
+
+    def extremes(self, kind: str | None = None) -> np.ndarray:
+        """The `ends` of all float and deep images that were decoded, or of one kind of them."""
+        return _joined(_of_kind(self._extremes, kind))
+
+    def misfit(self, value_range: ValueRange) -> str:
+        """What is lost where the float and deep images are read by the range, "" if little."""
+        return misfit(self.values(), value_range, self.extremes())
 
     def decide(self, where: str) -> ValueRange | None:
         """Return the range for all float and deep images; None where there are none.
@@ -75,7 +86,9 @@ class Survey:
         Raises:
             ValueError: images of floats and of integers ask for different ranges.
         """
-        ranges = {kind: decide_range(self.values(kind)) for kind in self._samples}
+        ranges = {
+            kind: decide_range(self.values(kind), self.extremes(kind)) for kind in self._samples
+        }
         if len(set(ranges.values())) > 1:
             found = " and ".join(
                 f"{kind}s ({named(ranges[kind])}, such as {self.first[kind]})" for kind in ranges
@@ -96,16 +109,16 @@ class Survey:
             )
         what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
         count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
-        values = self.values()
+        values, extremes = self.values(), self.extremes()
         says = f"{count} images are stored {what}: "
         if given:
             says += f"value_range {named(value_range)} becomes 0 to 255"
         else:
-            low, high = extent(values)
+            low, high = extent(values, extremes)
             says += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
             says += "0 to 255; set value_range=[LOW,HIGH] to change that"
-        if lost := misfit(values, value_range):
-            says += f"; {lost}"
+        for lost in (clipped(values, value_range, extremes), unused(values, value_range)):
+            says += f"; {lost}" if lost else ""
         if self.deep_images < total:
             says += "; the others have 8 bits and stay as they are"
         return says
@@ -135,6 +148,14 @@ def settle(
             f"{survey.partly[0]}: the first page is used, as grey or RGB"
         )
     return replace(source, typical_size=survey.typical_size, notes=(*source.notes, *notes))
+
+
+def _of_kind(parts: Mapping[str, list[np.ndarray]], kind: str | None) -> list[list[np.ndarray]]:
+    return list(parts.values()) if kind is None else [parts.get(kind, [])]
+
+
+def _joined(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([values for part in parts for values in part] or [np.empty(0)])
 
 
 def spread(items: Sequence[_T], most: int) -> Sequence[_T]:

@@ -83,9 +83,9 @@ def _entries(tags: dict[int, tuple[int, list[int]]], order: str, after: int) -> 
 
 
 def write_png(path: Path, pixels: np.ndarray) -> Path:
-    """Write a PNG of 16 bits: ``pixels`` (H, W, 2 to 4), grey with alpha, RGB or RGBA."""
+    """Write a PNG of 16 bits: ``pixels`` (H, W, 1 to 4), grey, grey with alpha, RGB or RGBA."""
     height, width, bands = pixels.shape
-    kind = {2: 4, 3: 2, 4: 6}[bands]
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[bands]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))

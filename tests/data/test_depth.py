@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convattn.data.images import load_image
+from convattn.data.images import check_image, load_image
 from tests.data.deep_files import Order, chunk, write_png, write_tiff
 
 TWELVE_BITS = (0.0, 4095.0)
@@ -48,6 +48,19 @@ def test_deep_transparent_pixels_are_white(tmp_path: Path) -> None:
 def test_deep_grey_with_transparency_keeps_its_bits(tmp_path: Path) -> None:
     pixels = np.array([[[1000, 65535], [1000, 0]]], dtype=np.uint16)
     assert read(write_png(tmp_path / "a.png", pixels)) == [[[62] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("pixels", [COLORS, COLORS[..., :1]], ids=["colour", "grey"])
+def test_the_transparent_colour_of_a_deep_image_is_white(
+    tmp_path: Path, pixels: np.ndarray
+) -> None:
+    path = write_png(tmp_path / "a.png", pixels)
+    color = b"".join(int(value).to_bytes(2, "big") for value in pixels[0, 1])
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + chunk(b"tRNS", color) + content[33:])
+    first = RIGHT[0][0] if pixels.shape[2] == 3 else [RIGHT[0][0][0]] * 3
+    assert read(path) == [[first, [255] * 3]]
+    assert set(check_image(path).values) == set(pixels[0, 0])  # what is not seen has no say
 
 
 @pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])

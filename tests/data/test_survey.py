@@ -33,6 +33,33 @@ def test_a_dark_image_and_its_neighbour_have_one_scale(tmp_path: Path) -> None:
     assert {*brightest(source.train), *brightest(source.val)} == {2, 255}
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_bright_spot_in_large_images_is_measured(tmp_path: Path, decode: bool) -> None:
+    """The spot is one pixel of 65,536, of which a sample alone would not hold any."""
+    survey = Survey()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(100, 200, (256, 256)).astype(np.uint16)
+        pixels[7, 9] = 3500 if number == 3 else 100
+        write_tiff(tmp_path / f"{number}.tif", pixels)
+    assert find_broken(sorted(map(str, tmp_path.iterdir())), survey, decode=decode) == []
+    assert survey.decide("here") == (0, 4095)
+    note = survey.note((0, 4095), given=False)
+    assert "values 100 to 3500 are taken as 0 to 4095 (12 bits)" in note
+    assert "nearly all their values, from 100 to 199, fill only 2.42% of it" in note
+    assert "less than 0.01% of their values become white" in survey.note((0, 255), given=True)
+
+
+def test_pixels_without_data_are_measured_and_told(tmp_path: Path) -> None:
+    pixels = np.arange(4000, dtype=np.uint16).reshape(50, 80)
+    pixels[0, :40] = 65535
+    survey = Survey()
+    find_broken([str(write_tiff(tmp_path / "1.tif", pixels))], survey)
+    assert survey.decide("here") == (0, 4095)
+    note = survey.note((0, 4095), given=False)
+    assert "values 40 to 65535 are taken as 0 to 4095 (12 bits)" in note
+    assert note.endswith("% of their values become white")
+
+
 def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
     write_deep(tmp_path / "train", 4095, 4000)
     write_deep(tmp_path / "val", 200, 255)
@@ -94,7 +121,7 @@ def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
     source = open_dataset(f"folder:{write_deep(tmp_path, 4095, 4095)}", value_range=[0, 1023])
     assert source.value_range == (0, 1023)
     assert "value_range 0 to 1023 (10 bits) becomes 0 to 255" in source.notes[-1]
-    assert "of their values lie outside and are clipped" in source.notes[-1]
+    assert "; 73.3% of their values become white" in source.notes[-1]
     with pytest.raises(ValueError, match=r"got \[5, 5\]"):
         open_dataset(f"folder:{tmp_path}", value_range=[5, 5])
 

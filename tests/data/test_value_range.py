@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from convattn.data.value_range import check_range, decide_range, misfit, named, to_bytes
+from convattn.data.value_range import (
+    check_range,
+    clipped,
+    decide_range,
+    ends,
+    misfit,
+    named,
+    to_bytes,
+    unused,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +83,66 @@ def test_a_value_that_marks_pixels_without_data_does_not_count(marker: float) ->
     assert decide_range(values) == (0, 1)
 
 
-def test_hot_pixels_do_not_count() -> None:
-    values = np.random.default_rng(0).integers(0, 4096, 100_000).astype(np.uint16)
-    values[:5] = 65535, 64000, 30000, 20000, 60000
+@pytest.mark.parametrize("marker", [65535, -9999, -32768, 2**31 - 1])
+def test_a_code_for_no_data_does_not_count_among_integers(marker: int) -> None:
+    values = np.append(np.arange(4096), [marker] * 60)
     assert decide_range(values) == (0, 4095)
-    values[:50] = np.linspace(20_000, 65_535, 50)  # more than 1 in 10,000
-    assert decide_range(values) == (0, 65535)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1023, 1023), (4095, 4095), (3500, 4095), (16383, 16383), (60000, 65535)],
+)
+@pytest.mark.parametrize("count", [1, 300])
+def test_no_other_constant_is_taken_for_missing_data(value: int, expected: int, count: int) -> None:
+    values = np.r_[np.random.default_rng(0).integers(0, 30, 20_000), [value] * count]
+    assert decide_range(values) == (0, expected)
+    assert decide_range(values[:20_000], np.array([0, value])) == (0, expected)
+
+
+def test_a_code_for_no_data_that_is_near_the_others_is_a_value() -> None:
+    assert decide_range(np.arange(0, 65536, 3)) == (0, 65535)
+    assert decide_range(np.array([0, 65535] * 9)) == (0, 65535)
+
+
+def test_a_bright_spot_counts_among_floats_where_the_rest_fills_no_usual_range() -> None:
+    values = np.linspace(0, 0.05, 50_000)
+    assert decide_range(values, np.array([0, 0.9])) == (0, 1)
+    assert decide_range(values, np.array([0, 700.0])) == (0, 700)
+
+
+def test_a_few_outliers_do_not_count_among_floats_that_fill_a_usual_range() -> None:
+    values = np.append(np.linspace(0, 1, 50_000), [-30.0, 200.0])
+    assert decide_range(values) == (0, 1)
+    assert clipped(values, (0, 1)) == (
+        "less than 0.01% of their values become black and "
+        "less than 0.01% of their values become white"
+    )
+
+
+def test_the_share_that_is_cut_is_told() -> None:
+    values = np.r_[np.zeros(90), [-5.0] * 4, [np.nan] * 20, [2.0] * 6]
+    assert clipped(values, (0, 1)) == (
+        "4% of their values become black and 6% of their values become white"
+    )
+    assert clipped(values, (-5, 1)) == "6% of their values become white"
+    assert clipped(values, (-5, 2)) == ""
+    assert clipped(values, (-5, 2), np.array([7.0])) == (
+        "less than 0.01% of their values become white"
+    )
+
+
+def test_the_ends_are_those_of_all_values_and_of_those_that_are_no_codes() -> None:
+    values = np.array([[3, 9, 65535], [0, 4, 65535], [0, 0, 5]], dtype=np.uint16)
+    assert sorted(set(ends(values))) == [0, 9, 65535]
+    assert set(ends(np.array([np.nan, 1.5, -np.inf]))) == {1.5}
+    assert ends(np.array([np.nan])).size == 0
+
+
+def test_codes_at_both_ends_do_not_count() -> None:
+    values = np.r_[np.arange(4096), -9999, -32768, 65535]
+    assert decide_range(values) == (0, 4095)
+    assert decide_range(np.arange(40), ends(values)) == (0, 4095)
 
 
 def test_two_values_are_both_measured() -> None:
@@ -108,8 +171,9 @@ def test_values_beyond_the_range_and_a_range_that_is_hardly_used_are_told() -> N
     twelve = np.arange(4096, dtype=np.uint16)
     assert misfit(twelve, (0, 4095)) == ""
     assert misfit(np.array([0.2, 0.5, 1.01]), (0, 1)) == ""
-    assert "74% of their values lie outside" in misfit(twelve, (0, 1023))
-    assert "0 to 4095 fill only 6.25% of it" in misfit(twelve, (0, 65535))
+    assert misfit(twelve, (0, 1023)) == "75% of their values become white"
+    assert "from 0 to 4095, fill only 6.25% of it" in misfit(twelve, (0, 65535))
+    assert unused(np.full(9, 60_000), (0, 4095)) == ""  # they lie outside
     assert "fill only 0.02%" in misfit(np.linspace(0, 1, 50), (0, 4095))
 
 

@@ -20,7 +20,6 @@ from convattn.data import (
     find_broken,
     list_images,
     load_image,
-    misfit,
     passed_over,
     shown,
     spread,
@@ -135,7 +134,7 @@ def _scale(
         return scale, [*decided, *range_notes(card, scale)]
     if not survey.deep_images:
         return scale, [survey.note(scale, given=True)] if survey.sizes else []
-    lost = misfit(survey.values(), scale)
+    lost = survey.misfit(scale)
     return scale, [survey.note(scale, given=True)] if lost else []
 
 

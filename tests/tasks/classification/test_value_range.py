@@ -119,7 +119,7 @@ def test_the_lines_of_the_readme_give_the_same_scores(run: tuple[Path, str]) -> 
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        (np.full((9, 9), 60_000, np.uint16), "100% of their values lie outside and are clipped"),
+        (np.full((9, 9), 60_000, np.uint16), "100% of their values become white"),
         (np.linspace(0, 1, 81, dtype=np.float32).reshape(9, 9), "fill only 0.02% of it"),
     ],
 )
