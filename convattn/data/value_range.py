@@ -74,9 +74,10 @@ def decide_range(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> ValueRa
 def ends(values: np.ndarray) -> np.ndarray:
     """Return the lowest and highest finite value, and those of the values that are no codes."""
     finite = values[np.isfinite(values)]
-    parts = [finite, finite[~_codes(finite)]]
-    found = [end for part in parts if part.size for end in (part.min(), part.max())]
-    return np.array(found, values.dtype)
+    found = _both_ends(finite)
+    if _codes(found).any():
+        found = np.concatenate([found, _both_ends(finite[~_codes(finite)])])
+    return found
 
 
 def extent(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> tuple[float, float]:
@@ -142,6 +143,10 @@ def _fits(low: float, high: float, usual: ValueRange) -> bool:
         return first <= low <= last
     inside = first - margin <= low and high <= last + margin
     return inside and low <= first + quarter <= high
+
+
+def _both_ends(values: np.ndarray) -> np.ndarray:
+    return np.array([values.min(), values.max()] if values.size else [], values.dtype)
 
 
 def _percent(chosen: np.ndarray) -> str:
