@@ -23,7 +23,7 @@ from convattn.data.images import (
     glance,
     to_8bit,
 )
-from convattn.data.names import did_you_mean, listed, nfc, shown
+from convattn.data.names import did_you_mean, first_of, listed, nfc, shown
 from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
 from convattn.data.survey import Survey, settle, spread
@@ -87,10 +87,15 @@ class ReaderImages(ImageSet):
             raise BrokenImageError(path or f"number {index}", reason(path, error)) from error
 
     def label(self, index: int) -> int:
-        """Return the class number."""
+        """Return the class number; raise `ValueError` for one that the data set does not name."""
         if self._labels is None:
             self._labels = _read_labels(self._dataset)
         label = int(self._labels[index])
+        if self._numbers and label not in self._numbers:
+            raise ValueError(
+                f"the image {self.path(index) or f'number {index}'} has the class {label}, but the "
+                f"data set names only {first_of([str(number) for number in self._numbers])}"
+            )
         return self._numbers.get(label, label)
 
     def path(self, index: int) -> str:

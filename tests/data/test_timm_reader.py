@@ -4,6 +4,7 @@ import struct
 import sys
 import unicodedata
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -110,6 +111,19 @@ def test_classes_may_be_numbered_with_gaps(
     source = open_dataset("timm:hfds/insects")
     assert source.class_names == ("ant", "bee")
     assert [source.train.label(i) for i in range(2)] == [0, 1]
+
+
+def test_a_number_that_the_data_set_does_not_name_is_no_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Insects(list[tuple[Image.Image, int]]):
+        class_to_idx = MappingProxyType({"ant": 1, "bee": 2})
+
+    images = Insects((Image.new("L", (4, 4)), number) for number in (0, 1, 2))
+    monkeypatch.setattr("convattn.data.timm_reader.create_dataset", lambda *_, **__: images)
+    source = open_dataset("timm:hfds/insects")
+    with pytest.raises(ValueError, match=r"number 0 has the class 0, .* names only 1, 2"):
+        source.train.label(0)
 
 
 def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
