@@ -1,5 +1,6 @@
 """Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
 
+from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, load_image
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
@@ -40,6 +41,7 @@ __all__ = [
     "Listing",
     "Preprocess",
     "Survey",
+    "UnknownClassesError",
     "ValueRange",
     "check_range",
     "check_share",

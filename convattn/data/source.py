@@ -116,6 +116,8 @@ class DataSource:
         broken: images that could not be read and were left out.
         value_range: of float and deep images, the values that became 0 and 255; None where all
             images have 8 bits.
+        deep_kinds: "float" and "integer" where there are images of floats, and of integers of more
+            than 8 bits.
         typical_size: width and height of an image that is longer than half of the others.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
@@ -133,6 +135,7 @@ class DataSource:
     split_here: bool = False
     broken: tuple[BrokenFile, ...] = ()
     value_range: ValueRange | None = None
+    deep_kinds: tuple[str, ...] = ()
     typical_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 

@@ -54,6 +54,11 @@ class Survey:
         return self.kinds["integer"] + self.kinds["float"]
 
     @property
+    def deep_kinds(self) -> tuple[str, ...]:
+        """Which of "float" and "integer" (of more than 8 bits) there are."""
+        return tuple(kind for kind in ("float", "integer") if self.kinds[kind])
+
+    @property
     def typical_size(self) -> tuple[int, int] | None:
         """Width and height of the image in the middle, from the longest to the squarest."""
         before = sum(self.sizes.values()) // 2
@@ -134,7 +139,12 @@ def settle(
             f"{len(survey.partly):,} TIFF files have further bands or pages, such as "
             f"{survey.partly[0]}: the first page is used, as grey or RGB"
         )
-    return replace(source, typical_size=survey.typical_size, notes=(*source.notes, *notes))
+    return replace(
+        source,
+        deep_kinds=survey.deep_kinds,
+        typical_size=survey.typical_size,
+        notes=(*source.notes, *notes),
+    )
 
 
 def spread(items: Sequence[_T], most: int) -> Sequence[_T]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from convattn.data import DataSource, Preprocess, listed, open_dataset, preprocess_for
+from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
 from convattn.models import create_model
 from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
+from convattn.tasks.classification.trained_data import difference
 
 _DATA_OPTIONS = (
     "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
@@ -130,7 +131,7 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
         said = f"its head is kept, as the {len(now)} classes are the same"
     else:
         weights.update({key: own[key] for key in heads})
-        said = f"its head is not kept: {_difference(before, now)}"
+        said = f"its head is not kept: {difference(before, now)}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -147,13 +148,3 @@ def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     heads = (heads,) if isinstance(heads, str) else heads
     return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]
-
-
-def _difference(before: Sequence[str], now: Sequence[str]) -> str:
-    known, given = set(before), set(now)
-    parts = [f"it has {len(before)} classes, the data {len(now)}"]
-    if lost := [name for name in before if name not in given]:
-        parts.append(f"only it has {listed(lost, 5)}")
-    if new := [name for name in now if name not in known]:
-        parts.append(f"only the data has {listed(new, 5)}")
-    return "; ".join(parts)

@@ -30,9 +30,9 @@ from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,
     load_checkpoint,
-    range_notes,
 )
 from convattn.tasks.classification.evaluate import best_device
+from convattn.tasks.classification.trained_data import range_notes
 
 _LOOKED_AT = 200  # files, for what can be said about their values
 
