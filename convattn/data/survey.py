@@ -21,6 +21,10 @@ from convattn.data.value_range import (
 )
 
 _T = TypeVar("_T")
+SET_RANGE = (
+    "value_range sets it (value_range=[LOW,HIGH] in train, --value-range LOW HIGH in eval and "
+    "predict)"
+)
 _MOST = 4_000  # images of each kind whose values count
 
 
@@ -87,7 +91,7 @@ class Survey:
             )
             raise ValueError(
                 f"{where} mixes images of {found}: no range of values fits both. Convert one kind "
-                "to the other, or give the range of both: value_range=[LOW, HIGH]"
+                f"to the other, or give one range for both: {SET_RANGE}"
             )
         return next(iter(ranges.values()), None)
 
@@ -96,8 +100,8 @@ class Survey:
         total = sum(self.kinds.values())
         if not self.deep_images:
             return (
-                f"value_range {named(value_range)} changes nothing: all images have 8 bits; it is "
-                "for images of floats or of more bits"
+                f"value_range {named(value_range)} changes nothing: all images that were looked "
+                "at have 8 bits; it is for images of floats or of more bits"
             )
         what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
         count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
@@ -108,7 +112,7 @@ class Survey:
         else:
             low, high = extent(values)
             says += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
-            says += "0 to 255; set value_range=[LOW,HIGH] to change that"
+            says += f"0 to 255; {SET_RANGE}"
         if lost := misfit(values, value_range):
             says += f"; {lost}"
         if self.deep_images < total:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convattn.data import DataSource, UnknownClassesError, ValueRange, listed, open_dataset, shown
+from convattn.data import (
+    SET_RANGE,
+    DataSource,
+    UnknownClassesError,
+    ValueRange,
+    listed,
+    open_dataset,
+    shown,
+)
 from convattn.data.value_range import named
 from convattn.tasks.classification.checkpoint import ModelCard
 
@@ -95,8 +103,13 @@ def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
     """Return a sentence where images are read by a range that the model was not trained with."""
     if card.value_range is not None or value_range is None:
         return []
-    return [
+    return [f"{no_range(card)}; {named(value_range)} is used, {SET_RANGE}"]
+
+
+def no_range(card: ModelCard) -> str:
+    """Return why a card keeps no range of values."""
+    return (
         f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
         "images, or by a version that scaled each image by itself, integers of more than 8 bits "
-        f"as {named(EARLIER_RANGE)}; {named(value_range)} is used"
-    ]
+        f"as {named(EARLIER_RANGE)}"
+    )
