@@ -32,8 +32,15 @@ class ImageSet:
         return ""
 
     def scaled(self, value_range: ValueRange | None) -> ImageSet:
-        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255."""
-        return self
+        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255.
+
+        Raises:
+            NotImplementedError: the kind of set does not say how.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no method scaled(value_range): return self there if all "
+            "images have 8 bits, or else the same images read with value_range"
+        )
 
 
 class FileImages(ImageSet):
@@ -87,6 +94,10 @@ class ArrayImages(ImageSet):
     def label(self, index: int) -> int:
         """Return the class number."""
         return int(self._labels[index])
+
+    def scaled(self, value_range: ValueRange | None) -> ArrayImages:
+        """Return the set itself, as its images have 8 bits."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,10 @@ class Joined(ImageSet):
         """Return the file's path."""
         part, within = self._find(index)
         return part.path(within)
+
+    def scaled(self, value_range: ValueRange | None) -> Joined:
+        """Return the same sets, each read with ``value_range``."""
+        return Joined(*(part.scaled(value_range) for part in self._parts))
 
     def _find(self, index: int) -> tuple[ImageSet, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

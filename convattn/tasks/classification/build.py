@@ -10,6 +10,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
+from convattn.data.value_range import named
 from convattn.models import create_model
 from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
@@ -39,7 +40,8 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         source: gives the number of classes and of channels.
 
     Returns:
-        The model, the card, and what ``init`` was used for: the head too, or why not.
+        The model, the card, and what ``init`` was used for: the head too, or why not; and its
+        range of values where the data has another.
 
     Raises:
         ValueError: no such model, it cannot take images of this size, or ``init`` is a checkpoint
@@ -140,7 +142,16 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
             f"It was made with model_args={start.card.model_args} and in_chans="
             f"{start.card.preprocess.input_size[0]}"
         ) from error
-    return f"weights of {start.path}; {said}"
+    return f"weights of {start.path}; {said}{_other_range(start.card, source)}"
+
+
+def _other_range(card: ModelCard, source: DataSource) -> str:
+    """What to say where weights were trained with another range of values than the data's."""
+    if card.value_range == source.value_range:
+        return ""
+    before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
+    now = f"with value_range {named(source.value_range)}" if source.value_range else "without one"
+    return f"; the data is read {now}, the weights were trained {before}"
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

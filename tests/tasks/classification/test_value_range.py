@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from convattn.cli import main
-from convattn.data import eval_transform, load_image, open_dataset
+from convattn.data import check_range, eval_transform, load_image, open_dataset
 from convattn.tasks.classification import (
     Checkpoint,
     ModelCard,
@@ -70,6 +70,17 @@ def test_the_users_range_wins(tmp_path: Path) -> None:
     result = train(tiny(tmp_path, epochs=1, value_range=[0, 65535]), console=silent())
     assert result.source.value_range == (0, 65535)
     assert load_checkpoint(result.run_dir).card.value_range == (0, 65535)
+
+
+def test_a_range_in_the_wrong_order_is_refused_in_the_same_words_everywhere(
+    tmp_path: Path,
+) -> None:
+    said = []
+    for refuse in (lambda: tiny(tmp_path, value_range=[9, 1]), lambda: check_range([9.0, 1.0])):
+        with pytest.raises(ValueError, match="value_range") as error:
+            refuse()
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("wrong", [[5, 5], [9, 1], [0], [0, float("inf")], "dark"])
