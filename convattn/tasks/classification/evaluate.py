@@ -114,7 +114,8 @@ def evaluate(
     Args:
         checkpoint: a run folder, a file, or what `load_checkpoint` returned.
         data: a name as for `open_dataset`, or an open `DataSource`; by default what the model was
-            trained on. Float and deep images are read with the checkpoint's ``value_range``.
+            trained on. Float and deep images are read with the checkpoint's ``value_range``; where
+            it keeps none, integers of a named data set are read as 0 to 65535.
         split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
             one it is all images, unless the model was trained on this very folder.
         batch_size: images at a time; the result does not depend on it.

@@ -103,7 +103,7 @@ def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
     """Return a sentence where images are read by a range that the model was not trained with."""
     if card.value_range is not None or value_range is None:
         return []
-    return [f"{no_range(card)}; {named(value_range)} is used, {SET_RANGE}"]
+    return [f"{no_range(card)}; {named(value_range)} is used"]
 
 
 def no_range(card: ModelCard) -> str:
