@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from convattn.data import (
-    SET_RANGE,
     DataSource,
     UnknownClassesError,
     ValueRange,
