@@ -1,6 +1,7 @@
 """Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
 
-from convattn.data.images import BrokenImageError, load_image
+from convattn.data.classes import UnknownClassesError
+from convattn.data.images import BrokenImageError, check_image, load_image
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
@@ -15,7 +16,7 @@ from convattn.data.named import open_dataset
 from convattn.data.names import listed, nfc, shown
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
-from convattn.data.survey import Survey, spread
+from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
     Augment,
     Preprocess,
@@ -29,6 +30,7 @@ __all__ = [
     "BROKEN",
     "PADDING",
     "READABLE",
+    "SET_RANGE",
     "Augment",
     "Batch",
     "BrokenFile",
@@ -40,7 +42,9 @@ __all__ = [
     "Listing",
     "Preprocess",
     "Survey",
+    "UnknownClassesError",
     "ValueRange",
+    "check_image",
     "check_range",
     "check_share",
     "default_workers",

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from convattn.data.names import first_of, listed, nfc, shown
 
 
+class UnknownClassesError(ValueError):
+    """A folder holds classes that the model does not know, or that are not in training."""
+
+
 class ClassNumbers:
     """The numbers of classes by their names.
 

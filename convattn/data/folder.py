@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.data.classes import ClassNumbers
+from convattn.data.classes import ClassNumbers, UnknownClassesError
 from convattn.data.images import EXTENSIONS
 from convattn.data.layout import (
     Layout,
@@ -240,7 +240,7 @@ def _label(
     found = numbers.match(part.names)
     unknown = [name for name, number in found.items() if number is None]
     if unknown:
-        raise ValueError(
+        raise UnknownClassesError(
             f"{shown(part.folder)} has classes that are not in {where}: {listed(unknown)}"
             f"{did_you_mean(nfc(unknown[0]), numbers.names)} Known are {listed(numbers.names)}"
         )

@@ -32,8 +32,15 @@ class ImageSet:
         return ""
 
     def scaled(self, value_range: ValueRange | None) -> ImageSet:
-        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255."""
-        return self
+        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255.
+
+        Raises:
+            NotImplementedError: the kind of set does not say how.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no method scaled(value_range): return self there if all "
+            "images have 8 bits, or else the same images read with value_range"
+        )
 
 
 class FileImages(ImageSet):
@@ -88,6 +95,10 @@ class ArrayImages(ImageSet):
         """Return the class number."""
         return int(self._labels[index])
 
+    def scaled(self, value_range: ValueRange | None) -> ArrayImages:
+        """Return the set itself, as its images have 8 bits."""
+        return self
+
 
 @dataclass(frozen=True)
 class BrokenFile:
@@ -116,6 +127,8 @@ class DataSource:
         broken: images that could not be read and were left out.
         value_range: of float and deep images, the values that became 0 and 255; None where all
             images have 8 bits.
+        deep_kinds: "float" and "integer" where there are images of floats, and of integers of more
+            than 8 bits.
         typical_size: width and height of an image that is longer than half of the others.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
@@ -133,6 +146,7 @@ class DataSource:
     split_here: bool = False
     broken: tuple[BrokenFile, ...] = ()
     value_range: ValueRange | None = None
+    deep_kinds: tuple[str, ...] = ()
     typical_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
@@ -178,6 +192,10 @@ class Joined(ImageSet):
         """Return the file's path."""
         part, within = self._find(index)
         return part.path(within)
+
+    def scaled(self, value_range: ValueRange | None) -> Joined:
+        """Return the same sets, each read with ``value_range``."""
+        return Joined(*(part.scaled(value_range) for part in self._parts))
 
     def _find(self, index: int) -> tuple[ImageSet, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -23,6 +23,10 @@ from convattn.data.value_range import (
 )
 
 _T = TypeVar("_T")
+SET_RANGE = (
+    "value_range sets it (value_range=[LOW,HIGH] in train, --value-range LOW HIGH in eval and "
+    "predict)"
+)
 _MOST = 4_000  # images of each kind whose values count
 
 
@@ -57,6 +61,11 @@ class Survey:
     def deep_images(self) -> int:
         """The number of float images and of those of more than 8 bits."""
         return self.kinds["integer"] + self.kinds["float"]
+
+    @property
+    def deep_kinds(self) -> tuple[str, ...]:
+        """Which of "float" and "integer" (of more than 8 bits) there are."""
+        return tuple(kind for kind in ("float", "integer") if self.kinds[kind])
 
     @property
     def typical_size(self) -> tuple[int, int] | None:
@@ -95,7 +104,7 @@ class Survey:
             )
             raise ValueError(
                 f"{where} mixes images of {found}: no range of values fits both. Convert one kind "
-                "to the other, or give the range of both: value_range=[LOW, HIGH]"
+                f"to the other, or give one range for both: {SET_RANGE}"
             )
         return next(iter(ranges.values()), None)
 
@@ -104,8 +113,8 @@ class Survey:
         total = sum(self.kinds.values())
         if not self.deep_images:
             return (
-                f"value_range {named(value_range)} changes nothing: all images have 8 bits; it is "
-                "for images of floats or of more bits"
+                f"value_range {named(value_range)} changes nothing: all images that were looked "
+                "at have 8 bits; it is for images of floats or of more bits"
             )
         what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
         count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
@@ -116,7 +125,7 @@ class Survey:
         else:
             low, high = extent(values, extremes)
             says += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
-            says += "0 to 255; set value_range=[LOW,HIGH] to change that"
+            says += f"0 to 255; {SET_RANGE}"
         for lost in (clipped(values, value_range, extremes), unused(values, value_range)):
             says += f"; {lost}" if lost else ""
         if self.deep_images < total:
@@ -147,7 +156,12 @@ def settle(
             f"{len(survey.partly):,} TIFF files have further bands or pages, such as "
             f"{survey.partly[0]}: the first page is used, as grey or RGB"
         )
-    return replace(source, typical_size=survey.typical_size, notes=(*source.notes, *notes))
+    return replace(
+        source,
+        deep_kinds=survey.deep_kinds,
+        typical_size=survey.typical_size,
+        notes=(*source.notes, *notes),
+    )
 
 
 def _of_kind(parts: Mapping[str, list[np.ndarray]], kind: str | None) -> list[list[np.ndarray]]:

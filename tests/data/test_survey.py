@@ -81,7 +81,10 @@ def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
 def test_the_range_is_told(tmp_path: Path, kind: str, low: float, high: float, said: str) -> None:
     source = open_dataset(f"folder:{write_deep(tmp_path, high, high, kind=kind, low=low)}")
     assert said in source.notes[-1]
-    assert "set value_range=[LOW,HIGH] to change that" in source.notes[-1]
+    assert (
+        "value_range=[LOW,HIGH] in train, --value-range LOW HIGH in eval and predict"
+        in source.notes[-1]
+    )
 
 
 def test_plain_images_need_no_words(tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
 def test_a_range_for_plain_images_is_said_to_change_nothing(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 3, "blue": 3})
     source = open_dataset(f"folder:{tmp_path}", value_range=(0, 4095))
-    assert "changes nothing: all images have 8 bits" in source.notes[-1]
+    assert "changes nothing: all images that were looked at have 8 bits" in source.notes[-1]
 
 
 def test_headers_alone_give_the_same_survey(tmp_path: Path) -> None:

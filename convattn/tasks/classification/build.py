@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from convattn.data import DataSource, Preprocess, listed, open_dataset, preprocess_for
+from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
+from convattn.data.value_range import named
 from convattn.models import create_model
 from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
+from convattn.tasks.classification.trained_data import difference
 
 _DATA_OPTIONS = (
     "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
@@ -38,7 +40,8 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         source: gives the number of classes and of channels.
 
     Returns:
-        The model, the card, and what ``init`` was used for: the head too, or why not.
+        The model, the card, and what ``init`` was used for: the head too, or why not; and its
+        range of values where the data has another.
 
     Raises:
         ValueError: no such model, it cannot take images of this size, or ``init`` is a checkpoint
@@ -130,7 +133,7 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
         said = f"its head is kept, as the {len(now)} classes are the same"
     else:
         weights.update({key: own[key] for key in heads})
-        said = f"its head is not kept: {_difference(before, now)}"
+        said = f"its head is not kept: {difference(before, now)}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -139,7 +142,16 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
             f"It was made with model_args={start.card.model_args} and in_chans="
             f"{start.card.preprocess.input_size[0]}"
         ) from error
-    return f"weights of {start.path}; {said}"
+    return f"weights of {start.path}; {said}{_other_range(start.card, source)}"
+
+
+def _other_range(card: ModelCard, source: DataSource) -> str:
+    """What to say where weights were trained with another range of values than the data's."""
+    if card.value_range == source.value_range:
+        return ""
+    before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
+    now = f"with value_range {named(source.value_range)}" if source.value_range else "without one"
+    return f"; the data is read {now}, the weights were trained {before}"
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
@@ -147,13 +159,3 @@ def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     heads = (heads,) if isinstance(heads, str) else heads
     return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]
-
-
-def _difference(before: Sequence[str], now: Sequence[str]) -> str:
-    known, given = set(before), set(now)
-    parts = [f"it has {len(before)} classes, the data {len(now)}"]
-    if lost := [name for name in before if name not in given]:
-        parts.append(f"only it has {listed(lost, 5)}")
-    if new := [name for name in now if name not in known]:
-        parts.append(f"only the data has {listed(new, 5)}")
-    return "; ".join(parts)

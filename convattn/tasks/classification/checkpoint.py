@@ -81,17 +81,6 @@ class Checkpoint:
     path: Path
 
 
-def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
-    """Return a sentence where images are read by a range that the model was not trained with."""
-    if card.value_range is not None or value_range is None:
-        return []
-    return [
-        f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
-        "images, or by a version that scaled each image by itself, 16-bit ones as 0 to 65535; "
-        "value_range (--value-range LOW HIGH) sets it"
-    ]
-
-
 def save_weights(model: nn.Module, card: ModelCard, path: Path) -> None:
     """Write weights and card as safetensors; the file appears whole or not at all."""
     weights = {

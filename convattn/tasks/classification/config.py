@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from convattn.data import check_range
+
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -177,8 +179,7 @@ class TrainConfig(BaseModel):
                 f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
                 f"lr={self.lr:g}; lower them, to 0 if in doubt"
             )
-        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
-            raise ValueError(f"value_range is (black, white), got {list(self.value_range)}")
+        check_range(self.value_range)
         for key in ("scale", "ratio", "zoom"):
             least, most = getattr(self, key)
             if least > most:

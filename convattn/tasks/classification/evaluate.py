@@ -21,7 +21,6 @@ from convattn.data import (
     default_workers,
     eval_loader,
     eval_transform,
-    open_dataset,
     reread,
     shown,
 )
@@ -30,9 +29,9 @@ from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,
     load_checkpoint,
-    range_notes,
 )
 from convattn.tasks.classification.run_folder import write_csv, write_json
+from convattn.tasks.classification.trained_data import open_for, range_notes
 
 Split = Literal["auto", "train", "val", "all"]
 PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
@@ -115,7 +114,8 @@ def evaluate(
     Args:
         checkpoint: a run folder, a file, or what `load_checkpoint` returned.
         data: a name as for `open_dataset`, or an open `DataSource`; by default what the model was
-            trained on. Float and deep images are read with the checkpoint's ``value_range``.
+            trained on. Float and deep images are read with the checkpoint's ``value_range``; where
+            it keeps none, integers of a named data set are read as 0 to 65535.
         split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
             one it is all images, unless the model was trained on this very folder.
         batch_size: images at a time; the result does not depend on it.
@@ -183,11 +183,9 @@ def best_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def _open(card: ModelCard, name: str, options: dict[str, Any]) -> DataSource:
-    """The data set, numbered by the card's classes, and split as in training if it is the same."""
+    """The data set, split as in training if it is the same."""
     before = card.data_options if _is_same(name, card.data) else {}
-    names = card.class_names if name.startswith("folder:") else None
-    scale = {} if card.value_range is None else {"value_range": card.value_range}
-    return open_dataset(name, class_names=names, **{**before, **scale, **options})
+    return open_for(card, name, **{**before, "value_range": None, **options})
 
 
 def _choose(data: DataSource, split: Split, card: ModelCard) -> tuple[ImageSet, str]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from convattn.data import (
+    SET_RANGE,
     BrokenFile,
     BrokenImageError,
     Listing,
     Survey,
     ValueRange,
+    check_image,
     check_range,
     eval_transform,
     find_broken,
@@ -24,14 +29,16 @@ from convattn.data import (
     shown,
     spread,
 )
+from convattn.data.names import counted
+from convattn.data.value_range import named
 from convattn.ops._checks import check_positive
 from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,
     load_checkpoint,
-    range_notes,
 )
 from convattn.tasks.classification.evaluate import best_device
+from convattn.tasks.classification.trained_data import EARLIER_RANGE, no_range
 
 _LOOKED_AT = 200  # files, for what can be said about their values
 
@@ -79,7 +86,8 @@ def predict(
         batch_size: images at a time.
         device: "auto" takes a GPU if there is one.
         value_range: of float images and those of more than 8 bits, the values that become black
-            and white; by default those of the training.
+            and white; by default those of the training. Without either, integers become black at 0
+            and white at 65535, and float images are read each by its own values.
 
     Returns:
         `Predictions`, in the order of the paths.
@@ -93,19 +101,19 @@ def predict(
     found = [_list(Path(path).expanduser()) for path in paths]
     files = [file for listing in found for file in listing.images]
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    scale, notes = _scale(loaded.card, files, check_range(value_range))
+    read = _Reader(loaded.card, check_range(value_range))
     place = best_device(device)
     loaded.model.to(place).eval()
     broken: list[BrokenFile] = []
     images: list[ImagePrediction] = []
-    for names, batch in _batches(loaded, files, batch_size, scale, broken):
+    for names, batch in _batches(loaded, files, batch_size, read, broken):
         images += _guess(loaded, names, batch.to(place), top_k)
     if files and not images:
         raise ValueError(
             f"none of the {len(files)} images can be read, the first because: "
             f"{shown(broken[0].path)}: {broken[0].reason}"
         )
-    return Predictions(tuple(images), tuple(broken), (*notes, *passed_over(found)))
+    return Predictions(tuple(images), tuple(broken), (*read.notes(files), *passed_over(found)))
 
 
 def _list(path: Path) -> Listing:
@@ -121,28 +129,66 @@ def _list(path: Path) -> Listing:
     return found
 
 
-def _scale(
-    card: ModelCard, files: Sequence[str], given: ValueRange | None
-) -> tuple[ValueRange | None, list[str]]:
-    """The range to read float and deep images with, and what to say about it."""
-    survey = Survey()
-    find_broken(spread(files, _LOOKED_AT), survey, decode=False)
-    scale = given or card.value_range
-    if scale is None:
-        scale = survey.decide("this call")
-        decided = [] if scale is None else [survey.note(scale, given=False)]
-        return scale, [*decided, *range_notes(card, scale)]
-    if not survey.deep_images:
-        return scale, [survey.note(scale, given=True)] if survey.sizes else []
-    lost = survey.misfit(scale)
-    return scale, [survey.note(scale, given=True)] if lost else []
+class _Reader:
+    """Reads images for a trained model, each in the same way whatever other images there are.
+
+    By the range that was given, or else the card's. Where there is neither, integers of more than
+    8 bits are read as 0 to 65535, and images of floats each by its own values.
+    """
+
+    def __init__(self, card: ModelCard, given: ValueRange | None) -> None:
+        self._card = card
+        self._given = given
+        self._range = given or card.value_range
+        self._kinds: Counter[str] = Counter()  # of the images that were read by no range
+
+    def __call__(self, path: str) -> Image.Image:
+        if self._range is not None:
+            return load_image(path, self._range)
+        kind = check_image(path, decode=False).kind
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `notes` says it once for all images
+            image = load_image(path, EARLIER_RANGE if kind == "integer" else None)
+        self._kinds[kind] += 1
+        return image
+
+    def notes(self, files: Sequence[str]) -> list[str]:
+        """Return what is to be said once all ``files`` are read."""
+        return self._of_no_range() if self._range is None else self._of(self._range, files)
+
+    def _of_no_range(self) -> list[str]:
+        said = {
+            "integer": f"of integers of more than 8 bits as {named(EARLIER_RANGE)}",
+            "float": "of floats each by its own values",
+        }
+        parts = [
+            f"{counted(self._kinds[k], 'image')} {s}" for k, s in said.items() if self._kinds[k]
+        ]
+        if not parts:
+            return []
+        return [f"read {' and '.join(parts)}, as {no_range(self._card)}; {SET_RANGE}"]
+
+    def _of(self, used: ValueRange, files: Sequence[str]) -> list[str]:
+        survey = Survey()
+        find_broken(spread(files, _LOOKED_AT), survey, decode=False)
+        notes = []
+        in_vain = self._given is not None and survey.sizes and not survey.deep_images
+        if in_vain or (survey.deep_images and survey.misfit(used)):
+            notes.append(survey.note(used, given=True))
+        if self._card.value_range is not None and "8-bit" in survey.first:
+            notes.append(
+                f"images of 8 bits, such as {survey.first['8-bit']}, stay as they are, but the "
+                "model was trained on images of floats or of more bits (value_range "
+                f"{named(self._card.value_range)})"
+            )
+        return notes
 
 
 def _batches(
     loaded: Checkpoint,
     files: Sequence[str],
     batch_size: int,
-    scale: ValueRange | None,
+    read: _Reader,
     broken: list[BrokenFile],
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of readable images; the others are added to ``broken``."""
@@ -151,7 +197,7 @@ def _batches(
         names, tensors = [], []
         for file in files[start : start + batch_size]:
             try:
-                tensors.append(transform(load_image(file, scale)))
+                tensors.append(transform(read(file)))
                 names.append(file)
             except BrokenImageError as error:
                 broken.append(BrokenFile(error.path, error.reason))

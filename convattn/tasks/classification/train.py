@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from convattn.data import DataSource, shown
-from convattn.tasks.classification.build import build_model, build_source
+from convattn.tasks.classification.build import build_model, build_source, data_options
 from convattn.tasks.classification.callbacks import (
     KeepCheckpoints,
     StopOnSignal,
@@ -32,7 +32,6 @@ from convattn.tasks.classification.callbacks import (
 from convattn.tasks.classification.checkpoint import (
     ModelCard,
     find_checkpoint,
-    range_notes,
     read_ckpt,
 )
 from convattn.tasks.classification.config import TrainConfig
@@ -44,8 +43,10 @@ from convattn.tasks.classification.progress import EpochLines
 from convattn.tasks.classification.run_folder import RunFolder
 from convattn.tasks.classification.settings import make_config
 from convattn.tasks.classification.shapes import shape_notes
+from convattn.tasks.classification.trained_data import open_again, range_notes
 
 # What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
+# Its range of values can be set where an earlier version kept none.
 _FIXED = (
     "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "in_chans", "img_size", "batch_size", "accumulate", "repeats", "opt", "momentum",
@@ -146,7 +147,7 @@ def resume(
 
     Raises:
         FileNotFoundError: there is no run or no checkpoint.
-        ValueError: a setting cannot change in the middle of a run.
+        ValueError: a setting cannot change in the middle of a run, or the data has other classes.
     """
     checkpoint = find_checkpoint(path, "last.ckpt")
     folder = RunFolder(checkpoint.parent.parent)
@@ -154,20 +155,27 @@ def resume(
         raise ValueError(
             f"cannot go on from {checkpoint}: give a run folder, or a .ckpt file in one"
         )
-    config = folder.read_config()
-    for key in overrides or {}:
-        if key in _FIXED:
-            raise ValueError(
-                f"{key} cannot change in a run that goes on (it is {getattr(config, key)!r}); "
-                "start a new run, with init=RUN_DIR to start from these weights"
-            )
     progress = read_ckpt(checkpoint)["convattn"]
     card = ModelCard.from_json(progress["card"])
-    scale = {} if card.value_range is None else {"value_range": card.value_range}
-    config = make_config({**config.model_dump(), **scale, **(overrides or {})})
+    config = _changed(folder.read_config(), card, overrides or {})
     start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
     _check_unfinished(folder, config, start)
     return _Training(config, folder, start, console).run(callbacks)
+
+
+def _changed(config: TrainConfig, card: ModelCard, overrides: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a run that goes on, of which only some can change."""
+    values = config.model_dump()
+    free = {"value_range"} if card.value_range is None else set()
+    if not free:
+        values["value_range"] = card.value_range
+    for key in overrides:
+        if key in _FIXED and key not in free:
+            raise ValueError(
+                f"{key} cannot change in a run that goes on (it is {values[key]!r}); "
+                "start a new run, with init=RUN_DIR to start from these weights"
+            )
+    return make_config({**values, **overrides})
 
 
 def _check_unfinished(folder: RunFolder, config: TrainConfig, start: _Start) -> None:
@@ -193,7 +201,7 @@ class _Training:
         self.config = config
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
-        self.source = build_source(config)
+        self.source = self._open(folder)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
         model, self.card, self.init = build_model(config, self.source)
@@ -212,6 +220,13 @@ class _Training:
         self.folder = folder or self._new_folder()
         self.keep = KeepCheckpoints(self.folder, self.card, start.epochs_done)
         self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
+
+    def _open(self, folder: RunFolder | None) -> DataSource:
+        """Open the data; that of a run that goes on, with the classes that its weights know."""
+        card, config = self.start.card, self.config
+        if card is None or folder is None:
+            return build_source(config)
+        return open_again(card, folder.path, config.data, **data_options(config))
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""

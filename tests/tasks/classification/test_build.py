@@ -57,3 +57,37 @@ def test_why_the_head_is_not_kept_is_told(tmp_path: Path) -> None:
         r"has '\x1b[31m'"
     )
     assert build_model(tiny(tmp_path), source)[2] is None
+
+
+DEEP, PLAIN = (0.0, 4095.0), None
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (
+            DEEP,
+            (0, 255),
+            "with value_range 0 to 255 (8 bits), the weights were trained with value_range 0 to "
+            "4095 (12 bits)",
+        ),
+        (PLAIN, DEEP, "with value_range 0 to 4095 (12 bits), the weights were trained without one"),
+        (DEEP, PLAIN, "without one, the weights were trained with value_range 0 to 4095 (12 bits)"),
+    ],
+)
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "c")])
+def test_weights_of_another_range_of_values_are_told(
+    tmp_path: Path, before: Any, now: Any, told: str, names: tuple[str, str]
+) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    config, _ = saved(tmp_path, replace(source, value_range=before), *names)
+    said = build_model(config, replace(source, value_range=now))[2]
+    assert said is not None
+    assert said.endswith(f"; the data is read {told}")
+
+
+@pytest.mark.parametrize("value_range", [DEEP, PLAIN])
+def test_weights_of_the_same_range_are_not_told(tmp_path: Path, value_range: Any) -> None:
+    source = replace(opened(tmp_path / "a", "NFC", "a", "b"), value_range=value_range)
+    config, _ = saved(tmp_path, source, "a", "b")
+    assert str(build_model(config, source)[2]).endswith("the 2 classes are the same")

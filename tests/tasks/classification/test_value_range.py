@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from convattn.cli import main
-from convattn.data import eval_transform, load_image, open_dataset
+from convattn.data import check_range, eval_transform, load_image, open_dataset
 from convattn.tasks.classification import (
     Checkpoint,
     ModelCard,
@@ -70,6 +70,17 @@ def test_the_users_range_wins(tmp_path: Path) -> None:
     result = train(tiny(tmp_path, epochs=1, value_range=[0, 65535]), console=silent())
     assert result.source.value_range == (0, 65535)
     assert load_checkpoint(result.run_dir).card.value_range == (0, 65535)
+
+
+def test_a_range_in_the_wrong_order_is_refused_in_the_same_words_everywhere(
+    tmp_path: Path,
+) -> None:
+    said = []
+    for refuse in (lambda: tiny(tmp_path, value_range=[9, 1]), lambda: check_range([9.0, 1.0])):
+        with pytest.raises(ValueError, match="value_range") as error:
+            refuse()
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("wrong", [[5, 5], [9, 1], [0], [0, float("inf")], "dark"])
@@ -147,23 +158,88 @@ def test_plain_images_for_a_deep_model_are_told(
 ) -> None:
     Image.new("L", (9, 9), 90).save(tmp_path / "a.png")
     assert main(["predict", str(run[0]), str(tmp_path / "a.png")]) == 0
-    assert "changes nothing: all images have 8 bits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "changes nothing" not in said
+    assert "8 bits, such as " in said
+    assert "the model was trained on images of floats or of more bits" in said
+    given = ["--value-range", "0", "9"]
+    assert main(["predict", str(run[0]), str(tmp_path / "a.png"), *given]) == 0
+    assert "value_range 0 to 9 changes nothing" in capsys.readouterr().err
 
 
-def test_a_card_without_a_range_takes_the_images_own_and_says_so(
+def test_plain_images_for_a_plain_model_are_not_told(earlier: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 9), 90).save(tmp_path / "a.png")
+    assert predict(earlier, [tmp_path / "a.png"]).notes == ()
+
+
+def write_kinds(folder: Path) -> list[Path]:
+    """An image of 8 bits, one of 12 bits, and two of floats whose ranges differ."""
+    random = np.random.default_rng(3)
+    folder.mkdir()
+    Image.fromarray(random.integers(0, 256, (9, 9)).astype(np.uint8)).save(folder / "plain.png")
+    Image.fromarray(random.integers(0, 4096, (9, 9)).astype(np.uint16)).save(folder / "deep.png")
+    write_tiff(folder / "unit.tif", random.uniform(0, 1, (9, 9)).astype(np.float32))
+    write_tiff(folder / "wide.tif", random.uniform(-700, 900, (9, 9)).astype(np.float32))
+    return [folder / name for name in ("plain.png", "deep.png", "unit.tif", "wide.tif")]
+
+
+def test_a_model_without_a_range_sees_each_image_alike_alone_and_among_others(
+    earlier: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    paths = write_kinds(tmp_path / "mixed")
+    together = predict(earlier, paths, top_k=1)
+    assert [Path(image.path) for image in together.images] == paths
+    assert len(together.notes) == 1
+    assert "1 image of integers of more than 8 bits as 0 to 65535" in together.notes[0]
+    assert "2 images of floats each by its own values" in together.notes[0]
+    assert not any("scaled by its own values" in str(found.message) for found in recwarn)
+    for path, among in zip(paths, together.images, strict=True):
+        alone = predict(earlier, [path], top_k=1).images[0]
+        assert alone.guesses[0].probability == pytest.approx(among.guesses[0].probability, abs=1e-5)
+
+
+def test_all_images_beyond_those_that_are_looked_at_are_read_alike(
+    earlier: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(210):
+        Image.new("L", (3, 3), number).save(folder / f"{number:03}.png")
+    Image.fromarray(np.full((9, 9), 9_000, np.uint16)).save(folder / "209b.png")
+    found = predict(earlier, [folder])
+    assert len(found.images) == 211
+    assert "1 image of integers" in found.notes[0]
+
+
+@pytest.mark.parametrize("given", [None, (0, 1023)])
+def test_a_range_holds_for_images_of_all_kinds(
+    run: tuple[Path, str], tmp_path: Path, given: tuple[float, float] | None
+) -> None:
+    paths = write_kinds(tmp_path / "mixed")
+    loaded = load_checkpoint(run[0])
+    scale = given or TWELVE_BITS
+    for image in predict(run[0], paths, top_k=1, value_range=given).images:
+        pixels = eval_transform(loaded.card.preprocess)(load_image(image.path, scale))
+        best = loaded.model(pixels[None]).softmax(-1).max().item()
+        assert image.guesses[0].probability == pytest.approx(best, abs=1e-5)
+
+
+def test_a_card_without_a_range_says_so(
     tmp_path: Path, run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = without_range(load_checkpoint(run[0]))
     assert old.card.value_range is None
     found = evaluate(old, split="all")
     assert any("keeps no value_range" in note for note in found.notes)
-    assert any("taken as 0 to 4095 (12 bits)" in note for note in found.notes)
+    assert any("0 to 65535 (16 bits) is used" in note for note in found.notes)
     files = [line.path for line in found.predictions]
     assert any("keeps no value_range" in note for note in predict(old, files).notes)
     save_weights(old.model, old.card, tmp_path / "old.safetensors")
     data = f"folder:{run[0].parent.parent / 'colors'}"
     assert main(["eval", str(tmp_path / "old.safetensors"), "--data", data]) == 0
-    assert "note      the checkpoint (convattn " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note      the checkpoint (convattn " in said
+    assert "--value-range LOW HIGH" in said
     words = ["--data", data, "--value-range", "0", "65535"]
     assert main(["eval", str(tmp_path / "old.safetensors"), *words]) == 0
     assert "value_range 0 to 65535 (16 bits) becomes 0 to 255" in capsys.readouterr().out
@@ -182,9 +258,9 @@ def test_a_run_goes_on_with_its_range_whatever_the_images_are_now(tmp_path: Path
         resume(run_dir, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_a_word_about_it(
-    tmp_path: Path, run: tuple[Path, str]
-) -> None:
+@pytest.fixture
+def earlier(tmp_path: Path, run: tuple[Path, str]) -> Path:
+    """The run, as a version wrote it that kept no range."""
     run_dir = Path(shutil.copytree(run[0], tmp_path / "run"))
     last = run_dir / "checkpoints" / "last.ckpt"
     content = read_ckpt(last)
@@ -192,9 +268,54 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_word_about_it(
     del card["value_range"]
     content["convattn"]["card"] = json.dumps(card)
     torch.save(content, last)
+    old = without_range(load_checkpoint(run_dir))
+    save_weights(old.model, old.card, old.path)
+    return run_dir
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_scale(earlier: Path) -> None:
     console = silent()
-    resume(run_dir, overrides={"epochs": 2}, console=console)
-    assert "note      the checkpoint (convattn " in written(console)
+    source = resume(earlier, overrides={"epochs": 2}, console=console).source
+    assert source.value_range == (0, 65535)
+    as_before = load_image(source.train.path(0), (0, 65535))
+    assert np.array_equal(np.asarray(source.train.image(0)), np.asarray(as_before))
+    printed = written(console)
+    assert "note      the checkpoint (convattn " in printed
+    assert "0 to 65535 (16 bits) is used" in printed
+    assert load_checkpoint(earlier / "checkpoints" / "last.ckpt").card.value_range == (0, 65535)
+    again = resume(earlier, overrides={"epochs": 3}, console=silent())
+    assert again.source.value_range == (0, 65535)
+
+
+def test_the_range_of_a_run_of_an_earlier_version_can_be_set_once(earlier: Path) -> None:
+    settings = {"epochs": 2, "value_range": [0, 4095]}
+    found = resume(earlier, overrides=settings, console=silent())
+    assert found.source.value_range == TWELVE_BITS
+    with pytest.raises(ValueError, match=r"cannot change in a run that goes on \(it is .*4095"):
+        resume(earlier, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
+
+
+def test_an_earlier_checkpoint_is_evaluated_with_the_scale_of_its_training(
+    earlier: Path, tmp_path: Path
+) -> None:
+    found = evaluate(earlier, split="all")
+    old_scale = evaluate(earlier, split="all", value_range=(0, 65535))
+    assert found.loss == pytest.approx(old_scale.loss, abs=1e-6)
+    alike = {line.path: line.probability for line in old_scale.predictions}
+    for image in predict(earlier, alike, top_k=1).images:
+        assert image.guesses[0].probability == pytest.approx(alike[image.path], abs=1e-5)
+
+
+def test_floats_of_an_earlier_checkpoint_are_decided_from_the_set(
+    earlier: Path, tmp_path: Path
+) -> None:
+    for name in ("bright", "dark"):
+        for number in range(3):
+            pixels = np.linspace(0, 200 + number, 81, dtype=np.float32).reshape(9, 9)
+            write_tiff(tmp_path / "floats" / name / f"{number}.tif", pixels)
+    found = evaluate(earlier, f"folder:{tmp_path / 'floats'}")
+    assert any("taken as 0 to 255" in note for note in found.notes)
+    assert any("keeps no value_range" in note for note in found.notes)
 
 
 def test_long_images_are_told_and_how_they_are_cut_can_be_set(tmp_path: Path) -> None:

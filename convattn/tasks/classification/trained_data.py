@@ -1,0 +1,114 @@
+"""Data for a model that is trained already: its classes, their numbers, its range of values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from convattn.data import (
+    DataSource,
+    UnknownClassesError,
+    ValueRange,
+    listed,
+    open_dataset,
+    shown,
+)
+from convattn.data.value_range import named
+from convattn.tasks.classification.checkpoint import ModelCard
+
+# How versions before `ModelCard.value_range` read integers of more than 8 bits.
+EARLIER_RANGE: ValueRange = (0.0, 65535.0)
+
+
+def open_for(card: ModelCard, name: str, **options: Any) -> DataSource:
+    """Open data for a trained model.
+
+    Folders are numbered by the card's classes. Float and deep images are read with the
+    ``value_range`` of the options, or else with the card's. A card without one was written before
+    ranges were kept, or after a training on 8-bit images: integers are then read as 0 to 65535.
+
+    Args:
+        card: the model's.
+        name: as for `open_dataset`.
+        **options: further arguments of `open_dataset`.
+
+    Raises:
+        ValueError: see `open_dataset`; a folder has a class that the card does not know.
+    """
+    names = card.class_names if name.startswith("folder:") else None
+    scale = options.pop("value_range", None) or card.value_range
+    source = open_dataset(name, class_names=names, value_range=scale, **options)
+    if scale is None and "integer" in source.deep_kinds:
+        return source.scaled(EARLIER_RANGE)
+    return source
+
+
+def open_again(card: ModelCard, run: Path, name: str, **options: Any) -> DataSource:
+    """Open the data of a run that goes on.
+
+    Args:
+        card: of the checkpoint that the run goes on from.
+        run: the run's folder, for messages.
+        name: as for `open_dataset`.
+        **options: further arguments of `open_dataset`.
+
+    Raises:
+        ValueError: see `open_for`; the classes are not those of the run.
+    """
+    try:
+        source = open_for(card, name, **options)
+    except UnknownClassesError as error:
+        raise ValueError(_other_classes(str(error), run)) from error
+    if changed := _changed(card.class_names, source):
+        raise ValueError(_other_classes(f"{shown(source.name)}: {changed}", run))
+    return source
+
+
+def _other_classes(found: str, run: Path) -> str:
+    return (
+        f"{found}. A run that goes on keeps its classes; for other ones, start a new run with "
+        f"init={run}"
+    )
+
+
+def _changed(before: Sequence[str], source: DataSource) -> str:
+    """How the data's classes differ from those of the run, "" where they are the same."""
+    now = source.class_names
+    if sorted(before) != sorted(now):
+        return "the run has other classes: " + difference(before, now)
+    for number, (old, new) in enumerate(zip(before, now, strict=True)):
+        if old != new:
+            return f"class number {number} is {old!r} in the run and {new!r} in the data"
+    if not source.name.startswith("folder:"):
+        return ""
+    there = {source.train.label(index) for index in range(len(source.train))}
+    gone = [name for number, name in enumerate(now) if number not in there]
+    return f"the run has classes without an image to learn from: {listed(gone)}" if gone else ""
+
+
+def difference(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return which classes a trained model and the data do not share."""
+    known, given = set(before), set(now)
+    parts = [f"it has {len(before)} classes, the data {len(now)}"]
+    if lost := [name for name in before if name not in given]:
+        parts.append(f"only it has {listed(lost, 5)}")
+    if new := [name for name in now if name not in known]:
+        parts.append(f"only the data has {listed(new, 5)}")
+    return "; ".join(parts)
+
+
+def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
+    """Return a sentence where images are read by a range that the model was not trained with."""
+    if card.value_range is not None or value_range is None:
+        return []
+    return [f"{no_range(card)}; {named(value_range)} is used"]
+
+
+def no_range(card: ModelCard) -> str:
+    """Return why a card keeps no range of values."""
+    return (
+        f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
+        "images, or by a version that scaled each image by itself, integers of more than 8 bits "
+        f"as {named(EARLIER_RANGE)}"
+    )
