@@ -24,7 +24,7 @@ from convattn.data.transforms import (
     preprocess_for,
     train_transform,
 )
-from convattn.data.value_range import ValueRange, check_range, misfit
+from convattn.data.value_range import ValueRange, check_range
 
 __all__ = [
     "BROKEN",
@@ -55,7 +55,6 @@ __all__ = [
     "list_images",
     "listed",
     "load_image",
-    "misfit",
     "nfc",
     "open_dataset",
     "passed_over",
