@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from convattn.layers._scalars import accept_scalars
@@ -15,7 +14,6 @@ from convattn.layers.acmix_folding import absorb_affine, fold_acmix
 from convattn.layers.acmix_shortcuts import (
     attends_map,
     call_layers,
-    check_scriptable,
     has_bare_layers,
     has_bare_projections,
     is_pointwise,
@@ -165,10 +163,8 @@ class ACmix(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
+        if is_traced(x):
+            return as_one_node(self, x)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
         path = self._path(x)
@@ -240,8 +236,6 @@ class ACmix(Conv2dLike):
         """
         return absorb_affine(self, scale, shift)
 
-    __prepare_scriptable__ = check_scriptable
-
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
         return (
@@ -253,46 +247,35 @@ class ACmix(Conv2dLike):
         """Say what the convolution takes: "projected" for q, k and v, else the map itself."""
         if self.direct is not None:
             return "direct"
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            takes_map = self.takes_map
-            if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-                takes_map = takes_map and has_bare_projections(self) and has_bare_layers(self)
-            if not takes_map:
-                return "projected"
-            return convolution_path(
-                x,
-                head_dim=self.head_dim,
-                out_chans=self.out_chans,
-                stride=self.attn.stride,
-                alone=self.mix == "convolution",
-                backend=self.backend,
-            )
+        if not (self.takes_map and has_bare_projections(self) and has_bare_layers(self)):
+            return "projected"
+        return convolution_path(
+            x,
+            head_dim=self.head_dim,
+            out_chans=self.out_chans,
+            stride=self.attn.stride,
+            alone=self.mix == "convolution",
+            backend=self.backend,
+        )
 
     def _leaves_projections(self, path: str) -> bool:
         """Whether the attention makes q, k and v, as the convolution does without them."""
         if not self.attends_map or (path == "projected" and self.mix != "attention"):
             return False
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return has_bare_projections(self) and is_bare(self.attn)
-        return True
+        return has_bare_projections(self) and is_bare(self.attn)
 
     def _leaves_queries(self, path: str) -> bool:
         """Whether none but the queries that the attention answers are needed, nor looked at."""
         if not self.attn.takes_answered or (path == "projected" and self.mix != "attention"):
             return False
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return is_pointwise(self.q_proj)
-        return True
+        return is_pointwise(self.q_proj)
 
     def _attend_map(self, x: Tensor) -> Tensor:
-        if hasattr(self.q_proj, "weight"):
-            return self.attn.forward_map(
-                x,
-                [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
-                [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
-            )
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return x  # the convolution is alone
+        return self.attn.forward_map(
+            x,
+            [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
+            [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
+        )
 
     def _project(self, x: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
         context = self.attn.context(x)
@@ -317,43 +300,38 @@ class ACmix(Conv2dLike):
     def _convolve_map(self, x: Tensor, path: str) -> Tensor:
         if self.direct is not None:
             return self.direct(x)
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            fc = self.fc
-            assert fc is not None
-            return map_convolution(
-                x,
-                [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
-                [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
-                fc.weight,
-                self.dep_weight(x),
-                head_dim=self.head_dim,
-                fc_bias=fc.bias,
-                stride=self.attn.stride,
-                dilation=self.dilation,
-                path=path,
-            )
+        assert self.fc is not None
+        return map_convolution(
+            x,
+            [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
+            [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
+            self.fc.weight,
+            self.dep_weight(x),
+            head_dim=self.head_dim,
+            fc_bias=self.fc.bias,
+            stride=self.attn.stride,
+            dilation=self.dilation,
+            path=path,
+        )
 
     def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k = self.attn.spread(k, (q.shape[2], q.shape[3]))
         v = self.attn.spread(v, (q.shape[2], q.shape[3]))
         if self.folded is None:
             return self._shift_and_sum(q, k, v)
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return folded_convolution(
-                q,
-                k,
-                v,
-                self.folded.weight,
-                head_dim=self.head_dim,
-                stride=self.attn.stride,
-                dilation=self.dilation,
-            )
+        return folded_convolution(
+            q,
+            k,
+            v,
+            self.folded.weight,
+            head_dim=self.head_dim,
+            stride=self.attn.stride,
+            dilation=self.dilation,
+        )
 
     def _shift_and_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            bare = has_bare_layers(self)
-            if not bare:
-                return call_layers(self, q, k, v)
+        if not has_bare_layers(self):
+            return call_layers(self, q, k, v)
         fc = self.fc
         assert fc is not None
         if self.shift == "tensor":
@@ -387,5 +365,4 @@ class ACmix(Conv2dLike):
             return shift_kernels(
                 self.kernel_size, self.out_chans, device=like.device, dtype=like.dtype
             )
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return self.dep_conv.weight
+        return self.dep_conv.weight

@@ -116,7 +116,7 @@ def fold_acmix(layer: ACmix) -> None:
         layer.fc = layer.dep_conv = None
         if layer.mix == "convolution":
             for name in ("q_proj", "k_proj", "v_proj"):
-                setattr(layer, name, nn.Identity())  # which TorchScript can still compile
+                setattr(layer, name, nn.Identity())
     if isinstance(layer.alpha, nn.Parameter) and _fold_alpha(layer, layer.alpha):
         _settle(layer, "alpha")
     if layer.fc is None:

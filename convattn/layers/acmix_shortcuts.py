@@ -62,17 +62,6 @@ def attends_map(attn: AttentionPart) -> bool:
     return latest is not AttentionPart and "forward_map" in vars(latest) and sees_one_map(attn)
 
 
-def check_scriptable(layer: ACmix) -> ACmix:
-    """Return the layer, or raise where a script, which reads weights only, would miss something."""
-    reads = layer.direct is None and (layer.takes_map or layer.attends_map)
-    if not has_bare_layers(layer) or (reads and not has_bare_projections(layer)):
-        raise ValueError(
-            "TorchScript cannot heed hooks, pruning, parametrizations or adapters on the layers of "
-            "ACmix: merge or remove them first, or use torch.jit.trace or torch.export"
-        )
-    return layer
-
-
 def call_layers(layer: ACmix, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Convolve q, k and v by calling ``fc``, with the channels as images, and ``dep_conv``."""
     assert layer.fc is not None

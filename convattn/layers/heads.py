@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
@@ -29,12 +28,8 @@ class HeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, dim) to (B, N, dim)."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return self.proj(attend_heads(self.qkv(x), self.num_heads))
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
+        return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
 
-    @torch.jit.unused
     def _call(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Call a layer, or compute what it would where nobody sees that."""
         if type(layer) is not nn.Linear or not is_unseen(layer):

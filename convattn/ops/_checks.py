@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
-from convattn.ops._script import scriptable
-
 
 def check_tensor(name: str, value: Tensor) -> None:
     """Raise unless ``value`` is a tensor."""
@@ -25,7 +23,6 @@ def check_tensor(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-@scriptable("(Tensor x, str name='x', int? channels=None) -> ()")
 def check_map(x: Tensor, name: str = "x", channels: int | None = None) -> None:
     """Raise unless ``x`` is a floating-point map (B, C, H, W), with ``channels`` if given."""
     check_tensor(name, x)

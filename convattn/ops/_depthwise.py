@@ -20,7 +20,6 @@ from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._processor import onednn_computes
-from convattn.ops._script import scriptable
 
 
 def _threes(case: Case) -> bool:
@@ -44,9 +43,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable(
-    "(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int dilation) -> Tensor"
-)
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:

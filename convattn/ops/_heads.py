@@ -17,7 +17,6 @@ from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._processor import multiplies
-from convattn.ops._script import scriptable
 from convattn.ops.kernels.native import heads as native
 from convattn.ops.kernels.native import rows
 
@@ -54,7 +53,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable("(Tensor qkv, int num_heads) -> Tensor")
 def attend_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, N, 3C): tokens (B, N, C)."""
     case = describe(qkv)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import Rule, choose, describe
-from convattn.ops._script import scriptable
 from convattn.ops.kernels.native import rows
 
 # Two cores, batch 8.
@@ -24,7 +23,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable("(Tensor x, int[] shape, Tensor? weight, Tensor? bias, float eps) -> Tensor")
 def layer_norm_2d(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
@@ -40,10 +38,6 @@ def layer_norm_2d(
     return y.permute(0, 3, 1, 2)
 
 
-@scriptable(
-    "(Tensor x, Tensor branch, int[] shape, Tensor? weight, Tensor? bias, float eps) "
-    "-> (Tensor, Tensor)"
-)
 def add_layer_norm_2d(
     x: Tensor,
     branch: Tensor,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from convattn.ops._backend import Case, Rule, choose, describe
 from convattn.ops._fused_conv import is_onednn
-from convattn.ops._script import scriptable
 
 MANY = 1024  # tokens of a batch, as of which oneDNN adds the bias for less than a copy of it
 
@@ -36,7 +35,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable("(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x weight^T + bias`` for tokens (B, N, C)."""
     tensors = [x, weight] if bias is None else [x, weight, bias]

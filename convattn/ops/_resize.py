@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops._backend import exporting, no_autocast
-from convattn.ops._script import scriptable
 
 
-@scriptable("(Tensor x, int[2] size, str mode) -> Tensor")
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """Interpolate a map, without aligned corners.
 

@@ -44,17 +44,12 @@ from convattn.ops._acmix_paths import Widths as Widths
 from convattn.ops._acmix_paths import folding_pays as folding_pays
 from convattn.ops._backend import exporting, resolve
 from convattn.ops._checks import check_choice, check_positive
-from convattn.ops._script import scriptable
 from convattn.ops.fuse import fold_fc_group_conv
 from convattn.ops.reference import acmix as reference
 
 BACKENDS = ("folded", "grouped", "reference")
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, Tensor fc_weight, Tensor dep_weight, *, int head_dim, "
-    "Tensor? fc_bias=None, int stride=1, int dilation=1, str backend='auto') -> Tensor"
-)
 def acmix_convolution(
     q: Tensor,
     k: Tensor,
@@ -124,10 +119,6 @@ def acmix_convolution(
     return _convolve(x.flatten(1, 2), kernels, stride, dilation, groups=head_dim)
 
 
-@scriptable(
-    "(Tensor x, *, int head_dim, int out_chans, int stride=1, bool alone=False, "
-    "str backend='auto') -> str"
-)
 def convolution_path(
     x: Tensor,
     *,
@@ -153,10 +144,6 @@ def convolution_path(
     return next(path for path, fits, _ in RULES if fits(case))
 
 
-@scriptable(
-    "(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor fc_weight, Tensor dep_weight, *, "
-    "int head_dim, Tensor? fc_bias=None, int stride=1, int dilation=1, str path='dense') -> Tensor"
-)
 def map_convolution(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -211,10 +198,6 @@ def map_convolution(
     return _convolve(x, kernels, stride, dilation) + offset
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, Tensor kernels, *, int head_dim, int stride=1, "
-    "int dilation=1) -> Tensor"
-)
 def folded_convolution(
     q: Tensor,
     k: Tensor,
@@ -254,10 +237,6 @@ def folded_convolution(
     return _convolve(x, kernels, stride, dilation, groups=head_dim)
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, Tensor fc_weight, *, int head_dim, int num_outputs, "
-    "Tensor? fc_bias=None, int stride=1, int dilation=1) -> Tensor"
-)
 def shift_convolution(
     q: Tensor,
     k: Tensor,

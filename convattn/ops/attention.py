@@ -40,7 +40,6 @@ from convattn.ops._checks import (
     check_tensor,
 )
 from convattn.ops._reflection import ceil_divide, padded_positions, window_positions
-from convattn.ops._script import scriptable
 from convattn.ops._sliding_strips import attend_in_strips
 from convattn.ops._sliding_window import attend_dense, attend_tiled
 from convattn.ops._tokens import to_heads, to_map
@@ -88,10 +87,6 @@ SLIDING_RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int window_size=7, int stride=1, int "
-    "dilation=1, Tensor? position=None, float? scale=None, str backend='auto') -> Tensor"
-)
 def sliding_window_attention(
     q: Tensor,
     k: Tensor,
@@ -166,10 +161,6 @@ def sliding_window_attention(
         return attend(q, k, v, num_heads=num_heads, scale=scale, **options)
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int window_size=7, int[2] shift=0, "
-    "Tensor? bias=None, float? scale=None, str backend='auto') -> Tensor"
-)
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -223,10 +214,6 @@ def window_attention(
     return attend_in_windows(q, k, v, backend=chosen, **options)
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, *, int num_heads, float? scale=None, str backend='auto') "
-    "-> Tensor"
-)
 def global_attention(
     q: Tensor,
     k: Tensor,
@@ -268,10 +255,6 @@ def global_attention(
         return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
 
 
-@scriptable(
-    "(Tensor weights, Tensor v, *, int kernel_size=7, int stride=1, int dilation=1, str "
-    "backend='auto') -> Tensor"
-)
 def patchwise_aggregate(
     weights: Tensor,
     v: Tensor,
@@ -322,7 +305,6 @@ def patchwise_aggregate(
     return _aggregate_taps(weights, v, kernel_size, stride, dilation)
 
 
-@scriptable("(Tensor x, *, int kernel_size, int stride=1, int dilation=1) -> Tensor")
 def neighbourhoods(x: Tensor, *, kernel_size: int, stride: int = 1, dilation: int = 1) -> Tensor:
     """Copy the K x K pixels around every s-th one, the map mirrored at its borders.
 

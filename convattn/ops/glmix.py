@@ -43,7 +43,6 @@ from convattn.ops._backend import (
 from convattn.ops._bins import average_bins
 from convattn.ops._checks import check_map, check_positive, check_tensor
 from convattn.ops._processor import multiplies
-from convattn.ops._script import scriptable
 from convattn.ops._tokens import to_tokens
 from convattn.ops.reference import glmix as reference
 
@@ -100,7 +99,6 @@ MIX_RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable("(Tensor x, int[2] grid) -> Tensor")
 def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average a map over a grid of bins: the slots before clustering.
 
@@ -125,7 +123,6 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return average_bins(x, grid)
 
 
-@scriptable("(Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor")
 def soft_clustering(
     slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
 ) -> Tensor:
@@ -164,7 +161,6 @@ def soft_clustering(
     return _attend(tiled.scaled_directions(slots, scale), tiled.directions(tokens), tokens)
 
 
-@scriptable("(Tensor slots, Tensor u, int iterations) -> Tensor")
 def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     """Gather a map into slots by k-means with cosine similarity.
 
@@ -196,9 +192,6 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
     return _cluster_means(members, tokens, centroids)
 
 
-@scriptable(
-    "(Tensor prototypes, Tensor slots, Tensor u, Tensor scale, *, str backend='auto') -> Tensor"
-)
 def dispatch(
     prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float, *, backend: str = "auto"
 ) -> Tensor:

@@ -16,15 +16,10 @@ from convattn.ops._acmix_checks import check_projections
 from convattn.ops._attention_checks import check_windows
 from convattn.ops._backend import resolve
 from convattn.ops._checks import check_divisible, check_positive
-from convattn.ops._script import scriptable
 from convattn.ops._windows import attend_map_in_windows
 from convattn.ops.attention import SDPA_BACKENDS, window_attention
 
 
-@scriptable(
-    "(Tensor x, Tensor[] weights, Tensor?[] biases, *, int num_heads, int window_size=7, "
-    "int[2] shift=0, Tensor? bias=None, float? scale=None, str backend='auto') -> Tensor"
-)
 def map_window_attention(
     x: Tensor,
     weights: Sequence[Tensor],

@@ -22,7 +22,6 @@ from torch import Tensor
 from convattn.ops import kernels
 from convattn.ops._backend import Rule, choose, describe, resolve
 from convattn.ops._checks import check_divisible, check_map, check_odd, check_positive
-from convattn.ops._script import scriptable
 from convattn.ops.reference import xvolution as reference
 
 BACKENDS = ("shifted", "triton", "reference")
@@ -34,10 +33,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-@scriptable(
-    "(Tensor q, Tensor k, Tensor v, *, int num_heads, int kernel_size=3, int distance=1, int "
-    "stride=1, float? scale=None, str backend='auto') -> Tensor"
-)
 def pixel_shift_attention(
     q: Tensor,
     k: Tensor,

@@ -216,16 +216,6 @@ def test_pruned_layers_deploy_exactly(name):
     assert_close(layer(maps(layer)), expected, torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("name", LAYERS[:5])
-@pytest.mark.parametrize("change", [adapt, double_by_hook, double_by_parametrization])
-def test_a_script_that_would_read_weights_is_refused(change, name):
-    layer = trained(window_size=3).eval()
-    change(layer, name)
-    with pytest.raises(ValueError, match=r"cannot heed hooks, .*: merge or remove them first"):
-        torch.jit.script(nn.Sequential(layer))
-
-
 def test_a_projection_used_twice_is_not_scaled():
     layer = trained(attention="global").eval()
     layer.k_proj = layer.v_proj
