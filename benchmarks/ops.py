@@ -21,7 +21,10 @@ from benchmarks.flex import sliding_window_flex
 from convattn import ops
 from convattn.bench.cases import Built, Case, Group
 from convattn.bench.models import DTYPES
-from convattn.ops import acmix, attention, glmix, xvolution
+from convattn.ops.acmix import convolution as acmix
+from convattn.ops.glmix import slots as glmix
+from convattn.ops.sliding import attention
+from convattn.ops.xvolution import pixel_shift as xvolution
 
 HEADS, WINDOW, SLOTS = 4, 7, (8, 8)
 # Channels and size of the four stages of a ResNet for images of 224 x 224, and of a GLNet-STL.

@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 
-from convattn.ops import (
-    _depthwise,
-    _fused_conv,
-    _heads,
-    _layer_norm,
-    _linear,
-    _windows,
-    acmix,
-    attention,
-    glmix,
-    xvolution,
-)
-from convattn.ops._backend import Case
+from convattn.ops.acmix import convolution as acmix
+from convattn.ops.convolution import depthwise as _depthwise
+from convattn.ops.convolution import gelu as _fused_conv
+from convattn.ops.dispatch import Case
+from convattn.ops.glmix import slots as glmix
+from convattn.ops.sliding import attention
+from convattn.ops.tokens import heads as _heads
+from convattn.ops.tokens import layer_norm as _layer_norm
+from convattn.ops.tokens import linear as _linear
+from convattn.ops.windows import paths as _windows
+from convattn.ops.xvolution import pixel_shift as xvolution
 
 Choice = tuple[str, Callable[[Any], bool], str]  # path, when it is taken, why
 _F32, _BF16 = torch.float32, torch.bfloat16

@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.conv2d_like import (
     Conv2dLike,
     conv2d_size,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from convattn.ops._checks import check_odd
+from convattn.checks import check_odd
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convattn.checks import check_map, check_odd, check_positive
 from convattn.layers.bare import is_unseen
 from convattn.layers.folding import fold_identity
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import check_map, check_odd, check_positive
-from convattn.ops._depthwise import depthwise_conv2d
-from convattn.ops._fused_conv import conv2d_gelu, fuses
+from convattn.ops.convolution.depthwise import depthwise_conv2d
+from convattn.ops.convolution.gelu import conv2d_gelu, fuses
 
 # Pixels that the network takes at a time where no gradient is wanted: some images of a batch. The
 # wide map between its layers never has more, but for one image that is larger, and its memory,

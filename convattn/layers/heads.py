@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
-from convattn.ops._heads import attend_heads
-from convattn.ops._linear import linear
+from convattn.ops.tokens.heads import attend_heads
+from convattn.ops.tokens.linear import linear
 
 
 class HeadAttention(nn.Module):
@@ -17,7 +17,7 @@ class HeadAttention(nn.Module):
         num_heads: heads, which divide the channels.
 
     It has the parameters of timm's ``Attention``; queries meet keys on a path of
-    `convattn.ops._heads`.
+    `convattn.ops.tokens.heads`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convattn.checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.layers.conv2d_like import (
     Conv2dLike,
     ConvSize,
@@ -19,15 +20,8 @@ from convattn.layers.conv2d_like import (
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import (
-    check_choice,
-    check_divisible,
-    check_map,
-    check_odd,
-    check_positive,
-)
-from convattn.ops.attention import global_attention
-from convattn.ops.xvolution import BACKENDS, pixel_shift_attention
+from convattn.ops.global_attention.attention import global_attention
+from convattn.ops.xvolution.pixel_shift import BACKENDS, pixel_shift_attention
 
 NUM_HEADS = 4
 

@@ -14,8 +14,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from convattn.checks import check_choice, check_map, check_positive, check_rate
 from convattn.layers.folding import fold_sequence
-from convattn.ops._checks import check_choice, check_map, check_positive, check_rate
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 

@@ -11,13 +11,13 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention import prepend_tokens
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.parts import prepend_tokens
 from convattn.layers.block import PreNormBlock
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import POOLS, Pyramid, Stage, named_parameters_called
 from convattn.models._start import start_linear, start_transformer
-from convattn.ops._resize import resize
+from convattn.ops.resampling.resize import resize
 
 NORM_EPS = 1e-6
 NOT_WEIGHTS = ("alpha", "beta", "cls_token", "pos_embed")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.glmix import GLMixBlock
 
 # A published name as a regular expression, and our name for it; several names split it evenly.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.layers import trunc_normal_
 from torch import nn
 
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 
 
 def start_transformer(model: nn.Module) -> None:

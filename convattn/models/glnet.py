@@ -15,7 +15,8 @@ from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.layers.attention_block import AttentionBlock
+from convattn.checks import check_choice, check_rate
+from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import (
@@ -30,7 +31,6 @@ from convattn.models._backbone import (
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
-from convattn.ops._checks import check_choice, check_rate
 
 BLOCKS = ("glmix", "hybrid", "mha")
 STEMS = ("conv", "patch")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention import SpatialReductionAttention
+from convattn.checks import check_positive, check_rate
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.parts import SpatialReductionAttention
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._backbone import check_sizes, drop_path_rates, only_stride_32, placed
 from convattn.models._class_token import (
@@ -22,7 +23,6 @@ from convattn.models._class_token import (
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
-from convattn.ops._checks import check_positive, check_rate
 
 PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
 EMBED_NORM_EPS = 1e-5  # PVT gives its own epsilon to the norms of blocks and of the end alone

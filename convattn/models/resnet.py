@@ -12,7 +12,8 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_choice, check_rate
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
 from convattn.models._backbone import (
@@ -25,7 +26,6 @@ from convattn.models._backbone import (
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._registry import register_family, with_single_paths
-from convattn.ops._checks import check_choice, check_rate
 
 
 class FoldingBasicBlock(BasicBlock):

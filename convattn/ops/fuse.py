@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convattn.ops._checks import check_divisible, check_odd
+from convattn.checks import check_divisible, check_odd
 
 
 def shift_kernels(

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from convattn.ops._backend import Case, unwatched
+from convattn.ops.dispatch import Case, unwatched
 from convattn.ops.kernels.native.library import available, library
 
 DTYPES = (torch.float32, torch.bfloat16)

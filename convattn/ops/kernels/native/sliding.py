@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convattn.ops._reflection import ceil_divide
-from convattn.ops._sliding_operator import empty_channels_last, register
 from convattn.ops.kernels.native.library import library
 from convattn.ops.kernels.native.maps import Map
+from convattn.ops.positions import ceil_divide
+from convattn.ops.registration import empty_channels_last, register
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WINDOW = 32
