@@ -20,7 +20,7 @@ from convattn.layers.conv2d_like import (
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops.global_attention.attention import global_attention
+from convattn.ops.global_.attention import global_attention
 from convattn.ops.xvolution.pixel_shift import BACKENDS, pixel_shift_attention
 
 NUM_HEADS = 4

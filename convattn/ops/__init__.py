@@ -5,13 +5,15 @@ from convattn.ops.acmix.convolution import convolution_path as convolution_path
 from convattn.ops.acmix.convolution import folded_convolution as folded_convolution
 from convattn.ops.acmix.convolution import map_convolution as map_convolution
 from convattn.ops.acmix.convolution import shift_convolution as shift_convolution
+from convattn.ops.dispatch import explain as explain
+from convattn.ops.dispatch import record_paths as record_paths
 from convattn.ops.dispatch import use_backend as use_backend
 from convattn.ops.glmix.slots import cluster_and_dispatch as cluster_and_dispatch
 from convattn.ops.glmix.slots import dispatch as dispatch
 from convattn.ops.glmix.slots import kmeans_clustering as kmeans_clustering
 from convattn.ops.glmix.slots import pool_slots as pool_slots
 from convattn.ops.glmix.slots import soft_clustering as soft_clustering
-from convattn.ops.global_attention.attention import global_attention as global_attention
+from convattn.ops.global_.attention import global_attention as global_attention
 from convattn.ops.patchwise.aggregate import patchwise_aggregate as patchwise_aggregate
 from convattn.ops.sliding.attention import sliding_window_attention as sliding_window_attention
 from convattn.ops.windows.attention import window_attention as window_attention

@@ -15,9 +15,9 @@ from convattn.checks import check_choice, check_divisible, check_map, check_odd,
 from convattn.layers.attention.part import AttentionPart
 from convattn.layers.folding import fold_sequence
 from convattn.layers.norm import LayerNorm2d
-from convattn.ops.global_attention.attention import global_attention
+from convattn.ops.global_.attention import global_attention
 from convattn.ops.patchwise.aggregate import PATCH_BACKENDS, neighbourhoods, patchwise_aggregate
-from convattn.ops.sliding.attention import SLIDING_BACKENDS, sliding_window_attention
+from convattn.ops.sliding.attention import SLIDING, sliding_window_attention
 from convattn.ops.windows.attention import SDPA_BACKENDS, window_attention
 from convattn.ops.windows.from_map import map_window_attention
 
@@ -56,7 +56,7 @@ class SlidingWindowAttention(AttentionPart):
         check_divisible("dim", dim, "num_heads", num_heads)
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
-        check_choice("backend", backend, ("auto", *SLIDING_BACKENDS))
+        check_choice("backend", backend, ("auto", *SLIDING.backends))
         super().__init__((num_heads, num_heads, num_heads), stride=stride, dim=dim)
         self.num_heads = num_heads
         self.window_size = window_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from convattn.checks import check_divisible, check_map, check_odd, check_positive, check_tensor
-from convattn.ops.dispatch import resolve
+from convattn.ops.old_dispatch import resolve
 from convattn.ops.positions import ceil_divide, padded_positions, window_positions
 from convattn.ops.reference import attention as reference
 

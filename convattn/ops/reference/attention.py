@@ -15,12 +15,12 @@ def sliding_window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    position: Tensor | None = None,
     *,
     num_heads: int,
     window_size: int,
     stride: int,
     dilation: int,
-    position: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """Copy the K x K keys and values of every query, then softmax over them.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convattn.checks import check_positive
 from convattn.ops.attention_checks import check_heads, check_windows
-from convattn.ops.dispatch import resolve
+from convattn.ops.old_dispatch import resolve
 from convattn.ops.reference import attention as reference
 from convattn.ops.windows.paths import attend_in_windows
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from convattn.checks import check_divisible, check_positive
 from convattn.ops.acmix.checks import check_projections
 from convattn.ops.attention_checks import check_windows
-from convattn.ops.dispatch import resolve
+from convattn.ops.old_dispatch import resolve
 from convattn.ops.windows.attention import SDPA_BACKENDS, window_attention
 from convattn.ops.windows.paths import attend_map_in_windows
 

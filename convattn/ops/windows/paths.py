@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Case, Rule, choose, derivable, describe
 from convattn.ops.kernels.native import heads as native
 from convattn.ops.kernels.native import rows
+from convattn.ops.old_dispatch import Case, Rule, choose, derivable, describe
 from convattn.ops.positions import ceil_divide
 from convattn.ops.processor import multiplies
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_divisible, check_map, check_odd, check_positive
-from convattn.ops.dispatch import Rule, choose, describe, resolve
 from convattn.ops.kernels import triton as kernels
+from convattn.ops.old_dispatch import Rule, choose, describe, resolve
 from convattn.ops.reference import xvolution as reference
 
 BACKENDS = ("shifted", "triton", "reference")

@@ -10,9 +10,12 @@ Without a GPU, ``TRITON_INTERPRET=1 python ...`` lets Triton's interpreter compu
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
+
+from convattn.ops.dispatch import Call
 
 AVAILABLE = importlib.util.find_spec("triton") is not None
 
@@ -74,6 +77,21 @@ def disperse(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float
     slots, prototypes, pixels = _alike(slots, prototypes, u.flatten(2).transpose(1, 2))
     mixed = attend_cosine(pixels, prototypes, slots, _number(scale, pixels))[0]
     return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+
+def refuses(call: Call) -> str | None:
+    """Return why no Triton program can compute a call; None if one can."""
+    if not AVAILABLE:
+        return (
+            "it needs the package triton, which comes with PyTorch for GPUs (`convattn doctor` "
+            "shows what is installed)"
+        )
+    if call.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "it needs tensors on a GPU, got cpu (TRITON_INTERPRET=1, set before Python starts, "
+            "computes the same there, slowly)"
+        )
+    return None
 
 
 def check_available() -> None:

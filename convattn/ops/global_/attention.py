@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops.attention_checks import check_heads
-from convattn.ops.dispatch import derivable, resolve
 from convattn.ops.layout import to_heads, to_map
+from convattn.ops.old_dispatch import derivable, resolve
 from convattn.ops.reference import attention as reference
 from convattn.ops.windows.attention import SDPA_BACKENDS
 
