@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ ROUNDS = 15
 class Tuning:
     """The values that a constant is tried with, and what is timed, by its name."""
 
-    values: Sequence[float]
+    values: Sequence[Any]
     works: dict[str, Work]
 
 
@@ -50,9 +51,16 @@ def tunings() -> dict[str, Tuning]:
     bands = {f"(256, {n}x{n})": _sliding(256, n, "bands") for n in (14, 18)}
     tiles = {f"({c}, {n}x{n})": _sliding(c, n, "tiled") for c, n in ((64, 56), (128, 28))}
     shares = {f"({n}x{n})": _sliding(256, n, "auto") for n in (8, 11, 14, 17)}
+    strips = {f"({c}, {n}x{n})": _sliding(c, n, "strips") for c, n in ((64, 56), (256, 14))}
+    backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
     return {
         "BAND_ROWS": Tuning((1, 2, 3, 4), bands),
         "BAND_SHARE": Tuning((0.0, 0.6, 1.0), shares),
+        "STRIP_LOGITS": Tuning((1 << 16, 1 << 18, 1 << 20), strips),
+        "STRIP_SPANS": Tuning((((2, 4), (2, 4)), ((2, 8), (2, 4)), ((4, 8), (4, 4))), strips),
+        "STRIP_SPANS_BACKWARD": Tuning(
+            (((2, 4), (2, 4)), ((2, 8), (2, 7)), ((4, 8), (4, 7))), backward
+        ),
         "TILE_SPAN": Tuning((4, 7, 14), tiles),
     }
 
@@ -63,7 +71,7 @@ def measure(name: str, tuning: Tuning, rounds: int = ROUNDS) -> list[tuple[str, 
     rows = []
     try:
         for label, work in tuning.works.items():
-            times: dict[float, list[float]] = {value: [] for value in tuning.values}
+            times: dict[Any, list[float]] = {value: [] for value in tuning.values}
             for i in range(rounds + 1):
                 for value in tuning.values:
                     setattr(tuned, name, value)
@@ -92,7 +100,7 @@ def main() -> None:
     for name in options.names or known:
         tuning = known[name]
         print(f"{name} = {getattr(tuned, name)}, in ms on {torch.get_num_threads()} threads")
-        heads = [f"{value:g}" for value in tuning.values]
+        heads = [str(value) for value in tuning.values]
         print(table(("", *heads), measure(name, tuning, options.rounds)), end="\n\n")
 
 
