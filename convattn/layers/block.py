@@ -6,7 +6,8 @@ from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.checks import check_divisible, check_map, check_positive, check_rate
-from convattn.layers.ffn import ConvMlp, depthwise
+from convattn.layers.depthwise import depthwise
+from convattn.layers.ffn import ConvMlp
 from convattn.layers.folding import fold_identity, fold_scale
 from convattn.layers.norm import LayerNorm2d, add_and_norm
 from convattn.layers.one_node import as_one_node, is_traced

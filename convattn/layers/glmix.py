@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convattn.checks import check_choice, check_map, check_odd, check_positive
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
-from convattn.layers.ffn import depthwise
+from convattn.layers.depthwise import depthwise
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.layers.heads import HeadAttention
 from convattn.layers.one_node import as_one_node, is_traced

@@ -17,7 +17,7 @@ from convattn.layers.conv2d_like import (
     take_trained,
     within_range,
 )
-from convattn.layers.ffn import depthwise
+from convattn.layers.depthwise import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops.global_.attention import GLOBAL, global_attention
