@@ -17,11 +17,13 @@ from torch import fx, nn
 
 from convattn.checks import check_choice
 from convattn.layers.acmix.acmix import ACmix
-from convattn.layers.attached import carry_attributes, hooks_of, losses, obstacle
+from convattn.layers.attached import carry_attributes, losses, obstacle
 from convattn.layers.conv2d import ConvBeside
 from convattn.layers.conv2d_like import Conv2dLike, follow
+from convattn.layers.foldable import hooks_of
 from convattn.layers.glmix import GLMix
 from convattn.layers.holders import held
+from convattn.layers.leftovers import first_of, left_lines
 from convattn.layers.xvolution import XVolution
 
 Factory = Callable[[nn.Conv2d], nn.Module]
@@ -40,7 +42,6 @@ _CONVOLUTIONS = (
 
 _PART = "it is a part of"  # how the reason of what an operator consists of begins
 _HOW = "call replace on the model itself, then script, trace or export the result"
-_NAMES = 8  # names that a line of the report shows; the report has them all
 
 # Libraries that later look into layers for what was replaced, and where ``adopt(model)`` prepares
 # them: named, not imported, as the library is an optional one.
@@ -72,7 +73,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
         lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
-        return "\n".join(lines + _noted(self.replaced) + _left(self.skipped))
+        return "\n".join(lines + _noted(self.replaced) + left_lines(self.skipped, _PART))
 
 
 def replace(
@@ -153,7 +154,7 @@ def replace(
             "\n".join(
                 [
                     f"no convolution that where={where!r} matches can be replaced:",
-                    *_left(report.skipped),
+                    *left_lines(report.skipped, _PART),
                 ]
             )
         )
@@ -367,27 +368,7 @@ def _noted(replaced: Mapping[str, Replacement]) -> list[str]:
     for name, replacement in replaced.items():
         for note in replacement.notes:
             groups.setdefault(note, []).append(name)
-    return [f"  {note}: {_names(names)}" for note, names in groups.items()]
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return f"{', '.join(names[:_NAMES])}{more}"
-
-
-def _left(skipped: Mapping[str, str]) -> list[str]:
-    """Lines that say what was left: one a reason, and one for all parts of operators."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in skipped.items():
-        key = "parts of operators" if reason.startswith(_PART) else reason
-        groups.setdefault(key, []).append(name)
-    lines = []
-    for reason, names in groups.items():
-        if len(names) == 1:
-            lines.append(f"  {names[0]}: left, {skipped[names[0]]}")
-            continue
-        lines.append(f"  left {len(names)}, {reason}: {_names(names)}")
-    return lines
+    return [f"  {note}: {first_of(names)}" for note, names in groups.items()]
 
 
 def _describe(module: nn.Module) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from convattn.checks import check_map, check_odd, check_positive
 from convattn.layers.bare import is_unseen
 from convattn.layers.depthwise import WideDepthwise, depthwise
-from convattn.layers.folding import fold_identity
+from convattn.layers.foldable import may_fold_inside
+from convattn.layers.folding import fold_identity, fold_scale, fold_shift, may_scale
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops.convolution.gelu import conv2d_gelu, fuses
 
@@ -91,10 +92,19 @@ class ConvMlp(nn.Module):
         return self._hidden(x)
 
     def reparameterize(self) -> None:
-        """Make ``z + DW(z)`` one convolution, exactly; there is no way back."""
-        if self.dwconv is not None and not self.folded:
-            fold_identity(self.dwconv)
-        self.folded = True
+        """Make ``z + DW(z)`` one convolution, exactly, if it may be folded."""
+        if self.dwconv is None:
+            self.folded = True
+        elif not self.folded:
+            self.folded = may_fold_inside(self, self.dwconv) and fold_identity(self.dwconv)
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        if not may_scale(self.fc2):
+            return False
+        fold_scale(self.fc2, scale)
+        fold_shift(self.fc2, shift)
+        return True
 
 
 def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
