@@ -84,15 +84,17 @@ class PreNormBlock(nn.Module):
             self.folded = True
         elif not self.folded:
             self.folded = may_fold_inside(self, self.pos_embed) and fold_identity(self.pos_embed)
-        if self._may_fold(self.ls1) and self.scale_mix(self.ls1.gamma):
+        if self._may_fold(self.ls1, "scale_mix", "mix") and self.scale_mix(self.ls1.gamma):
             self.ls1 = nn.Identity()
         if self._may_fold(self.ls2) and fold_factor(self.mlp, self.ls2.gamma):
             self.ls2 = nn.Identity()
 
-    def _may_fold(self, scale: nn.Module) -> TypeGuard[LayerScale2d]:
+    def _may_fold(
+        self, scale: nn.Module, fold: str = "reparameterize", *steps: str
+    ) -> TypeGuard[LayerScale2d]:
         if isinstance(scale, nn.Identity):
             return False
-        return may_fold_inside(self, scale) and may_fold(scale)
+        return may_fold_inside(self, scale, fold, *steps) and may_fold(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""

@@ -79,16 +79,20 @@ def may_reach_into(*modules: nn.Module) -> bool:
     return _note(modules, lambda module: attachment(module) or _places(module))
 
 
-def may_fold_inside(module: nn.Module, goes: nn.Module | None = None) -> bool:
-    """Whether a module still computes what its own ``reparameterize`` assumes.
+def may_fold_inside(
+    module: nn.Module, goes: nn.Module | None = None, fold: str = "reparameterize", *steps: str
+) -> bool:
+    """Whether a module still computes what a method of it that folds assumes.
 
     Hooks on the module do not matter: what goes in and comes out stays the same.
 
     Args:
         module: the module, which folds layers in it.
         goes: what would be folded away; None for the module itself.
+        fold: the method that folds.
+        *steps: further methods, beside ``forward``, that the method knows the code of.
     """
-    return _note((module,), lambda m: _changed(m) or _overridden(m, "reparameterize"), goes)
+    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, *steps), goes)
 
 
 def may_fold_itself(module: nn.Module) -> bool:
@@ -200,13 +204,17 @@ def _unfit(module: nn.Module) -> str | None:
     return None if known else f"it is a {kind.__name__}, which may compute something else"
 
 
-def _overridden(module: nn.Module, fold: str) -> str | None:
-    """Return which class computes something else than the one that wrote a folding method."""
+def _overridden(module: nn.Module, fold: str, *steps: str) -> str | None:
+    """Return which class overrides what a folding method of another class knows the code of."""
     if type(module).forward in _KNOWN:
         return None
-    ways = (fold, "forward")
-    latest = next(kind for kind in type(module).__mro__ if any(way in vars(kind) for way in ways))
-    return None if fold in vars(latest) else f"{latest.__name__} has a forward of its own"
+    for kind in type(module).__mro__:
+        if fold in vars(kind):
+            return None
+        for step in ("forward", *steps):
+            if step in vars(kind):
+                return f"{kind.__name__} has a {step} of its own"
+    return None
 
 
 def _attached_inside(module: nn.Module) -> str | None:

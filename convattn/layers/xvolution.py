@@ -193,7 +193,9 @@ class XVolution(Conv2dLike):
             self.attn_norm = nn.Identity().train(self.conv.training)
 
     def _fold_attn_norm(self) -> bool:
-        ends_in_conv = isinstance(self.conv_norm, nn.Identity) and not why_not_folded(self.conv_norm)
+        ends_in_conv = isinstance(self.conv_norm, nn.Identity) and not why_not_folded(
+            self.conv_norm
+        )
         if self.weighting is not None and not (ends_in_conv and why_not_folded(self.conv) is None):
             return fold_norm(self.weighting, self.attn_norm)
         if not may_fold(self.attn_norm) or not has_statistics(self.attn_norm):

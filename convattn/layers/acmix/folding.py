@@ -127,6 +127,7 @@ def fold_acmix(layer: ACmix) -> None:
         kernels = layer.dep_weight(layer.fc.weight)
         layer.folded = folded_layers(layer.fc, kernels, layer.head_dim)
         layer.fc = layer.dep_conv = None
+        layer.takes_map = False  # the folded convolution takes q, k and v
 
 
 @torch.no_grad()
