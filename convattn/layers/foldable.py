@@ -65,7 +65,7 @@ def attachment(module: nn.Module) -> str | None:
 
 
 def may_fold(*modules: nn.Module) -> bool:
-    """Whether all of some layers may be folded; the last is what would be folded away."""
+    """Whether layers may be folded; the last one is what would be folded away."""
     return _note(modules, why_not_folded)
 
 
@@ -75,14 +75,17 @@ def may_read(*modules: nn.Module) -> bool:
 
 
 def may_reach_into(*modules: nn.Module) -> bool:
-    """Whether layers in modules of a known class may be changed by what follows the modules."""
+    """Whether factors of the outputs of modules may go into layers inside of the modules.
+
+    The caller knows the classes of the modules.
+    """
     return _note(modules, lambda module: attachment(module) or _places(module))
 
 
 def may_fold_inside(
     module: nn.Module, goes: nn.Module | None = None, fold: str = "reparameterize", *steps: str
 ) -> bool:
-    """Whether a module still computes what a method of it that folds assumes.
+    """Whether a module computes what its method that folds assumes.
 
     Hooks on the module do not matter: what goes in and comes out stays the same.
 

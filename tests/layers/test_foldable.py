@@ -284,11 +284,10 @@ def test_a_layer_that_has_something_attached_is_left_and_named(network, attachme
         assert more <= 2, name  # the rest is folded
 
 
-@layers
 @pytest.mark.parametrize("attachment", some(ANY, ("forward hook", "replaced", "adapter")))
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_module_around_layers_may_have_something_attached(network, attachment, which):
-    for name in which(network, around):
+def test_a_module_around_layers_may_have_something_attached(network, attachment):
+    for name in of_each_kind(network, around):
         model = changed(network, name, attachment)
         with torch.no_grad():
             expected = model(x)
