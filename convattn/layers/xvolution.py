@@ -193,14 +193,16 @@ class XVolution(Conv2dLike):
             self.attn_norm = nn.Identity().train(self.conv.training)
 
     def _fold_attn_norm(self) -> bool:
-        ends_in_conv = isinstance(self.conv_norm, nn.Identity) and not why_not_folded(
-            self.conv_norm
-        )
-        if self.weighting is not None and not (ends_in_conv and why_not_folded(self.conv) is None):
+        """Fold the norm of the attention: its shift into the convolution, or into the weighting."""
+        reasons = [why_not_folded(layer) for layer in (self.conv, self.conv_norm)]
+        ends_in_conv = isinstance(self.conv_norm, nn.Identity)
+        if self.weighting is not None and not (ends_in_conv and reasons == [None, None]):
             return fold_norm(self.weighting, self.attn_norm)
-        if not may_fold(self.attn_norm) or not has_statistics(self.attn_norm):
+        if not ends_in_conv or not has_statistics(self.attn_norm):
             return False
-        if not ends_in_conv or not self._may_scale() or not may_scale(self.conv):
+        if not may_fold(self.conv_norm, self.attn_norm) or not self._may_scale():
+            return False
+        if not may_scale(self.conv):
             return False
         scale, shift = norm_factors(self.attn_norm)
         fold_scale(self._last(), scale)
