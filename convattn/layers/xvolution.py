@@ -198,11 +198,9 @@ class XVolution(Conv2dLike):
         ends_in_conv = isinstance(self.conv_norm, nn.Identity)
         if self.weighting is not None and not (ends_in_conv and reasons == [None, None]):
             return fold_norm(self.weighting, self.attn_norm)
-        if not ends_in_conv or not has_statistics(self.attn_norm):
+        if not ends_in_conv or not may_fold(self.conv_norm, self.attn_norm):
             return False
-        if not may_fold(self.conv_norm, self.attn_norm) or not self._may_scale():
-            return False
-        if not may_scale(self.conv):
+        if not has_statistics(self.attn_norm) or not self._may_scale() or not may_scale(self.conv):
             return False
         scale, shift = norm_factors(self.attn_norm)
         fold_scale(self._last(), scale)
