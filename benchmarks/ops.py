@@ -132,7 +132,7 @@ def _convolution_path(options: Options, dtype: str, backward: bool) -> list[Grou
                 "ACmix convolution path",
                 [shape, shape, shape, (9, 3 * HEADS), (channels, 9, 3, 3)],
                 partial(ops.acmix_convolution, head_dim=channels // HEADS),
-                acmix.BACKENDS,
+                acmix.ACMIX_CONVOLUTION.backends,
                 # Folded: 9 products with each of the groups, for every output and pixel.
                 macs=options.batch * channels * 9 * 3 * HEADS * size**2,
                 dtype=dtype,

@@ -29,3 +29,25 @@ STRIP_SPANS_BACKWARD = ((2, 8), (2, 7))
 # Bytes of the logits of a strip for each thread, backward with their gradients: what is computed at
 # once stays in the caches.
 STRIP_LOGITS = 1 << 18
+
+# ---- ACmix: the convolution path ----
+
+# Channels of a map, times the stride squared, up to which the convolution takes the map itself as
+# one dense convolution. Forward and backward, float32, batch 8, one core: (64, 56x56) 53 ms, from
+# q, k and v 95; (128, 28x28) 43, 52; (256, 14x14) 41, 26. Copying q, k and v to (d, J) costs as
+# much as 128 channels of a dense convolution do; with a stride of 2, four times as much.
+DENSE_CHANS = 128
+
+# Outputs per channel of a group above which a projection to the K^2 maps per channel is faster than
+# q, k and v. As above: (192, 28x28), N = 6: 58 ms, 66; (256, 14x14), N = 4: 27, 26.
+PROJECTED_OUTPUTS = 4
+
+# Multiplications of a dense convolution in the time of one of a projection or a group convolution,
+# in the deployed form. Float32, batch 16, one core, 3 x 3 kernels: (64, 56x56) dense 15 ms, the two
+# layers 16; (128, 28x28) 15, 10; (256, 14x14) 14, 7; (128, 56x56) with stride 2 16, 48; (96,
+# 56x56), three heads, 34, 33, and 17, 21 in bfloat16; (192, 28x28), six heads, 33, 13.
+DENSE_SPEED = 1.5
+
+# Outputs up to which neighbouring groups of a group convolution are convolved as one: the channels
+# that a vector of a CPU holds, which a group with fewer outputs leaves half empty.
+MERGED_OUTPUTS = 16

@@ -27,11 +27,10 @@ from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.acmix.convolution import (
     acmix_convolution,
-    convolution_path,
     folded_convolution,
-    map_convolution,
     shift_convolution,
 )
+from convattn.ops.acmix.from_map import convolution_path, map_convolution
 from convattn.ops.fuse import shift_kernels
 from convattn.ops.layout import check_tokens
 

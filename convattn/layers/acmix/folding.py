@@ -20,8 +20,8 @@ from convattn.layers.attention.parts import (
 )
 from convattn.layers.foldable import may_fold, may_fold_inside, may_reach_into, may_read
 from convattn.layers.folding import fold_scale, fold_shift
-from convattn.ops.acmix.folding import connected, merge_groups, merged_groups
-from convattn.ops.acmix.paths import dense_pays, folding_pays
+from convattn.ops.acmix.convolution import ACMIX_CONVOLUTION, LayersCall
+from convattn.ops.acmix.folding import connected, fold_map_convolution
 from convattn.ops.fuse import fold_fc_group_conv, scale_outputs, widened
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ def fold_acmix(layer: ACmix) -> None:
     if layer.fc is None:
         return
     outputs = layer.out_chans // layer.head_dim
-    pays = folding_pays(sum(layer.attn.groups), outputs, layer.kernel_size, layer.attn.stride)
-    if pays and layer.shift != "tensor" and layer.backend == "auto":
+    call = LayersCall(sum(layer.attn.groups), outputs, layer.kernel_size, layer.attn.stride)
+    path = ACMIX_CONVOLUTION.choose(call, layer.backend)
+    if path.name == "folded" and layer.shift != "tensor":
         kernels = layer.dep_weight(layer.fc.weight)
         layer.folded = folded_layers(layer.fc, kernels, layer.head_dim)
         layer.fc = layer.dep_conv = None
@@ -218,17 +219,14 @@ def map_convolution(
         dep_weight,
         head_dim=head_dim,
     )
-    like, size = fc.weight, (stride, dilation)
-    outputs = parts.kernels.shape[0] // head_dim
-    merged = merged_groups(head_dim, outputs)
-    if dense_pays(parts, stride, merged):
-        kernels, border = parts.dense()
-        return MapConvolution(None, _conv(kernels, like, *size), _parameter(border, like))
-    connect = _conv(parts.weight.flatten(0, 1)[:, :, None, None], like)
-    connect.bias = _parameter(parts.bias.flatten(), like)
-    kernels = merge_groups(parts.kernels, groups=head_dim, merged=merged)
-    conv = _conv(kernels, like, *size, groups=head_dim // merged)
-    return MapConvolution(connect, conv, None)
+    like, folded = fc.weight, fold_map_convolution(parts, stride=stride)
+    conv = _conv(folded.kernels, like, stride, dilation, folded.groups)
+    border = None if folded.border is None else _parameter(folded.border, like)
+    if folded.connect is None:
+        return MapConvolution(None, conv, border)
+    connect = _conv(folded.connect[0], like)
+    connect.bias = _parameter(folded.connect[1], like)
+    return MapConvolution(connect, conv, border)
 
 
 def _conv(

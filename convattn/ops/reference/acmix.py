@@ -19,9 +19,9 @@ def acmix_convolution(
     v: Tensor,
     fc_weight: Tensor,
     dep_weight: Tensor,
+    fc_bias: Tensor | None,
     *,
     head_dim: int,
-    fc_bias: Tensor | None,
     stride: int,
     dilation: int,
 ) -> Tensor:

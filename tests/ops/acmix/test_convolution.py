@@ -1,3 +1,5 @@
+"""The convolution path of ACmix from q, k and v: every path against the formula."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops.acmix.convolution import BACKENDS
+from convattn.ops.acmix.convolution import ACMIX_CONVOLUTION
 from convattn.ops.fuse import fold_fc_group_conv, shift_kernels
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor
@@ -19,7 +21,7 @@ from tests.ops.properties import OperatorProperties
 HEADS = 2
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+def randn(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=torch.float64).to(dtype)
 
 
@@ -56,9 +58,9 @@ class Convolution(OperatorProperties):
 
     def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         C, maps = shape[1], self.kernel_size**2
-        weights = [_random((maps * 3 * HEADS,)) / 3, _random((C * maps**2,)) / maps]
-        weights += [_random((maps,))] if self.bias else []
-        return [*(_random(shape, dtype) for _ in range(3)), *(w.to(dtype) for w in weights)]
+        weights = [randn((maps * 3 * HEADS,)) / 3, randn((C * maps**2,)) / maps]
+        weights += [randn((maps,))] if self.bias else []
+        return [*(randn(shape, dtype) for _ in range(3)), *(w.to(dtype) for w in weights)]
 
 
 class TestFolded(Convolution):
@@ -121,99 +123,6 @@ class TestShifts(Convolution):
         return super().convolve(q, k, v, fc_weight, shifts, fc_bias, backend=backend)
 
 
-class TestDense(Convolution):
-    """From the map that q, k and v are projected from."""
-
-    path = "dense"
-    bias, stride, dilation = True, 2, 1
-
-    def fast(self, *tensors: Tensor) -> Tensor:
-        x, weights, biases, fc_weight, dep_weight, fc_bias = self.shaped(*tensors)
-        return ops.map_convolution(
-            x,
-            weights,
-            biases,
-            fc_weight,
-            dep_weight,
-            head_dim=x.shape[1] // HEADS,
-            fc_bias=fc_bias,
-            stride=self.stride,
-            dilation=self.dilation,
-            path=self.path,
-        )
-
-    def reference(self, *tensors: Tensor) -> Tensor:
-        x, weights, biases, fc_weight, dep_weight, fc_bias = self.shaped(*tensors)
-        q, k, v = (F.conv2d(x, w, b) for w, b in zip(weights, biases, strict=True))
-        bias = [] if fc_bias is None else [fc_bias]
-        return self.convolve(q, k, v, fc_weight, dep_weight, *bias, backend="reference")
-
-    def shaped(self, *tensors: Tensor) -> tuple[Any, ...]:
-        x, weights, biases, fc_weight, dep_weight, *bias = tensors
-        C = x.shape[1]
-        return (
-            x,
-            list(weights.reshape(3, C, C, 1, 1).unbind()),
-            list(biases.reshape(3, C).unbind()),
-            fc_weight.reshape(9, -1),
-            dep_weight.reshape(C, 9, 3, 3),
-            bias[0] if bias else None,
-        )
-
-    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-        C = shape[1]
-        x, _, _, *rest = super().inputs(shape, dtype)
-        projections = [_random((3 * C**2,)) / C, _random((3 * C,))]
-        return [x, *(t.to(dtype) for t in projections), *rest]
-
-
-class TestDenseWithDilation(TestDense):
-    bias, stride, dilation = False, 1, 3
-
-
-class TestConnected(TestDense):
-    path = "connected"
-
-
-class TestConnectedWithDilation(TestDenseWithDilation):
-    path = "connected"
-
-
-def test_the_map_has_a_known_path_and_the_channels_of_the_projections():
-    x, weights = torch.zeros(1, 4, 5, 5), [torch.zeros(4, 4, 1, 1)] * 3
-    rest = ([None] * 3, torch.zeros(9, 6), torch.zeros(4, 9, 3, 3))
-    assert not ops.map_convolution(x, weights, *rest, head_dim=2).any()
-    with pytest.raises(ValueError, match=r"unknown path .thick.\. Known: .dense., .connected."):
-        ops.map_convolution(x, weights, *rest, head_dim=2, path="thick")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(1, 3, 5, 5)}, r"of q must have shape \(.*, 3, 1, 1\) for x of shape"),
-        ({"weights": [torch.zeros(4, 4, 1, 1)] * 2}, "must be three each, .*, got 2 and 3"),
-        ({"biases": [None] * 2}, "must be three each, .*, got 3 and 2"),
-        ({"biases": [None, torch.zeros(1), None]}, r"bias of k must have shape \(4,\), .* \(1,\)"),
-        ({"weights": [torch.zeros(4, 4, 3, 3)] * 3}, r"weight of q .* got \(4, 4, 3, 3\)"),
-        ({"head_dim": 3}, "channels of q=4, head_dim=3"),
-        ({"fc_weight": torch.zeros(9, 5)}, "must take the 6 groups of 2 channels"),
-        ({"fc_bias": torch.zeros(1)}, r"fc_bias must have shape \(9,\), .*, got \(1,\)"),
-        ({"dep_weight": torch.zeros(3, 9, 3, 3)}, "outputs of dep_weight=3, head_dim=2"),
-    ],
-)
-def test_projections_of_a_map_must_fit(change, message):
-    arguments: dict[str, Any] = {
-        "x": torch.zeros(1, 4, 5, 5),
-        "weights": [torch.zeros(4, 4, 1, 1)] * 3,
-        "biases": [None] * 3,
-        "fc_weight": torch.zeros(9, 6),
-        "dep_weight": torch.zeros(4, 9, 3, 3),
-        "head_dim": 2,
-    }
-    with pytest.raises(ValueError, match=message):
-        ops.map_convolution(**(arguments | change))
-
-
 @given(
     groups=st.tuples(*[st.integers(1, 3)] * 3),
     size=st.tuples(*[st.integers(1, 9)] * 2),
@@ -221,15 +130,15 @@ def test_projections_of_a_map_must_fit(change, message):
     stride=st.integers(1, 3),
     dilation=st.integers(1, 3),
     bias=st.booleans(),
-    backend=st.sampled_from(["folded", "grouped", "auto"]),
+    backend=st.sampled_from(["auto", *ACMIX_CONVOLUTION.backends]),
 )
 def test_every_geometry_matches_the_reference(
     groups, size, kernel_size, stride, dilation, bias, backend
 ):
     d, maps = 2, kernel_size**2
-    tensors = [_random((1, d * n, *size)) for n in groups]
-    tensors += [_random((maps, sum(groups))), _random((3 * d, maps, kernel_size, kernel_size))]
-    tensors += [_random((maps,))] if bias else []
+    tensors = [randn((1, d * n, *size)) for n in groups]
+    tensors += [randn((maps, sum(groups))), randn((3 * d, maps, kernel_size, kernel_size))]
+    tensors += [randn((maps,))] if bias else []
 
     def convolve(backend: str) -> Any:
         return lambda q, k, v, fc, dep, fc_bias=None: ops.acmix_convolution(
@@ -248,10 +157,10 @@ def test_every_geometry_matches_the_reference(
     assert_same(convolve(backend), convolve("reference"), tensors)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ACMIX_CONVOLUTION.backends)
 def test_starts_as_a_sum_of_shifted_maps(backend):
-    q, k, v = (_random((1, 4, 5, 6)) for _ in range(3))
-    fc = _random((9, 6))
+    q, k, v = (randn((1, 4, 5, 6)) for _ in range(3))
+    fc = randn((9, 6))
     y = ops.acmix_convolution(
         q, k, v, fc, shift_kernels(3, 4).double(), head_dim=2, backend=backend
     )
@@ -264,7 +173,7 @@ def test_starts_as_a_sum_of_shifted_maps(backend):
     assert_close(y[0], expected.repeat_interleave(2, dim=0), torch.float64)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ACMIX_CONVOLUTION.backends)
 def test_a_channel_of_a_group_gives_neighbouring_outputs(backend):
     v = torch.zeros(1, 6, 4, 4).index_fill(1, torch.tensor([1, 4]), 1.0)
     zero = torch.zeros_like(v)
@@ -274,20 +183,25 @@ def test_a_channel_of_a_group_gives_neighbouring_outputs(backend):
 
 
 @pytest.mark.parametrize(
-    ("heads", "stride", "folds"),
-    [(1, 1, True), (4, 1, True), (5, 1, False), (5, 2, True), (8, 2, False)],
+    ("heads", "stride", "path"),
+    [
+        (1, 1, "folded"),
+        (4, 1, "folded"),
+        (5, 1, "grouped"),
+        (5, 2, "folded"),
+        (8, 2, "grouped"),
+        (8, 3, "folded"),
+    ],
 )
-def test_auto_folds_while_that_is_no_more_work(monkeypatch, heads, stride, folds):
-    folded = []
-
-    def fold(*arguments: Any, **options: Any) -> Tensor:
-        folded.append(True)
-        return fold_fc_group_conv(*arguments, **options)
-
-    monkeypatch.setattr("convattn.ops.acmix.convolution.fold_fc_group_conv", fold)
+def test_auto_folds_if_that_is_no_more_work(heads, stride, path):
+    folded, two_layers = 3 * heads * heads * 9, 3 * heads * 9 * stride**2 + heads * 81
+    assert (folded <= two_layers) == (path == "folded")
     x, fc, dep = (torch.zeros(s) for s in ((1, heads, 4, 4), (9, 3 * heads), (heads, 9, 3, 3)))
-    ops.acmix_convolution(x, x, x, fc, dep, head_dim=1, stride=stride)
-    assert bool(folded) == folds
+    arguments = {"head_dim": 1, "stride": stride}
+    assert ops.explain(ops.acmix_convolution, x, x, x, fc, dep, **arguments).path == path
+    with ops.use_backend("reference"):
+        choice = ops.explain(ops.acmix_convolution, x, x, x, fc, dep, **arguments)
+    assert choice.path == "reference"
 
 
 def test_the_folded_path_never_makes_the_maps_between_the_layers():
