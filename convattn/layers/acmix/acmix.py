@@ -7,32 +7,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from convattn.checks import check_choice, check_divisible, check_map, check_odd, check_positive
-from convattn.layers.acmix.choices import MIXES as MIXES
-from convattn.layers.acmix.choices import SHIFTS as SHIFTS
-from convattn.layers.acmix.choices import make_group_convolution, times
+from convattn.layers.acmix.convolution import SHIFTS, ConvolutionPath, make_group_convolution
+from convattn.layers.acmix.deployed import MapConvolution
 from convattn.layers.acmix.folding import absorb_affine, fold_acmix
-from convattn.layers.acmix.shortcuts import (
-    attends_map,
-    call_layers,
-    has_bare_layers,
-    has_bare_projections,
-    is_pointwise,
-    sees_one_map,
+from convattn.layers.acmix.mixes import MIXES, times
+from convattn.layers.acmix.projections import Projections, is_pointwise
+from convattn.layers.attention.choice import (
+    ATTENTIONS,
+    NUM_HEADS,
+    AttentionFactory,
+    make_part,
+    without_attention,
 )
-from convattn.layers.attention.choice import ATTENTIONS, NUM_HEADS, AttentionFactory, make_part
 from convattn.layers.attention.part import AttentionPart
 from convattn.layers.bare import is_bare
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
-from convattn.ops.acmix.convolution import (
-    acmix_convolution,
-    folded_convolution,
-    shift_convolution,
-)
-from convattn.ops.acmix.from_map import convolution_path, map_convolution
-from convattn.ops.fuse import shift_kernels
 from convattn.ops.layout import check_tokens
+
+_Projected = tuple[Tensor, Tensor, Tensor]
 
 
 class ACmix(Conv2dLike):
@@ -119,22 +113,16 @@ class ACmix(Conv2dLike):
         self.q_proj, self.k_proj, self.v_proj = (
             nn.Conv2d(in_chans, number * self.head_dim, 1) for number in groups
         )
-        # alone, the convolution needs no more of the attention than its way of grouping channels
-        self.attn = AttentionPart(groups, stride=stride) if mix == "convolution" else part
+        self.attn = without_attention(part, stride) if mix == "convolution" else part
         self.fc: nn.Conv2d | None = None
         self.dep_conv: nn.Conv2d | None = None
         if mix != "attention":
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
             sizes = (self.head_dim, out_chans, kernel_size, self.attn.stride, dilation)
             self.dep_conv = make_group_convolution(shift, *sizes)
-        # whether the convolution may take the map that q, k and v come from in their place
-        self.takes_map = (
-            mix != "attention" and shift != "tensor" and backend == "auto" and sees_one_map(part)
-        )
-        self.attends_map = attends_map(self.attn)  # and whether the attention may
-        # after ``reparameterize`` one of these: from that map, or from q, k and v
-        self.direct: Any = None
-        self.folded: Any = None
+        # after ``reparameterize`` one of these convolves: the map of the projections, or q, k and v
+        self.direct: MapConvolution | None = None
+        self.folded: nn.Conv2d | None = None
         self.alpha: Any = MIXES[mix].factor("alpha")
         self.beta: Any = MIXES[mix].factor("beta")
         self.register_load_state_dict_pre_hook(accept_scalars)
@@ -154,24 +142,48 @@ class ACmix(Conv2dLike):
         if self.dep_conv is not None:
             self.dep_conv.reset_parameters()
 
+    @property
+    def projections(self) -> Projections:
+        """Those of q, k and v."""
+        return Projections(self.q_proj, self.k_proj, self.v_proj)
+
+    @property
+    def convolution(self) -> ConvolutionPath:
+        """The convolution path."""
+        attn = self.attn
+        return ConvolutionPath(
+            self.projections,
+            self.fc,
+            self.dep_conv,
+            self.direct,
+            self.folded,
+            one_map=attn.one_map,
+            alone=self.mix == "convolution",
+            shift=self.shift,
+            head_dim=self.head_dim,
+            out_chans=self.out_chans,
+            kernel_size=self.kernel_size,
+            stride=attn.stride,
+            dilation=self.dilation,
+            backend=self.backend,
+        )
+
+    @property
+    def factors(self) -> tuple[Any, Any]:
+        """Alpha and beta: parameters or numbers."""
+        return self.alpha, 1 - self.alpha if self.beta is None else self.beta
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
         if is_traced(x):
             return as_one_node(self, x)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
-        path = self._path(x)
-        if self.mix == "convolution" and path != "projected":
-            y = self._convolve_map(x, path)
-        elif self._leaves_projections(path):
-            y = self._add_convolution(self._attend_map(x), x, x, x, x, path)
-        else:
-            q, k, v = self._project(x, path)
-            if self.mix == "convolution":
-                y = self._convolve(q, k, v)
-            else:
-                y = self._add_convolution(self.attn(q, k, v), x, q, k, v, path)
-        return self._sample(self.attn.restore(y))
+        convolution = self.convolution
+        way = convolution.way(x)
+        qkv = self._project(x, convolution.projections, way)
+        attended = self._attend(x, convolution.projections, qkv)
+        return self._mix(attended, self._convolve(x, convolution, way, qkv))
 
     def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a map beside tokens that attend, and are attended to, together with its pixels.
@@ -197,12 +209,10 @@ class ACmix(Conv2dLike):
         check_tokens(tokens, x)
         column = tokens.transpose(1, 2).unsqueeze(3)
         x = self.attn.prepare(x)
-        path = self._path(x)
-        q, k, v = self._project(x, "projected")
-        attended, column = self.attn.forward_tokens(
-            q, k, v, self.q_proj(column), self.k_proj(column), self.v_proj(column)
-        )
-        y = self._sample(self.attn.restore(self._add_convolution(attended, x, q, k, v, path)))
+        convolution = self.convolution
+        qkv = convolution.projections(x, self.attn.context(x))
+        attended, column = self.attn.forward_tokens(*qkv, *convolution.projections(column, column))
+        y = self._mix(attended, self._convolve(x, convolution, convolution.way(x), qkv))
         return y, times(self.alpha, column).squeeze(3).transpose(1, 2)
 
     def reparameterize(self) -> None:
@@ -236,126 +246,45 @@ class ACmix(Conv2dLike):
             f"stride={self.stride}, dilation={self.dilation}, shift={self.shift}, mix={self.mix}"
         )
 
-    def _path(self, x: Tensor) -> str:
-        """Say what the convolution takes: "projected" for q, k and v, else the map itself."""
-        if self.direct is not None:
-            return "direct"
-        if not (self.takes_map and has_bare_projections(self) and has_bare_layers(self)):
-            return "projected"
-        return convolution_path(
-            x,
-            head_dim=self.head_dim,
-            out_chans=self.out_chans,
-            stride=self.attn.stride,
-            alone=self.mix == "convolution",
-            backend=self.backend,
-        )
+    def _project(self, x: Tensor, projections: Projections, way: str | None) -> _Projected | None:
+        """Return q, k and v, or None where neither the attention nor the convolution needs them."""
+        attn, queries = self.attn, x
+        if way != "projected":
+            if self.mix == "convolution" or self._attends_map(projections):
+                return None
+            if attn.skips_queries and is_pointwise(self.q_proj):
+                queries = x[:, :, :: attn.stride, :: attn.stride]
+        return projections(queries, attn.context(x))
 
-    def _leaves_projections(self, path: str) -> bool:
-        """Whether the attention makes q, k and v, as the convolution does without them."""
-        if not self.attends_map or (path == "projected" and self.mix != "attention"):
-            return False
-        return has_bare_projections(self) and is_bare(self.attn)
+    def _attends_map(self, projections: Projections) -> bool:
+        attn = self.attn
+        return attn.attends_map and attn.one_map and is_bare(attn) and projections.are_readable()
 
-    def _leaves_queries(self, path: str) -> bool:
-        """Whether none but the queries that the attention answers are needed, nor looked at."""
-        if not self.attn.takes_answered or (path == "projected" and self.mix != "attention"):
-            return False
-        return is_pointwise(self.q_proj)
+    def _attend(self, x: Tensor, projections: Projections, qkv: _Projected | None) -> Tensor | None:
+        if self.mix == "convolution":
+            return None
+        if qkv is None:
+            return self.attn.forward_map(x, projections.weights, projections.biases)
+        return self.attn(*qkv)
 
-    def _attend_map(self, x: Tensor) -> Tensor:
-        return self.attn.forward_map(
-            x,
-            [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
-            [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
-        )
+    def _convolve(
+        self, x: Tensor, convolution: ConvolutionPath, way: str | None, qkv: _Projected | None
+    ) -> Tensor | None:
+        if way is None:
+            return None
+        if way != "projected" or qkv is None:
+            return convolution.from_map(x, way)
+        q, k, v = qkv
+        size = (q.shape[2], q.shape[3])
+        return convolution.from_projected(q, self.attn.spread(k, size), self.attn.spread(v, size))
 
-    def _project(self, x: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
-        context = self.attn.context(x)
-        if self._leaves_queries(path):
-            x = x[:, :, :: self.attn.stride, :: self.attn.stride]
-        return self.q_proj(x), self.k_proj(context), self.v_proj(context)
-
-    def _add_convolution(
-        self, attended: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, path: str
-    ) -> Tensor:
-        if self.fc is None and self.folded is None and self.direct is None:
-            return attended
-        beta = 1 - self.alpha if self.beta is None else self.beta
-        convolved = self._convolve(q, k, v) if path == "projected" else self._convolve_map(x, path)
-        return times(self.alpha, attended) + times(beta, convolved)
-
-    def _sample(self, y: Tensor) -> Tensor:
-        """Leave out what the stride does, where the attention answered all the same."""
-        skip = self.stride // self.attn.stride
+    def _mix(self, attended: Tensor | None, convolved: Tensor | None) -> Tensor:
+        """Return ``alpha * attended + beta * convolved``, or the one that is not None."""
+        y = attended if convolved is None else convolved
+        if attended is not None and convolved is not None:
+            alpha, beta = self.factors
+            y = times(alpha, attended) + times(beta, convolved)
+        assert y is not None
+        y = self.attn.restore(y)
+        skip = self.stride // self.attn.stride  # 1 unless the attention computes every query
         return y[:, :, ::skip, ::skip] if skip > 1 else y
-
-    def _convolve_map(self, x: Tensor, path: str) -> Tensor:
-        if self.direct is not None:
-            return self.direct(x)
-        assert self.fc is not None
-        return map_convolution(
-            x,
-            [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
-            [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
-            self.fc.weight,
-            self.dep_weight(x),
-            head_dim=self.head_dim,
-            fc_bias=self.fc.bias,
-            stride=self.attn.stride,
-            dilation=self.dilation,
-            path=path,
-        )
-
-    def _convolve(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k = self.attn.spread(k, (q.shape[2], q.shape[3]))
-        v = self.attn.spread(v, (q.shape[2], q.shape[3]))
-        if self.folded is None:
-            return self._shift_and_sum(q, k, v)
-        return folded_convolution(
-            q,
-            k,
-            v,
-            self.folded.weight,
-            head_dim=self.head_dim,
-            stride=self.attn.stride,
-            dilation=self.dilation,
-        )
-
-    def _shift_and_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not has_bare_layers(self):
-            return call_layers(self, q, k, v)
-        fc = self.fc
-        assert fc is not None
-        if self.shift == "tensor":
-            return shift_convolution(
-                q,
-                k,
-                v,
-                fc.weight,
-                head_dim=self.head_dim,
-                num_outputs=self.out_chans // self.head_dim,
-                fc_bias=fc.bias,
-                stride=self.attn.stride,
-                dilation=self.dilation,
-            )
-        return acmix_convolution(
-            q,
-            k,
-            v,
-            fc.weight,
-            self.dep_weight(q),
-            head_dim=self.head_dim,
-            fc_bias=fc.bias,
-            stride=self.attn.stride,
-            dilation=self.dilation,
-            backend=self.backend,
-        )
-
-    def dep_weight(self, like: Tensor) -> Tensor:
-        """Return the kernels of the group convolution (C, K_c^2, K_c, K_c), like a map in type."""
-        if self.dep_conv is None:
-            return shift_kernels(
-                self.kernel_size, self.out_chans, device=like.device, dtype=like.dtype
-            )
-        return self.dep_conv.weight

@@ -77,6 +77,13 @@ def make_part(
     return part
 
 
+def without_attention(part: AttentionPart, stride: int) -> AttentionPart:
+    """Return what a convolution alone needs of an attention: how it groups channels."""
+    left = AttentionPart(part.groups, stride=stride)
+    left.one_map = part.one_map
+    return left
+
+
 def _make_named_part(
     name: str, out_chans: int, said: dict[str, int], given: dict[str, Any]
 ) -> AttentionPart:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from convattn.checks import check_positive
+
+# What a part may override without a change of the attention that it computes.
+_HARMLESS = ("__init__", "extra_repr", "reset_parameters")
 
 
 class AttentionPart(nn.Module):
@@ -20,6 +25,19 @@ class AttentionPart(nn.Module):
             pixels of the sum.
         dim: channels of v, where the part is made for a number; ACmix checks that it has as many.
 
+    Attributes:
+        one_map: whether q, k and v are projections of one map, and of its size: ``context`` and
+            ``spread`` return their argument.
+        attends_map: whether ``forward_map`` computes the same as ``forward``, with less work.
+        skips_queries: whether ``forward`` supports a q of the queries at ``[::s, ::s]`` alone.
+        supports_tokens: whether there is a ``forward_tokens``.
+        linear_in_values: whether ``forward`` sums v with weights that do not depend on v; the
+            convolution ``proj`` may follow, if the part has one.
+        weights_sum_to_one: whether those weights do.
+
+    A class declares these abilities in its body. Those of a class that it is derived from are
+    inherited unless it overrides what computes them: see `__init_subclass__`.
+
     A part with 4 heads in which every pixel gets the mean of the values::
 
         class Mean(AttentionPart):
@@ -32,6 +50,42 @@ class AttentionPart(nn.Module):
         ACmix(64, attention=Mean)  # called with the 64 output channels; or attention=Mean(64)
     """
 
+    one_map: bool = True
+    attends_map: bool = False
+    skips_queries: bool = False
+    supports_tokens: bool = False
+    linear_in_values: bool = False
+    weights_sum_to_one: bool = False
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Set the abilities that a class does not declare, and may not inherit.
+
+        Methods of classes beside the part that the class is derived from count as its own:
+
+        - ``context`` or ``spread``: ``one_map`` is False;
+        - ``forward``: ``skips_queries`` is False;
+        - ``forward`` or ``forward_map``: ``attends_map`` is whether it has the latter;
+        - ``forward`` or ``forward_tokens``: ``supports_tokens`` is whether it has the latter;
+        - any method: ``linear_in_values`` and ``weights_sum_to_one`` are False.
+        """
+        super().__init_subclass__(**arguments)
+        bases = cls.__mro__[1:]
+        parent = next(base for base in bases if issubclass(base, AttentionPart))
+        own = {name for kind in (cls, *bases[: bases.index(parent)]) for name in vars(kind)}
+        abilities: dict[str, bool] = {}
+        if own & {"context", "spread"}:
+            abilities["one_map"] = False
+        if "forward" in own:
+            abilities["skips_queries"] = False
+        if own & {"forward", "forward_map"}:
+            abilities["attends_map"] = "forward_map" in own
+        if own & {"forward", "forward_tokens"}:
+            abilities["supports_tokens"] = "forward_tokens" in own
+        if any(callable(getattr(parent, name, None)) for name in own.difference(_HARMLESS)):
+            abilities |= {"linear_in_values": False, "weights_sum_to_one": False}
+        for name in abilities.keys() - own:
+            setattr(cls, name, abilities[name])
+
     def __init__(
         self, groups: tuple[int, int, int], *, stride: int = 1, dim: int | None = None
     ) -> None:
@@ -39,8 +93,6 @@ class AttentionPart(nn.Module):
         check_positive("stride", stride)
         self.groups = groups
         self.stride = stride
-        # Whether ``forward`` also takes a q of only the queries that its stride answers.
-        self.takes_answered = False
         self.dim = dim
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -66,7 +118,7 @@ class AttentionPart(nn.Module):
         raise NotImplementedError
 
     def forward_map(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        """Attend on the map that q, k and v are projected from, where that is less work.
+        """Attend on the map that q, k and v are projections of.
 
         Args:
             x: what ``prepare`` returned (B, C_in, H, W).
@@ -78,10 +130,10 @@ class AttentionPart(nn.Module):
     def forward_tokens(
         self, q: Tensor, k: Tensor, v: Tensor, q_tokens: Tensor, k_tokens: Tensor, v_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attend with tokens that have no place on the map: what `forward` returns, and theirs.
+        """Attend with T tokens, which have no place on the map: return the map and the tokens.
 
-        A part in which a pixel sees every other may have it; those of the tokens are columns (B,
-        groups[i] d, T, 1), the result (B, C, T, 1).
+        A part in which a pixel attends to every other may have this method. The queries, keys and
+        values of the tokens are columns (B, groups[i] d, T, 1), their result is (B, C, T, 1).
         """
         raise NotImplementedError(
             "this attention takes no tokens; use attention='global' or 'spatial_reduction'"

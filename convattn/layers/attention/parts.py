@@ -42,6 +42,10 @@ class SlidingWindowAttention(AttentionPart):
     device of the map at every call; the published one is float32 on the default GPU.
     """
 
+    skips_queries = True
+    linear_in_values = True
+    weights_sum_to_one = True
+
     def __init__(
         self,
         dim: int,
@@ -62,7 +66,6 @@ class SlidingWindowAttention(AttentionPart):
         self.dilation = dilation
         self.backend = backend
         self.pos_proj = nn.Conv2d(2, dim // num_heads, 1)
-        self.takes_answered = type(self).forward is SlidingWindowAttention.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend: (B, C, ceil(H / s), ceil(W / s)), also for ``q`` of that size."""
@@ -99,6 +102,10 @@ class WindowAttention(AttentionPart):
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after Swin (arXiv
     2103.14030), section 3.2. The published code needs maps that the window divides.
     """
+
+    attends_map = True
+    linear_in_values = True
+    weights_sum_to_one = True
 
     def __init__(
         self,
@@ -200,6 +207,10 @@ class GlobalAttention(AttentionPart):
     no position term and no projection.
     """
 
+    supports_tokens = True
+    linear_in_values = True
+    weights_sum_to_one = True
+
     def __init__(
         self,
         dim: int,
@@ -259,6 +270,10 @@ class SpatialReductionAttention(GlobalAttention):
     smaller than R, which PVT does not take, is padded with zeros.
     """
 
+    one_map = False
+    linear_in_values = True
+    weights_sum_to_one = True
+
     def __init__(
         self,
         dim: int,
@@ -317,6 +332,8 @@ class PatchwiseAttention(AttentionPart):
     parameters for each place of the patch; v is not copied. In training, batch norm needs more than
     one position in the batch.
     """
+
+    linear_in_values = True
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from convattn.layers import (
     GlobalAttention,
     SpatialReductionAttention,
 )
-from convattn.layers.acmix.acmix import MIXES, SHIFTS
+from convattn.layers.acmix.convolution import SHIFTS
+from convattn.layers.acmix.mixes import MIXES
 from convattn.layers.attention.choice import ATTENTIONS
 from convattn.ops import use_backend
 from convattn.ops.fuse import shift_kernels

@@ -9,7 +9,8 @@ from torch import nn
 
 from convattn import ACmix
 from convattn.layers import GlobalAttention, SpatialReductionAttention, WindowAttention
-from convattn.layers.acmix.acmix import MIXES, SHIFTS
+from convattn.layers.acmix.convolution import SHIFTS
+from convattn.layers.acmix.mixes import MIXES
 from convattn.layers.attention.choice import ATTENTIONS
 from tests.calls import Calls
 from tests.compare import assert_close
@@ -263,7 +264,7 @@ def test_a_batch_may_be_empty(attention):
 
 
 def test_the_border_of_the_map_takes_no_second_map():
-    layer = ACmix(8, mix="convolution", attention="global").eval()
+    layer: Any = ACmix(8, mix="convolution", attention="global").eval()
     layer.reparameterize()
     with Calls() as calls, torch.no_grad():
         layer.direct(torch.randn(2, 8, 9, 7))
