@@ -206,6 +206,11 @@ class ACmix(Conv2dLike):
         check_map(x, "x", self.in_chans)
         if self.mix == "convolution":
             raise ValueError("tokens need an attention, and mix='convolution' has none")
+        if not self.attn.supports_tokens:
+            raise NotImplementedError(
+                f"{type(self.attn).__name__} has no forward_tokens of its own, so that it takes no "
+                "tokens; use attention='global' or 'spatial_reduction'"
+            )
         check_tokens(tokens, x)
         column = tokens.transpose(1, 2).unsqueeze(3)
         x = self.attn.prepare(x)

@@ -39,7 +39,6 @@ def fold_acmix(layer: ACmix) -> None:
     if folded is not None:
         layer.folded = folded
         layer.fc = layer.dep_conv = None
-        layer.takes_map = False  # the folded convolution takes q, k and v
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def test_an_attention_without_a_stride_is_sampled_and_its_tokens_are_not():
 
 
 def test_attentions_of_neighbours_have_no_place_for_tokens():
-    with pytest.raises(NotImplementedError, match="takes no tokens; use attention='global' or"):
+    with pytest.raises(NotImplementedError, match="tokens; use attention='global' or"):
         ACmix(16).double().forward_tokens(*_inputs())
 
 
