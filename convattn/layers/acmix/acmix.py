@@ -150,23 +150,7 @@ class ACmix(Conv2dLike):
     @property
     def convolution(self) -> ConvolutionPath:
         """The convolution path."""
-        attn = self.attn
-        return ConvolutionPath(
-            self.projections,
-            self.fc,
-            self.dep_conv,
-            self.direct,
-            self.folded,
-            one_map=attn.one_map,
-            alone=self.mix == "convolution",
-            shift=self.shift,
-            head_dim=self.head_dim,
-            out_chans=self.out_chans,
-            kernel_size=self.kernel_size,
-            stride=attn.stride,
-            dilation=self.dilation,
-            backend=self.backend,
-        )
+        return ConvolutionPath(self)
 
     @property
     def factors(self) -> tuple[Any, Any]:
@@ -179,11 +163,9 @@ class ACmix(Conv2dLike):
             return as_one_node(self, x)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
-        convolution = self.convolution
-        way = convolution.way(x)
-        qkv = self._project(x, convolution.projections, way)
-        attended = self._attend(x, convolution.projections, qkv)
-        return self._mix(attended, self._convolve(x, convolution, way, qkv))
+        way = self.convolution.way(x)
+        qkv = self._project(x, way)
+        return self._mix(self._attend(x, qkv), self._convolve(x, way, qkv))
 
     def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a map beside tokens that attend, and are attended to, together with its pixels.
@@ -213,11 +195,10 @@ class ACmix(Conv2dLike):
             )
         check_tokens(tokens, x)
         column = tokens.transpose(1, 2).unsqueeze(3)
-        x = self.attn.prepare(x)
-        convolution = self.convolution
-        qkv = convolution.projections(x, self.attn.context(x))
-        attended, column = self.attn.forward_tokens(*qkv, *convolution.projections(column, column))
-        y = self._mix(attended, self._convolve(x, convolution, convolution.way(x), qkv))
+        x, projections = self.attn.prepare(x), self.projections
+        qkv = projections(x, self.attn.context(x))
+        attended, column = self.attn.forward_tokens(*qkv, *projections(column, column))
+        y = self._mix(attended, self._convolve(x, self.convolution.way(x), qkv))
         return y, times(self.alpha, column).squeeze(3).transpose(1, 2)
 
     def reparameterize(self) -> None:
@@ -251,37 +232,38 @@ class ACmix(Conv2dLike):
             f"stride={self.stride}, dilation={self.dilation}, shift={self.shift}, mix={self.mix}"
         )
 
-    def _project(self, x: Tensor, projections: Projections, way: str | None) -> _Projected | None:
+    def _project(self, x: Tensor, way: str | None) -> _Projected | None:
         """Return q, k and v, or None where neither the attention nor the convolution needs them."""
         attn, queries = self.attn, x
         if way != "projected":
-            if self.mix == "convolution" or self._attends_map(projections):
+            if self.mix == "convolution" or self._attends_map():
                 return None
             if attn.skips_queries and is_pointwise(self.q_proj):
                 queries = x[:, :, :: attn.stride, :: attn.stride]
-        return projections(queries, attn.context(x))
+        return self.projections(queries, attn.context(x))
 
-    def _attends_map(self, projections: Projections) -> bool:
+    def _attends_map(self) -> bool:
         attn = self.attn
-        return attn.attends_map and attn.one_map and is_bare(attn) and projections.are_readable()
+        readable = attn.attends_map and attn.one_map and is_bare(attn)
+        return readable and self.projections.are_readable()
 
-    def _attend(self, x: Tensor, projections: Projections, qkv: _Projected | None) -> Tensor | None:
+    def _attend(self, x: Tensor, qkv: _Projected | None) -> Tensor | None:
         if self.mix == "convolution":
             return None
         if qkv is None:
+            projections = self.projections
             return self.attn.forward_map(x, projections.weights, projections.biases)
         return self.attn(*qkv)
 
-    def _convolve(
-        self, x: Tensor, convolution: ConvolutionPath, way: str | None, qkv: _Projected | None
-    ) -> Tensor | None:
+    def _convolve(self, x: Tensor, way: str | None, qkv: _Projected | None) -> Tensor | None:
         if way is None:
             return None
         if way != "projected" or qkv is None:
-            return convolution.from_map(x, way)
+            return self.convolution.from_map(x, way)
         q, k, v = qkv
         size = (q.shape[2], q.shape[3])
-        return convolution.from_projected(q, self.attn.spread(k, size), self.attn.spread(v, size))
+        k, v = self.attn.spread(k, size), self.attn.spread(v, size)
+        return self.convolution.from_projected(q, k, v)
 
     def _mix(self, attended: Tensor | None, convolved: Tensor | None) -> Tensor:
         """Return ``alpha * attended + beta * convolved``, or the one that is not None."""
