@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convattn.ops.acmix.from_map import MapCall
 from convattn.ops.dispatch import OPERATORS, Call
 from convattn.ops.sliding.attention import SlidingCall
 from convattn.ops.windows.attention import WindowCall
@@ -65,6 +66,13 @@ def _shift(x: Make) -> ShiftCall:
     return ShiftCall(q, k, v, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
 
+def _convolution(
+    x: Make, channels: int, outputs: int, *, stride: int = 1, alone: bool = False
+) -> MapCall:
+    return MapCall(x(1, channels, 14, 14), outputs, stride, alone)
+
+
+_ACMIX = ("ACmix: convolution", "convolution_path")
 _SLIDING = "sliding_window_attention"
 ENTRIES = (
     Entry("sliding window 7x7", "9x9 and smaller", _SLIDING, lambda x: _sliding(x, 9)),
@@ -73,6 +81,16 @@ ENTRIES = (
     Entry("sliding window 7x7", "larger", _SLIDING, lambda x: _sliding(x, 28)),
     Entry("pixel shift", "any", "pixel_shift_attention", _shift),
     Entry("windows", "any", "window_attention", _windows),
+    Entry(_ACMIX[0], "64 channels", _ACMIX[1], lambda x: _convolution(x, 64, 4)),
+    Entry(_ACMIX[0], "128, stride 2", _ACMIX[1], lambda x: _convolution(x, 128, 4, stride=2)),
+    Entry(_ACMIX[0], "192, 6 heads", _ACMIX[1], lambda x: _convolution(x, 192, 6)),
+    Entry(_ACMIX[0], "256, 4 heads", _ACMIX[1], lambda x: _convolution(x, 256, 4)),
+    Entry(
+        _ACMIX[0],
+        "256, 4 heads, no attention",
+        _ACMIX[1],
+        lambda x: _convolution(x, 256, 4, alone=True),
+    ),
 )
 
 

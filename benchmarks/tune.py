@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.tables import table
-from convattn import ops
+from convattn import ACmix, ops
 from convattn.ops import tuned
+from convattn.ops.acmix.convolution import convolve
+from convattn.ops.acmix.folding import Connected, fold_map_convolution
 
 Work = Callable[[], object]
 ROUNDS = 15
@@ -46,6 +49,26 @@ def _sliding(channels: int, size: int, backend: str, *, grad: bool = False) -> W
     return work
 
 
+def _training(channels: int, size: int, heads: int = 4, **options: Any) -> Work:
+    layer = ACmix(channels, num_heads=heads, attention="global", **options)
+    x = torch.randn(8, channels, size, size).to(memory_format=torch.channels_last)
+    return lambda: layer(x).sum().backward()
+
+
+def _deployed(channels: int, size: int, heads: int) -> Work:
+    """Time one or two convolutions in the place of ACmix's, and what puts them there."""
+    d = channels // heads
+    parts = Connected(*(torch.randn(n) for n in ((d, 9, channels), (d, 9), (channels, 9, 3, 3))))
+    x = torch.randn(16, channels, size, size).to(memory_format=torch.channels_last)
+
+    def work() -> object:
+        folded = fold_map_convolution(parts, stride=1)
+        maps = x if folded.connect is None else F.conv2d(x, *folded.connect)
+        return convolve(maps, folded.kernels, 1, 1, folded.groups)
+
+    return work
+
+
 def tunings() -> dict[str, Tuning]:
     """Return how each constant is measured."""
     bands = {f"(256, {n}x{n})": _sliding(256, n, "bands") for n in (14, 18)}
@@ -53,9 +76,16 @@ def tunings() -> dict[str, Tuning]:
     shares = {f"({n}x{n})": _sliding(256, n, "auto") for n in (8, 11, 14, 17)}
     strips = {f"({c}, {n}x{n})": _sliding(c, n, "strips") for c, n in ((64, 56), (256, 14))}
     backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
+    wide = ((64, 56, 4), (128, 28, 4), (256, 14, 4), (192, 28, 6))
+    trained = {f"({c}, {n}x{n}), N = {heads}": _training(c, n, heads) for c, n, heads in wide}
+    deployed = {f"({c}, {n}x{n}), N = {heads}": _deployed(c, n, heads) for c, n, heads in wide}
     return {
         "BAND_ROWS": Tuning((1, 2, 3, 4), bands),
         "BAND_SHARE": Tuning((0.0, 0.6, 1.0), shares),
+        "DENSE_CHANS": Tuning((0, 128, 256), trained),
+        "DENSE_SPEED": Tuning((0.0, 1.5, 4.0), deployed),
+        "MERGED_OUTPUTS": Tuning((1, 16, 32), deployed),
+        "PROJECTED_OUTPUTS": Tuning((1, 4, 8), trained),
         "STRIP_LOGITS": Tuning((1 << 16, 1 << 18, 1 << 20), strips),
         "STRIP_SPANS": Tuning((((2, 4), (2, 4)), ((2, 8), (2, 4)), ((4, 8), (4, 4))), strips),
         "STRIP_SPANS_BACKWARD": Tuning(
