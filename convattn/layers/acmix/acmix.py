@@ -135,7 +135,7 @@ class ACmix(Conv2dLike):
         return {**heads, **super()._fitting(size, options)}
 
     def reset_parameters(self) -> None:
-        """Start alpha, beta and the group convolution anew: last, after a builder's own start."""
+        """Initialise alpha, beta and the group convolution; call it after a builder's own code."""
         for parameter in (self.alpha, self.beta):
             if isinstance(parameter, nn.Parameter):
                 nn.init.constant_(parameter, 0.5)
@@ -144,7 +144,7 @@ class ACmix(Conv2dLike):
 
     @property
     def projections(self) -> Projections:
-        """Those of q, k and v."""
+        """The projections to q, k and v."""
         return Projections(self.q_proj, self.k_proj, self.v_proj)
 
     @property
@@ -168,10 +168,10 @@ class ACmix(Conv2dLike):
         return self._mix(self._attend(x, qkv), self._convolve(x, way, qkv))
 
     def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix a map beside tokens that attend, and are attended to, together with its pixels.
+        """Mix a map and tokens: pixels and tokens attend to one another.
 
-        The same projections make q, k and v of both. The convolution never sees a token, so of the
-        sum a token has one term: ``alpha * attention``.
+        The same projections make q, k and v of both. Tokens have no part in the convolution: the
+        result of a token is ``alpha * attention``.
 
         Args:
             x: the map (B, C_in, H, W).
@@ -181,8 +181,8 @@ class ACmix(Conv2dLike):
             What ``forward`` returns of a map, and the tokens (B, T, C).
 
         Raises:
-            NotImplementedError: an attention that tokens have no place in; "global" and
-                "spatial_reduction" take them.
+            NotImplementedError: the attention does not support tokens; "global" and
+                "spatial_reduction" do.
             ValueError: tokens of another shape, or ``mix="convolution"``.
         """
         check_map(x, "x", self.in_chans)
@@ -221,7 +221,7 @@ class ACmix(Conv2dLike):
             shift: (C,).
 
         Returns:
-            Whether that could be; if not, the layer is what it was, or its own deployed form.
+            Whether it is done; if not, the layer is as before, or in its own deployed form.
         """
         return absorb_affine(self, scale, shift)
 
