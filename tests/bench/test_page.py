@@ -143,8 +143,8 @@ def test_the_page_shows_environment_variables_that_change_the_speed():
     ("processes", "text"),
     [
         ([{}, {}], "3 rounds, all in one process."),
-        ([{"processes": "one each"}] * 2, "3 rounds, a process each."),
-        ([{}, {"processes": "one each"}], "3 rounds, some in one process, some in one each."),
+        ([{"processes": "one each"}] * 2, "3 rounds, one process each."),
+        ([{}, {"processes": "one each"}], "3 rounds, some together, some in one process each."),
     ],
 )
 def test_the_page_says_whether_networks_shared_a_process(processes, text):
@@ -190,7 +190,7 @@ def test_the_slowest_shape_decides_the_target_of_sliding_windows():
     found = rows()
     speed = found["sliding window against the reference, forward, float32"]
     assert (speed.measured, speed.verdict) == ("30x to 60x, 2 shapes", "reached")
-    memory = found["its peak memory against the reference's, forward, float32"]
+    memory = found["peak memory of the sliding window against the reference, forward, float32"]
     assert (memory.least, memory.aim) == ("1/8", "1/20")
     assert (memory.measured, memory.verdict) == ("1/10 to 1/10, 2 shapes", "reached")
 
@@ -275,7 +275,7 @@ def test_the_page_has_a_section_per_machine_and_names_missing_results(tmp_path: 
     machines = load(tmp_path)
     assert set(machines) == {"cpu-a-b"}
     text = page(machines)
-    assert "Not measured here yet: `python -m benchmarks.training`." in text
+    assert "Not measured on this machine yet: `python -m benchmarks.training`." in text
     assert "images/performance-cpu-a-b-scaling.png" in text
     assert "--device cuda" in text
 
