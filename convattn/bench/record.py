@@ -30,7 +30,7 @@ def new_document(
         script: the script that measures: ``ops``, ``backbones``, ..., or ``bench``.
         command: the command that measures the results again.
         device: the device that is measured.
-        settings: the settings of all groups, beside the number of threads.
+        settings: the settings of all groups, in addition to the number of threads.
     """
     return {
         "schema": SCHEMA,
