@@ -12,5 +12,4 @@ from convattn.models import create_model as create_model
 from convattn.models import list_models as list_models
 from convattn.models import load_official as load_official
 from convattn.surgery import replace as replace
-
-__version__ = "0.1.0"
+from convattn.version import __version__ as __version__
