@@ -121,7 +121,8 @@ def _differentiate_twice(ctx: Any, *by_gradients: Tensor) -> tuple[Any, ...]:
     with torch.enable_grad():
         given = [x if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
         gradient, *maps, position = cast(list[Tensor], given)
-        out = reference.sliding_window_attention(*maps, position=position, **options)
+        q, k, v = maps
+        out = reference.sliding_window_attention(q, k, v, position, **options)
         gradients = torch.autograd.grad(out, maps, gradient, create_graph=True)
     asked = [gradient, *maps, *([] if position is None else [position])]
     results = torch.autograd.grad(gradients, asked, by_gradients, allow_unused=True)

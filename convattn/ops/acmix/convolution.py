@@ -43,8 +43,8 @@ from convattn.ops.acmix.folding import connectable, connected, interleaved
 from convattn.ops.acmix.paths import RULES as RULES
 from convattn.ops.acmix.paths import Widths as Widths
 from convattn.ops.acmix.paths import folding_pays as folding_pays
-from convattn.ops.dispatch import exporting, resolve
 from convattn.ops.fuse import fold_fc_group_conv
+from convattn.ops.old_dispatch import exporting, resolve
 from convattn.ops.reference import acmix as reference
 
 BACKENDS = ("folded", "grouped", "reference")

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Case, Rule, choose, describe
+from convattn.ops.old_dispatch import Case, Rule, choose, describe
 from convattn.ops.processor import onednn_computes
 
 

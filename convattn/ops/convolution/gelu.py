@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Case, Rule, choose, describe, unwatched
+from convattn.ops.old_dispatch import Case, Rule, choose, describe, unwatched
 from convattn.ops.processor import onednn_computes
 
 

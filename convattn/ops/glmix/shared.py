@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convattn.ops.dispatch import describe
 from convattn.ops.glmix.tiled import inverse_length, tiles, wide_dtype
 from convattn.ops.kernels.native import rows
+from convattn.ops.old_dispatch import describe
 from convattn.ops.reference.glmix import MIN_NORM
 
 KEPT = 2**24  # similarities that are kept from one step to the other

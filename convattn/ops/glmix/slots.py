@@ -28,7 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_map, check_positive, check_tensor
-from convattn.ops.dispatch import (
+from convattn.ops.glmix import shared, tiled
+from convattn.ops.kernels import triton as kernels
+from convattn.ops.layout import to_tokens
+from convattn.ops.old_dispatch import (
     Case,
     Rule,
     autocasts,
@@ -38,9 +41,6 @@ from convattn.ops.dispatch import (
     no_autocast,
     resolve,
 )
-from convattn.ops.glmix import shared, tiled
-from convattn.ops.kernels import triton as kernels
-from convattn.ops.layout import to_tokens
 from convattn.ops.processor import multiplies
 from convattn.ops.reference import glmix as reference
 from convattn.ops.resampling.bins import average_bins

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convattn.ops.dispatch import describe
 from convattn.ops.kernels.native import rows
+from convattn.ops.old_dispatch import describe
 from convattn.ops.reference.glmix import MIN_NORM
 
 TILE_LOGITS = 2**19  # measured from 2^17 to 2^22: products of a good size, logits in the cache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import is_torch_export
+from convattn.ops.old_dispatch import is_torch_export
 from convattn.ops.resampling.resize import along_axes, differentiated
 
 

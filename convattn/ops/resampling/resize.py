@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import exporting, no_autocast
+from convattn.ops.old_dispatch import exporting, no_autocast
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

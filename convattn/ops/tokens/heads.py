@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Case, Rule, choose, describe
 from convattn.ops.kernels.native import heads as native
 from convattn.ops.kernels.native import rows
+from convattn.ops.old_dispatch import Case, Rule, choose, describe
 from convattn.ops.processor import multiplies
 
 TILE_LOGITS = 2**19  # images at a time, without gradients

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Rule, choose, describe
 from convattn.ops.kernels.native import rows
+from convattn.ops.old_dispatch import Rule, choose, describe
 
 # Two cores, batch 8.
 RULES: tuple[Rule, ...] = (

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops.convolution.gelu import is_onednn
-from convattn.ops.dispatch import Case, Rule, choose, describe
+from convattn.ops.old_dispatch import Case, Rule, choose, describe
 
 MANY = 1024  # tokens of a batch, as of which oneDNN adds the bias for less than a copy of it
 

@@ -1,18 +1,23 @@
-"""Optional Triton kernels for GPUs, behind ``backend="triton"``; Triton is imported when one runs.
+"""Experimental Triton kernels for GPUs, behind ``backend="triton"``: no GPU has measured them yet.
+
+Triton is imported when a kernel runs.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation, L distance, M slots. Sums are taken in float32 at least. Gradients are the same in each
-run: nothing is added up by atomics. There are no second derivatives.
+r dilation, L distance, M slots. Sums are taken in float32 at least. Gradients are deterministic:
+no kernel adds with atomics. There are no second derivatives.
 
-Without a GPU, ``TRITON_INTERPRET=1 python ...`` lets Triton's interpreter compute the same, slowly.
+Without a GPU, ``TRITON_INTERPRET=1 python ...`` runs the kernels in Triton's interpreter, slowly.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
+
+from convattn.ops.dispatch import Call
 
 AVAILABLE = importlib.util.find_spec("triton") is not None
 
@@ -28,7 +33,7 @@ def attend_sliding(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """``ops.sliding_window_attention`` on checked arguments: q the answered ones, no position."""
+    """``ops.sliding_window_attention`` on checked arguments: queries of the stride alone."""
     check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 
@@ -74,6 +79,21 @@ def disperse(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float
     slots, prototypes, pixels = _alike(slots, prototypes, u.flatten(2).transpose(1, 2))
     mixed = attend_cosine(pixels, prototypes, slots, _number(scale, pixels))[0]
     return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+
+def refuses(call: Call) -> str | None:
+    """Return why no Triton program can compute a call; None if one can."""
+    if not AVAILABLE:
+        return (
+            "it needs the package triton, which comes with PyTorch for GPUs (`convattn doctor` "
+            "shows what is installed)"
+        )
+    if call.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "it needs tensors on a GPU, got cpu (TRITON_INTERPRET=1, set before Python starts, "
+            "computes the same there, slowly)"
+        )
+    return None
 
 
 def check_available() -> None:
