@@ -19,3 +19,10 @@ BAND_SHARE = 0.6
 # the size of the map, so that one compiled graph serves every size; 7 divides the maps of 224-pixel
 # images.
 TILE_SPAN = 7
+
+# ---- GLMix ----
+
+# Logits and pixels of a tile of "tiled" and "shared", at most: fewer make small products, more
+# leave the cache. MEASURE
+SLOT_TILE_LOGITS = 2**19
+SLOT_TILE_PIXELS = 2**12
