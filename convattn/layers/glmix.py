@@ -20,6 +20,7 @@ from convattn.layers.scalars import accept_scalars
 from convattn.ops.glmix.checks import check_grid
 from convattn.ops.glmix.slots import (
     CLUSTER_AND_DISPATCH,
+    DISPATCH,
     cluster_and_dispatch,
     dispatch,
     kmeans_clustering,
@@ -57,8 +58,9 @@ class GLMix(Conv2dLike):
         stride: s. The slots gather the whole map, and only the pixels that are kept receive them;
             in sequence the local branch has the stride and the global one sees what it gives.
         dilation: distance between the pixels that the local branch takes.
-        backend: path of ``convattn.ops.cluster_and_dispatch``. "auto" takes "shared" wherever it
-            can; "shared" itself raises an error where gradients are enabled, as in training.
+        backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
+            "shared" have no gradient, and raise an error where one may be required: to train, take
+            "auto", which takes them in evaluation.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.
@@ -103,9 +105,9 @@ class GLMix(Conv2dLike):
                 f"clustering {clustering!r} leaves learned slots without a gradient; "
                 "use slot_init='pooled', or clustering='soft'"
             )
-        if backend == "shared" and clustering != "soft":
+        if backend not in ("auto", *DISPATCH.backends) and clustering != "soft":
             raise ValueError(
-                f"backend 'shared' needs clustering 'soft', got clustering={clustering!r}; "
+                f"backend {backend!r} needs clustering 'soft', got clustering={clustering!r}; "
                 "use backend='auto'"
             )
         self.in_chans, self.out_chans = in_chans, out_chans
@@ -252,8 +254,9 @@ class GLMixBlock(PreNormBlock):
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
         layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
-        backend: path of ``convattn.ops.cluster_and_dispatch``. "auto" takes "shared" wherever it
-            can; "shared" itself raises an error where gradients are enabled, as in training.
+        backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
+            "shared" have no gradient, and raise an error where one may be required: to train, take
+            "auto", which takes them in evaluation.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.

@@ -89,3 +89,8 @@ class ClusterAndDispatchCall(MapCall):
     def grad(self) -> bool:
         """Whether gradients are enabled: parameters of ``attend`` may require one."""
         return torch.is_grad_enabled()
+
+    @property
+    def autocast(self) -> bool:
+        """No: each path converts the tensors to the type of autocast itself."""
+        return False

@@ -1,4 +1,4 @@
-"""The path "shared" of GLMix: similarities are computed once, for clustering and for dispatching.
+"""The paths "shared" and "native" of GLMix: similarities once, for clustering and dispatching.
 
 B batch, C channels, P = HW pixels, M slots; ``keys`` (B, M, C) and tiles as in `tiled.py`. Both
 steps compare the same slots with the same pixels: ``e = exp(keys . u / |u|)`` (B, P, M) serves
@@ -6,24 +6,24 @@ both. Its columns divided by their sums are the weights of clustering, its rows 
 those of dispatching. No maximum is subtracted from the logits, which are cosines times the inverse
 temperature: up to `MAX_SCALE` their exponentials, and sums over any map, are numbers of float32.
 
-Two steps on rows have a kernel in C (`convattn.ops.kernels.native.rows`), the path "native" of
-`SIMILARITIES` and of `SCALED_ROWS`.
+Two steps on rows have a kernel in C, which the path "native" takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from convattn.ops.dispatch import Call, Operator, Path, no_autocast
+from convattn.ops.dispatch import no_autocast
 from convattn.ops.glmix import tiled
 from convattn.ops.glmix.calls import ClusterAndDispatchCall
 from convattn.ops.glmix.checks import check_attended
 from convattn.ops.glmix.directions import inverse_length, scaled_directions
 from convattn.ops.glmix.precision import in_one_dtype, result_type, wide_dtype
+from convattn.ops.glmix.tiled import tiles, to_pixels
 from convattn.ops.kernels.native import conditions, rows
 from convattn.ops.reference.glmix import MIN_NORM
 
@@ -32,66 +32,85 @@ MAX_SCALE = 20.0
 
 
 def refuses(call: ClusterAndDispatchCall) -> str | None:
-    """Return why the path cannot compute a call, or None where it can."""
+    """Return why the path "shared" cannot compute a call, or None where it can."""
     if not call.on_cpu:
         return f"it computes maps on the CPU, got {call.devices}"
     if call.grad:
         return "it has no gradient, and gradients are enabled; torch.no_grad() disables them"
-    if call.stride != 1:
-        return f"it dispatches to all pixels of the map, got stride={call.stride}"
-    if call.compiling:
-        return "it reads the value of the scale, which a compiled or exported program has not"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     if not call.plain:
         return "it computes tensors of PyTorch's own classes, not of subclasses"
+    return _limits_refuse(call)
+
+
+def natively_refuses(call: ClusterAndDispatchCall) -> str | None:
+    """Return why the path "native" cannot compute a call, or None where it can."""
+    return conditions.refuses(call) or _limits_refuse(call)
+
+
+def _limits_refuse(call: ClusterAndDispatchCall) -> str | None:
+    if call.compiling:
+        return "it reads the value of the scale, which a compiled or exported program does not have"
+    if call.stride != 1:
+        return f"it dispatches to all pixels of the map, got stride={call.stride}"
     scale = float(call.scale)
     if not abs(scale) <= MAX_SCALE:
-        return f"it takes exponentials of scales of up to {MAX_SCALE:g}, got scale={scale:g}"
+        return f"it takes exponentials for scales of up to {MAX_SCALE:g}, got scale={scale:g}"
     return None
 
 
 def prefers(call: ClusterAndDispatchCall) -> bool:
-    """Return whether no gradient is required, and the similarities are not too many to be kept."""
+    """Return whether no gradient is required, and there are few enough similarities to keep."""
     if call.grad or call.stride != 1 or not tiled.prefers(call):
         return False
     images, slots, _ = call.prototypes.shape
     return images * slots * call.pixels <= MAX_KEPT
 
 
-def cluster_and_dispatch(
-    prototypes: Tensor,
-    u: Tensor,
-    *,
-    scale: Tensor | float,
-    attend: Callable[[Tensor], Tensor],
-    stride: int,
-) -> Tensor:
-    """Cluster the map (B, C, H, W), and dispatch the attended slots to its pixels."""
-    device, dtype = u.device.type, result_type(u)
-    keys, tokens = in_one_dtype(dtype, scaled_directions(prototypes, scale), tiled.to_pixels(u))
-    with no_autocast(device):
-        slots, kept = _cluster(keys, tokens)
-    slots = check_attended(attend(slots.to(dtype)), prototypes, u)
-    with no_autocast(device):
-        mixed = _dispatch(kept, slots.to(keys.dtype), tokens).to(result_type(slots))
-    return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
-
-
-@dataclass(frozen=True)
-class _Kept:
+class _Kept(NamedTuple):
     """The similarities of a tile (b, P', M), and 1 / their sums over the slots (b, P')."""
 
     similarities: Tensor
-    shares: Tensor
+    inverse_sums: Tensor
 
 
-def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[_Kept]]:
-    """Return the slots (B, M, C), and the similarities of each tile."""
+def _path(
+    similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
+    scale_rows: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[..., Tensor]:
+    """Return `cluster_and_dispatch` by two functions on the rows of a tile."""
+
+    def run(
+        prototypes: Tensor,
+        u: Tensor,
+        *,
+        scale: Tensor | float,
+        attend: Callable[[Tensor], Tensor],
+        stride: int,
+    ) -> Tensor:
+        device, dtype = u.device.type, result_type(u)
+        keys, tokens = in_one_dtype(dtype, scaled_directions(prototypes, scale), to_pixels(u))
+        with no_autocast(device):
+            slots, kept = _cluster(keys, tokens, similarities)
+        slots = check_attended(attend(slots.to(dtype)), prototypes, u)
+        with no_autocast(device):
+            mixed = _dispatch(kept, slots.to(keys.dtype), tokens, scale_rows)
+            mixed = mixed.to(result_type(slots))
+        return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+    return run
+
+
+def _cluster(
+    keys: Tensor,
+    tokens: Tensor,
+    similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
+) -> tuple[Tensor, list[_Kept]]:
+    """Return the slots (B, M, C), and what is kept of each tile."""
     slots = torch.empty_like(keys, memory_format=torch.contiguous_format)
-    similarities = SIMILARITIES.choose(SimilaritiesCall(keys, tokens)).run
     kept: list[_Kept] = []
-    for images, runs in tiled.tiles(keys, tokens):
+    for images, runs in tiles(keys, tokens):
         k, pixels = keys[images].mT, [tokens[images, run] for run in runs]
         parts, totals = zip(*(similarities(k, u) for u in pixels), strict=True)
         sums = [torch.bmm(e.similarities.mT, u) for e, u in zip(parts, pixels, strict=True)]
@@ -100,15 +119,17 @@ def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[_Kept]]:
     return slots, kept
 
 
-def _dispatch(kept: list[_Kept], slots: Tensor, tokens: Tensor) -> Tensor:
-    """Return the dispatched slots (B, P, C); overwrite the similarities of the tiles."""
+def _dispatch(
+    kept: list[_Kept],
+    slots: Tensor,
+    tokens: Tensor,
+    scale_rows: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the mixtures of slots (B, P, C); the similarities that were kept are overwritten."""
     mixed = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
-    if not kept:  # no images
-        return mixed
-    scale = SCALED_ROWS.choose(ScaledRowsCall(kept[0].similarities)).run
-    places = ((images, run) for images, runs in tiled.tiles(slots, tokens) for run in runs)
+    places = ((images, run) for images, runs in tiles(slots, tokens) for run in runs)
     for tile, (images, run) in zip(kept, places, strict=True):
-        torch.bmm(scale(tile.similarities, tile.shares), slots[images], out=mixed[images, run])
+        torch.bmm(scale_rows(*tile), slots[images], out=mixed[images, run])
     return mixed
 
 
@@ -118,21 +139,6 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0, dtype=wide_dtype(parts[0]))
 
 
-@dataclass
-class SimilaritiesCall(Call):
-    """Slots and pixels of all tiles."""
-
-    keys: Tensor
-    tokens: Tensor
-
-
-@dataclass
-class ScaledRowsCall(Call):
-    """The rows of the first tile."""
-
-    x: Tensor
-
-
 def _similarities(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
     """Return the similarities of a tile, and their sums over its pixels (b, M)."""
     e = torch.bmm(u, k).mul_(inverse_length(u).to(u.dtype).unsqueeze(2)).exp_()
@@ -140,32 +146,16 @@ def _similarities(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
     return _Kept(e, e.sum(2, dtype=wide).reciprocal_()), e.sum(1, dtype=wide)
 
 
-def _native_similarities(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
+def _scale_rows(e: Tensor, scales: Tensor) -> Tensor:
+    return e.mul_(scales.to(e.dtype).unsqueeze(2))
+
+
+def _similarities_natively(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
+    u = u.contiguous()  # a tile of a map whose channels are not last is copied
     e = torch.bmm(u, k)
-    shares, totals = rows.similarities_(e, u, MIN_NORM)
-    return _Kept(e, shares), totals
+    inverse_sums, totals = rows.similarities_(e, u, MIN_NORM)
+    return _Kept(e, inverse_sums), totals
 
 
-def _native_similarities_refuse(call: SimilaritiesCall) -> str | None:
-    if call.tokens.stride()[1:] != (call.tokens.shape[2], 1):
-        return "it reads pixels that lie one after another, with their channels last"
-    return conditions.refuses(call)
-
-
-def _scale_rows(x: Tensor, scales: Tensor) -> Tensor:
-    return x.mul_(scales.to(x.dtype).unsqueeze(2))
-
-
-# For a tile: each is chosen once for all tiles of a map.
-SIMILARITIES: Operator[SimilaritiesCall] = Operator(
-    "slot_similarities",
-    Path("reference", _similarities, "PyTorch's operators"),
-    Path("native", _native_similarities, "MEASURE", _native_similarities_refuse),
-    named=False,
-)
-SCALED_ROWS: Operator[ScaledRowsCall] = Operator(
-    "scaled_rows",
-    Path("reference", _scale_rows, "PyTorch's operators"),
-    Path("native", rows.scale_, "MEASURE", conditions.refuses),
-    named=False,
-)
+share = _path(_similarities, _scale_rows)
+share_natively = _path(_similarities_natively, rows.scale_)

@@ -1,7 +1,7 @@
 """GLMix: pool slots from a map, cluster the map softly into them, dispatch them to the map.
 
 B batch, C channels, H W size of the map, M slots. Both similarity steps are attention with one
-head, whose (M, HW) similarity maps are stored by "shared" and "reference" alone.
+head; "native", "shared" and "reference" store its (M, HW) similarity maps.
 
 Paths of `soft_clustering`, of `dispatch`, and of `cluster_and_dispatch`, which computes both:
 
@@ -12,9 +12,10 @@ Paths of `soft_clustering`, of `dispatch`, and of `cluster_and_dispatch`, which 
 | "triton"    | blocks of slots and pixels, on a GPU: `convattn.ops.kernels.triton`     |
 | "reference" | the formulas, with whole similarity maps                                |
 
-`cluster_and_dispatch` has one more:
+`cluster_and_dispatch` has two more, without gradients:
 
-| "shared"    | similarities once, kept from one step to the other, without gradients   |
+| "shared"    | similarities once, kept from one step to the other                      |
+| "native"    | "shared", with two steps in C: `convattn.ops.kernels.native`            |
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from convattn.ops.resampling.bins import average_bins
 
 # Measured by ``python -m benchmarks.ops`` with AVX-512, batch 8, 64 slots, the maps of GLNet-STL:
 # "shared" on two cores, the others on one.
+_NATIVE = "one core, (64, 56x56): 15 ms, shared 19, tiled 34; bfloat16 27, 33, 49"
 _SHARED = "similarities once: against tiled 1.3x to 1.45x, in either type"
 _TILED = "against sdpa bfloat16 2 to 4.4x, float32 1.0x and with gradients 1.05 to 1.6x"
 _SDPA = "one node for any size; bfloat16 with AVX2 alone: against tiled 6x, against shared 8x"
@@ -85,7 +87,8 @@ DISPATCH: Operator[DispatchCall] = Operator(
 CLUSTER_AND_DISPATCH: Operator[ClusterAndDispatchCall] = Operator(
     "cluster_and_dispatch",
     Path("reference", _in_two_steps(reference.soft_clustering, reference.dispatch), "the formulas"),
-    Path("shared", shared.cluster_and_dispatch, _SHARED, shared.refuses, shared.prefers),
+    Path("native", shared.share_natively, _NATIVE, shared.natively_refuses, shared.prefers),
+    Path("shared", shared.share, _SHARED, shared.refuses, shared.prefers),
     Path(
         "tiled",
         _in_two_steps(tiled.soft_clustering, tiled.dispatch),
@@ -235,9 +238,9 @@ def cluster_and_dispatch(
         scale: inverse temperature, a number or a tensor of shape (1,).
         attend: maps the clustered slots (B, M, C) to as many.
         stride: s. All pixels are clustered, every s-th of a row and a column receives slots.
-        backend: "auto", "shared", or a path of the two functions. "shared" runs on a CPU with
-            gradients disabled, stride 1 and a ``scale`` of up to 20; there "auto" takes it for up
-            to 2^24 similarities, else what it takes for the two functions.
+        backend: "auto", "native", "shared", or a path of the two functions. "native" and "shared"
+            run on a CPU with gradients disabled, stride 1 and a ``scale`` of up to 20; there "auto"
+            takes them for up to 2^24 similarities, else what it takes for the two functions.
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)); its memory is channels-last, except on "reference".

@@ -41,8 +41,8 @@ def _pool(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
 def _pool_refuses(call: BinsCall) -> str | None:
     if torch.onnx.is_in_onnx_export() or is_torch_export():
         return (
-            "an exported program may run in ONNX, which has no pooling to bins that overlap, nor to "
-            "bins of a map whose size is not known"
+            "an export may be for ONNX, which has no pooling to bins that overlap, nor to bins of "
+            "a map whose size is not known"
         )
     return None
 
