@@ -256,9 +256,9 @@ def test_a_stride_dispatches_slots_to_the_kept_pixels_alone():
     counts = []
     for stride in (1, 2):
         mixer = GLMix(16, slots=4, stride=stride, branches="global")
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            with ops.use_backend("reference"):
-                mixer(torch.randn(1, 16, 8, 6))
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad(), ops.use_backend("reference"):
+            mixer(torch.randn(1, 16, 8, 6))
         counts.append(counter.get_total_flops())
     products = 2 * 2 * 4 * 16  # similarities and mixtures of each pixel, four slots, 16 channels
     assert counts[0] - counts[1] == products * (8 * 6 - 4 * 3)
