@@ -30,6 +30,8 @@ from convattn.ops.reference.glmix import MIN_NORM
 MAX_KEPT = 2**24  # similarities that "auto" keeps from one step to the other: 64 MiB in float32
 MAX_SCALE = 20.0
 
+_COMPILED = "it reads the value of the scale, which a compiled or exported program does not have"
+
 
 def refuses(call: ClusterAndDispatchCall) -> str | None:
     """Return why the path "shared" cannot compute a call, or None where it can."""
@@ -37,6 +39,8 @@ def refuses(call: ClusterAndDispatchCall) -> str | None:
         return f"it computes maps on the CPU, got {call.devices}"
     if call.grad:
         return "it has no gradient, and gradients are enabled; torch.no_grad() disables them"
+    if call.compiling:
+        return _COMPILED
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     if not call.plain:
@@ -51,7 +55,7 @@ def natively_refuses(call: ClusterAndDispatchCall) -> str | None:
 
 def _limits_refuse(call: ClusterAndDispatchCall) -> str | None:
     if call.compiling:
-        return "it reads the value of the scale, which a compiled or exported program does not have"
+        return _COMPILED
     if call.stride != 1:
         return f"it dispatches to all pixels of the map, got stride={call.stride}"
     scale = float(call.scale)

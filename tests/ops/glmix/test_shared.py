@@ -150,8 +150,8 @@ def test_a_path_that_cannot_share_similarities_says_why(backend):
             ops.cluster_and_dispatch(slots, u, scale, _attend, stride=2, backend=backend)
         with pytest.raises(ValueError, match="on the CPU, got meta;"):
             _mixed(*(t.to("meta") for t in (slots, u, scale)), backend=backend)
-    with pytest.raises(ValueError, match="cannot compute this call"):
-        torch.func.vmap(lambda u: _mixed(slots, u[None], scale, backend=backend)[0])(u)
+        with pytest.raises(ValueError, match=r"no rule for torch\.func"):
+            torch.func.vmap(lambda u: _mixed(slots[:1], u[None], scale, backend=backend)[0])(u)
 
 
 def _export_shared(slots: Tensor, u: Tensor, scale: Tensor) -> None:
