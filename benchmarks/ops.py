@@ -77,7 +77,7 @@ def _slide(q: Tensor, k: Tensor, v: Tensor, p: Tensor, **rest: Any) -> Tensor:
 
 
 def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
-    paths = glmix.BACKENDS if backward else glmix.MIX_BACKENDS
+    paths = (glmix.DISPATCH if backward else glmix.CLUSTER_AND_DISPATCH).backends
     number = SLOTS[0] * SLOTS[1]
 
     return [

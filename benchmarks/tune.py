@@ -46,6 +46,19 @@ def _sliding(channels: int, size: int, backend: str, *, grad: bool = False) -> W
     return work
 
 
+def _slots(channels: int, size: int, *, grad: bool = False) -> Work:
+    u = torch.randn(8, channels, size, size).to(memory_format=torch.channels_last)
+    slots = torch.randn(8, 64, channels)
+    leaves = [t.requires_grad_(grad) for t in (u, slots)]
+
+    def work() -> object:
+        with torch.set_grad_enabled(grad):
+            y = ops.cluster_and_dispatch(slots, u, 1.0, lambda s: s)
+            return torch.autograd.grad(y.sum(), leaves) if grad else y
+
+    return work
+
+
 def tunings() -> dict[str, Tuning]:
     """Return how each constant is measured."""
     bands = {f"(256, {n}x{n})": _sliding(256, n, "bands") for n in (14, 18)}
@@ -53,9 +66,13 @@ def tunings() -> dict[str, Tuning]:
     shares = {f"({n}x{n})": _sliding(256, n, "auto") for n in (8, 11, 14, 17)}
     strips = {f"({c}, {n}x{n})": _sliding(c, n, "strips") for c, n in ((64, 56), (256, 14))}
     backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
+    slots = {f"({c}, {n}x{n})": _slots(c, n) for c, n in ((64, 56), (256, 14))}
+    slots["(64, 56x56) with gradients"] = _slots(64, 56, grad=True)
     return {
         "BAND_ROWS": Tuning((1, 2, 3, 4), bands),
         "BAND_SHARE": Tuning((0.0, 0.6, 1.0), shares),
+        "SLOT_TILE_LOGITS": Tuning(tuple(1 << n for n in (17, 18, 19, 20, 22)), slots),
+        "SLOT_TILE_PIXELS": Tuning((1 << 10, 1 << 11, 1 << 12, 1 << 13), slots),
         "STRIP_LOGITS": Tuning((1 << 16, 1 << 18, 1 << 20), strips),
         "STRIP_SPANS": Tuning((((2, 4), (2, 4)), ((2, 8), (2, 4)), ((4, 8), (4, 4))), strips),
         "STRIP_SPANS_BACKWARD": Tuning(

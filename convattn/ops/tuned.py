@@ -29,3 +29,10 @@ STRIP_SPANS_BACKWARD = ((2, 8), (2, 7))
 # Bytes of the logits of a strip for each thread, backward with their gradients: what is computed at
 # once stays in the caches.
 STRIP_LOGITS = 1 << 18
+
+# ---- GLMix ----
+
+# Logits and pixels of a tile of "tiled" and "shared", at most: fewer make small products, more
+# leave the cache. Logits were measured from 2^17 to 2^22.
+SLOT_TILE_LOGITS = 2**19
+SLOT_TILE_PIXELS = 2**12
