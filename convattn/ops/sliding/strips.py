@@ -16,7 +16,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from convattn.ops.registration import empty_channels_last, register
+from convattn.ops.registration import empty_channels_last, register_sliding_window
 from convattn.ops.sliding.tiling import plan
 from convattn.ops.sliding.workspace import Desk
 
@@ -149,4 +149,4 @@ class _BackwardTable(_Table):
             sums.add_(torch.bmm(logits, asked, out=self.by_seen))
 
 
-attend_in_strips = register("strips", strips_forward, strips_backward)
+attend_in_strips = register_sliding_window("strips", strips_forward, strips_backward)
