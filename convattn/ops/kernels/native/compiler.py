@@ -27,7 +27,7 @@ FLAGS = (
     "-fPIC",
     "-w",  # warnings are for the tests, which have none
 )
-TIMEOUT = 30  # seconds that a compiler may take: it takes 2 to 5
+TIMEOUT = 60  # seconds that a compiler may take: it takes 4, and 25 where others keep all cores busy
 PATIENCE = 2  # seconds after which a line says what is waited for
 _log = logging.getLogger("convattn")
 
