@@ -13,7 +13,7 @@ from convattn.ops.acmix import convolution as acmix
 from convattn.ops.convolution import gelu as _fused_conv
 from convattn.ops.dispatch import PATHS, Case, choose, describe, exporting, resolve
 from convattn.ops.glmix import slots as glmix
-from convattn.ops.kernels.native import heads, library, rows
+from convattn.ops.kernels.native import library
 from convattn.ops.patchwise import aggregate as patchwise
 from convattn.ops.sliding import attention
 from convattn.ops.tokens import linear as _linear
@@ -78,8 +78,9 @@ def _kernels_of(model: torch.nn.Module, x: torch.Tensor) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(torch, "get_num_threads", lambda: 2)
-        patch.setattr(rows, "_call", recorded(rows._call, "rows"))
-        patch.setattr(heads, "_run", recorded(heads._run, "heads"))
+        for name in ("rows", "heads"):
+            module = f"convattn.ops.kernels.native.{name}"
+            patch.setattr(f"{module}.kernels", recorded(library.kernels, name))
         for module in (_fused_conv, _linear):
             patch.setattr(module, "choose", recorded(choose))
         model(x)

@@ -27,7 +27,7 @@ FLAGS = (
     "-fPIC",
     "-w",  # warnings are for the tests, which have none
 )
-TIMEOUT = 60  # seconds that a compiler may take: it takes 4, and 25 where others keep all cores busy
+TIMEOUT = 60  # seconds that a compiler may take: it takes 4, on cores that are busy up to 30
 PATIENCE = 2  # seconds after which a line says what is waited for
 _log = logging.getLogger("convattn")
 

@@ -238,7 +238,7 @@ class TestCost:
 
 def _workspace(backward: bool, arguments: tuple[Any, ...]) -> int:
     """Return the largest one-dimensional tensor in bytes that a kernel allocates."""
-    function = sliding.native_backward if backward else sliding.native_forward
+    function: Callable[..., Any] = sliding.native_backward if backward else sliding.native_forward
     largest = 0
 
     class Allocations(TorchDispatchMode):

@@ -94,7 +94,7 @@ class TestWithoutKernels:
 @pytest.mark.usefixtures("fresh")
 def test_a_compiler_that_fails_is_reported_once(monkeypatch, tmp_path):
     tries = tmp_path / "tries"
-    lines = ('[ "$1" = --version ] && exit', f"echo >> {shlex.quote(str(tries))}")
+    lines = ['[ "$1" = --version ] && exit', f"echo >> {shlex.quote(str(tries))}"]
     lines += ("echo In file of >&2", "echo error: no >&2", "exit 1")
     monkeypatch.setenv("CC", str(_program(tmp_path / "broken", *lines)))
     with warnings.catch_warnings():

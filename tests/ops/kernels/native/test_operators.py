@@ -52,10 +52,10 @@ def test_operators_keep_the_contract_of_pytorch(name, dtype):
 def _faces() -> dict[str, Callable[..., Any]]:
     """The functions that call the operators; options as in `OPERATORS`."""
     return {
-        "layer_norm": lambda *t: rows.layer_norm(*t, 1e-6),
-        "add_layer_norm": lambda *t: rows.add_layer_norm(*t, 1e-6),
+        "layer_norm": lambda x, w, b: rows.layer_norm(x, w, b, 1e-6),
+        "add_layer_norm": lambda x, y, w, b: rows.add_layer_norm(x, y, w, b, 1e-6),
         "directions": lambda x: rows.directions(x, 1e-6, 2.0),
-        "similarities_": lambda *t: rows.similarities_(*t, 1e-6),
+        "similarities_": lambda x, u: rows.similarities_(x, u, 1e-6),
         "scale_rows_": rows.scale_,
         "attend_tokens": lambda qkv: heads.attend_tokens(qkv, HEADS),
         "attend_windows": lambda *t: heads.attend_windows(
