@@ -7,6 +7,7 @@ gradient; `torch.library.custom_op` adds 10 and more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -36,7 +37,7 @@ def define(
     """Define an operator ``convattn::NAME`` of a CPU, without a gradient formula.
 
     Args:
-        schema: ``NAME(arguments) -> results``.
+        schema: ``NAME(arguments) -> results``, or ``NAME.OVERLOAD(...)``.
         compute: computes the results on a CPU.
         fake: allocates the results, for tensors that have no data.
         flops: counts the operations from the shapes of the arguments; None where there are none
@@ -49,10 +50,11 @@ def define(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, compute, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    name, _, overload = name.partition(".")
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     if flops is not None:
         register_flop_formula(packet)(flops)
-    return cast(Callable[..., Any], packet.default)
+    return cast(Callable[..., Any], getattr(packet, overload or "default"))
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
@@ -83,52 +85,41 @@ def register_sliding_window(name: str, forward: Forward, backward: Backward) -> 
         backward: computes the gradients of q, k and v. The gradient of the position is a sum of the
             gradient of k, and second derivatives are those of the formula.
     """
+    operator, fake = f"sliding_window_{name}", lambda q, *_: empty_channels_last(q)
     answer = define(
-        f"sliding_window_{name}({_MAPS}, {_OPTIONS}) -> Tensor",
+        f"{operator}({_MAPS}, {_OPTIONS}) -> Tensor",
         forward,
-        lambda q, *_: empty_channels_last(q),
+        fake,
         lambda *shapes, **_: _count_products(2, *shapes),
     )
+    # An autograd formula costs 4 us a call: where no gradient is required, another overload runs.
+    infer = define(f"{operator}.no_gradient({_MAPS}, {_OPTIONS}) -> Tensor", forward, fake)
     derive = define(
-        f"sliding_window_{name}_backward(Tensor grad, {_MAPS}, {_OPTIONS}) "
-        "-> (Tensor, Tensor, Tensor)",
+        f"{operator}_backward(Tensor grad, {_MAPS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
         backward,
         lambda grad, *maps: tuple(empty_channels_last(x) for x in maps[:3]),
         lambda grad, *shapes, **_: _count_products(5, *shapes),
     )
 
-    class Gradients(torch.autograd.Function):
-        """The gradients of the maps, themselves differentiable by the formula."""
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        maps = ctx.saved_tensors  # read once: checkpointing computes them anew each time
+        grad_q, grad_k, grad_v = derive(grad, *maps, *ctx.options)
+        grad_position, position = None, maps[3]
+        if position is not None and ctx.needs_input_grad[3]:
+            summed = _sum_heads(grad_k, len(position), ctx.options[0])
+            grad_position = summed.neg().to(position.dtype)
+        return grad_q, grad_k, grad_v, grad_position, *[None] * len(ctx.options)
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            ctx.save_for_backward(*inputs[:5])
-            ctx.options = inputs[5:]
-            return derive(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            return _differentiate_twice(ctx, *grads)
-
-    class Attend(torch.autograd.Function):
-        """The outputs, which keep the maps for backward and nothing that was computed."""
-
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            ctx.save_for_backward(*inputs[:4])
-            ctx.options = inputs[4:]
-            return answer(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            maps = ctx.saved_tensors  # read once: checkpointing computes them anew each time
-            call = Gradients.apply if requires_gradient(grad, *maps) else derive
-            grad_q, grad_k, grad_v = call(grad, *maps, *ctx.options)
-            grad_position, position = None, maps[3]
-            if position is not None and ctx.needs_input_grad[3]:
-                summed = _sum_heads(grad_k, len(position), ctx.options[0])
-                grad_position = summed.neg().to(position.dtype)
-            return grad_q, grad_k, grad_v, grad_position, *[None] * len(ctx.options)
+    for name_of, formula, tensors in (
+        (operator, differentiate, 4),
+        (f"{operator}_backward", _differentiate_twice, 5),
+    ):
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name_of}",
+            formula,
+            setup_context=partial(_save_inputs, tensors),
+            lib=_library,
+        )
 
     def attend(
         q: Tensor,
@@ -151,7 +142,7 @@ def register_sliding_window(name: str, forward: Forward, backward: Backward) -> 
         if not (q.is_cpu and k.is_cpu and v.is_cpu and maps[-1].is_cpu):
             _check_devices(name, maps)
         scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
-        call = Attend.apply if requires_gradient(*maps) else answer
+        call = answer if requires_gradient(*maps) else infer
         out = call(q, k, v, position, num_heads, window_size, stride, dilation, scale)
         return cast(Tensor, out)
 
@@ -164,6 +155,12 @@ def empty_channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     It is no view of a tensor in that order: autograd forbids a change in place of such an output.
     """
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _save_inputs(tensors: int, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the inputs of an operator for its gradient, and nothing that it computed."""
+    ctx.save_for_backward(*inputs[:tensors])
+    ctx.options = inputs[tensors:]
 
 
 def _check_devices(name: str, maps: tuple[Tensor, ...]) -> None:
