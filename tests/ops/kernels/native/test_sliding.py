@@ -54,14 +54,16 @@ class Native(SlidingWindow):
 
     @pytest.mark.slow
     def test_the_operators_are_what_pytorch_asks_of_operators(self):
-        q, k, v, position = self.inputs((2, 8, 9, 6), torch.float32)
+        q, k, v, position = (t.requires_grad_() for t in self.inputs((2, 8, 9, 6), torch.float32))
         options = {"window_size": 7, "stride": 1, "dilation": 1} | self.options()
-        q = q[:, :, :: options["stride"], :: options["stride"]]
+        q = q[:, :, :: options["stride"], :: options["stride"]].detach().requires_grad_()
         arguments = (q, k, v, position, 2, *options.values(), 0.5)
         operators = torch.ops.convattn
-        torch.library.opcheck(operators.sliding_window_native, arguments)
-        arguments = (torch.randn_like(q), *arguments)
-        torch.library.opcheck(operators.sliding_window_native_backward, arguments)
+        torch.library.opcheck(operators.sliding_window_native.default, arguments)
+        derivative = operators.sliding_window_native_backward.default
+        torch.library.opcheck(derivative, (torch.randn_like(q), *arguments))
+        detached = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+        torch.library.opcheck(operators.sliding_window_native.no_gradient, tuple(detached))
 
     def test_gradients_of_gradients_are_those_of_the_reference(self):
         def slopes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
