@@ -85,14 +85,15 @@ def register_sliding_window(name: str, forward: Forward, backward: Backward) -> 
             gradient of k, and second derivatives are those of the formula.
     """
     operator, fake = f"sliding_window_{name}", lambda q, *_: empty_channels_last(q)
+    # An autograd formula costs 4 us a call: where no gradient is required, another overload runs.
+    # It is defined first: PyTorch drops the formula of an operator that gets another overload.
+    infer = define(f"{operator}.no_gradient({_MAPS}, {_OPTIONS}) -> Tensor", forward, fake)
     answer = define(
         f"{operator}({_MAPS}, {_OPTIONS}) -> Tensor",
         forward,
         fake,
         lambda *shapes, **_: _count_products(2, *shapes),
     )
-    # An autograd formula costs 4 us a call: where no gradient is required, another overload runs.
-    infer = define(f"{operator}.no_gradient({_MAPS}, {_OPTIONS}) -> Tensor", forward, fake)
     derive = define(
         f"{operator}_backward(Tensor grad, {_MAPS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
         backward,

@@ -62,8 +62,8 @@ def _are_unavailable(message: str) -> None:
     """ "auto" uses other paths; the path by its name says why it cannot run."""
     assert not library.available()
     _attend("auto")
-    message = f"'native' cannot compute .*{message}.*`convattn doctor` .*use backend='auto'"
-    with pytest.raises(ValueError, match=message):
+    refusal = f"'native' cannot compute .*{message}.*`convattn doctor` .*use backend='auto'"
+    with pytest.raises(ValueError, match=refusal):
         _attend("native")
     assert re.search(f"PyTorch's operators: .*{message}", library.describe())
 
