@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from convattn.layers.acmix import ACmix
 from convattn.layers.attention import SpatialReductionAttention
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._backbone import check_sizes, drop_path_rates, only_stride_32, placed
+from convattn.models._backbone import check_stages
 from convattn.models._class_token import (
     NORM_EPS,
     PositionEmbedding,
@@ -21,8 +21,9 @@ from convattn.models._class_token import (
 )
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
-from convattn.ops._checks import check_positive, check_rate
+from convattn.ops._checks import check_positive
 
 PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
 EMBED_NORM_EPS = 1e-5  # PVT gives its own epsilon to the norms of blocks and of the end alone
@@ -69,23 +70,10 @@ class PVT(TokenPyramid):
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
     last map row by row; ``forward_intermediates`` and ``features_only`` give the maps at strides
-    4, 8, 16 and 32, without the token. With ``mix="convolution"`` no token could see anything: the
+    4, 8, 16 and 32, without the token. With ``mix="convolution"`` a token would have no effect: the
     model has none, and pools its last map, which ``forward_features`` returns.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: What the classifier sees: "token", or timm's "avg", "max", "avgmax" or
-            "catavgmax" over the positions, or "" for the sequence itself; None for "token" where
-            there is one, else "avg".
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     PVT v1 (arXiv 2102.12122), section 3; ACmix (CVPR 2022, arXiv 2111.14556). As in PVT, rows and
     columns that do not fill a patch are not seen. PVT-ACmix was not published as code. Our choice:
@@ -95,37 +83,26 @@ class PVT(TokenPyramid):
     attention alone.
     """
 
-    def __init__(
-        self,
-        config: PVTConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str | None = None,
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("PVT", output_stride)
+    @staticmethod
+    def check(config: PVTConfig) -> None:
+        """Raise unless the sizes fit."""
+        check_positive("img_size", config.img_size)
+        if config.img_size < 32:
+            raise ValueError(f"img_size must be at least 32, got {config.img_size}")
+        for name in ("depths", "embed_dims", "num_heads", "mlp_ratios", "reductions"):
+            check_stages(config, len(PATCHES), name)
+
+    def parts(self, config: PVTConfig) -> Parts:
+        """Return the parts, with position embeddings in each stage and a token in the last."""
         widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                class_token=_has_class_token(config),
-                stem=_patch_embed(in_chans, widths[0], PATCHES[0]),
-                stages=[_stage(config, i) for i in range(len(PATCHES))],
-                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
-                widths=widths,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.init_weights()
-        self.to(dtype=dtype)
+        return Parts(
+            stem=_patch_embed(self.in_chans, widths[0], PATCHES[0]),
+            stage=partial(_stage, config),
+            norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+            widths=widths,
+            depths=config.depths,
+            num_prefix_tokens=int(_has_class_token(config)),
+        )
 
 
 def _has_class_token(config: PVTConfig) -> bool:
@@ -138,7 +115,7 @@ def _patch_embed(in_chans: int, dim: int, patch: int) -> nn.Module:
     )
 
 
-def _stage(config: PVTConfig, index: int) -> TokenStage:
+def _stage(config: PVTConfig, index: int, drop_path: list[float]) -> TokenStage:
     dim = config.embed_dims[index]
     last = index == len(PATCHES) - 1
     side = _grids(config)[index]
@@ -151,12 +128,9 @@ def _stage(config: PVTConfig, index: int) -> TokenStage:
         class_token=last and _has_class_token(config),
         interpolation="bilinear",
     )
-    rates = drop_path_rates(config.drop_path_rate, config.depths)[index]
     blocks = [
-        TokenBlock(
-            dim, _mixer(config, index), mlp_ratio=config.mlp_ratios[index], drop_path=drop_path
-        )
-        for drop_path in rates
+        TokenBlock(dim, _mixer(config, index), mlp_ratio=config.mlp_ratios[index], drop_path=rate)
+        for rate in drop_path
     ]
     return TokenStage(down, positions, blocks)
 
@@ -182,16 +156,6 @@ def _grids(config: PVTConfig) -> list[int]:
     for patch in PATCHES:
         sides.append(sides[-1] // patch)
     return sides[1:]
-
-
-def _check(config: PVTConfig) -> None:
-    check_rate("drop_path_rate", config.drop_path_rate)
-    check_positive("img_size", config.img_size)
-    if config.img_size < 32:
-        raise ValueError(f"img_size must be at least 32, got {config.img_size}")
-    for name in ("depths", "embed_dims", "num_heads", "mlp_ratios", "reductions"):
-        if len(getattr(config, name)) != len(PATCHES):
-            raise ValueError(f"{name} must name {len(PATCHES)} stages, got {getattr(config, name)}")
 
 
 def _cfg(name: str, config: PVTConfig) -> dict[str, Any]:

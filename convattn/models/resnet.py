@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -15,17 +14,12 @@ from torch import Tensor, nn
 from convattn.layers.acmix import ACmix
 from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
-from convattn.models._backbone import (
-    as_list,
-    check_pool,
-    check_sizes,
-    named_parameters_called,
-    placed,
-)
+from convattn.models._backbone import Backbone, check_pool, check_stages
 from convattn.models._official import checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import as_list
 from convattn.models._registry import register_family, with_single_paths
-from convattn.ops._checks import check_choice, check_rate
+from convattn.ops._checks import check_choice
 
 
 class FoldingBasicBlock(BasicBlock):
@@ -60,6 +54,7 @@ class ResNetConfig:
     block: str = "bottleneck"  # or "basic"
     stem_width: int = 0  # of three 3x3 convolutions ending in twice that; 0 for one 7x7 to 64
     drop_path_rate: float = 0.0
+    zero_init_last: bool = True  # whether each block starts as the identity
 
 
 @dataclass(frozen=True)
@@ -112,23 +107,10 @@ XVOLUTIONS: dict[str, XVolutionResNetConfig] = {
 }
 
 
-class BaselineResNet(ResNet):
+class BaselineResNet(Backbone, ResNet):
     """timm's ResNet of the papers' sizes, with plain convolutions: what the others are compared to.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: 8, 16 or 32; where a stage keeps its resolution, its 3x3 convolutions, and
-            what stands in their place, are dilated instead.
-        drop_rate: Dropout before the classifier.
-        zero_init_last: Whether each block starts as the identity.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes or names that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     Deep residual learning (CVPR 2016, arXiv 1512.03385), with the stride in the 3x3 convolution as
     torchvision has it. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``. The
@@ -136,44 +118,37 @@ class BaselineResNet(ResNet):
     stem's as well.
     """
 
-    def __init__(
-        self,
-        config: ResNetConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        zero_init_last: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config, output_stride)
-        check_sizes(in_chans, num_classes, drop_rate)
-        check_pool(global_pool, num_classes)
-        self._config = config
-        with placed(device):
-            super().__init__(
-                BLOCKS[config.block][0],  # type: ignore[arg-type]  # the class, not an instance
-                config.layers,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                output_stride=output_stride,
-                channels=config.channels,
-                drop_rate=drop_rate,
-                drop_path_rate=config.drop_path_rate,
-                zero_init_last=zero_init_last,
-                stem_type="deep" if config.stem_width else "",
-                stem_width=config.stem_width or 64,
-            )
-            if self.put_operators():
-                self.init_weights(zero_init_last)
-        self._count_pooled()
-        self.in_chans = in_chans
+    output_strides = (32, 16, 8)
+    not_decayed = ("alpha", "beta")
+
+    @staticmethod
+    def check(config: ResNetConfig) -> None:
+        """Raise unless the sizes and names fit."""
+        check_choice("block", config.block, BLOCKS)
+        check_stages(config, 4, "layers", "channels")
+
+    def build(self, config: ResNetConfig, global_pool: str | None, output_stride: int) -> None:
+        """Build timm's ResNet, put the family's operators in it, and start the weights."""
+        pool = self._usual_pool() if global_pool is None else global_pool
+        check_pool(pool, self.num_classes, self.pools)
+        ResNet.__init__(
+            self,
+            BLOCKS[config.block][0],  # type: ignore[arg-type]  # the class, not an instance
+            config.layers,
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            global_pool=pool,
+            output_stride=output_stride,
+            channels=config.channels,
+            drop_rate=self.drop_rate,
+            drop_path_rate=config.drop_path_rate,
+            zero_init_last=config.zero_init_last,
+            stem_type="deep" if config.stem_width else "",
+            stem_width=config.stem_width or 64,
+        )
+        if self.put_operators():
+            self.init_weights(config.zero_init_last)
         self.feature_info = self.feature_info[1:]  # without the stem's
-        self.to(dtype=dtype)
 
     def forward_intermediates(
         self,
@@ -199,26 +174,15 @@ class BaselineResNet(ResNet):
         taken = super().prune_intermediate_layers(_after_the_stem(indices), prune_norm, prune_head)
         chosen = [i - 1 for i in taken]
         if max(chosen) < 3:
-            self.num_features = self.head_hidden_size = self.feature_info[max(chosen)]["num_chs"]
+            self.num_features = self.feature_info[max(chosen)]["num_chs"]
+            self._count_pooled()
         return chosen
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
-        check_sizes(self.in_chans, num_classes, self.drop_rate)
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        if global_pool is None and num_classes and not pool:
-            pool = "avg"
-        check_pool(pool, num_classes)
-        super().reset_classifier(num_classes, pool)
-        self._count_pooled()
+    def _pooling(self) -> Any:
+        return self.global_pool
 
-    def _count_pooled(self) -> None:
-        """Set the width of pooled features, which timm before 1.0.31 forgets for two pools."""
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of ACmix's alpha and beta, which should not shrink."""
-        return named_parameters_called(self, "alpha", "beta")
+    def _put_classifier(self, num_classes: int, global_pool: str) -> None:
+        ResNet.reset_classifier(self, num_classes, global_pool)
 
     def reparameterize(self) -> None:
         """Fold the norms of the stem into its convolutions, exactly and for good.
@@ -245,7 +209,7 @@ class BaselineResNet(ResNet):
 class ACmixResNet(BaselineResNet):
     """The ResNet whose 3x3 convolution is ACmix of the same stride and dilation, in all blocks.
 
-    Arguments and errors are those of `BaselineResNet`.
+    Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556). Departures from the published code: the group convolution
     keeps its start at the shifts, which the published model overwrites; the dilation is used; the
@@ -254,7 +218,7 @@ class ACmixResNet(BaselineResNet):
 
     def put_operators(self) -> bool:
         """Put ACmix in place of the first 3x3 convolution of every block."""
-        config = self._config
+        config = self.config
         assert isinstance(config, ACmixResNetConfig)
         name = BLOCKS[config.block][1]
         for block in self.stage_blocks(1, 2, 3, 4):
@@ -292,7 +256,7 @@ class XVolutionResNet(BaselineResNet):
     ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": PATH})``; the attention
     branch, which the file lacks, keeps its start.
 
-    Arguments and errors are those of `BaselineResNet`.
+    Arguments and errors are those of `Backbone`.
 
     X-volution (2021, arXiv 2106.02253). No code was published: see `XVolution` for what is our
     choice, and that stages are counted as ResNet's four, the third of which is the default.
@@ -300,7 +264,7 @@ class XVolutionResNet(BaselineResNet):
 
     def put_operators(self) -> bool:
         """Put X-volution in place of the first 3x3 convolution and norm of the chosen stages."""
-        config = self._config
+        config = self.config
         assert isinstance(config, XVolutionResNetConfig)
         _, name, norm = BLOCKS[config.block]
         stages = {config.stages} if isinstance(config.stages, int) else set(config.stages)
@@ -329,17 +293,6 @@ def _fold_norms(block: nn.Module) -> None:
             fold_pair(block, f"conv{i}", f"bn{i}")
     if isinstance(block.downsample, nn.Sequential):
         fold_sequence(block.downsample)
-
-
-def _check(config: ResNetConfig, output_stride: int) -> None:
-    check_choice("block", config.block, BLOCKS)
-    check_rate("drop_path_rate", config.drop_path_rate)
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    if (len(config.layers), len(config.channels)) != (4, 4):
-        raise ValueError(
-            f"layers and channels must each name 4 stages, got {config.layers}, {config.channels}"
-        )
 
 
 def _after_the_stem(indices: int | list[int] | None) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -13,17 +13,10 @@ from torch import Tensor, nn
 from convattn.layers.acmix import ACmix
 from convattn.layers.folding import fold_pair
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.models._backbone import (
-    Pyramid,
-    Stage,
-    check_sizes,
-    drop_path_rates,
-    named_parameters_called,
-    only_stride_32,
-    placed,
-)
+from convattn.models._backbone import check_stages
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.ops._checks import check_map, check_rate
 
@@ -116,10 +109,8 @@ class SANBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
+        if is_traced(x):
+            return as_one_node(self, x)
         check_map(x, channels=self.dim)
         y = self.mixer(self.act(self.norm1(x)))
         y = self.expand(self.act(self.norm2(y)))
@@ -132,18 +123,7 @@ class SAN(Pyramid):
     ``logits = Linear(mean(stages(ReLU(BN(W x)))))``; a stage is a 2x2 max-pool, a 1x1 convolution,
     its blocks, and ``ReLU(BN(x))``.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
     the five stages have strides 2 to 32, rounded down as published; the first is no feature.
@@ -152,41 +132,27 @@ class SAN(Pyramid):
     reading. Everything starts as torch starts it, ACmix's group convolution at the shifts.
     """
 
-    def __init__(
-        self,
-        config: SANConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("SAN", output_stride)
-        widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                stem=_stem(in_chans, widths[0]),
-                stages=_stages(config),
-                norm=nn.Identity(),  # the last stage ends in its own
-                widths=widths,
-                reductions=(2, 4, 8, 16, 32),
-                first_map=1,  # maps have strides 4 to 32, as in every family
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.to(dtype=dtype)
+    not_decayed = ("alpha", "beta")
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of alpha and beta, which weigh two paths and should not shrink."""
-        return named_parameters_called(self, "alpha", "beta")
+    @staticmethod
+    def check(config: SANConfig) -> None:
+        """Raise unless the sizes fit."""
+        check_stages(config, 5, "embed_dims", "depths", "window_sizes")
+        wrong = [width for width in config.embed_dims if width < 1 or width % NARROWEST]
+        if wrong:
+            raise ValueError(f"embed_dims must be multiples of {NARROWEST}, got {wrong[0]}")
+
+    def parts(self, config: SANConfig) -> Parts:
+        """Return the parts; the last stage ends in its own norm."""
+        return Parts(
+            stem=_stem(self.in_chans, config.embed_dims[0]),
+            stage=partial(_stage, config),
+            norm=nn.Identity(),
+            widths=config.embed_dims,
+            depths=config.depths,
+            reductions=(2, 4, 8, 16, 32),
+            first_map=1,  # maps have strides 4 to 32, as in every family
+        )
 
 
 def _stem(in_chans: int, width: int) -> nn.Module:
@@ -197,39 +163,21 @@ def _norm(width: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-def _stages(config: SANConfig) -> list[Stage]:
-    widths = config.embed_dims
-    rates = drop_path_rates(config.drop_path_rate, config.depths)
-    stages = []
-    for i, width in enumerate(widths):
-        before = widths[max(i - 1, 0)]
-        down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(before, width, 1, bias=False))
-        blocks = [
-            SANBlock(
-                width,
-                window_size=config.window_sizes[i],
-                mix=config.mix,
-                shift=config.shift,
-                kernel_size=config.kernel_size,
-                drop_path=rate,
-            )
-            for rate in rates[i]
-        ]
-        stages.append(Stage(down, blocks, norm=nn.Sequential(*_norm(width))))
-    return stages
-
-
-def _check(config: SANConfig) -> None:
-    check_rate("drop_path_rate", config.drop_path_rate)
-    lengths = [len(config.embed_dims), len(config.depths), len(config.window_sizes)]
-    if lengths != [5, 5, 5]:
-        raise ValueError(
-            "embed_dims, depths and window_sizes must each name 5 stages, got "
-            f"{config.embed_dims}, {config.depths}, {config.window_sizes}"
+def _stage(config: SANConfig, index: int, drop_path: list[float]) -> Stage:
+    width, before = config.embed_dims[index], config.embed_dims[max(index - 1, 0)]
+    down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(before, width, 1, bias=False))
+    blocks = [
+        SANBlock(
+            width,
+            window_size=config.window_sizes[index],
+            mix=config.mix,
+            shift=config.shift,
+            kernel_size=config.kernel_size,
+            drop_path=rate,
         )
-    wrong = [width for width in config.embed_dims if width < 1 or width % NARROWEST]
-    if wrong:
-        raise ValueError(f"embed_dims must be multiples of {NARROWEST}, got {wrong[0]}")
+        for rate in drop_path
+    ]
+    return Stage(down, blocks, norm=nn.Sequential(*_norm(width)))
 
 
 def _cfg(name: str) -> dict[str, Any]:

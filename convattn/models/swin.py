@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -13,20 +13,12 @@ from torch import Tensor, nn
 from convattn.layers.acmix import ACmix
 from convattn.layers.block import PreNormBlock
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._backbone import (
-    Pyramid,
-    Stage,
-    check_sizes,
-    drop_path_rates,
-    named_parameters_called,
-    only_stride_32,
-    placed,
-)
 from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
-from convattn.models._start import start_linear, start_transformer
-from convattn.ops._checks import check_choice, check_odd, check_rate
+from convattn.models._start import start_transformer
+from convattn.ops._checks import check_choice, check_odd
 from convattn.ops._reflection import ceil_divide
 
 MIXERS = ("acmix", "conv")
@@ -146,18 +138,7 @@ class Swin(Pyramid):
 
     ``logits = Linear(mean(LN(stages(stem(x)))))``; with ``mix="attention"`` it is Swin.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556) in Swin (arXiv 2103.14030). Departures from the published
     code: any input size is taken. Patches, merged pixels and windows that the map does not fill
@@ -170,53 +151,42 @@ class Swin(Pyramid):
     at 3136, 784, 196 and 49 positions, 3.1 G in all, beside 2.8 G of the unchanged FFNs.
     """
 
-    def __init__(
-        self,
-        config: SwinConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("Swin", output_stride)
-        widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                stem=PatchEmbed(in_chans, widths[0]),
-                stages=_stages(config),
-                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
-                widths=widths,
-                reductions=[PATCH * 2**i for i in range(len(widths))],
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.init_weights()
-        self.to(dtype=dtype)
+    not_decayed = ("alpha", "beta", "relative_position_bias_table")
 
-    def init_weights(self) -> None:
+    @staticmethod
+    def check(config: SwinConfig) -> None:
+        """Raise unless the sizes and names fit."""
+        check_choice("mixer", config.mixer, MIXERS)
+        if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
+            raise ValueError(
+                f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} "
+                "with mixer='conv'; leave them out, or build an acmix_swin model"
+            )
+        check_odd("kernel_size", config.kernel_size)
+        named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
+        if len({len(sizes) for sizes in named}) > 1 or not config.depths:
+            raise ValueError(
+                "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
+                f"same stages, got {', '.join(map(str, named))}"
+            )
+
+    def parts(self, config: SwinConfig) -> Parts:
+        """Return the parts: patches, and stages that begin by merging pixels."""
+        widths = config.embed_dims
+        return Parts(
+            stem=PatchEmbed(self.in_chans, widths[0]),
+            stage=partial(_stage, config),
+            norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+            widths=widths,
+            depths=config.depths,
+        )
+
+    def start(self, module: nn.Module) -> None:
         """Start what is linear in Swin at a narrow normal, and ACmix's convolution at the shifts.
 
         The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as torch starts them.
         """
-        start_transformer(self)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
-        super().reset_classifier(num_classes, global_pool)
-        self.head.apply(start_linear)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of alpha, beta and the bias tables, which are no weights of a map."""
-        return named_parameters_called(self, "alpha", "beta", "relative_position_bias_table")
+        start_transformer(module)
 
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
@@ -228,23 +198,19 @@ def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
     return F.pad(x, [0, right, 0, bottom])
 
 
-def _stages(config: SwinConfig) -> list[Stage]:
-    widths = config.embed_dims
-    rates = drop_path_rates(config.drop_path_rate, config.depths)
-    stages = []
-    for i, width in enumerate(widths):
-        down = PatchMerging(widths[i - 1], width) if i else nn.Identity()
-        blocks = [
-            SwinBlock(
-                width,
-                _mixer(config, stage=i, position=j),
-                mlp_ratio=config.mlp_ratio,
-                drop_path=rate,
-            )
-            for j, rate in enumerate(rates[i])
-        ]
-        stages.append(Stage(down, blocks))
-    return stages
+def _stage(config: SwinConfig, index: int, drop_path: list[float]) -> Stage:
+    width = config.embed_dims[index]
+    down = PatchMerging(config.embed_dims[index - 1], width) if index else nn.Identity()
+    blocks = [
+        SwinBlock(
+            width,
+            _mixer(config, stage=index, position=j),
+            mlp_ratio=config.mlp_ratio,
+            drop_path=rate,
+        )
+        for j, rate in enumerate(drop_path)
+    ]
+    return Stage(down, blocks)
 
 
 def _mixer(config: SwinConfig, *, stage: int, position: int) -> nn.Module:
@@ -266,23 +232,6 @@ def _mixer(config: SwinConfig, *, stage: int, position: int) -> nn.Module:
 def _windows(config: SwinConfig) -> tuple[int, ...]:
     size = config.window_size
     return (size,) * len(config.depths) if isinstance(size, int) else tuple(size)
-
-
-def _check(config: SwinConfig) -> None:
-    check_choice("mixer", config.mixer, MIXERS)
-    if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
-        raise ValueError(
-            f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} with "
-            "mixer='conv'; leave them out, or build an acmix_swin model"
-        )
-    check_rate("drop_path_rate", config.drop_path_rate)
-    check_odd("kernel_size", config.kernel_size)
-    named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
-    if len({len(sizes) for sizes in named}) > 1 or not config.depths:
-        raise ValueError(
-            "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
-            f"same stages, got {', '.join(map(str, named))}"
-        )
 
 
 def _cfg(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import statistics
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.layers import set_scriptable
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
@@ -333,20 +331,6 @@ def test_traces(name, build):
     model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 40)
     traced = torch.jit.trace(model, x, check_trace=False)  # compared below, on another image
     assert_close(traced(2 * x), model(2 * x), torch.float32)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.slow
-def test_scripts_and_the_saved_script_takes_any_size(name, build):
-    with set_scriptable(True):
-        model = build(name, num_classes=5)
-    stored = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), stored)
-    stored.seek(0)
-    scripted = torch.jit.load(stored)
-    for size in [(32, 32), (47, 64)]:
-        x = torch.randn(2, 3, *size)
-        assert_close(scripted(x), model(x), torch.float32)
 
 
 def test_drop_rates_act_in_training_alone(name, build):

@@ -20,7 +20,7 @@ from convattn.layers.attention import PatchwiseAttention
 from convattn.layers.block import PreNormBlock
 from tests.golden import relative_error
 from tests.layers.properties import randomise
-from tests.models.test_contract import BASELINES, LAYOUTS
+from tests.models.test_contract import LAYOUTS
 
 NANO = convattn.list_models("*nano*")
 NORMED = [name for name in NANO if "resnet" in name or "glnet" in name]  # all norms fold in them
@@ -232,17 +232,14 @@ def test_the_deployed_form_is_copied_and_pickled(name):
         assert torch.equal(other(x), y)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [(name, {}) for name in convattn.list_models("*_nano") if name not in BASELINES]
-    + [("glnet_nano", {"layer_scale": 0.1}), ("glnet_nano", {"token_labelling": True})],
-)
-@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
-def test_the_deployed_form_is_scripted(name, arguments):
-    deployed = convattn.reparameterize(trained(name, **arguments))
+@every_family
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
+def test_the_deployed_form_is_traced(name):
+    deployed = convattn.reparameterize(trained(name))
     x = images(48, 32)
-    assert relative_error(torch.jit.script(deployed)(x), deployed(x)) < 1e-10
+    traced = torch.jit.trace(deployed, x, check_trace=False)  # compared on another image
+    # A traced graph computes scales from sizes in single precision.
+    assert relative_error(traced(2 * x), deployed(2 * x)) < 1e-6
 
 
 @pytest.mark.slow
