@@ -1,4 +1,4 @@
-"""Backbones with a class token: its place beside the map, and its part in timm's contract."""
+"""Backbones with a class token beside the feature map."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ NORM_EPS = 1e-6
 class PositionEmbedding(nn.Module):
     """Add a learnt vector to each position, and put a class token beside the map.
 
-    ``y_p = x_p + e_p``; the token is ``c + e_0``. For another grid than its own, e is interpolated.
+    ``y_p = x_p + e_p``; the token is ``c + e_0``. For a map of another size, e is interpolated.
 
     Args:
         dim: channels.
-        grid: rows and columns of the map that it is made for.
-        class_token: whether there is one.
+        grid: rows and columns of e.
+        class_token: whether there is a class token.
         interpolation: "bilinear", or "bicubic" with antialiasing; corners are not aligned.
     """
 
@@ -49,7 +49,7 @@ class PositionEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start all at small random values."""
+        """Start the token and the positions at small random values."""
         for parameter in self.parameters():
             if not parameter.is_meta:
                 trunc_normal_(parameter, std=0.02)
@@ -107,7 +107,7 @@ class TokenBlock(nn.Module):
             return as_one_node(self, x, tokens)
         if tokens is None:
             return self._residuals(x, self.mixer(self.norm1(x))), None
-        # One column of tokens and pixels, as all but the mixer treats them alike.
+        # One column of tokens and pixels: all layers but the mixer treat them alike.
         T, H, W = tokens.shape[1], x.shape[2], x.shape[3]
         column = join(x, tokens)
         u = self.norm1(column)
@@ -150,7 +150,7 @@ class TokenStage(Stage):
                 x, tokens = checkpoint(block, x, tokens, use_reentrant=False)
             else:
                 x, tokens = block(x, tokens)
-        return self.norm(x), tokens  # the output of the norm is the stage's map, by name
+        return self.norm(x), tokens
 
 
 class TokenPool(nn.Module):
@@ -169,7 +169,7 @@ class TokenPool(nn.Module):
         self.pool = SelectAdaptivePool2d(pool_type=positions, flatten=bool(positions))
 
     def feat_mult(self) -> int:
-        """Return how many numbers are pooled of each channel."""
+        """Return the number of pooled features per channel."""
         return self.pool.feat_mult()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,15 +196,15 @@ class TokenPyramid(Pyramid):
     not_decayed = ("alpha", "beta", "cls_token", "pos_embed")
 
     def build(self, config: Any, global_pool: str | None, output_stride: int) -> None:
-        """Build what a `Pyramid` has, with the norm of each stage as the place of its map."""
+        """Build a `Pyramid`, and name the norm of each stage as the module that gives its map."""
         super().build(config, global_pool, output_stride)
         for info in self.feature_info:
-            info["module"] += ".norm"  # a stage gives its map and tokens, its norm the map alone
+            info["module"] += ".norm"  # a stage returns its map and tokens, its norm the map alone
 
     def start(self, module: nn.Module) -> None:
         """Start linear layers and 1x1 convolutions at a narrow normal, biases at zero.
 
-        Patch embeddings, spatial reductions and ACmix's convolution path start as they do alone.
+        Patch embeddings, spatial reductions and ACmix's convolution path start as in their modules.
         """
         start_transformer(module)
 
@@ -246,7 +246,7 @@ class TokenPyramid(Pyramid):
                 "global_pool='token' needs a class token, and this model has none (the convolution "
                 "alone, or stages pruned); use global_pool='avg'"
             )
-        like = "avg" if global_pool == "token" else global_pool  # as many features
+        like = "avg" if global_pool == "token" else global_pool  # with as many features
         head = super()._make_head(num_classes, like)
         head.global_pool = TokenPool(global_pool, self.num_prefix_tokens)
         return head

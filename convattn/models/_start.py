@@ -20,7 +20,7 @@ def start_narrow(model: nn.Module) -> None:
 def start_transformer(model: nn.Module) -> None:
     """Start linear layers and 1x1 convolutions at a narrow normal, their biases at zero.
 
-    Other convolutions, and the convolution path of ACmix, start as they do alone.
+    Other convolutions start as in torch, the convolution path of ACmix as in ACmix alone.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) or _is_pointwise(module):
@@ -37,7 +37,7 @@ def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _start(layer: nn.Linear | nn.Conv2d) -> None:
-    if layer.weight.is_meta:  # there is nothing to fill, and timm's function would take its time
+    if layer.weight.is_meta:  # nothing to fill, and timm's function is slow even so
         return
     trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:

@@ -18,10 +18,10 @@ from convattn.models._class_token import (
     TokenPyramid,
     TokenStage,
 )
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops._checks import check_positive
 
 PATCH = 16
@@ -29,16 +29,16 @@ PATCH = 16
 
 @dataclass(frozen=True)
 class DeiTConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dim: int  # channels
     num_heads: int
     depth: int = 12  # blocks
     mlp_ratio: float = 4.0
-    mix: str = "learned"  # of ACmix, as the next two
-    shift: str = "learned"
-    kernel_size: int = 3
-    img_size: int = 224  # side of the image that the position embedding is made for
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
+    img_size: int = 224  # side of the images that the position embedding is made for
     drop_path_rate: float = 0.1
 
 
@@ -55,10 +55,10 @@ VARIANTS: dict[str, DeiTConfig] = with_single_paths(
 
 
 class DeiT(TokenPyramid):
-    """Vision transformer whose blocks mix by ACmix with global attention.
+    """Vision transformer whose blocks have ACmix with global attention.
 
-    ``logits = Linear(LN(blocks([c; patches(x)] + e))_0)``, c the class token, e the positions. With
-    ``mix="attention"`` it is DeiT.
+    ``logits = Linear(LN(blocks([c; patches(x)] + e))_0)``, with class token c and positions e.
+    ``mix="attention"`` gives DeiT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
     map row by row; ``forward_intermediates`` and ``features_only`` give the map after each block,
@@ -71,8 +71,8 @@ class DeiT(TokenPyramid):
     ACmix (CVPR 2022, arXiv 2111.14556), "Generalization to Other Attention Modes", in DeiT (arXiv
     2012.12877). The paper trains no such model: the fully connected layer has a bias and alpha
     multiplies the attention after its output projection, as in the published Swin-ACmix; the class
-    token takes part in the attention alone. Rows and columns that do not fill a patch are not seen;
-    for other sizes the positions are interpolated, bicubic with antialiasing, as timm does.
+    token takes part in the attention alone. Rows and columns that do not fill a patch are ignored;
+    for other sizes the positions are interpolated, bicubic with antialiasing, as in timm.
     """
 
     output_strides = (PATCH,)

@@ -1,7 +1,7 @@
 """GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429).
 
 ``NAME_conv`` and ``NAME_attn`` are its ablations: GLMix blocks with the local or the global branch
-alone. The attention blocks of the "hybrid" and "mha" stages stay what they are.
+alone. The attention blocks of the "hybrid" and "mha" stages do not change.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from convattn.layers.attention_block import AttentionBlock
 from convattn.layers.folding import ChannelAffine, channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import check_stages
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models._start import start_narrow
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops._checks import check_choice
 
 BLOCKS = ("glmix", "hybrid", "mha")
@@ -31,12 +31,12 @@ STEMS = ("conv", "patch")
 
 @dataclass(frozen=True)
 class GLNetConfig:
-    """Everything that tells one GLNet from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...]  # channels of the stages
     depths: tuple[int, ...]  # blocks of the stages
-    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # their kinds
-    stem: str = "conv"  # "conv" 3x3 convolutions with norms, "patch" convolutions without overlap
+    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # kind of the stages' blocks
+    stem: str = "conv"  # 3x3 convolutions with norms; or "patch", convolutions without overlap
     pos_embed: bool = True  # depth-wise 3x3 position embedding in each block
     mlp_ratio: float = 3.0
     mlp_dwconv: bool = True  # depth-wise 3x3 convolution in each FFN
@@ -48,7 +48,7 @@ class GLNetConfig:
     kernel_size: int = 5  # of the local branch
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
-    token_labelling: bool = False  # a second classifier on every position
+    token_labelling: bool = False  # whether a second classifier works on every position
 
 
 _STL = GLNetConfig(
@@ -84,13 +84,13 @@ class GLNet(Pyramid):
     """Convolutions on pixels beside attention on a few slots, in a pyramid of four stages.
 
     ``logits = Linear(mean(BN(stages(stem(x)))))``; with token labelling
-    ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and evaluation alike, so
-    that every parameter has a gradient under any loss; `forward_token_labels` gives the two apart.
+    ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and in evaluation, so
+    that every parameter has a gradient; `forward_token_labels` returns the two terms.
 
     Arguments and errors are those of `Backbone`.
 
     GLMix (NeurIPS 2024, arXiv 2411.14429). Departures from the published code: ``num_features`` is
-    a number, the temperatures have shape (1,), any input size from 32 pixels is taken.
+    a number, the temperatures have shape (1,), images may have any size from 32 pixels.
     """
 
     not_decayed = ("slots", "slot_scale")
@@ -119,10 +119,10 @@ class GLNet(Pyramid):
         start_narrow(module)
 
     def reparameterize(self) -> None:
-        """Fold the norms of the stem into its convolutions; norm the mean, not the map.
+        """Fold the norms of the stem into its convolutions, and norm the mean instead of the map.
 
-        The mean of a normed map is the norm of its mean, so that ``forward`` needs no pass over
-        the map. What ``forward_features`` and `forward_intermediates` give is as before.
+        The mean of a normed map is the norm of its mean, so that ``forward`` norms one pixel.
+        ``forward_features`` and `forward_intermediates` return normed maps as before.
         """
         super().reparameterize()
         affine = channel_affine(self.norm)
@@ -148,19 +148,19 @@ class GLNet(Pyramid):
     def forward_token_labels(
         self, x: Tensor, box: tuple[int, int, int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what the token-labelling loss needs: the image's logits and each position's.
+        """Return the logits of the images and of each position, for the token-labelling loss.
 
         Args:
-            x: Images (B, in_chans, H, W).
-            box: Mix-token: (top, left, bottom, right), ends excluded, on the final grid. There the
-                stem's output is taken from the batch in reverse order, and the position logits are
-                put back in their place.
+            x: images (B, in_chans, H, W).
+            box: MixToken: (top, left, bottom, right), ends excluded, on the final grid. Within the
+                box the output of the stem comes from the batch in reverse order; the position
+                logits are swapped back.
 
         Returns:
             Logits (B, num_classes) of the mixed images; position logits (B, num_classes, h, w).
 
         Raises:
-            ValueError: If the model has no position head, or the box is not on the final grid.
+            ValueError: a model without a position head, or a box beyond the final grid.
         """
         if self.token_head is None:
             raise ValueError("this model has no position head; build it with token_labelling=True")
@@ -175,10 +175,10 @@ class GLNet(Pyramid):
         return super().forward_head(x), positions
 
     def set_slot_grid(self, grid: tuple[int, int]) -> None:
-        """Pool the slots of every block on another grid (rows, columns), trained or not.
+        """Pool the slots of every block on another grid (rows, columns).
 
         Raises:
-            ValueError: If the model has no pooled slots.
+            ValueError: a model without pooled slots.
         """
         mixers = [m for m in self.modules() if isinstance(m, GLMix) and m.slot_grid is not None]
         if not mixers:
@@ -259,7 +259,7 @@ def _check_box(box: tuple[int, int, int, int], size: Sequence[int]) -> None:
 
 
 def _swap(x: Tensor, box: tuple[int, int, int, int], scale: int = 1) -> Tensor:
-    """Take the box of each map from the batch in reverse order."""
+    """Replace the box of each map by the box of the batch in reverse order."""
     top, left, bottom, right = (scale * side for side in box)
     mixed = x.clone()
     mixed[..., top:bottom, left:right] = x.flip(0)[..., top:bottom, left:right]
@@ -272,7 +272,7 @@ def _cfg(name: str, config: GLNetConfig) -> dict[str, Any]:
     return pretrained_cfg(first_conv="stem.0", classifier=heads, image_size=size)
 
 
-_CONV_STEM = {1: 0, 2: 1, 4: 3, 5: 4}  # the published stem begins with a module without weights
+_CONV_STEM = {1: 0, 2: 1, 4: 3, 5: 4}  # the first module of the published stem has no weights
 _PATCH_STEM = {0: 0, 1: 1}
 
 
@@ -288,7 +288,7 @@ def _published_names(model: nn.Module) -> Renames:
 
 
 for _block_class in (GLMixBlock, AttentionBlock):
-    register_notrace_module(_block_class)  # they look at sizes: torch.fx takes them as one node
+    register_notrace_module(_block_class)  # they look at sizes: torch.fx makes each one node
 add_names(GLNet, _published_names)
 register_family(
     __name__,

@@ -19,29 +19,29 @@ from convattn.models._class_token import (
     TokenPyramid,
     TokenStage,
 )
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops._checks import check_positive
 
 PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
-EMBED_NORM_EPS = 1e-5  # PVT gives its own epsilon to the norms of blocks and of the end alone
+EMBED_NORM_EPS = 1e-5  # of the norms in patch embeddings; PVT's other norms have NORM_EPS
 
 
 @dataclass(frozen=True)
 class PVTConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
     embed_dims: tuple[int, ...] = (64, 128, 320, 512)  # their channels
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)
     reductions: tuple[int, ...] = (8, 4, 2, 1)  # of the map that keys and values come from
-    mix: str = "learned"  # of ACmix, as the next two
-    shift: str = "learned"
-    kernel_size: int = 3
-    img_size: int = 224  # side of the image that the position embeddings are made for
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
+    img_size: int = 224  # side of the images that the position embeddings are made for
     drop_path_rate: float = 0.1
 
 
@@ -63,10 +63,10 @@ VARIANTS: dict[str, PVTConfig] = {
 
 
 class PVT(TokenPyramid):
-    """Pyramid of transformer blocks, by attention to a reduced map or by ACmix with it.
+    """Pyramid of transformer blocks with attention to a reduced map, or with ACmix around it.
 
     ``logits = Linear(LN(stages(stem(x)))_0)``: a class token joins in the last stage, and the
-    classifier sees it alone. With ``mix="attention"`` it is PVT.
+    classifier reads the token alone. ``mix="attention"`` gives PVT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
     last map row by row; ``forward_intermediates`` and ``features_only`` give the maps at strides
@@ -76,11 +76,11 @@ class PVT(TokenPyramid):
     Arguments and errors are those of `Backbone`.
 
     PVT v1 (arXiv 2102.12122), section 3; ACmix (CVPR 2022, arXiv 2111.14556). As in PVT, rows and
-    columns that do not fill a patch are not seen. PVT-ACmix was not published as code. Our choice:
-    q has the resolution of the map, k and v that of the reduced one, repeated to the map's for the
-    convolution path; its fully connected layer has a bias, and alpha multiplies the attention after
-    its output projection, as in the published Swin-ACmix; the class token takes part in the
-    attention alone.
+    columns that do not fill a patch are ignored. The code of PVT-ACmix is not published. Our
+    choice: q has the resolution of the map, k and v that of the reduced map, and are repeated to
+    the size of the map for the convolution path; the fully connected layer has a bias, and alpha
+    multiplies the attention after its output projection, as in the published Swin-ACmix; the class
+    token takes part in the attention alone.
     """
 
     @staticmethod
@@ -151,7 +151,7 @@ def _mixer(config: PVTConfig, index: int) -> ACmix:
 
 
 def _grids(config: PVTConfig) -> list[int]:
-    """Return the side of each stage's map of the image that the positions are made for."""
+    """Return the side of each stage's map, for an image of ``img_size``."""
     sides = [config.img_size]
     for patch in PATCHES:
         sides.append(sides[-1] // patch)

@@ -14,10 +14,10 @@ from convattn.layers.acmix import ACmix
 from convattn.layers.folding import fold_pair
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import check_stages
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops._checks import check_map, check_rate
 
 NARROWEST = 32  # the attention works on a quarter of the channels, 8 of which share weights
@@ -25,14 +25,14 @@ NARROWEST = 32  # the attention works on a quarter of the channels, 8 of which s
 
 @dataclass(frozen=True)
 class SANConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
     embed_dims: tuple[int, ...] = (64, 256, 512, 1024, 2048)  # channels of the stages
-    window_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)  # patches of the stages' attention
-    mix: str = "attention"  # of ACmix, as the rest; the attention alone is SAN
-    shift: str = "learned"
-    kernel_size: int = 3
+    window_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)  # of the patches of the stages' attention
+    mix: str = "attention"  # an argument of ACmix; the attention alone is SAN
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
     drop_path_rate: float = 0.0
 
 
@@ -100,10 +100,10 @@ class SANBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def reparameterize(self) -> None:
-        """Fold the norm after ACmix into it, exactly, where ACmix can take a shift.
+        """Fold the norm after ACmix into ACmix, exactly, where ACmix can absorb a shift.
 
-        The attention alone cannot: its weights do not sum to one. The first norm stays: it follows
-        a sum that goes on beside the branch, and precedes a ReLU.
+        The attention alone cannot: its weights do not sum to one. The first norm stays: its input
+        is also added to the output of the branch, and a ReLU follows it.
         """
         fold_pair(self, "mixer", "norm2")
 
@@ -118,7 +118,7 @@ class SANBlock(nn.Module):
 
 
 class SAN(Pyramid):
-    """Five stages of residual blocks with patch-wise attention, alone or in ACmix.
+    """Five stages of residual blocks with patch-wise attention, or with ACmix around it.
 
     ``logits = Linear(mean(stages(ReLU(BN(W x)))))``; a stage is a 2x2 max-pool, a 1x1 convolution,
     its blocks, and ``ReLU(BN(x))``.
@@ -126,10 +126,10 @@ class SAN(Pyramid):
     Arguments and errors are those of `Backbone`.
 
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
-    the five stages have strides 2 to 32, rounded down as published; the first is no feature.
-    Departures: one-pixel maps reflect too, so that 32 pixels are enough. For ACmix in SAN there is
-    no published code: the paper's counts are 0.1 to 0.4 M parameters higher than those of this
-    reading. Everything starts as torch starts it, ACmix's group convolution at the shifts.
+    the five stages have strides 2 to 32, and their sizes are rounded down as published; the first
+    is not a feature. Departures: maps of one pixel are padded by reflection too, so that images of
+    32 pixels are enough. The code of ACmix in SAN is not published: the paper has 0.1 to 0.4 M
+    parameters more. All weights start as in torch, ACmix's group convolution at the shifts.
     """
 
     not_decayed = ("alpha", "beta")
@@ -201,7 +201,7 @@ _PUBLISHED_NAMES: Renames = (
     (r"fc\.(.*)", r"head.fc.\1"),
 )
 
-register_notrace_module(SANBlock)  # it looks at sizes: torch.fx takes it as one node
+register_notrace_module(SANBlock)  # it looks at sizes: torch.fx makes it one node
 add_names(SAN, lambda model: _PUBLISHED_NAMES)
 register_family(
     __name__,

@@ -1,4 +1,4 @@
-"""Swin with ACmix in place of window attention, and what it is compared with (arXiv 2111.14556)."""
+"""Swin with ACmix in place of window attention, and its baselines (arXiv 2111.14556)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from convattn.layers.acmix import ACmix
 from convattn.layers.block import PreNormBlock
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models._start import start_transformer
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops._checks import check_choice, check_odd
 from convattn.ops._reflection import ceil_divide
 
@@ -28,7 +28,7 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...] = (96, 192, 384, 768)  # channels of the stages
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the stages
@@ -36,8 +36,8 @@ class SwinConfig:
     window_size: int | tuple[int, ...] = 7  # of all stages, or of each
     mlp_ratio: float = 4.0
     mixer: str = "acmix"  # "conv" for a dense convolution in its place
-    mix: str = "learned"  # of ACmix, as the next
-    shift: str = "learned"
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
     kernel_size: int = 3  # of the convolution
     drop_path_rate: float = 0.0
 
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
         dim: channels of the output.
 
     Shape:
-        (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4)); zeros fill up the last patches.
+        (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4)); zeros pad the last patches.
     """
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -87,7 +87,7 @@ class PatchMerging(nn.Module):
         out_dim: channels of the output.
 
     Shape:
-        (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2)); zeros fill up the last pixels.
+        (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2)); zeros pad the last pixels.
     """
 
     def __init__(self, dim: int, out_dim: int) -> None:
@@ -104,7 +104,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinBlock(PreNormBlock):
-    """Residual block of a way of mixing positions, and a feed-forward network.
+    """Residual block of ACmix or a convolution, and a feed-forward network.
 
     ``x = x + mixer(LN(x));  x = x + FFN(LN(x))``
 
@@ -134,21 +134,22 @@ class SwinBlock(PreNormBlock):
 
 
 class Swin(Pyramid):
-    """Swin whose blocks mix by ACmix with window attention, shifted in every second block.
+    """Swin whose blocks have ACmix with window attention, shifted in every second block.
 
-    ``logits = Linear(mean(LN(stages(stem(x)))))``; with ``mix="attention"`` it is Swin.
+    ``logits = Linear(mean(LN(stages(stem(x)))))``; ``mix="attention"`` gives Swin.
 
     Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556) in Swin (arXiv 2103.14030). Departures from the published
-    code: any input size is taken. Patches, merged pixels and windows that the map does not fill
-    are filled with zeros, the windows' masked; the windows of a map no larger than they are not
-    shifted.
+    code: images may have any size. Zeros pad patches, merged pixels and windows at the border of
+    the map, and padded positions of windows are masked; windows are not shifted where the map is
+    no larger than one window.
 
-    In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, takes the place of
-    the attention with its projections. That has 39.1 M parameters, as the paper says (39 M), and
-    6.1 G multiply-adds, where the paper says 4.5 G. Both cannot be: its weights alone are applied
-    at 3136, 784, 196 and 49 positions, 3.1 G in all, beside 2.8 G of the unchanged FFNs.
+    In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, replaces the
+    attention with its projections. It has 39.1 M parameters (39 M in the paper) and 6.1 G
+    multiply-adds (4.5 G in the paper). The paper's two figures exclude each other: the weights of
+    the convolutions are applied at 3136, 784, 196 and 49 positions, which costs 3.1 G, and the
+    unchanged FFNs cost 2.8 G.
     """
 
     not_decayed = ("alpha", "beta", "relative_position_bias_table")
@@ -182,17 +183,17 @@ class Swin(Pyramid):
         )
 
     def start(self, module: nn.Module) -> None:
-        """Start what is linear in Swin at a narrow normal, and ACmix's convolution at the shifts.
+        """Start linear layers at a narrow normal, and ACmix's group convolution at the shifts.
 
-        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as torch starts them.
+        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as in torch.
         """
         start_transformer(module)
 
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
     """Add zeros below and on the right, so that ``step`` divides the sizes."""
-    # Symbolic sizes simplify so: H + (step * n - H) is step * n. And the padding is never skipped:
-    # a branch on the size would tie an exported graph to it.
+    # With symbolic sizes H + (step * n - H) simplifies to step * n. The padding is never skipped: a
+    # branch on the size would restrict an exported graph to that size.
     bottom = step * ceil_divide(x.shape[2], step) - x.shape[2]
     right = step * ceil_divide(x.shape[3], step) - x.shape[3]
     return F.pad(x, [0, right, 0, bottom])
@@ -257,7 +258,7 @@ def _published_names(model: nn.Module) -> Renames:
     )
 
 
-register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx takes it as one node
+register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx makes it one node
 add_names(Swin, _published_names)
 register_family(
     __name__,
