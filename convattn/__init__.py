@@ -1,7 +1,7 @@
 """Convolution and attention in one operator: ACmix, X-volution and GLMix."""
 
 from convattn.deploy import reparameterize as reparameterize
-from convattn.layers.acmix import ACmix as ACmix
+from convattn.layers.acmix.acmix import ACmix as ACmix
 from convattn.layers.conv2d import ACmixConv2d as ACmixConv2d
 from convattn.layers.conv2d import GLMixConv2d as GLMixConv2d
 from convattn.layers.conv2d import XVolutionConv2d as XVolutionConv2d

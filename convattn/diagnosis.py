@@ -19,8 +19,8 @@ import torch
 
 import convattn
 from convattn import machine
-from convattn.ops._processor import onednn_computes, vector_instructions
 from convattn.ops.kernels.native.library import status
+from convattn.ops.processor import onednn_computes, vector_instructions
 from convattn.ops.self_check import Check, self_check
 from convattn.requirements import Need, needs
 

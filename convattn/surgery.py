@@ -15,14 +15,14 @@ import torch
 from timm.models import register_notrace_module
 from torch import fx, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_choice
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attached import carry_attributes, hooks_of, losses, obstacle
 from convattn.layers.conv2d import ConvBeside
 from convattn.layers.conv2d_like import Conv2dLike, follow
 from convattn.layers.glmix import GLMix
 from convattn.layers.holders import held
 from convattn.layers.xvolution import XVolution
-from convattn.ops._checks import check_choice
 
 Factory = Callable[[nn.Conv2d], nn.Module]
 Predicate = Callable[[str, nn.Module], bool]

@@ -26,13 +26,11 @@ TESTS = (
     f"{_MODELS}_is_close_in_half_precision",
     f"{_MODELS}_computes_the_same",
 )
-# Triton's interpreter, TorchScript and the making of the library do not.
+# Triton's interpreter and the making of the library do not.
 LEFT_OUT = (
-    "tests/layers/test_script.py",
-    "tests/ops/test_script.py",
-    "tests/ops/kernels/test_cosine.py",
-    "tests/ops/kernels/test_neighbours.py",
-    "tests/ops/kernels/test_native_library.py",
+    "tests/ops/kernels/triton/test_cosine.py",
+    "tests/ops/kernels/triton/test_neighbours.py",
+    "tests/ops/kernels/native/test_library.py",
 )
 
 

@@ -83,7 +83,7 @@ def _check(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"{type(model).__name__} is a script, whose code is fixed: call reparameterize on the "
-            "model first, then torch.jit.script or trace the result"
+            "model first, then trace or export the result"
         )
     for kind in filter(None, map(synchroniser, model.modules())):
         raise ValueError(

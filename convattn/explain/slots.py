@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.layers.glmix import GLMix
-from convattn.ops.glmix import kmeans_clustering, pool_slots
+from convattn.ops.glmix.slots import kmeans_clustering, pool_slots
 from convattn.ops.reference import glmix as reference
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from convattn.checks import check_positive
 from convattn.models import create_model
-from convattn.ops._checks import check_positive
 
 
 class PyramidBackbone(nn.Module):

@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_choice
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
-from convattn.ops._checks import check_choice
 
 try:
     import ultralytics

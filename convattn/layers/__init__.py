@@ -1,13 +1,13 @@
 """Modules on maps (B, C, H, W): parameters, and one call into the operators."""
 
-from convattn.layers.acmix import ACmix as ACmix
-from convattn.layers.attention import GlobalAttention as GlobalAttention
-from convattn.layers.attention import PatchwiseAttention as PatchwiseAttention
-from convattn.layers.attention import SlidingWindowAttention as SlidingWindowAttention
-from convattn.layers.attention import SpatialReductionAttention as SpatialReductionAttention
-from convattn.layers.attention import WindowAttention as WindowAttention
-from convattn.layers.attention_block import AttentionBlock as AttentionBlock
-from convattn.layers.attention_part import AttentionPart as AttentionPart
+from convattn.layers.acmix.acmix import ACmix as ACmix
+from convattn.layers.attention.block import AttentionBlock as AttentionBlock
+from convattn.layers.attention.part import AttentionPart as AttentionPart
+from convattn.layers.attention.parts import GlobalAttention as GlobalAttention
+from convattn.layers.attention.parts import PatchwiseAttention as PatchwiseAttention
+from convattn.layers.attention.parts import SlidingWindowAttention as SlidingWindowAttention
+from convattn.layers.attention.parts import SpatialReductionAttention as SpatialReductionAttention
+from convattn.layers.attention.parts import WindowAttention as WindowAttention
 from convattn.layers.block import PreNormBlock as PreNormBlock
 from convattn.layers.conv2d import ACmixConv2d as ACmixConv2d
 from convattn.layers.conv2d import ConvBeside as ConvBeside

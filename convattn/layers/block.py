@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
+from convattn.checks import check_divisible, check_map, check_positive, check_rate
 from convattn.layers.ffn import ConvMlp, depthwise
 from convattn.layers.folding import fold_identity, fold_scale
 from convattn.layers.norm import LayerNorm2d, add_and_norm
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import check_divisible, check_map, check_positive, check_rate
 
 NORM_EPS = 1e-6
 
@@ -88,24 +87,15 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
+        if is_traced(x):
+            return as_one_node(self, x)
         check_map(x, channels=self.dim)
         context = x
         if self.pos_embed is not None:
             x = self.pos_embed(x).to(x.dtype) if self.folded else x + self.pos_embed(x)
         mixed = self.drop_path1(self.ls1(self.mix(self.norm1(x), context)))
-        x, normed = self._add_and_norm(x, _in_type_of(x, mixed))
+        x, normed = add_and_norm(x, _in_type_of(x, mixed), self.norm2)
         return x + _in_type_of(x, self.drop_path2(self.ls2(self.mlp(normed))))
-
-    def _add_and_norm(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            x = x + branch
-            return x, self.norm2(x)
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return add_and_norm(x, branch, self.norm2)
 
 
 def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:

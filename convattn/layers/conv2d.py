@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.conv2d_like import (
     Conv2dLike,
     conv2d_size,
@@ -173,7 +173,7 @@ class ConvBeside(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        self.conv: Any = conv  # or None, where ``op`` has taken it over
+        self.conv: Any = conv  # None where ``op`` has taken it over
         self.op = op
         weight = conv.weight
         self.gamma: Any = nn.Parameter(
@@ -184,12 +184,11 @@ class ConvBeside(nn.Module):
         """Map (B, C_in, H, W) to what the convolution gives."""
         if self.conv is None:
             return self.op(x)
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            y, beside = self.conv(x), within_range(self.op(x))
-            if self.gamma is not None:
-                beside = self.gamma[:, None, None] * beside
-            # Under autocast gamma, kept in float32, would widen everything that follows.
-            return y + beside.to(y.dtype)
+        y, beside = self.conv(x), within_range(self.op(x))
+        if self.gamma is not None:
+            beside = self.gamma[:, None, None] * beside
+        # Under autocast gamma, kept in float32, would widen everything that follows.
+        return y + beside.to(y.dtype)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

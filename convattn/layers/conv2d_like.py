@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from convattn.ops._checks import check_odd
+from convattn.checks import check_odd
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,7 +44,7 @@ class ConvSize:
 class Conv2dLike(nn.Module):
     """What `ACmix`, `XVolution` and `GLMix` share: each can be made from a convolution."""
 
-    if TYPE_CHECKING:  # TorchScript reads the annotations of a class
+    if TYPE_CHECKING:
         in_chans: int
         out_chans: int
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convattn.checks import check_map, check_odd, check_positive
 from convattn.layers.bare import is_unseen
 from convattn.layers.folding import fold_identity
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import check_map, check_odd, check_positive
-from convattn.ops._depthwise import depthwise_conv2d
-from convattn.ops._fused_conv import conv2d_gelu, fuses
+from convattn.ops.convolution.depthwise import depthwise_conv2d
+from convattn.ops.convolution.gelu import conv2d_gelu, fuses
 
 # Pixels that the network takes at a time where no gradient is wanted: some images of a batch. The
 # wide map between its layers never has more, but for one image that is larger, and its memory,
@@ -50,15 +50,10 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
+        if is_traced(x):
+            return as_one_node(self, x)
         check_map(x, channels=self.fc1.in_channels)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return self.fc2(self._hidden(x))
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return self._in_parts(x)
+        return self._in_parts(x)
 
     def _hidden(self, x: Tensor) -> Tensor:
         z = self.fc1(x)
@@ -66,7 +61,6 @@ class ConvMlp(nn.Module):
             z = self.dwconv(z) if self.folded else z + self.dwconv(z)
         return self.act(z)
 
-    @torch.jit.unused
     def _in_parts(self, x: Tensor) -> Tensor:
         if not self._may_part(x):  # asked first: sizes may be symbols where it may not
             return self.fc2(self._fused_hidden(x))
@@ -78,7 +72,6 @@ class ConvMlp(nn.Module):
             out[i : i + images] = self.fc2(self._fused_hidden(x[i : i + images]))
         return out
 
-    @torch.jit.unused
     def _may_part(self, x: Tensor) -> bool:
         """Whether nobody sees that the layers take some images after others.
 
@@ -90,7 +83,6 @@ class ConvMlp(nn.Module):
                 return False
         return fuses(x, *(self.parameters() if torch.is_grad_enabled() else ()))
 
-    @torch.jit.unused
     def _fused_hidden(self, x: Tensor) -> Tensor:
         if self.dwconv is None:
             return _activated(self.fc1, self.act, x)

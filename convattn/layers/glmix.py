@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from convattn.layers._scalars import accept_scalars
+from convattn.checks import check_choice, check_map, check_odd, check_positive
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.layers.heads import HeadAttention
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import (
-    check_choice,
-    check_map,
-    check_odd,
-    check_positive,
-)
-from convattn.ops.glmix import (
+from convattn.layers.scalars import accept_scalars
+from convattn.ops.glmix.slots import (
     MIX_BACKENDS,
     check_grid,
     cluster_and_dispatch,
     dispatch,
     kmeans_clustering,
     pool_slots,
-    soft_clustering,
 )
 
 SLOT_INITS = ("pooled", "learned")
@@ -74,8 +68,6 @@ class GLMix(Conv2dLike):
     sequence open: local first is our choice.
     """
 
-    __jit_unused_properties__: ClassVar = ["slot_grid"]  # TorchScript compiles the others
-
     def __init__(
         self,
         in_chans: int,
@@ -117,8 +109,8 @@ class GLMix(Conv2dLike):
         self.branches = branches
         self.backend = backend
         self._slot_grid: tuple[int, int] | None = None
-        self.slot_attn: Any = None  # or an Attention: TorchScript wants every name to be there
-        self.local: Any = None  # or its convolutions
+        self.slot_attn: Any = None  # a HeadAttention, but for branches="local"
+        self.local: Any = None  # an nn.Sequential, but for branches="global"
         if branches != "local":
             if num_heads is None and head_dim is None:
                 num_heads = fewer_heads(in_chans, in_chans // HEAD_DIM)
@@ -162,10 +154,8 @@ class GLMix(Conv2dLike):
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x, context)
+        if is_traced(x):
+            return as_one_node(self, x, context)
         check_map(x, channels=self.in_chans)
         if context is None:
             context = x
@@ -207,22 +197,22 @@ class GLMix(Conv2dLike):
     def _mix(self, x: Tensor, context: Tensor) -> Tensor:
         if self.local is None:
             return self._global(x, context, self.stride)
-        elif self.slot_attn is None:  # noqa: RET505  # TorchScript compiles what follows a return
+        if self.slot_attn is None:
             return self.local(x)
-        elif self.branches == "sequential":
+        if self.branches == "sequential":
             return self._global(self.local(x), context, 1)
-        else:
-            return self._global(x, context, self.stride) + self.local(x)
+        return self._global(x, context, self.stride) + self.local(x)
 
     def _global(self, u: Tensor, context: Tensor, stride: int) -> Tensor:
         assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
         backend = "auto" if self.backend == "shared" else self.backend
         if self.clustering == "soft":
-            if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-                return self._soft(prototypes, u, stride)
-            slots = soft_clustering(prototypes, u, self.slot_scale, backend=backend)
-        elif self.clustering == "kmeans":
+            scale, attend = self.slot_scale, self.slot_attn
+            return cluster_and_dispatch(
+                prototypes, u, scale, attend, stride=stride, backend=self.backend
+            )
+        if self.clustering == "kmeans":
             slots = prototypes = kmeans_clustering(prototypes, u, self.kmeans_iterations)
         else:
             assert self._slot_grid is not None
@@ -230,11 +220,6 @@ class GLMix(Conv2dLike):
         if stride > 1:
             u = u[:, :, ::stride, ::stride]
         return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=backend)
-
-    @torch.jit.unused
-    def _soft(self, prototypes: Tensor, u: Tensor, stride: int) -> Tensor:
-        scale, attend, backend = self.slot_scale, self.slot_attn, self.backend
-        return cluster_and_dispatch(prototypes, u, scale, attend, stride=stride, backend=backend)
 
     def _initial_slots(self, u: Tensor, context: Tensor) -> Tensor:
         if self._slot_grid is None:

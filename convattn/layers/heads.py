@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
-from convattn.ops._heads import attend_heads
-from convattn.ops._linear import linear
+from convattn.ops.tokens.heads import attend_heads
+from convattn.ops.tokens.linear import linear
 
 
 class HeadAttention(nn.Module):
@@ -18,7 +17,7 @@ class HeadAttention(nn.Module):
         num_heads: heads, which divide the channels.
 
     It has the parameters of timm's ``Attention``; queries meet keys on a path of
-    `convattn.ops._heads`.
+    `convattn.ops.tokens.heads`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -29,12 +28,8 @@ class HeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, dim) to (B, N, dim)."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return self.proj(attend_heads(self.qkv(x), self.num_heads))
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
+        return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
 
-    @torch.jit.unused
     def _call(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Call a layer, or compute what it would where nobody sees that."""
         if type(layer) is not nn.Linear or not is_unseen(layer):

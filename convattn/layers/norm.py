@@ -8,7 +8,7 @@ from timm.layers import fast_layer_norm
 from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
-from convattn.ops._layer_norm import add_layer_norm_2d, layer_norm_2d
+from convattn.ops.tokens.layer_norm import add_layer_norm_2d, layer_norm_2d
 
 # They look at types: torch.fx takes each as one node.
 torch.fx.wrap("layer_norm_2d")
@@ -20,7 +20,7 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
 
     ``y = (x - mean) / sqrt(variance + eps) * weight + bias``, over the channels of each pixel
 
-    See `convattn.ops._layer_norm`.
+    See `convattn.ops.tokens.layer_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convattn.checks import check_choice, check_divisible, check_map, check_odd, check_positive
 from convattn.layers.conv2d_like import (
     Conv2dLike,
     ConvSize,
@@ -19,20 +20,13 @@ from convattn.layers.conv2d_like import (
 from convattn.layers.ffn import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops._checks import (
-    check_choice,
-    check_divisible,
-    check_map,
-    check_odd,
-    check_positive,
-)
-from convattn.ops.attention import global_attention
-from convattn.ops.xvolution import BACKENDS, pixel_shift_attention
+from convattn.ops.global_.attention import GLOBAL, global_attention
+from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT, pixel_shift_attention
 
 NUM_HEADS = 4
 
 # Attention and the paths that its operator has.
-ATTENTIONS = {"pssa": BACKENDS, "sa": ("sdpa", "reference")}
+ATTENTIONS = {"pssa": PIXEL_SHIFT.backends, "sa": GLOBAL.backends}
 
 
 class XVolution(Conv2dLike):
@@ -121,10 +115,8 @@ class XVolution(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
+        if is_traced(x):
+            return as_one_node(self, x)
         check_map(x, channels=self.in_chans)
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:

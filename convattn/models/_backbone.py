@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from convattn.ops._checks import check_choice, check_positive, check_rate
+from convattn.checks import check_choice, check_positive, check_rate
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 

@@ -12,16 +12,16 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention import prepend_tokens
+from convattn.checks import check_rate
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.parts import prepend_tokens
 from convattn.layers.ffn import ConvMlp
 from convattn.layers.norm import LayerNorm2d, add_and_norm
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import POOLS
 from convattn.models._pyramid import Pyramid, Stage
 from convattn.models._start import start_transformer
-from convattn.ops._checks import check_rate
-from convattn.ops._resize import resize
+from convattn.ops.resampling.resize import resize
 
 NORM_EPS = 1e-6
 

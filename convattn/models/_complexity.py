@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convattn.models._registry import create_model
-from convattn.ops import use_backend
+from convattn.ops.dispatch import use_backend
 
 _TABLE = Path(__file__).with_name("papers.csv")
 

@@ -13,9 +13,9 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from convattn.checks import check_map, check_positive
 from convattn.layers.folding import fold_sequence
 from convattn.models._backbone import Backbone, check_pool, placed
-from convattn.ops._checks import check_map, check_positive
 
 
 class Stage(nn.Module):

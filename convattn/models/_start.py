@@ -7,7 +7,7 @@ from typing import TypeGuard
 from timm.layers import trunc_normal_
 from torch import nn
 
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 
 
 def start_narrow(model: nn.Module) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention import GlobalAttention
+from convattn.checks import check_positive
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.parts import GlobalAttention
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._class_token import (
     NORM_EPS,
@@ -22,7 +23,6 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models.official import Renames, add_names, checkpoint_filter
-from convattn.ops._checks import check_positive
 
 PATCH = 16
 

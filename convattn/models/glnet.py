@@ -14,7 +14,8 @@ from typing import Any
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.layers.attention_block import AttentionBlock
+from convattn.checks import check_choice
+from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.folding import ChannelAffine, channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import check_stages
@@ -23,7 +24,6 @@ from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models._start import start_narrow
 from convattn.models.official import Renames, add_names, checkpoint_filter
-from convattn.ops._checks import check_choice
 
 BLOCKS = ("glmix", "hybrid", "mha")
 STEMS = ("conv", "patch")

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.glmix import GLMixBlock
 from convattn.models._weight_files import listed, read, sha256, unwrap
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from convattn.layers.acmix import ACmix
-from convattn.layers.attention import SpatialReductionAttention
+from convattn.checks import check_positive
+from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.attention.parts import SpatialReductionAttention
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._backbone import check_stages
 from convattn.models._class_token import (
@@ -23,7 +24,6 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models.official import Renames, add_names, checkpoint_filter
-from convattn.ops._checks import check_positive
 
 PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
 EMBED_NORM_EPS = 1e-5  # of the norms in patch embeddings; PVT's other norms have NORM_EPS

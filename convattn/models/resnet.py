@@ -11,7 +11,8 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_choice
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
 from convattn.models._backbone import Backbone, check_pool, check_stages
@@ -19,7 +20,6 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import as_list
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models.official import checkpoint_filter
-from convattn.ops._checks import check_choice
 
 
 class FoldingBasicBlock(BasicBlock):

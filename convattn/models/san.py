@@ -10,7 +10,8 @@ from timm.layers import DropPath
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_map, check_rate
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.folding import fold_pair
 from convattn.layers.one_node import as_one_node, is_traced
 from convattn.models._backbone import check_stages
@@ -18,7 +19,6 @@ from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models.official import Renames, add_names, checkpoint_filter
-from convattn.ops._checks import check_map, check_rate
 
 NARROWEST = 32  # the attention works on a quarter of the channels, 8 of which share weights
 

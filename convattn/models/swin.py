@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.layers.acmix import ACmix
+from convattn.checks import check_choice, check_odd
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.block import PreNormBlock
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._pretrained import pretrained_cfg
@@ -18,8 +19,7 @@ from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models._start import start_transformer
 from convattn.models.official import Renames, add_names, checkpoint_filter
-from convattn.ops._checks import check_choice, check_odd
-from convattn.ops._reflection import ceil_divide
+from convattn.ops.positions import ceil_divide
 
 MIXERS = ("acmix", "conv")
 NORM_EPS = 1e-5

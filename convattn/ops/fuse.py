@@ -9,13 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convattn.ops._checks import check_divisible, check_odd
-from convattn.ops._script import scriptable
+from convattn.checks import check_divisible, check_odd
 
 
-@scriptable(
-    "(int kernel_size, int out_chans, *, Device? device=None, ScalarType? dtype=None) -> Tensor"
-)
 def shift_kernels(
     kernel_size: int,
     out_chans: int,

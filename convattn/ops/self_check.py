@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops._backend import use_backend
-from convattn.ops._layer_norm import layer_norm_2d
-from convattn.ops.attention import sliding_window_attention, window_attention
-from convattn.ops.glmix import cluster_and_dispatch, pool_slots
-from convattn.ops.xvolution import pixel_shift_attention
+from convattn.ops.dispatch import use_backend
+from convattn.ops.glmix.slots import cluster_and_dispatch, pool_slots
+from convattn.ops.sliding.attention import sliding_window_attention
+from convattn.ops.tokens.layer_norm import layer_norm_2d
+from convattn.ops.windows.attention import window_attention
+from convattn.ops.xvolution.pixel_shift import pixel_shift_attention
 
 # The largest difference, as a share of the largest number, that rounding explains.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}

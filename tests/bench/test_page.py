@@ -24,7 +24,7 @@ from convattn.bench.floor import Peak
 from convattn.bench.record import new_document, to_json
 from convattn.bench.statistics import summarize
 from convattn.models import list_models
-from convattn.ops._fused_conv import has_kernel
+from convattn.ops.convolution.gelu import has_kernel
 from convattn.ops.kernels.native.library import available
 
 PAGE = DOCS / "performance.md"

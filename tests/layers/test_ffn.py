@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from convattn.layers import ConvMlp, ffn
-from convattn.ops._fused_conv import has_kernel
+from convattn.ops.convolution.gelu import has_kernel
 from tests.compare import assert_close
 from tests.layers.properties import LayerProperties, randomise
 from tests.memory import peak_memory

@@ -192,7 +192,6 @@ def test_a_factor_of_an_operator_beside_a_convolution_folds(build):
     assert deployed.gamma is None
     assert (deployed.conv is None) == (build is XVolution)
     assert_close(deployed(x), layer(x), torch.float64)
-    assert_close(torch.jit.script(deployed)(x), layer(x), torch.float64)
 
 
 @pytest.mark.parametrize("build", [ACmix, XVolution, GLMix])

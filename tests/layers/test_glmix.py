@@ -254,7 +254,7 @@ def test_a_stride_gives_the_pixels_that_are_kept(branches, clustering):
 
 def test_a_stride_gives_slots_to_no_other_pixels(monkeypatch):
     seen: list[torch.Size] = []
-    module = sys.modules["convattn.ops.glmix"]
+    module = sys.modules["convattn.ops.glmix.slots"]
     dispatch = ops.dispatch
 
     def spy(prototypes: Any, slots: Any, u: Any, *rest: Any, **options: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Iterator
 
@@ -90,21 +89,6 @@ def test_autocast_follows_timms():
             y, expected = ours(x), theirs(x)
             assert y.dtype == expected.dtype
             assert torch.equal(y, expected)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("fast", [False, True])
-def test_a_script_gives_values_and_gradients(fast):
-    ours, _ = _pair()
-    ours._fast_norm = fast
-    scripted, stored = torch.jit.script(ours), io.BytesIO()
-    torch.jit.save(scripted, stored)
-    stored.seek(0)
-    for other in (scripted, torch.jit.load(stored)):
-        assert_same(other, ours, [_map()])
-        with torch.no_grad():
-            x = _map()
-            assert_close(other(x), ours(x), torch.float32)
 
 
 def test_a_symbolic_trace_keeps_it_in_one_node():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import convattn
-from convattn.layers.attention_block import AttentionBlock
+from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models.glnet import VARIANTS, GLNet
 from tests.compare import assert_close

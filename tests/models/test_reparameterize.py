@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import convattn
 from convattn import ACmix
 from convattn.layers import ConvMlp
-from convattn.layers.attention import PatchwiseAttention
+from convattn.layers.attention.parts import PatchwiseAttention
 from convattn.layers.block import PreNormBlock
 from tests.golden import relative_error
 from tests.layers.properties import randomise

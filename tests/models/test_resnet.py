@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import convattn
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.xvolution import XVolution
 from convattn.models.resnet import BASELINES, VARIANTS, XVOLUTIONS
 from convattn.ops.fuse import shift_kernels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import convattn
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 from convattn.models.san import VARIANTS, SANBlock
 from convattn.ops.fuse import shift_kernels
 from tests.compare import assert_close

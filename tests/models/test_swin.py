@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import convattn
-from convattn.layers.acmix import ACmix
+from convattn.layers.acmix.acmix import ACmix
 from convattn.models.swin import VARIANTS, PatchEmbed, PatchMerging, Swin
 from convattn.ops.fuse import shift_kernels
 from tests.compare import assert_close

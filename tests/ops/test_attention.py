@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn import ops
-from convattn.ops.attention import neighbourhoods
+from convattn.ops.patchwise.aggregate import neighbourhoods
 from tests.compare import assert_close, assert_same
 from tests.memory import largest_tensor, saved_for_backward
 from tests.ops.properties import OperatorProperties

@@ -15,12 +15,12 @@ def sliding_window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    position: Tensor | None = None,
     *,
     num_heads: int,
     window_size: int,
     stride: int,
     dilation: int,
-    position: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """Copy the K x K keys and values of every query, then softmax over them.
@@ -45,11 +45,11 @@ def window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: Tensor | None = None,
     *,
     num_heads: int,
     window_size: int,
     shift: tuple[int, int],
-    bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """Attend window by window; one that hangs over the border has fewer pixels."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convattn.checks import check_choice
 from convattn.data import (
     READABLE,
     DataSource,
@@ -24,7 +25,6 @@ from convattn.data import (
     reread,
     shown,
 )
-from convattn.ops._checks import check_choice
 from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,

@@ -10,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from convattn.ops._checks import check_choice
+from convattn.checks import check_choice
 from convattn.tasks.classification.config import TrainConfig
 
 

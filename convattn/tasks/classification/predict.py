@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convattn.checks import check_positive
 from convattn.data import (
     SET_RANGE,
     BrokenFile,
@@ -31,7 +32,6 @@ from convattn.data import (
 )
 from convattn.data.names import counted
 from convattn.data.value_range import named
-from convattn.ops._checks import check_positive
 from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,

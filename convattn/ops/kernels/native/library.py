@@ -59,6 +59,13 @@ def available() -> bool:
     return _found().library is not None
 
 
+@torch.compiler.assume_constant_result
+def why_not_available() -> str | None:
+    """Return why the kernels cannot be had here, or None; the first call compiles them."""
+    found = _found()
+    return None if found.library is not None else f"{found.reason} (`convattn doctor` shows more)"
+
+
 def library() -> ctypes.CDLL:
     """Return the compiled kernels.
 

@@ -11,8 +11,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from convattn.ops._backend import Case, unwatched
 from convattn.ops.kernels.native.library import available, library
+from convattn.ops.old_dispatch import Case, unwatched
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WIDTH = 1 << 13  # of a row that is normed: a few lie on the stack

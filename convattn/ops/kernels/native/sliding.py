@@ -13,10 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convattn.ops._reflection import ceil_divide
-from convattn.ops._sliding_operator import empty_channels_last, register
-from convattn.ops.kernels.native.library import library
+from convattn.ops.kernels.native.library import library, why_not_available
 from convattn.ops.kernels.native.maps import Map
+from convattn.ops.positions import ceil_divide
+from convattn.ops.registration import empty_channels_last, register
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_WINDOW = 32
@@ -52,7 +52,6 @@ def native_forward(
     scale: float,
 ) -> Tensor:
     """Return the answers in q's type."""
-    check(q.dtype, window_size, dilation)
     out = empty_channels_last(q)
     k, v = k.to(q.dtype), v.to(q.dtype)
     sizes = _sizes(q, k, num_heads, window_size, stride, dilation)
@@ -73,7 +72,6 @@ def native_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by q, k and v; that by the position is a sum of that by k."""
-    check(q.dtype, window_size, dilation)
     by_q = empty_channels_last(q)
     # Added to from several rows of queries: in float32, and rounded once.
     by_k, by_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
@@ -85,26 +83,16 @@ def native_backward(
     return by_q, by_k.to(kinds[0]), by_v.to(kinds[1])
 
 
-def takes(dtype: torch.dtype, window_size: int, dilation: int) -> bool:
-    """Whether the kernels compute in this type with such a window."""
-    reach = dilation * (window_size - 1)
-    return dtype in DTYPES and window_size <= MOST_WINDOW and reach <= MOST_REACH
-
-
-def check(dtype: torch.dtype, window_size: int, dilation: int) -> None:
-    """Raise unless the kernels compute in this type with such a window.
-
-    Raises:
-        ValueError: they do not.
-    """
+def refuses(dtype: torch.dtype, window_size: int, dilation: int) -> str | None:
+    """Return why the kernels cannot compute in this type with such a window; None if they can."""
     if dtype not in DTYPES:
-        raise ValueError(f"backend 'native' computes float32 and bfloat16, got {dtype}; use 'auto'")
-    if not takes(dtype, window_size, dilation):
-        raise ValueError(
-            f"backend 'native' has windows of up to {MOST_WINDOW} pixels, at most {MOST_REACH} "
-            f"from the first to the last, got window_size={window_size}, dilation={dilation}; "
-            "use 'auto'"
+        return f"it computes float32 and bfloat16, got {dtype}"
+    if window_size > MOST_WINDOW or dilation * (window_size - 1) > MOST_REACH:
+        return (
+            f"it has windows of up to {MOST_WINDOW} pixels, at most {MOST_REACH} from the first to "
+            f"the last, got window_size={window_size}, dilation={dilation}"
         )
+    return why_not_available()
 
 
 def _sizes(

@@ -1,0 +1,129 @@
+"""What the convolution path of ACmix takes, and what it says of anything else.
+
+J groups of d channels each, of q, then of k, then of v; K^2 maps and N outputs per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from convattn.checks import check_divisible, check_map, check_odd, check_positive, check_tensor
+
+
+def check_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor | None,
+    head_dim: int,
+    stride: int,
+    dilation: int,
+) -> int:
+    """Raise unless the maps are groups that the layer takes; return their number J."""
+    groups = check_maps(q, k, v, head_dim, stride, dilation)
+    check_layer(fc_weight, fc_bias, groups, head_dim)
+    return groups
+
+
+def check_layer(fc_weight: Tensor, fc_bias: Tensor | None, groups: int, head_dim: int) -> None:
+    """Raise unless the fully connected layer takes J groups."""
+    check_tensor("fc_weight", fc_weight)
+    if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
+        raise ValueError(
+            f"fc_weight must take the {groups} groups of {head_dim} channels in q, k and v and "
+            f"have shape (K^2, {groups}) or (K^2, {groups}, 1, 1), got {tuple(fc_weight.shape)}"
+        )
+    if fc_bias is not None:
+        check_tensor("fc_bias", fc_bias)
+        if fc_bias.shape != fc_weight.shape[:1]:
+            raise ValueError(
+                f"fc_bias must have shape ({fc_weight.shape[0]},), one for each map that "
+                f"fc_weight gives, got {tuple(fc_bias.shape)}"
+            )
+
+
+def check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dilation: int) -> int:
+    """Raise unless the maps are of one size, in groups of d channels; return their number J."""
+    check_positive("stride", stride)
+    check_positive("dilation", dilation)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_map(x, name)
+    groups = check_widths([q.shape[1], k.shape[1], v.shape[1]], head_dim)
+    if not q.shape[2:] == k.shape[2:] == v.shape[2:]:
+        raise ValueError(
+            f"q, k and v must have one size, got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
+    return groups
+
+
+def check_widths(channels: Sequence[int], head_dim: int) -> int:
+    """Raise unless q, k and v are groups of d channels; return their number J."""
+    for name, width in zip("qkv", channels, strict=True):
+        check_divisible(f"channels of {name}", width, "head_dim", head_dim)
+    return sum(width // head_dim for width in channels)
+
+
+def check_kernels(dep_weight: Tensor, maps: int, head_dim: int) -> None:
+    """Raise unless these are square, odd kernels for ``maps`` maps, as many for each channel."""
+    check_tensor("dep_weight", dep_weight)
+    if dep_weight.dim() != 4 or dep_weight.shape[2] != dep_weight.shape[3]:
+        raise ValueError(
+            f"dep_weight must have shape (d N, K^2, K, K), got {tuple(dep_weight.shape)}"
+        )
+    outputs, taken, kernel_size, _ = dep_weight.shape
+    check_odd("kernel size of dep_weight", kernel_size)
+    if taken != maps:
+        raise ValueError(
+            f"dep_weight must take the {maps} maps that fc_weight gives, "
+            f"got shape {tuple(dep_weight.shape)}"
+        )
+    check_divisible("outputs of dep_weight", outputs, "head_dim", head_dim)
+
+
+def check_folded(kernels: Tensor, groups: int, head_dim: int) -> None:
+    """Raise unless these are square, odd kernels for J groups, or for one more, of ones."""
+    check_tensor("kernels", kernels)
+    fits = kernels.dim() == 4 and kernels.shape[2] == kernels.shape[3]
+    if not fits or kernels.shape[1] not in (groups, groups + 1):
+        raise ValueError(
+            f"kernels must have shape (d N, {groups}, K, K), or {groups + 1} in place of {groups} "
+            f"with a bias, got {tuple(kernels.shape)}"
+        )
+    check_odd("kernel size of kernels", kernels.shape[3])
+    check_divisible("outputs of kernels", kernels.shape[0], "head_dim", head_dim)
+
+
+def check_square(maps: int) -> int:
+    """Raise unless these are K^2 maps of an odd K; return K."""
+    kernel_size = round(maps**0.5)
+    if kernel_size**2 != maps or kernel_size % 2 == 0:
+        raise ValueError(f"fc_weight must give K^2 maps of an odd K, got {maps}")
+    return kernel_size
+
+
+def check_projections(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> None:
+    """Raise unless the weights and biases are those of three 1x1 convolutions of a map."""
+    if not len(weights) == len(biases) == 3:
+        raise ValueError(
+            f"weights and biases must be three each, of q, k and v (a bias may be None), got "
+            f"{len(weights)} and {len(biases)}"
+        )
+    check_map(x, "x")
+    for name, weight, bias in zip("qkv", weights, biases, strict=True):
+        check_tensor(f"weight of {name}", weight)
+        if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
+            raise ValueError(
+                f"the weight of {name} must have shape (channels of {name}, {x.shape[1]}, 1, 1) "
+                f"for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"the bias of {name} must have shape ({weight.shape[0]},), one for each channel "
+                f"of {name}, got {tuple(bias.shape)}"
+            )

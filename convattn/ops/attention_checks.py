@@ -1,0 +1,73 @@
+"""Checks of the arguments that several attentions have."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from convattn.checks import check_divisible, check_map, check_tensor
+from convattn.ops.positions import ceil_divide
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
+    """Raise unless queries, keys and values are maps that fit together and divide into heads."""
+    check_map(q, "q")
+    check_map(k, "k", q.shape[1])
+    check_divisible("channels of q", q.shape[1], "num_heads", num_heads)
+    if v.shape != k.shape or k.shape[0] != q.shape[0]:
+        raise ValueError(
+            f"k and v must have one shape and the batch of q, got q {tuple(q.shape)}, "
+            f"k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+
+
+def check_windows(
+    num_heads: int, window_size: int, shift: int | tuple[int, int], bias: Tensor | None
+) -> tuple[int, int]:
+    """Raise unless windows of this size can be shifted and biased so; return (rows, columns)."""
+    pair = (shift, shift) if isinstance(shift, int) else shift
+    _check_shift(pair, window_size)
+    pixels = window_size**2
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != (num_heads, pixels, pixels):
+            raise ValueError(
+                f"bias must have shape (num_heads, window_size^2, window_size^2) = "
+                f"{(num_heads, pixels, pixels)}, got {tuple(bias.shape)}"
+            )
+    return pair
+
+
+def _check_shift(shift: tuple[int, int], window_size: int) -> None:
+    pair = isinstance(shift, (tuple, list)) and len(shift) == 2
+    if not pair or not all(isinstance(x, int) for x in shift):
+        raise TypeError(f"shift must be an integer or (rows, columns), got {shift!r}")
+    if not all(0 <= x < window_size for x in shift):
+        raise ValueError(
+            f"shift must lie between 0 and window_size - 1 = {window_size - 1}, got {shift}"
+        )
+
+
+def queries_of_stride(q: Tensor, k: Tensor, stride: int) -> Tensor:
+    """Return every s-th query of a row and a column; ``q`` has all of them, or those alone."""
+    if q.shape == k.shape:
+        return q[:, :, ::stride, ::stride] if stride > 1 else q
+    size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
+    if tuple(q.shape[2:]) != size:
+        also = f", or {size} for the queries of stride={stride} alone" if stride > 1 else ""
+        raise ValueError(
+            f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
+            f"k {tuple(k.shape)}"
+        )
+    return q
+
+
+def check_position(position: Tensor | None, k: Tensor, num_heads: int) -> None:
+    """Raise unless positions are a map of a head's channels for these keys."""
+    if position is None:
+        return
+    check_map(position, "position", k.shape[1] // num_heads)
+    if position.shape[0] not in (1, k.shape[0]) or position.shape[2:] != k.shape[2:]:
+        raise ValueError(
+            f"position must have the size of k and its batch or 1, got {tuple(position.shape)} "
+            f"for k {tuple(k.shape)}"
+        )

@@ -1,0 +1,1 @@
+"""GLMix: slots that gather a map softly and give it back."""

@@ -1,0 +1,1 @@
+"""Attention from every pixel to every pixel."""

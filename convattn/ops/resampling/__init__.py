@@ -1,0 +1,1 @@
+"""Maps of another size: interpolation, and averages over a grid of bins."""

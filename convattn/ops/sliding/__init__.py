@@ -1,0 +1,1 @@
+"""Sliding-window attention: `attention` has the function, the other files a path each."""

@@ -1,0 +1,1 @@
+"""Operators on tokens: attention heads, linear layers, layer norm."""

@@ -1,0 +1,31 @@
+"""Constants that were measured, each with the command that measures it.
+
+``python -m benchmarks.tune NAME`` times what depends on a constant, with the value that stands here
+and with others. A preference for a path (`dispatch.Path.prefers`) compares sizes with these.
+"""
+
+from __future__ import annotations
+
+# ---- sliding windows ----
+
+# Rows of queries of a band of "bands"; one band is worth its call where it sees at most this share
+# of the rows of keys. Two cores, (256, 14x14): two rows 2.0 ms, three 2.4, all at once 2.8;
+# (256, 18x18): 4.6, 5.3, 7.3.
+BAND_ROWS = 2
+BAND_SHARE = 0.6
+
+# Pixels that the queries of a tile of "tiled" span along one axis, or a window if that is more:
+# fewer copy more of the halo, more compute more products that the mask throws away. Not fitted to
+# the size of the map, so that one compiled graph serves every size; 7 divides the maps of 224-pixel
+# images.
+TILE_SPAN = 7
+
+# Rows and columns of the queries of a tile of "strips", at most: without a stride, and with one.
+# Fewer show each query fewer keys that its window has not, more make a better product and copy
+# less, which counts more backward.
+STRIP_SPANS = ((2, 8), (2, 4))
+STRIP_SPANS_BACKWARD = ((2, 8), (2, 7))
+
+# Bytes of the logits of a strip for each thread, backward with their gradients: what is computed at
+# once stays in the caches.
+STRIP_LOGITS = 1 << 18

@@ -1,0 +1,1 @@
+"""X-volution: attention over shifted pixels, without a softmax."""
