@@ -55,20 +55,20 @@ Made by `python -m papers.page` from the registry, `convattn/models/papers.csv` 
 
 Parameters are counted with 1,000 classes. Multiply-adds are those of one image of 224 x 224 pixels
 (32 x 32 for the nano models): half of what `torch.utils.flop_counter` counts with every operator in
-matrix or convolution form. Papers write "FLOPs". The accuracies are the papers', on ImageNet-1k: we
-have not trained on it. Numbers in the last column lead to the table of figures that differ, which
-has an entry for every figure of ours that does not round to the paper's.
+matrix or convolution form. Papers call them "FLOPs". The accuracies are the papers', on
+ImageNet-1k, on which we have not trained. Numbers in the last column lead to the table of figures
+that differ, which has an entry for every figure of ours that does not round to the paper's.
 """
 _ABOUT = {
     "X-volution": """\
-Of ImageNet, its paper prints gains over the ResNet; see below. Those ResNets are timm's `resnet34`
-and `baseline_resnet50`.""",
+The paper prints gains over ResNets on ImageNet; see below. Those ResNets are timm's `resnet34` and
+`baseline_resnet50`.""",
     _BASELINES: """\
 On the same skeletons, so that a comparison changes one thing. `swin_*` are timm's.""",
     _SINGLE: """\
 `NAME_conv` and `NAME_attn`: ACmix with its convolution or its attention alone, GLMix with its local
-or its global branch; the attention blocks of a GLNet stay. The attention of ACmix alone is the
-network that it was put into: Swin, PVT, SAN, the vision transformer.""",
+or its global branch; the attention blocks of a GLNet do not change. With the attention of ACmix
+alone the networks are Swin, PVT, SAN and the vision transformer.""",
     _NANO: "For images of 32 to 64 pixels, and for tests. No paper has them.",
 }
 

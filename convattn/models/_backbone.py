@@ -40,7 +40,7 @@ class Backbone(nn.Module):
 
     pools: ClassVar[tuple[str, ...]] = POOLS
     output_strides: ClassVar[tuple[int, ...]] = (32,)  # the usual one first
-    not_decayed: ClassVar[tuple[str, ...]] = ()  # last parts of the names of such parameters
+    not_decayed: ClassVar[tuple[str, ...]] = ()  # last part of the names of parameters
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Backbone(nn.Module):
         check_sizes(in_chans, num_classes, drop_rate)
         stride = self.output_strides[0] if output_stride is None else output_stride
         check_output_stride(type(self).__name__, stride, self.output_strides)
-        nn.Module.__init__(self)  # super() would be timm's ResNet in a ResNet, which `build` starts
+        nn.Module.__init__(self)  # not super(): a ResNet calls timm's constructor in `build`
         self.config = config
         self.in_chans = in_chans
         self.num_classes = num_classes
