@@ -1,4 +1,4 @@
-"""Times what depends on a tuned constant, with its value and with others.
+"""Time the paths that depend on a tuned constant, with its value and with other values.
 
 ``python -m benchmarks.tune NAME [NAME ...]``: the values take turns, in one process; the table
 shows the median of the rounds and the quartiles. `convattn.ops.tuned` has the constants.
@@ -25,7 +25,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Tuning:
-    """The values that a constant is tried with, and what is timed, by its name."""
+    """The values to try for a constant, and the calls to time, by name."""
 
     values: Sequence[Any]
     works: dict[str, Work]
@@ -66,7 +66,7 @@ def tunings() -> dict[str, Tuning]:
 
 
 def measure(name: str, tuning: Tuning, rounds: int = ROUNDS) -> list[tuple[str, ...]]:
-    """Return a row for each work: the milliseconds with each value, which take turns."""
+    """Return a row for each call, with its milliseconds for each value; the values take turns."""
     kept = getattr(tuned, name)
     rows = []
     try:
@@ -91,7 +91,7 @@ def _summary(times: list[float]) -> str:
 
 
 def main() -> None:
-    """Print a table for each constant that is named, or for all."""
+    """Print a table for each named constant, or for all constants."""
     known = tunings()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*known, []], metavar="NAME")

@@ -7,17 +7,6 @@ import difflib
 import json
 from typing import Any
 
-from timm.data import resolve_model_data_config
-
-from convattn.models import (
-    count_macs,
-    count_parameters,
-    create_model,
-    is_single_path,
-    list_models,
-    paper_row,
-)
-
 HELP = "list the models"
 DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
 EPILOG = """examples:
@@ -42,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from convattn.models import is_single_path, list_models
+
     asked = [name for pattern in args.patterns for name in _names(pattern)]
     names = list(dict.fromkeys(asked)) or list_models()
     shown = [n for n in names if args.all or args.patterns or not is_single_path(n)]
@@ -59,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(pattern: str) -> list[str]:
+    from convattn.models import list_models
+
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         near = difflib.get_close_matches(pattern.strip("*"), list_models(), n=1)
@@ -68,6 +61,10 @@ def _names(pattern: str) -> list[str]:
 
 
 def _describe(name: str) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    from convattn.models import count_macs, count_parameters, create_model, paper_row
+
     model = create_model(name, device="meta")
     paper = paper_row(name)
     return {

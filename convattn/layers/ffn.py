@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from convattn.checks import check_map, check_odd, check_positive
 from convattn.layers.bare import is_unseen
-from convattn.layers.folding import fold_identity
+from convattn.layers.depthwise import WideDepthwise, depthwise
+from convattn.layers.foldable import may_fold_inside
+from convattn.layers.folding import fold_identity, fold_scale, fold_shift, may_scale
 from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops.convolution.depthwise import depthwise_conv2d
 from convattn.ops.convolution.gelu import conv2d_gelu, fuses
 
 # Pixels that the network takes at a time where no gradient is wanted: some images of a batch. The
@@ -91,10 +92,19 @@ class ConvMlp(nn.Module):
         return self._hidden(x)
 
     def reparameterize(self) -> None:
-        """Make ``z + DW(z)`` one convolution, exactly; there is no way back."""
-        if self.dwconv is not None and not self.folded:
-            fold_identity(self.dwconv)
-        self.folded = True
+        """Make ``z + DW(z)`` one convolution, exactly, if it may be folded."""
+        if self.dwconv is None:
+            self.folded = True
+        elif not self.folded:
+            self.folded = may_fold_inside(self, self.dwconv) and fold_identity(self.dwconv)
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        if not may_scale(self.fc2):
+            return False
+        fold_scale(self.fc2, scale)
+        fold_shift(self.fc2, shift)
+        return True
 
 
 def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
@@ -107,21 +117,3 @@ def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
     if not (plain and keeps and bare) or torch.compiler.is_compiling():
         return act(conv(x))
     return conv2d_gelu(x, conv.weight, conv.bias, padding=k // 2, groups=conv.groups)
-
-
-def depthwise(
-    dim: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
-) -> nn.Conv2d:
-    """Return a depth-wise convolution that keeps the size of the map, but for the stride."""
-    padding = dilation * (kernel_size // 2)
-    kind = nn.Conv2d if kernel_size <= 3 else WideDepthwise
-    return kind(dim, dim, kernel_size, stride, padding, dilation=dilation, groups=dim, bias=bias)
-
-
-class WideDepthwise(nn.Conv2d):
-    """Depth-wise convolution of more than 3x3, whose gradient takes a path of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, dim, H, W) as `torch.nn.Conv2d` does."""
-        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
-        return depthwise_conv2d(x, self.weight, self.bias, stride, padding, dilation)

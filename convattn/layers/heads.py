@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from convattn.layers.bare import is_unseen
+from convattn.layers.folding import fold_scale, fold_shift, may_scale
 from convattn.ops.tokens.heads import attend_heads
 from convattn.ops.tokens.linear import linear
 
@@ -29,6 +30,14 @@ class HeadAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, dim) to (B, N, dim)."""
         return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        if not may_scale(self.proj):
+            return False
+        fold_scale(self.proj, scale)
+        fold_shift(self.proj, shift)
+        return True
 
     def _call(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Call a layer, or compute what it would where nobody sees that."""

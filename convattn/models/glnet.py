@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice
 from convattn.layers.attention.block import AttentionBlock
-from convattn.layers.folding import ChannelAffine, channel_affine
+from convattn.layers.foldable import attachment, replaced_methods
+from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import check_stages
 from convattn.models._pretrained import pretrained_cfg
@@ -94,6 +95,7 @@ class GLNet(Pyramid):
     """
 
     not_decayed = ("slots", "slot_scale")
+    folded = False  # whether `forward` norms the mean instead of the map
 
     @staticmethod
     def check(config: GLNetConfig) -> None:
@@ -128,11 +130,15 @@ class GLNet(Pyramid):
         affine = channel_affine(self.norm)
         if affine is not None:
             self.norm = affine
+            pools = (self.head, *self.head.global_pool.modules())
+            plain = type(self).forward_features is Pyramid.forward_features
+            changed = not plain or replaced_methods(self) or any(map(attachment, pools))
+            self.folded = not changed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
         means = self.head.global_pool.pool_type == "avg" and self.token_head is None
-        if not means or not isinstance(self.norm, ChannelAffine):
+        if not (self.folded and means):
             return super().forward(x)
         self._check_images(x)
         x = self.stages(self.stem(x)).mean((2, 3), keepdim=True)

@@ -8,9 +8,7 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(
-    -1e30
-)  # below any logit; finite: a difference is 0, not NaN
+LOWEST = tl.constexpr(-1e30)  # below any logit; finite: a difference is 0, not NaN
 
 
 @triton.jit
