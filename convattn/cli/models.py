@@ -12,7 +12,6 @@ DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the p
 EPILOG = """examples:
   convattn models 'glnet*'
   convattn models acmix_pvt_tiny pvt_tiny
-  convattn models --markdown > docs/models.md
 
 Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
 ImageNet-1k top-1 as the paper prints it; docs/models.md has the papers' other figures too. A part
@@ -28,20 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="without a pattern: those with one path alone too"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the page docs/models.md; takes a minute"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from convattn.models import is_single_path, list_models, models_page
+    from convattn.models import is_single_path, list_models
 
-    if args.markdown:
-        if args.patterns or args.all or args.json:
-            raise ValueError("--markdown prints the whole page; leave out the pattern and the rest")
-        print(models_page(), end="")
-        return 0
     asked = [name for pattern in args.patterns for name in _names(pattern)]
     names = list(dict.fromkeys(asked)) or list_models()
     shown = [n for n in names if args.all or args.patterns or not is_single_path(n)]

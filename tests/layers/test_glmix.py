@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convattn
 from convattn import GLMix, GLMixBlock, ops
-from convattn.models._official import rename
+from convattn.models.official import rename
 from convattn.ops.reference import glmix as reference
 from tests.compare import assert_close
 from tests.golden import Fixture, relative_error
