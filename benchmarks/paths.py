@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from convattn.ops.dispatch import OPERATORS, Call
+from convattn.ops.glmix.calls import ClusterAndDispatchCall, ClusteringCall, DispatchCall
+from convattn.ops.resampling.bins import BinsCall
+from convattn.ops.resampling.resize import ResizeCall
 from convattn.ops.sliding.attention import SlidingCall
 from convattn.ops.windows.attention import WindowCall
 from convattn.ops.xvolution.pixel_shift import ShiftCall
@@ -65,12 +68,35 @@ def _shift(x: Make) -> ShiftCall:
     return ShiftCall(q, k, v, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
 
+def _slots(x: Make) -> ClusterAndDispatchCall:
+    prototypes = x(1, 64, 8)
+    return ClusterAndDispatchCall(prototypes, x(1, 8, 56, 56), 1.0, lambda slots: slots, 1)
+
+
+def _clustering(x: Make) -> ClusteringCall:
+    return ClusteringCall(x(1, 64, 8), x(1, 8, 56, 56), 1.0)
+
+
+def _dispatching(x: Make) -> DispatchCall:
+    return DispatchCall(x(1, 64, 8), x(1, 64, 8), x(1, 8, 56, 56), 1.0)
+
+
 _SLIDING = "sliding_window_attention"
 ENTRIES = (
     Entry("sliding window 7x7", "9x9 and smaller", _SLIDING, lambda x: _sliding(x, 9)),
     Entry("sliding window 7x7", "12x12", _SLIDING, lambda x: _sliding(x, 12)),
     Entry("sliding window 7x7", "18x18", _SLIDING, lambda x: _sliding(x, 18)),
     Entry("sliding window 7x7", "larger", _SLIDING, lambda x: _sliding(x, 28)),
+    Entry("GLMix: clustering and dispatching", "any", "cluster_and_dispatch", _slots),
+    Entry("GLMix: clustering alone", "any", "soft_clustering", _clustering),
+    Entry("GLMix: dispatching alone", "any", "dispatch", _dispatching),
+    Entry("averages of bins", "any", "average_bins", lambda x: BinsCall(x(1, 8, 56, 56), (8, 8))),
+    Entry(
+        "interpolation",
+        "any",
+        "resize",
+        lambda x: ResizeCall(x(1, 8, 14, 14), (16, 16), "bilinear"),
+    ),
     Entry("pixel shift", "any", "pixel_shift_attention", _shift),
     Entry("windows", "any", "window_attention", _windows),
 )
