@@ -37,7 +37,7 @@ SITUATIONS = {
     "float32, gradients": Situation(grad=True),
     "bfloat16, gradients": Situation(_BF16, grad=True),
     "GPU": Situation(_BF16, facts=(("device", "cuda"), ("on_cpu", False), ("devices", "cuda"))),
-    "exported": Situation(facts=(("exporting", True), ("compiling", True))),
+    "exported": Situation(facts=(("exporting", True), ("exported", True), ("compiling", True))),
 }
 
 Make = Callable[..., Tensor]  # a tensor of a shape, in the type of the situation

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.dispatch import Call, Operator, Path, is_torch_export
+from convattn.ops.dispatch import Call, Operator, Path
 from convattn.ops.resampling.resize import along_axes
 
 
@@ -39,7 +39,7 @@ def _pool(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
 
 
 def _pool_refuses(call: BinsCall) -> str | None:
-    if torch.onnx.is_in_onnx_export() or is_torch_export():
+    if call.exported:
         return (
             "an export may be for ONNX, which has no pooling to bins that overlap, nor to bins of "
             "a map whose size is not known"
@@ -57,7 +57,7 @@ def _products_pay(call: BinsCall) -> bool:
     """Return whether the gradient of the pooling is slow, not deterministic, or not exported."""
     if call.grad and not call.exporting:
         return call.device == "cpu" or torch.are_deterministic_algorithms_enabled()
-    return _pool_refuses(call) is not None
+    return call.exported
 
 
 def _bins(n: int, side: int, like: Tensor) -> Tensor:
