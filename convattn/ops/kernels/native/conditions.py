@@ -1,0 +1,34 @@
+"""Which calls the kernels in C cannot compute, for every operator alike."""
+
+from __future__ import annotations
+
+import torch
+
+from convattn.ops.dispatch import Call
+from convattn.ops.kernels.native.library import why_not_available
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def refuses(call: Call, *, refuses_gradients: bool = True) -> str | None:
+    """Return why a kernel in C cannot compute a call, or None where it can.
+
+    Args:
+        call: what the operator is called with.
+        refuses_gradients: whether the kernel has no backward pass.
+    """
+    if not call.on_cpu:
+        return f"it computes tensors on the CPU, got {call.devices}"
+    if refuses_gradients and call.grad:
+        return "it has no gradient, and one is required"
+    if call.dtype not in DTYPES:
+        return f"it computes float32 and bfloat16, got {call.dtype}"
+    if not call.plain:
+        return "it computes tensors of PyTorch's own classes, not of subclasses"
+    if call.exporting:
+        return "an exported program has PyTorch's operators alone"
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
+    if call.autocast:
+        return "autocast chooses the types of PyTorch's operators alone"
+    return why_not_available()
