@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from convattn.checks import check_choice, check_map, check_odd, check_positive
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
-from convattn.layers.ffn import depthwise
+from convattn.layers.depthwise import depthwise
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.layers.heads import HeadAttention
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.glmix.slots import (
     MIX_BACKENDS,
@@ -154,8 +153,6 @@ class GLMix(Conv2dLike):
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
-        if is_traced(x):
-            return as_one_node(self, x, context)
         check_map(x, channels=self.in_chans)
         if context is None:
             context = x

@@ -17,9 +17,8 @@ from convattn.layers.conv2d_like import (
     take_trained,
     within_range,
 )
-from convattn.layers.ffn import depthwise
+from convattn.layers.depthwise import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops.global_.attention import global_attention
 from convattn.ops.xvolution.pixel_shift import BACKENDS, pixel_shift_attention
 
@@ -115,8 +114,6 @@ class XVolution(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
-        if is_traced(x):
-            return as_one_node(self, x)
         check_map(x, channels=self.in_chans)
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import prepend_tokens
 from convattn.layers.block import PreNormBlock
-from convattn.layers.one_node import as_one_node, is_traced
+from convattn.layers.norm import add_and_norm
+from convattn.layers.one_node import OneNode
 from convattn.models._backbone import POOLS, Pyramid, Stage, named_parameters_called
 from convattn.models._start import start_linear, start_transformer
 from convattn.ops.resampling.resize import resize
@@ -23,7 +24,7 @@ NORM_EPS = 1e-6
 NOT_WEIGHTS = ("alpha", "beta", "cls_token", "pos_embed")
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(OneNode):
     """Add a learnt vector to each position, and put a class token beside the map.
 
     ``y_p = x_p + e_p``; the token is ``c + e_0``. For another grid than its own, e is interpolated.
@@ -53,10 +54,6 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the map (B, dim, H, W) and the token (B, 1, dim) or None, in x's dtype."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
         positions: Tensor = self.pos_embed
         tokens: Tensor | None = None
         if self.cls_token is not None:
@@ -98,10 +95,6 @@ class TokenBlock(PreNormBlock):
         self, x: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Map (B, dim, H, W) and tokens (B, T, dim) or None to the same."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x, tokens)
         if tokens is None:
             return self._feed_forward(x, self.mixer(self.norm1(x))), None
         else:  # noqa: RET505  # TorchScript compiles what follows a return
@@ -114,8 +107,8 @@ class TokenBlock(PreNormBlock):
             return pixels_of(column, T, H, W), tokens_of(column, T)
 
     def _feed_forward(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + self.drop_path1(mixed).to(x.dtype)
-        return x + self.drop_path2(self.mlp(self.norm2(x))).to(x.dtype)
+        x, normed = add_and_norm(x, self.drop_path1(mixed).to(x.dtype), self.norm2)
+        return x + self.drop_path2(self.mlp(normed)).to(x.dtype)
 
 
 class TokenStage(Stage):
@@ -153,15 +146,11 @@ class TokenStage(Stage):
         return self.norm(x), tokens  # the norm's output is the stage's map, by name
 
 
-class Join(nn.Module):
+class Join(OneNode):
     """Put the tokens before the positions, in one column."""
 
     def forward(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """Return (B, C, T + H W, 1), or without tokens the map."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x, tokens)
         return x if tokens is None else join(x, tokens)
 
 

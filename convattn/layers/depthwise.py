@@ -1,0 +1,25 @@
+"""Depth-wise convolutions that keep the size of the map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from convattn.ops.convolution.depthwise import depthwise_conv2d
+
+
+def depthwise(
+    dim: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    """Return a depth-wise convolution that keeps the size of the map, but for the stride."""
+    padding = dilation * (kernel_size // 2)
+    kind = nn.Conv2d if kernel_size <= 3 else WideDepthwise
+    return kind(dim, dim, kernel_size, stride, padding, dilation=dilation, groups=dim, bias=bias)
+
+
+class WideDepthwise(nn.Conv2d):
+    """Depth-wise convolution of more than 3x3, whose gradient takes a path of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) as `torch.nn.Conv2d` does."""
+        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        return depthwise_conv2d(x, self.weight, self.bias, stride, padding, dilation)
