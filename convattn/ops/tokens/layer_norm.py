@@ -52,10 +52,9 @@ def _rows_refuse(
 ) -> str | None:
     """Return why the pixels are no rows of memory that the weight and the bias fit, or None."""
     pixels = call.pixels
-    if not call.alike:
-        return "the map, the weight and the bias must have one type"
-    if not all(t.is_contiguous() for t in call.tensors):
-        return "it needs maps with channels last, and a contiguous weight and bias"
+    for tensor in call.tensors:
+        if tensor.dtype != pixels.dtype or not tensor.is_contiguous():
+            return "it needs maps with channels last, a contiguous weight and bias, and one type"
     if isinstance(call, AddLayerNormCall) and call.branch.shape != pixels.shape:
         return "both maps must have one shape"
     if not weight.shape == bias.shape == pixels.shape[3:] == tuple(call.shape):

@@ -27,18 +27,18 @@ def refuses_tensors(call: Call, *, refuses_gradients: bool = True) -> str | None
         call: what the operator is called with.
         refuses_gradients: whether the path has no backward pass.
     """
-    if not call.on_cpu:
+    if call.device != "cpu":
         return f"it computes tensors on the CPU, got {call.devices}"
     if refuses_gradients and call.grad:
         return "it has no gradient, and one is required"
     if call.dtype not in DTYPES:
         return f"it computes float32 and bfloat16, got {call.dtype}"
     if not call.plain:
-        return "it computes tensors of PyTorch's own classes, not of subclasses"
+        return "it computes tensors of PyTorch's own classes, not of subclasses, on one device"
     if call.exporting:
         return "an exported program has PyTorch's operators alone"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
-    if call.autocast:
+    if torch.is_autocast_enabled("cpu"):  # of `call.autocast` a third of the time
         return "autocast chooses the types of PyTorch's operators alone"
     return None
