@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from timm.layers import Attention
@@ -33,7 +35,7 @@ def test_the_layers_are_called(layer):
     attention.proj.bias.zero_()
     attention.qkv.bias.zero_()
     plain = attention(x)
-    linear = attention.get_submodule(layer)
+    linear: Any = attention.get_submodule(layer)
     with linear.register_forward_hook(lambda _, __, y: torch.zeros_like(y)):
         assert_close(attention(x), torch.zeros_like(x), torch.float32)
     linear.forward = lambda x: torch.nn.functional.linear(x, 2 * linear.weight, linear.bias)

@@ -131,7 +131,8 @@ REFUSED = {
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_threes_says_why_it_cannot(sentence):
     dtype, k, stride = REFUSED[sentence]
-    call = DepthwiseCall(*_tensors(k, (6, 6), dtype), stride, k // 2, 1)
+    x, weight, bias = _tensors(k, (6, 6), dtype)
+    call = DepthwiseCall(x, weight, bias, stride, k // 2, 1)
     with pytest.raises(ValueError, match=f"backend 'threes' cannot compute .*{sentence}"):
         DEPTHWISE.choose(call, "threes")
 

@@ -131,7 +131,7 @@ def test_a_type_that_the_processor_does_not_convolve_takes_two_steps():
     tensors = _tensors(1, 1, torch.bfloat16)
     assert _taken(*tensors) == "reference"
     with pytest.raises(ValueError, match=r"oneDNN does not convolve torch\.bfloat16"):
-        CONV_GELU.choose(ConvGeluCall(*tensors, 0, 1), "onednn")
+        CONV_GELU.choose(ConvGeluCall(tensors[0], tensors[1], None, 0, 1), "onednn")
     assert_close(conv2d_gelu(*tensors).float(), _plain(tensors, torch.float32), torch.bfloat16)
 
 
