@@ -23,8 +23,8 @@ from convattn.bench.cases import Built, Case, Group
 from convattn.bench.models import DTYPES
 from convattn.ops.acmix import convolution as acmix
 from convattn.ops.glmix import slots as glmix
-from convattn.ops.sliding import attention
-from convattn.ops.xvolution import pixel_shift as xvolution
+from convattn.ops.sliding.attention import SLIDING
+from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT
 
 HEADS, WINDOW, SLOTS = 4, 7, (8, 8)
 # Channels and size of the four stages of a ResNet for images of 224 x 224, and of a GLNet-STL.
@@ -60,7 +60,7 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
                     "sliding window",
                     [shape, shape, shape, position],
                     _slide,
-                    attention.SLIDING_BACKENDS,
+                    SLIDING.backends,
                     macs=2 * options.batch * channels * WINDOW**2 * answered**2,
                     dtype=dtype,
                     backward=backward,
@@ -113,7 +113,7 @@ def _pixel_shift(options: Options, dtype: str, backward: bool) -> list[Group]:
             "pixel shift attention",
             [(options.batch, channels, size, size)] * 3,
             partial(ops.pixel_shift_attention, num_heads=HEADS),
-            xvolution.BACKENDS,
+            PIXEL_SHIFT.backends,
             macs=2 * options.batch * channels * 9 * size**2,
             dtype=dtype,
             backward=backward,

@@ -1,109 +1,117 @@
-"""Which path of an operator "auto" takes, asked of the tables that decide it."""
+"""Which path of an operator "auto" takes, asked of the operators themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from convattn.ops.acmix import convolution as acmix
-from convattn.ops.convolution import depthwise as _depthwise
-from convattn.ops.convolution import gelu as _fused_conv
-from convattn.ops.dispatch import Case
-from convattn.ops.glmix import slots as glmix
-from convattn.ops.sliding import attention
-from convattn.ops.tokens import heads as _heads
-from convattn.ops.tokens import layer_norm as _layer_norm
-from convattn.ops.tokens import linear as _linear
-from convattn.ops.windows import paths as _windows
-from convattn.ops.xvolution import pixel_shift as xvolution
+from convattn.ops.convolution.depthwise import DepthwiseCall
+from convattn.ops.convolution.feed_forward import FeedForwardCall
+from convattn.ops.convolution.gelu import ConvGeluCall
+from convattn.ops.dispatch import OPERATORS, Call
+from convattn.ops.sliding.attention import SlidingCall
+from convattn.ops.tokens.heads import HeadsCall
+from convattn.ops.tokens.layer_norm import LayerNormCall
+from convattn.ops.tokens.linear import LinearCall
+from convattn.ops.windows.attention import WindowCall
+from convattn.ops.xvolution.pixel_shift import ShiftCall
 
-Choice = tuple[str, Callable[[Any], bool], str]  # path, when it is taken, why
 _F32, _BF16 = torch.float32, torch.bfloat16
-
-# What a choice may depend on beside sizes, by the head of its column.
-SITUATIONS: dict[str, dict[str, Any]] = {
-    "float32": {"device": "cpu", "dtype": _F32},
-    "bfloat16": {"device": "cpu", "dtype": _BF16},
-    "float32, gradients": {"device": "cpu", "dtype": _F32, "grad": True},
-    "bfloat16, gradients": {"device": "cpu", "dtype": _BF16, "grad": True},
-    "GPU": {"device": "cuda", "dtype": _BF16},
-    "exported": {"device": "cpu", "dtype": _F32, "exporting": True},
-}
 
 
 @dataclass(frozen=True)
-class Rules:
-    """A table of choices, and the sizes that it is asked about."""
+class Situation:
+    """What a choice depends on beside sizes; ``facts`` replace properties of the call."""
+
+    dtype: torch.dtype = _F32
+    grad: bool = False
+    facts: tuple[tuple[str, Any], ...] = ()
+
+
+# By the heads of their columns.
+SITUATIONS = {
+    "float32": Situation(),
+    "bfloat16": Situation(_BF16),
+    "float32, gradients": Situation(grad=True),
+    "bfloat16, gradients": Situation(_BF16, grad=True),
+    "GPU": Situation(_BF16, facts=(("device", "cuda"), ("on_cpu", False), ("devices", "cuda"))),
+    "exported": Situation(facts=(("exporting", True), ("compiling", True))),
+}
+
+Make = Callable[..., Tensor]  # a tensor of a shape, in the type of the situation
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the page: an operator at one size."""
 
     name: str
-    choices: Sequence[Choice]
-    sizes: dict[str, dict[str, Any]]
-    case: Callable[..., Any] = Case
+    size: str
+    operator: str
+    build: Callable[[Make], Call]
 
 
-def _map(size: int, **rest: Any) -> dict[str, Any]:
-    return {"height": size, "width": size, **rest}
+def _sliding(x: Make, size: int) -> SlidingCall:
+    q, k, v = (x(1, 8, size, size) for _ in range(3))
+    return SlidingCall(q, k, v, None, num_heads=1, window_size=7, stride=1, dilation=1, scale=None)
 
 
-def _widths(device: str, exporting: bool = False, **rest: Any) -> acmix.Widths:
-    """The convolution path looks at widths alone: neither at the type nor at gradients."""
-    known = {key: value for key, value in rest.items() if key not in ("dtype", "grad")}
-    return acmix.Widths(device=device, exporting=exporting, **known)
+def _windows(x: Make) -> WindowCall:
+    q, k, v = (x(1, 8, 56, 56) for _ in range(3))
+    return WindowCall(q, k, v, None, num_heads=1, window_size=7, shift=(0, 0), scale=None)
 
 
-def _stage(channels: int, outputs: int, *, stride: int = 1, alone: bool = False) -> dict[str, Any]:
-    return {"in_chans": channels, "outputs": outputs, "stride": stride, "alone": alone}
+def _shift(x: Make) -> ShiftCall:
+    q, k, v = (x(1, 8, 28, 28) for _ in range(3))
+    return ShiftCall(q, k, v, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
 
-TABLES = (
-    Rules(
-        "sliding window 7x7",
-        attention.SLIDING_RULES,
-        {
-            "9x9 and smaller": _map(9, window=7),
-            "10x10 to 18x18": _map(18, window=7),
-            "larger": _map(28, window=7),
-        },
-    ),
-    Rules("GLMix: clustering, dispatching", glmix.MIX_RULES, {"any": _map(56)}),
-    Rules("pixel shift", xvolution.RULES, {"any": _map(28, window=3)}),
-    Rules(
-        "ACmix: convolution",
-        acmix.RULES,
-        {
-            "64 channels": _stage(64, 4),
-            "128, stride 2": _stage(128, 4, stride=2),
-            "192, 6 heads": _stage(192, 6),
-            "256, 4 heads": _stage(256, 4),
-            "256, 4 heads, no attention": _stage(256, 4, alone=True),
-        },
-        _widths,
-    ),
-    Rules("windows", _windows.WINDOW_RULES, {"any": _map(56, window=7)}),
-    Rules(
-        "heads of GLNet",
-        _heads.RULES,
-        {"64 tokens": {"height": 64, "width": 288}, "196 tokens": {"height": 196, "width": 1152}},
-    ),
-    Rules(
-        "depth-wise convolution",
-        _depthwise.RULES,
-        {"3x3": _map(56, window=3), "5x5": _map(56, window=5)},
-    ),
-    Rules(
-        "linear layers of heads",
-        _linear.RULES,
-        {
-            "512 tokens": {"height": 512, "width": 256},
-            "1568 tokens": {"height": 1568, "width": 256},
-        },
-    ),
-    Rules("layer norm", _layer_norm.RULES, {"any": _map(56)}),
-    Rules("convolution and GELU", _fused_conv.RULES, {"any": _map(56)}),
+def _depthwise(x: Make, kernel: int) -> DepthwiseCall:
+    weight, bias = x(96, 1, kernel, kernel), x(96)
+    return DepthwiseCall(x(1, 96, 56, 56), weight, bias, stride=1, padding=kernel // 2, dilation=1)
+
+
+def _linear(x: Make, tokens: int) -> LinearCall:
+    return LinearCall(x(8, tokens // 8, 256), x(768, 256), x(768))
+
+
+def _norm(x: Make) -> LayerNormCall:
+    pixels = x(1, 64, 56, 56).permute(0, 2, 3, 1)
+    return LayerNormCall(pixels, x(64), x(64), shape=(64,), eps=1e-6)
+
+
+def _conv_gelu(x: Make) -> ConvGeluCall:
+    return ConvGeluCall(x(1, 64, 56, 56), x(192, 64, 1, 1), x(192), padding=0, groups=1)
+
+
+def _feed_forward(x: Make, size: int) -> FeedForwardCall:
+    first, last = (x(192, 64, 1, 1), x(192)), (x(64, 192, 1, 1), x(64))
+    return FeedForwardCall(x(8, 64, size, size), *first, None, None, *last)
+
+
+_SLIDING = "sliding_window_attention"
+ENTRIES = (
+    Entry("sliding window 7x7", "9x9 and smaller", _SLIDING, lambda x: _sliding(x, 9)),
+    Entry("sliding window 7x7", "12x12", _SLIDING, lambda x: _sliding(x, 12)),
+    Entry("sliding window 7x7", "18x18", _SLIDING, lambda x: _sliding(x, 18)),
+    Entry("sliding window 7x7", "larger", _SLIDING, lambda x: _sliding(x, 28)),
+    Entry("pixel shift", "any", "pixel_shift_attention", _shift),
+    Entry("windows", "any", "window_attention", _windows),
+    Entry("heads of GLNet", "64 tokens", "attend_heads", lambda x: HeadsCall(x(8, 64, 288), 3)),
+    Entry("heads of GLNet", "196 tokens", "attend_heads", lambda x: HeadsCall(x(8, 196, 1152), 12)),
+    Entry("depth-wise convolution", "3x3", "depthwise_conv2d", lambda x: _depthwise(x, 3)),
+    Entry("depth-wise convolution", "5x5", "depthwise_conv2d", lambda x: _depthwise(x, 5)),
+    Entry("linear layers of heads", "512 tokens", "linear", lambda x: _linear(x, 512)),
+    Entry("linear layers of heads", "1568 tokens", "linear", lambda x: _linear(x, 1568)),
+    Entry("layer norm", "any", "layer_norm_2d", _norm),
+    Entry("convolution and GELU", "any", "conv2d_gelu", _conv_gelu),
+    Entry("feed-forward network", "8 of 28x28", "feed_forward", lambda x: _feed_forward(x, 28)),
+    Entry("feed-forward network", "8 of 56x56", "feed_forward", lambda x: _feed_forward(x, 56)),
 )
 
 
@@ -111,35 +119,39 @@ def path_rows() -> list[tuple[str, ...]]:
     """Return operator, size and the path for each of the situations, with two threads."""
     with _two_threads():
         return [
-            (rules.name, size, *(f"`{_chosen(rules, {**how, **fields})[0]}`" for how in _how()))
-            for rules in TABLES
-            for size, fields in rules.sizes.items()
+            (entry.name, entry.size, *(f"`{chosen(entry, how)}`" for how in SITUATIONS.values()))
+            for entry in ENTRIES
         ]
 
 
+def chosen(entry: Entry, situation: Situation) -> str:
+    """Return the path that "auto" takes."""
+
+    def make(*shape: int) -> Tensor:
+        x = torch.empty(shape, dtype=situation.dtype, requires_grad=situation.grad)
+        return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+    with torch.set_grad_enabled(situation.grad):
+        call = entry.build(make)
+        call.__class__ = type(type(call).__name__, (type(call),), dict(situation.facts))
+        return OPERATORS[entry.operator].choose(call).name
+
+
 def reasons() -> list[str]:
-    """Return what every table says of its choices, in the order in which they are asked."""
+    """Return what every operator says of its paths, in the order in which they are asked."""
+    names = {entry.operator: entry.name for entry in ENTRIES}
     return [
-        f"**{rules.name}:** " + "; ".join(f"`{path}` - {why}" for path, _, why in rules.choices)
-        for rules in TABLES
+        f"**{name}:** " + "; ".join(f"`{p.name}` - {p.because}" for p in OPERATORS[operator].paths)
+        for operator, name in names.items()
     ]
 
 
 @contextmanager
 def _two_threads() -> Iterator[None]:
-    """A rule may ask how many threads there are: the page is that of more than one."""
+    """A preference may ask how many threads there are: the page is that of more than one."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _chosen(rules: Rules, fields: dict[str, Any]) -> Choice:
-    case = rules.case(**fields)
-    return next(choice for choice in rules.choices if choice[1](case))
-
-
-def _how() -> list[dict[str, Any]]:
-    return list(SITUATIONS.values())

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import convattn
+from convattn.deploy import reparameterize
 
 MAX_DIFFERENCE = 1e-8  # of the outputs, relative, in float64: what rounding leaves
 
@@ -36,7 +36,7 @@ def deploy(model: nn.Module, example: Tensor, *, ours: bool) -> nn.Module:
         RuntimeError: the folded model computes something else.
     """
     model = model.double().eval()
-    folded = _fold_ours(model) if ours else fold_peer(model)
+    folded = reparameterize(model) if ours else fold_peer(model)
     if not ours and _same_weights(model, folded):
         return folded  # there was nothing to fold
     with torch.inference_mode():
@@ -99,11 +99,6 @@ def randomize(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return model.eval()
-
-
-def _fold_ours(model: nn.Module) -> nn.Module:
-    folded: nn.Module = getattr(convattn, "reparameterize", reparameterize_model)(model.eval())
-    return folded
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 
 from convattn import machine
 from convattn.ops.kernels.native.library import available
+from convattn.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy")
 # What makes two results ones of different machines.
@@ -42,9 +43,7 @@ def describe_versions() -> dict[str, str | None]:
 
     ``c_kernels`` is "compiled" where this package's kernels for the CPU could be had, else None.
     """
-    import convattn
-
-    own = {"python": platform.python_version(), "convattn": convattn.__version__}
+    own = {"python": platform.python_version(), "convattn": __version__}
     kernels = {"c_kernels": "compiled" if available() else None}
     return {**own, **{name: machine.package_version(name) for name in _PACKAGES}, **kernels}
 

@@ -7,18 +7,6 @@ import difflib
 import json
 from typing import Any
 
-from timm.data import resolve_model_data_config
-
-from convattn.models import (
-    count_macs,
-    count_parameters,
-    create_model,
-    is_single_path,
-    list_models,
-    models_page,
-    paper_row,
-)
-
 HELP = "list the models"
 DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
 EPILOG = """examples:
@@ -47,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from convattn.models import is_single_path, list_models, models_page
+
     if args.markdown:
         if args.patterns or args.all or args.json:
             raise ValueError("--markdown prints the whole page; leave out the pattern and the rest")
@@ -69,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(pattern: str) -> list[str]:
+    from convattn.models import list_models
+
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         near = difflib.get_close_matches(pattern.strip("*"), list_models(), n=1)
@@ -78,6 +70,10 @@ def _names(pattern: str) -> list[str]:
 
 
 def _describe(name: str) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    from convattn.models import count_macs, count_parameters, create_model, paper_row
+
     model = create_model(name, device="meta")
     paper = paper_row(name)
     return {

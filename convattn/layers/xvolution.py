@@ -19,13 +19,13 @@ from convattn.layers.conv2d_like import (
 )
 from convattn.layers.depthwise import depthwise
 from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
-from convattn.ops.global_.attention import global_attention
-from convattn.ops.xvolution.pixel_shift import BACKENDS, pixel_shift_attention
+from convattn.ops.global_.attention import GLOBAL, global_attention
+from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT, pixel_shift_attention
 
 NUM_HEADS = 4
 
 # Attention and the paths that its operator has.
-ATTENTIONS = {"pssa": BACKENDS, "sa": ("sdpa", "reference")}
+ATTENTIONS = {"pssa": PIXEL_SHIFT.backends, "sa": GLOBAL.backends}
 
 
 class XVolution(Conv2dLike):

@@ -16,6 +16,6 @@ from convattn.ops.glmix.slots import soft_clustering as soft_clustering
 from convattn.ops.global_.attention import global_attention as global_attention
 from convattn.ops.patchwise.aggregate import patchwise_aggregate as patchwise_aggregate
 from convattn.ops.sliding.attention import sliding_window_attention as sliding_window_attention
+from convattn.ops.windows.attention import map_window_attention as map_window_attention
 from convattn.ops.windows.attention import window_attention as window_attention
-from convattn.ops.windows.from_map import map_window_attention as map_window_attention
 from convattn.ops.xvolution.pixel_shift import pixel_shift_attention as pixel_shift_attention

@@ -1,4 +1,4 @@
-"""The checks of what `attention.py` is given."""
+"""Checks of the arguments that several attentions have."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _check_shift(shift: tuple[int, int], window_size: int) -> None:
         )
 
 
-def answered(q: Tensor, k: Tensor, stride: int) -> Tensor:
-    """Return the queries that are answered, of a whole map of them or of those alone."""
+def queries_of_stride(q: Tensor, k: Tensor, stride: int) -> Tensor:
+    """Return every s-th query of a row and a column; ``q`` has all of them, or those alone."""
     if q.shape == k.shape:
         return q[:, :, ::stride, ::stride] if stride > 1 else q
     size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
     if tuple(q.shape[2:]) != size:
-        also = f", or {size}, the ones that stride={stride} answers" if stride > 1 else ""
+        also = f", or {size} for the queries of stride={stride} alone" if stride > 1 else ""
         raise ValueError(
             f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
             f"k {tuple(k.shape)}"

@@ -10,6 +10,7 @@ does not refuse it; a path that is named runs, or raises its sentence.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -48,9 +49,11 @@ class Call:
 
     def __init_subclass__(cls) -> None:
         """Sort the fields of the dataclass into tensors and options."""
-        names = cls.__annotations__.items()
-        cls._tensors = tuple(n for n, kind in names if kind in ("Tensor", "Tensor | None"))
-        cls._options = tuple(n for n, kind in names if n not in cls._tensors)
+        kinds = inspect.get_annotations(cls)
+        if kinds:  # a subclass without fields of its own has those of its base
+            tensors = ("Tensor", "Tensor | None")
+            cls._tensors = tuple(name for name, kind in kinds.items() if kind in tensors)
+            cls._options = tuple(name for name in kinds if name not in cls._tensors)
 
     @property
     def tensors(self) -> tuple[Any, ...]:

@@ -25,8 +25,8 @@ def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def check_tokens(tokens: Tensor, x: Tensor) -> None:
     """Raise unless there are tokens (B, T, C) of the batch and the channels of a map."""
-    some = tokens.dim() == 3 and tokens.shape[1] > 0
-    if not some or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
+    given = tokens.dim() == 3 and tokens.shape[1] > 0
+    if not given or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
         raise ValueError(
             f"tokens must be (B, T, C) = ({x.shape[0]}, T, {x.shape[1]}), as the map is, got "
             f"{list(tokens.shape)}"

@@ -1,4 +1,4 @@
-"""Positions along an axis: those that are answered, those that a window sees, mirrored or not."""
+"""Positions along an axis: of queries, and of the pixels that a window shows, mirrored or not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def ceil_divide(size: int, step: int) -> int:
-    """Return how many steps cover an axis, in a form that symbolic sizes simplify."""
+    """Return how many steps cover an axis, written so that symbolic sizes simplify."""
     return (size + step - 1) // step
 
 
 def reflect(positions: Tensor, size: int) -> Tensor:
-    """Mirror positions at the borders of an axis, as often as it takes to get inside.
+    """Mirror positions at the borders of an axis, again and again until they lie inside.
 
     ``0 1 2`` continues as ``... 2 1 [0 1 2] 1 0 1 2 ...``; an axis of one pixel repeats it.
     """
@@ -22,14 +22,14 @@ def reflect(positions: Tensor, size: int) -> Tensor:
 
 
 def padded_positions(size: int, reach: int, device: torch.device) -> Tensor:
-    """Return the position shown at each place of an axis that is padded by ``reach``."""
+    """Return the position of each pixel of an axis that is mirrored by ``reach`` at both ends."""
     return reflect(torch.arange(-reach, size + reach, device=device), size)
 
 
 def window_positions(
     size: int, *, window_size: int, stride: int, dilation: int, device: torch.device
 ) -> Tensor:
-    """Return what the window around every ``stride``-th position shows: (size / stride, K)."""
+    """Return the positions in the window around every ``stride``-th one: (size / stride, K)."""
     centres = torch.arange(0, size, stride, device=device)
     taps = torch.arange(window_size, device=device) - window_size // 2
     return reflect(centres[:, None] + dilation * taps, size)

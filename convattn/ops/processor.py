@@ -1,7 +1,7 @@
-"""What this machine's processor can do, as PyTorch uses it: asked once, before a kernel is taken.
+"""What this machine's processor can do, as PyTorch uses it; found once.
 
-PyTorch's own operators ask before they call oneDNN, and take another kernel, often a slow one,
-where oneDNN cannot compute a type; the fused ones (``torch.ops.mkldnn``) raise an error instead.
+Where oneDNN cannot compute a type, PyTorch's own operators take another kernel, often a slow one,
+and its fused operators (``torch.ops.mkldnn``) raise an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-# PyTorch's questions: whether the processor has what oneDNN's kernels of the type need.
+# Operators of PyTorch that say whether the processor has what oneDNN's kernels of a type need.
 _QUESTIONS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -19,7 +19,7 @@ _QUESTIONS = {
 
 @torch.compiler.assume_constant_result
 def onednn_computes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
+    """Return whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
 
     ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, take
     abilities away.
@@ -38,7 +38,7 @@ def _answer(dtype: torch.dtype) -> bool:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether matrix products of ``dtype`` are fast here: half precision needs instructions."""
+    """Return whether matrix products of ``dtype`` are fast: half precision needs instructions."""
     return dtype in (torch.float32, torch.float64) or onednn_computes(dtype)
 
 

@@ -20,6 +20,16 @@ BAND_SHARE = 0.6
 # images.
 TILE_SPAN = 7
 
+# Rows and columns of the queries of a tile of "strips", at most: without a stride, and with one.
+# Fewer show each query fewer keys that its window has not, more make a better product and copy
+# less, which counts more backward.
+STRIP_SPANS = ((2, 8), (2, 4))
+STRIP_SPANS_BACKWARD = ((2, 8), (2, 7))
+
+# Bytes of the logits of a strip for each thread, backward with their gradients: what is computed at
+# once stays in the caches.
+STRIP_LOGITS = 1 << 18
+
 # ---- tokens ----
 
 # Logits that "products" of heads computes at a time, in images: their memory is used again.

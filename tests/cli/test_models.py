@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from convattn.cli import main, models
+from convattn import models
+from convattn.cli import main
 from convattn.models import count_macs, count_parameters, list_models
 
 

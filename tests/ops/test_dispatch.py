@@ -1,50 +1,85 @@
+"""The dispatcher, on an operator made for it; `test_paths.py` has the package's own."""
+
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
-import timm
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-import convattn.models  # noqa: F401
 from convattn import ops
-from convattn.ops.acmix import convolution as acmix
-from convattn.ops.convolution import gelu as _fused_conv
-from convattn.ops.dispatch import PATHS, Case, choose, describe, exporting, resolve
-from convattn.ops.glmix import slots as glmix
-from convattn.ops.kernels.native import heads, library, rows
-from convattn.ops.patchwise import aggregate as patchwise
-from convattn.ops.sliding import attention
-from convattn.ops.tokens import linear as _linear
-from convattn.ops.windows import attention as windows
-from convattn.ops.xvolution import pixel_shift as xvolution
+from convattn.ops.dispatch import OPERATORS, Call, Operator, Path, checkpoint_contexts
 
 
-def test_the_callers_word_is_final():
-    with ops.use_backend("reference"):
-        assert resolve("tiled", ("tiled", "reference")) == "tiled"
+@dataclass
+class Doubling(Call):
+    """``2 x + offset``."""
+
+    x: Tensor
+    offset: Tensor | None
+    rounds: int
 
 
-def test_the_override_decides_for_auto_where_it_can():
-    with ops.use_backend("reference"):
-        assert resolve("auto", ("tiled", "reference")) == "reference"
-        assert resolve("auto", ("tiled", "dense")) == "auto"
-        with ops.use_backend("auto"):
-            assert resolve("auto", ("tiled", "reference")) == "auto"
-        assert resolve("auto", ("tiled", "reference")) == "reference"
-    assert resolve("auto", ("tiled", "reference")) == "auto"
+def _add(x: Tensor, offset: Tensor | None, *, rounds: int) -> Tensor:
+    y = x + x
+    return y if offset is None else y + offset
 
 
-def test_the_override_ends_with_an_error():
-    with pytest.raises(RuntimeError), ops.use_backend("reference"):
-        raise RuntimeError
-    assert resolve("auto", ("reference",)) == "auto"
+def _multiply(x: Tensor, offset: Tensor | None, *, rounds: int) -> Tensor:
+    return _add(x, offset, rounds=rounds)
 
 
-def test_unknown_paths_are_refused():
-    with pytest.raises(ValueError, match="unknown backend 'referense'; did you mean 'reference'"):
-        resolve("referense", ("tiled", "reference"))
+def _no_offset(call: Doubling) -> str | None:
+    return "it adds no offset" if call.offset is not None else None
+
+
+@pytest.fixture
+def operator() -> Iterator[Operator[Doubling]]:
+    yield _operator(named=True)
+    del OPERATORS["doubling"]
+
+
+def _operator(*, named: bool) -> Operator[Doubling]:
+    return Operator(
+        "doubling",
+        Path("reference", _add, "the formula"),
+        Path("shift", _multiply, "rounds cost nothing", _no_offset, lambda call: call.rounds > 1),
+        Path("multiply", _multiply, "one multiplication", _no_offset),
+        named=named,
+    )
+
+
+def _call(*, offset: bool = False, rounds: int = 1) -> Doubling:
+    return Doubling(torch.ones(2, 3), torch.ones(3) if offset else None, rounds)
+
+
+def test_auto_takes_the_first_path_that_prefers_the_call_and_does_not_refuse_it(operator):
+    assert operator.choose(_call(rounds=2)).name == "shift"
+    assert operator.choose(_call()).name == "multiply"
+    assert operator.choose(_call(offset=True)).name == "reference"
+    assert torch.equal(operator(_call(offset=True)), torch.full((2, 3), 3.0))
+
+
+def test_a_named_path_runs_though_it_is_not_preferred(operator):
+    assert operator.choose(_call(), "shift").name == "shift"
+
+
+def test_a_named_path_that_refuses_raises_its_sentence(operator):
+    message = "'shift' cannot compute this call of doubling: it adds no offset; use backend='auto'"
+    with pytest.raises(ValueError, match=message):
+        operator(_call(offset=True), "shift")
+
+
+def test_unknown_paths_are_refused(operator):
+    with pytest.raises(ValueError, match="unknown backend 'multipy'; did you mean 'multiply'"):
+        operator(_call(), "multipy")
     with (
         pytest.raises(ValueError, match="unknown backend 'tilde'; did you mean 'tiled'"),
         ops.use_backend("tilde"),
@@ -52,125 +87,152 @@ def test_unknown_paths_are_refused():
         pass
 
 
-def test_every_path_of_an_operator_can_be_the_override():
-    modules = (acmix, attention, glmix, xvolution, windows, patchwise)
-    choices = {
-        path
-        for module in modules
-        for name, value in vars(module).items()
-        if name.endswith("BACKENDS")
-        for path in value
-    }
-    assert choices | {"triton"} == set(PATHS)
-
-
-def _kernels_of(model: torch.nn.Module, x: torch.Tensor) -> set[str]:
-    """Return which kernels a model calls by address, and which paths without names it takes."""
-    seen = set()
-
-    def recorded(call: Any, name: str = "") -> Any:
-        def watched(*args: Any) -> Any:
-            result = call(*args)
-            seen.add(name or result)
-            return result
-
-        return watched
-
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(torch, "get_num_threads", lambda: 2)
-        patch.setattr(rows, "_call", recorded(rows._call, "rows"))
-        patch.setattr(heads, "_run", recorded(heads._run, "heads"))
-        for module in (_fused_conv, _linear):
-            patch.setattr(module, "choose", recorded(choose))
-        model(x)
-    return seen
-
-
-@pytest.mark.skipif(
-    not (library.available() and _fused_conv.has_kernel(torch.float32)),
-    reason="no C compiler, or no oneDNN",
-)
-def test_a_model_on_the_references_calls_no_kernel():
-    model = timm.create_model("glnet_nano").eval().to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    for name in ("auto", "native"):
-        with ops.use_backend(name):
-            assert _kernels_of(model, x) == {"rows", "heads", "onednn", "conv"}
+def test_use_backend_decides_for_auto_alone_and_ends_with_its_block(operator):
     with ops.use_backend("reference"):
-        assert _kernels_of(model, x) == {"aten"}
+        assert operator.choose(_call()).name == "reference"
+        assert operator.choose(_call(), "shift").name == "shift"
+        with ops.use_backend("auto"):
+            assert operator.choose(_call()).name == "multiply"
+        with ops.use_backend("strips"):  # a path that this operator lacks
+            assert operator.choose(_call()).name == "multiply"
+        assert operator.choose(_call()).name == "reference"
+    with pytest.raises(RuntimeError), ops.use_backend("reference"):
+        raise RuntimeError
+    assert operator.choose(_call()).name == "multiply"
 
 
-CASE = Case(device="cpu", dtype=torch.float32, height=7, width=9)
+def test_use_backend_raises_where_the_path_refuses(operator):
+    with ops.use_backend("shift"), pytest.raises(ValueError, match="it adds no offset"):
+        operator(_call(offset=True))
 
 
-def test_the_first_rule_that_fits_decides():
-    rules = (
-        ("tiled", lambda case: case.device == "cuda", ""),
-        ("dense", lambda case: case.height < 8, ""),
-        ("sdpa", lambda case: True, ""),
-    )
-    assert choose(rules, CASE) == "dense"
-    assert choose(rules[:1] + rules[2:], CASE) == "sdpa"
-    with pytest.raises(AssertionError, match="the last rule fits always"):
-        choose(rules[:1], CASE)
+def test_use_backend_is_a_preference_for_operators_that_no_argument_names():
+    operator = _operator(named=False)
+    with ops.use_backend("shift"):
+        assert operator.choose(_call()).name == "shift"
+        assert operator.choose(_call(offset=True)).name == "reference"
+    del OPERATORS["doubling"]
 
 
-def test_every_table_ends_with_a_rule_for_the_rest_and_names_paths():
-    tables = {
-        f"{module.__name__}.{name}": value
-        for module in (attention, glmix, xvolution)
-        for name, value in vars(module).items()
-        if name.endswith("RULES")
-    }
-    assert "convattn.ops.sliding.attention.SLIDING_RULES" in tables
-    for name, rules in tables.items():
-        assert all(path in PATHS and why for path, _, why in rules), name
-        assert all(rules[-1][1](case) for case in (CASE, replace(CASE, device="cuda"))), name
+def test_threads_do_not_see_each_others_backend(operator):
+    seen = []
+    with ops.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(operator.choose(_call()).name))
+        thread.start()
+        thread.join()
+    assert seen == ["multiply"]
 
 
-def test_a_case_is_described_by_the_tensors():
-    x, weight = torch.zeros(2, 3, 5, 7, dtype=torch.bfloat16), torch.zeros(3, requires_grad=True)
-    case = describe(x, weight, stride=2, window=3)
-    assert case == Case("cpu", torch.bfloat16, 5, 7, stride=2, window=3, grad=True)
-    assert not describe(x).grad
+def test_a_forward_pass_that_is_computed_again_takes_the_paths_of_the_first(operator):
+    x = torch.ones(2, 3, requires_grad=True)
+
+    def double(x: Tensor) -> Tensor:
+        return operator(Doubling(x, None, 1)).exp()
+
+    with ops.record_paths() as taken:
+        with ops.use_backend("shift"):
+            y = checkpoint(double, x, use_reentrant=False, context_fn=checkpoint_contexts)
+        for _ in range(2):
+            y.sum().backward(retain_graph=True)
+    assert [choice.path for choice in taken] == ["shift"] * len(taken)
+    assert len(taken) == 3
+
+
+def test_a_call_is_described_by_its_tensors():
+    x = torch.zeros(2, 3, 5, 7, dtype=torch.bfloat16)
+    weight = torch.zeros(3, requires_grad=True)
+    call = Doubling(x, weight, 1)
+    assert (call.device, call.dtype, call.grad) == ("cpu", torch.bfloat16, True)
+    assert call.options == {"rounds": 1}
+    assert not call.alike
+    assert call.plain
+    assert not Doubling(x, None, 1).grad
     with torch.no_grad():
-        assert not describe(x, weight).grad
+        assert not call.grad
+    assert not Doubling(x, weight.to("meta"), 1).plain
+    assert Doubling(x, weight.to("meta"), 1).devices == "cpu and meta"
+    assert not Doubling(x.as_subclass(_Subclass), None, 1).plain
 
 
-def test_a_case_says_whether_a_transform_looks_into_it():
-    x, cases = torch.zeros(2, 3, 5, 7), []
-
-    def look(x: torch.Tensor) -> torch.Tensor:
-        cases.append(describe(x))
-        return x.sum()
-
-    torch.func.grad(look)(x)
-    with torch.autograd.forward_ad.dual_level():
-        look(x)
-    look(x)
-    assert [case.transformed for case in cases] == [True, True, False]
+class _Subclass(Tensor):
+    pass
 
 
-def test_a_case_says_whether_the_model_is_exported():
-    class Asks(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + 1 if exporting() else x - 1
+def test_a_choice_without_tensors_compares_sizes(operator):
+    @dataclass
+    class Fold(Call):
+        groups: int
 
-    x = torch.zeros(2)
-    assert not exporting()
-    assert torch.export.export(Asks(), (x,)).module()(x).tolist() == [1, 1]
-    assert torch.compile(Asks(), fullgraph=True, backend="eager")(x).tolist() == [-1, -1]
+    fold = Operator(
+        "fold",
+        Path("reference", lambda groups: "layers"),
+        Path("one", lambda groups: "one layer", "less work", prefers=lambda call: call.groups < 4),
+    )
+    assert [fold(Fold(n)) for n in (3, 4)] == ["one layer", "layers"]
+    assert "fold (groups=4) takes 'reference'" in str(fold.explain(Fold(4)))
+    del OPERATORS["fold"]
+
+
+def test_explain_says_what_runs_and_why_not_the_others():
+    q = torch.zeros(1, 8, 20, 20)
+    choice = ops.explain(
+        ops.sliding_window_attention, q, q, q, num_heads=2, window_size=41, backend="auto"
+    )
+    assert choice.operator == "sliding_window_attention"
+    assert choice.path == "dense"
+    assert "has windows of up to 32 pixels" in choice.others["native"]
+    assert choice.others["tiled"] == "asked after 'dense'"
+    assert "(cpu, float32, (1, 8, 20, 20)) takes 'dense'" in str(choice)
+    assert "not 'native': it cannot: it has windows" in str(choice)
+
+
+def test_explain_needs_an_operator():
+    with pytest.raises(TypeError, match="relu calls no operator that has paths"):
+        ops.explain(torch.relu, torch.zeros(1))
+    q = torch.zeros(1, 8, 4, 4)
+    with pytest.raises(ValueError, match="num_heads"):
+        ops.explain(ops.sliding_window_attention, q, q, q, num_heads=3)
+
+
+def test_record_paths_lists_every_choice_in_order():
+    q = torch.zeros(1, 8, 6, 6)
+    with ops.record_paths() as taken:
+        ops.global_attention(q, q, q, num_heads=2)
+        ops.sliding_window_attention(q, q, q, num_heads=2, backend="tiled")
+    ops.global_attention(q, q, q, num_heads=2)
+    assert [(c.operator, c.path) for c in taken] == [
+        ("global_attention", "sdpa"),
+        ("sliding_window_attention", "tiled"),
+    ]
+    assert taken[1].because == "it is the one that was named"
+
+
+def test_a_variable_writes_each_choice_once():
+    program = (
+        "import torch; from convattn import ops; q = torch.zeros(1, 8, 6, 6)\n"
+        "for _ in range(2): ops.global_attention(q, q, q, num_heads=2)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CONVATTN_LOG": "paths"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = found.stderr.splitlines()
+    assert lines[0].startswith("global_attention (cpu, float32, (1, 8, 6, 6)) takes 'sdpa': ")
+    assert len([line for line in lines if "takes" in line]) == 1
 
 
 @pytest.mark.slow
-def test_a_compiled_operator_follows_the_override():
-    q = torch.randn(1, 4, 6, 6)
-
-    def attend(q: torch.Tensor) -> torch.Tensor:
-        return ops.sliding_window_attention(q, q, q, num_heads=2, window_size=3)
-
+def test_compiled_code_heeds_the_backend(operator):
     torch._dynamo.reset()
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q), attend(q))
+    compiled = torch.compile(
+        lambda x: operator(Doubling(x, None, 1)), fullgraph=True, backend="eager"
+    )
+    x = torch.ones(2, 3)
+    assert torch.equal(compiled(x), 2 * x)
     with ops.use_backend("reference"):
-        torch.testing.assert_close(compiled(q), attend(q))
+        assert torch.equal(compiled(x), 2 * x)
+    with ops.use_backend("shift"):
+        assert torch.equal(compiled(x), 2 * x)

@@ -15,11 +15,10 @@ from convattn.checks import check_choice, check_divisible, check_map, check_odd,
 from convattn.layers.attention.part import AttentionPart
 from convattn.layers.folding import fold_sequence
 from convattn.layers.norm import LayerNorm2d
-from convattn.ops.global_.attention import global_attention
-from convattn.ops.patchwise.aggregate import PATCH_BACKENDS, neighbourhoods, patchwise_aggregate
+from convattn.ops.global_.attention import GLOBAL, global_attention
+from convattn.ops.patchwise.aggregate import PATCHWISE, neighbourhoods, patchwise_aggregate
 from convattn.ops.sliding.attention import SLIDING, sliding_window_attention
-from convattn.ops.windows.attention import SDPA_BACKENDS, window_attention
-from convattn.ops.windows.from_map import map_window_attention
+from convattn.ops.windows.attention import WINDOWS, map_window_attention, window_attention
 
 
 class SlidingWindowAttention(AttentionPart):
@@ -112,7 +111,7 @@ class WindowAttention(AttentionPart):
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
         check_positive("window_size", window_size)
-        check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
+        check_choice("backend", backend, ("auto", *WINDOWS.backends))
         super().__init__((num_heads, num_heads, num_heads), dim=dim)
         self.num_heads = num_heads
         self.window_size = window_size
@@ -211,7 +210,7 @@ class GlobalAttention(AttentionPart):
         backend: str = "auto",
     ) -> None:
         check_divisible("dim", dim, "num_heads", num_heads)
-        check_choice("backend", backend, ("auto", *SDPA_BACKENDS))
+        check_choice("backend", backend, ("auto", *GLOBAL.backends))
         super().__init__((num_heads, num_heads, num_heads), stride=stride, dim=dim)
         self.num_heads = num_heads
         self.backend = backend
@@ -333,7 +332,7 @@ class PatchwiseAttention(AttentionPart):
         check_divisible("dim", dim, "share", share)
         check_odd("window_size", window_size)
         check_positive("dilation", dilation)
-        check_choice("backend", backend, ("auto", *PATCH_BACKENDS))
+        check_choice("backend", backend, ("auto", *PATCHWISE.backends))
         super().__init__((1, 1, 4), stride=stride, dim=dim)
         self.window_size = window_size
         self.dilation = dilation

@@ -1,15 +1,44 @@
-"""Attention from every pixel to every pixel: the public function and its paths."""
+"""Attention from every pixel to every pixel: the public function and its paths.
+
+B batch, C channels, N heads of d = C / N channels, H W size of the map.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.ops.attention_checks import check_heads
+from convattn.ops.dispatch import Call, Operator, Path, derivable
 from convattn.ops.layout import to_heads, to_map
-from convattn.ops.old_dispatch import derivable, resolve
 from convattn.ops.reference import attention as reference
-from convattn.ops.windows.attention import SDPA_BACKENDS
+
+
+@dataclass
+class GlobalCall(Call):
+    """Arguments of `global_attention`, checked."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    num_heads: int
+    scale: float | None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float | None) -> Tensor:
+    H, W = q.shape[2:]
+    q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
+    with derivable():
+        return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
+
+
+GLOBAL: Operator[GlobalCall] = Operator(
+    "global_attention",
+    Path("reference", reference.global_attention, "the formula"),
+    Path("sdpa", _attend, "one call of scaled_dot_product_attention keeps no logits"),
+)
 
 
 def global_attention(
@@ -45,9 +74,4 @@ def global_attention(
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call, as PyTorch's kernels do.
     """
     check_heads(q, k, v, num_heads)
-    if resolve(backend, SDPA_BACKENDS) == "reference":
-        return reference.global_attention(q, k, v, num_heads=num_heads, scale=scale)
-    H, W = q.shape[2:]
-    q, k, v = (to_heads(x, num_heads) for x in (q, k, v))
-    with derivable():
-        return to_map(F.scaled_dot_product_attention(q, k, v, scale=scale), H, W)
+    return GLOBAL(GlobalCall(q, k, v, num_heads, scale), backend)

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from convattn.checks import check_divisible, check_map, check_odd, check_positive, check_tensor
-from convattn.ops.old_dispatch import resolve
+from convattn.ops.dispatch import Call, Operator, Path
 from convattn.ops.positions import ceil_divide, padded_positions, window_positions
 from convattn.ops.reference import attention as reference
 
-PATCH_BACKENDS = ("taps", "reference")
+
+@dataclass
+class PatchCall(Call):
+    """Arguments of `patchwise_aggregate`, checked."""
+
+    weights: Tensor
+    v: Tensor
+    kernel_size: int
+    stride: int
+    dilation: int
+
+
+def _aggregate_taps(
+    weights: Tensor, v: Tensor, *, kernel_size: int, stride: int, dilation: int
+) -> Tensor:
+    """Add one product per place in the window: views of the padded map, never copies."""
+    reach = dilation * (kernel_size // 2)
+    for dim in (2, 3):
+        v = v.index_select(dim, padded_positions(v.shape[dim], reach, v.device))
+    v = v.unflatten(1, (-1, weights.shape[1]))
+    # Narrowed, not sliced: where sizes are symbols, a slice would be clamped to them K^2 times.
+    height, width = (stride * (size - 1) + 1 for size in weights.shape[3:])
+    out = v.new_zeros(())
+    for t, weight in enumerate(weights.unbind(2)):
+        top, left = dilation * (t // kernel_size), dilation * (t % kernel_size)
+        seen = v.narrow(-2, top, height).narrow(-1, left, width)
+        out = out + weight[:, None] * seen[..., ::stride, ::stride]
+    return out.flatten(1, 2)
+
+
+PATCHWISE: Operator[PatchCall] = Operator(
+    "patchwise_aggregate",
+    Path("reference", reference.patchwise_aggregate, "the formula"),
+    Path("taps", _aggregate_taps, "views of the padded map in place of K^2 copies"),
+)
 
 
 def patchwise_aggregate(
@@ -55,11 +91,7 @@ def patchwise_aggregate(
             f"weights must have shape ({B}, M, {places}, {H}, {W}), got {tuple(weights.shape)}"
         )
     check_divisible("channels of v", v.shape[1], "weight maps", weights.shape[1])
-    if resolve(backend, PATCH_BACKENDS) == "reference":
-        return reference.patchwise_aggregate(
-            weights, v, kernel_size=kernel_size, stride=stride, dilation=dilation
-        )
-    return _aggregate_taps(weights, v, kernel_size, stride, dilation)
+    return PATCHWISE(PatchCall(weights, v, kernel_size, stride, dilation), backend)
 
 
 def neighbourhoods(x: Tensor, *, kernel_size: int, stride: int = 1, dilation: int = 1) -> Tensor:
@@ -92,21 +124,3 @@ def neighbourhoods(x: Tensor, *, kernel_size: int, stride: int = 1, dilation: in
     )
     x = x[:, :, rows][..., columns]
     return x.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
-
-
-def _aggregate_taps(
-    weights: Tensor, v: Tensor, kernel_size: int, stride: int, dilation: int
-) -> Tensor:
-    """Add one product per place in the window: views of the padded map, never copies."""
-    reach = dilation * (kernel_size // 2)
-    for dim in (2, 3):
-        v = v.index_select(dim, padded_positions(v.shape[dim], reach, v.device))
-    v = v.unflatten(1, (-1, weights.shape[1]))
-    # Narrowed, not sliced: where sizes are symbols, a slice would be clamped to them K^2 times.
-    height, width = (stride * (size - 1) + 1 for size in weights.shape[3:])
-    out = v.new_zeros(())
-    for t, weight in enumerate(weights.unbind(2)):
-        top, left = dilation * (t // kernel_size), dilation * (t % kernel_size)
-        seen = v.narrow(-2, top, height).narrow(-1, left, width)
-        out = out + weight[:, None] * seen[..., ::stride, ::stride]
-    return out.flatten(1, 2)

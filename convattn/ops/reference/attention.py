@@ -45,11 +45,11 @@ def window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: Tensor | None = None,
     *,
     num_heads: int,
     window_size: int,
     shift: tuple[int, int],
-    bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """Attend window by window; one that hangs over the border has fewer pixels."""

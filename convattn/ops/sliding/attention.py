@@ -25,7 +25,7 @@ from torch import Tensor
 
 from convattn.checks import check_odd, check_positive
 from convattn.ops import tuned
-from convattn.ops.attention_checks import answered, check_heads, check_position
+from convattn.ops.attention_checks import check_heads, check_position, queries_of_stride
 from convattn.ops.dispatch import Call, Operator, Path, derivable
 from convattn.ops.kernels import triton
 from convattn.ops.kernels.native import sliding as native
@@ -206,7 +206,7 @@ def sliding_window_attention(
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     check_heads(q, k, v, num_heads)
-    q = answered(q, k, stride)
+    q = queries_of_stride(q, k, stride)
     check_position(position, k, num_heads)
     call = SlidingCall(q, k, v, position, num_heads, window_size, stride, dilation, scale)
     return SLIDING(call, backend)

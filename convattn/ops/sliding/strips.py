@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from convattn.ops.registration import empty_channels_last, register
-from convattn.ops.sliding.tiling import plan
-from convattn.ops.sliding.workspace import Desk
+from convattn.ops.sliding.tiling import tile_map
+from convattn.ops.sliding.workspace import Workspace
 
 
 def strips_forward(
@@ -32,18 +32,20 @@ def strips_forward(
     dilation: int,
     scale: float,
 ) -> Tensor:
-    """Return the answers in q's type; sums and exponentials are float32 at least."""
+    """Return the outputs in q's type; sums and exponentials are float32 at least."""
     B, C = q.shape[:2]
-    desk = Desk(plan(*k.shape[2:], window_size, stride, dilation), num_heads, C, q.dtype)
-    tables = cache(partial(_Table, desk))
+    H, W = k.shape[2:]
+    tiling = tile_map(H, W, window_size, stride, dilation)
+    space = Workspace(tiling, num_heads, C, q.dtype)
+    buffers = cache(partial(_Buffers, space))
     result = empty_channels_last(q)
     out = result.permute(0, 2, 3, 1)
     with torch.autocast("cpu", enabled=False):
-        for images in desk.chunks(B):
-            table = tables(images.stop - images.start)
-            table.cut(q[images], k[images], v[images], desk.origin(position, images))
-            table.attend(scale)
-            desk.answer(table.answers, out[images])
+        for images in space.chunks(B):
+            part = buffers(images.stop - images.start)
+            part.cut(q[images], k[images], v[images], space.origin(position, images))
+            part.attend(scale)
+            space.paste_outputs(part.outputs, out[images])
     return result
 
 
@@ -59,94 +61,98 @@ def strips_backward(
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients by q, k and v; that by the position is a sum of that by k."""
+    """Return the gradients of q, k and v; that of the position is a sum of that of k."""
     B, C, H, W = k.shape
-    tiles = plan(H, W, window_size, stride, dilation, backward=True)
-    desk = Desk(tiles, num_heads, C, q.dtype)
-    tables = cache(partial(_BackwardTable, desk))
+    tiling = tile_map(H, W, window_size, stride, dilation, backward=True)
+    space = Workspace(tiling, num_heads, C, q.dtype)
+    buffers = cache(partial(_BackwardBuffers, space))
     results = empty_channels_last(q), empty_channels_last(k), empty_channels_last(v)
-    by_q, by_k, by_v = (x.permute(0, 2, 3, 1) for x in results)
+    grad_q, grad_k, grad_v = (x.permute(0, 2, 3, 1) for x in results)
     with torch.autocast("cpu", enabled=False):
-        for images in desk.chunks(B, maps=2):
-            table = tables(images.stop - images.start)
-            table.cut(q[images], k[images], v[images], desk.origin(position, images))
-            table.queries.mul_(scale)
-            desk.queries(gradient[images], table.wanted)
-            table.differentiate()
-            desk.answer(table.answers.mul_(scale), by_q[images])
-            by_values, by_keys = table.by_shown.chunk(2)
-            desk.sum_copies(by_keys, by_k[images])
-            desk.sum_copies(by_values, by_v[images])
+        for images in space.chunks(B, maps=2):
+            part = buffers(images.stop - images.start)
+            part.cut(q[images], k[images], v[images], space.origin(position, images))
+            part.queries.mul_(scale)
+            space.cut_queries(gradient[images], part.output_gradients)
+            part.differentiate()
+            space.paste_outputs(part.outputs.mul_(scale), grad_q[images])
+            grad_values, grad_keys = part.grad_tiles.chunk(2)
+            space.sum_copies(grad_keys, grad_k[images])
+            space.sum_copies(grad_values, grad_v[images])
     return results
 
 
-class _Table:
-    """What a few images are computed in, with the views of their strips, which are made once.
+class _Buffers:
+    """The memory that a few images are computed in, and the views of their strips, made once.
 
-    ``asked`` and ``logits`` have room for ``maps`` maps: backward computes with two side by side.
+    ``query_tiles`` and ``logits`` hold ``maps`` maps: backward computes with two side by side.
     """
 
-    def __init__(self, desk: Desk, images: int, maps: int = 1) -> None:
-        self.desk = desk
-        strips, blocks, *tile = desk.asked(images)
-        self.asked = desk.space("asked", (strips, maps * blocks, *tile))
-        self.queries = self.asked[:, -blocks:]
-        self.answers = desk.space("answers", (strips, blocks, *tile))
+    def __init__(self, space: Workspace, images: int, maps: int = 1) -> None:
+        self.space = space
+        strips, blocks, *tile = space.query_shape(images)
+        self.query_tiles = space.buffer("query tiles", (strips, maps * blocks, *tile))
+        self.queries = self.query_tiles[:, -blocks:]
+        self.outputs = space.buffer("output tiles", (strips, blocks, *tile))
         self.keys, self.values = (
-            desk.space(name, desk.shown(images)) for name in ("keys", "values")
+            space.buffer(name, space.key_shape(images)) for name in ("keys", "values")
         )
-        self.logits = desk.space("logits", (maps * blocks, *desk.mask.shape))
+        self.logits = space.buffer("logits", (maps * blocks, *space.mask.shape))
         self.weights = self.logits[:blocks]
         self.strips = [
-            (self.queries[i], self.keys[:, seen], self.values[:, seen], self.answers[i])
-            for i, seen in enumerate(desk.plan.strips)
+            (self.queries[i], self.keys[:, seen], self.values[:, seen], self.outputs[i])
+            for i, seen in enumerate(space.tiling.strips)
         ]
 
     def cut(self, q: Tensor, k: Tensor, v: Tensor, origin: Tensor | None) -> None:
         """Cut queries, keys and values of as many images."""
-        self.desk.queries(q, self.queries)
-        self.desk.keys(k, self.keys, origin)
-        self.desk.keys(v, self.values)
+        self.space.cut_queries(q, self.queries)
+        self.space.cut_keys(k, self.keys, origin)
+        self.space.cut_keys(v, self.values)
 
     def attend(self, scale: float) -> None:
-        """Compute the answers of all strips."""
-        for queries, keys, values, answers in self.strips:
+        """Compute the outputs of all strips."""
+        for queries, keys, values, outputs in self.strips:
             self.weigh(queries, keys, scale)
-            torch.bmm(self.weights, values, out=answers)
+            torch.bmm(self.weights, values, out=outputs)
 
     def weigh(self, queries: Tensor, keys: Tensor, scale: float = 1.0) -> None:
         """Compute the softmax of the logits of a strip: (b N n, R T, U)."""
-        torch.baddbmm(self.desk.mask, queries, keys.mT, alpha=scale, out=self.weights)
+        torch.baddbmm(self.space.mask, queries, keys.mT, alpha=scale, out=self.weights)
         torch.softmax(self.weights, 2, out=self.weights)
 
 
-class _BackwardTable(_Table):
-    """The same, with gradients: ``answers`` are those by the queries, ``wanted`` by the answers."""
+class _BackwardBuffers(_Buffers):
+    """The same with gradients; ``outputs`` holds those of the queries."""
 
-    def __init__(self, desk: Desk, images: int) -> None:
-        super().__init__(desk, images, maps=2)
+    def __init__(self, space: Workspace, images: int) -> None:
+        super().__init__(space, images, maps=2)
         blocks = len(self.weights)
-        self.wanted = self.asked[:, :blocks]
-        self.by_logits = self.logits[blocks:]
-        # values, then keys: their gradients are products of weights and what is wanted, and of the
-        # gradients of logits and queries, which lie in the same order
-        self.by_shown = desk.space("by_shown", (2 * blocks, *self.keys.shape[1:]))
-        self.by_seen = desk.space("by_seen", (2 * blocks, desk.mask.shape[1], self.keys.shape[2]))
-        self.sums = [self.by_shown[:, seen] for seen in desk.plan.strips]
+        self.output_gradients = self.query_tiles[:, :blocks]
+        self.grad_logits = self.logits[blocks:]
+        # Gradients of values, then of keys: products of weights and output gradients, and of the
+        # gradients of logits and queries, which lie in the same order.
+        self.grad_tiles = space.buffer("gradient tiles", (2 * blocks, *self.keys.shape[1:]))
+        self.grad_strip = space.buffer(
+            "gradient strip", (2 * blocks, space.mask.shape[1], self.keys.shape[2])
+        )
+        self.sums = [self.grad_tiles[:, seen] for seen in space.tiling.strips]
 
     def differentiate(self) -> None:
-        """Add up what the strips say, with their weights computed again."""
-        self.by_shown.zero_()
-        weights, by_logits, logits = self.weights, self.by_logits, self.logits.mT
-        for strip, wanted, asked, sums in zip(
-            self.strips, self.wanted, self.asked, self.sums, strict=True
+        """Add up the gradients of all strips, with their weights computed again."""
+        self.grad_tiles.zero_()
+        weights, grad_logits, logits = self.weights, self.grad_logits, self.logits.mT
+        for strip, output_gradients, query_tiles, sums in zip(
+            self.strips, self.output_gradients, self.query_tiles, self.sums, strict=True
         ):
-            queries, keys, values, by_queries = strip
+            queries, keys, values, grad_queries = strip
             self.weigh(queries, keys)
-            torch.bmm(wanted, values.mT, out=by_logits)
-            torch._softmax_backward_data(by_logits, weights, 2, weights.dtype, grad_input=by_logits)
-            torch.bmm(by_logits, keys, out=by_queries)
-            sums.add_(torch.bmm(logits, asked, out=self.by_seen))
+            torch.bmm(output_gradients, values.mT, out=grad_logits)
+            torch._softmax_backward_data(
+                grad_logits, weights, 2, weights.dtype, grad_input=grad_logits
+            )
+            torch.bmm(grad_logits, keys, out=grad_queries)
+            sums.add_(torch.bmm(logits, query_tiles, out=self.grad_strip))
 
 
 attend_in_strips = register("strips", strips_forward, strips_backward)

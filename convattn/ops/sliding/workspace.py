@@ -1,4 +1,4 @@
-"""Blocks of a few images and the memory that `_sliding_strips.py` computes in; the same letters."""
+"""Blocks of a few images and the memory that `strips.py` computes in; the same letters."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from convattn.ops import tuned
 from convattn.ops.positions import ceil_divide
-from convattn.ops.sliding.tiling import Axis, Plan
-
-# Bytes of the logits of a strip for each thread, backward with their gradients: what is computed
-# in one go stays in the caches.
-LOGITS = 1 << 18
+from convattn.ops.sliding.tiling import AxisTiling, Tiling
 
 
-class Desk:
+class Workspace:
     """Cuts a few images at a time into blocks (b N n, rows and columns of a block, d), and back.
 
-    All that is computed on the way lies in memory that the next images use again.
+    All that is computed on the way lies in memory that is used again for the next images.
     """
 
-    def __init__(self, plan: Plan, num_heads: int, channels: int, dtype: torch.dtype) -> None:
-        self.plan = plan
+    def __init__(self, tiling: Tiling, num_heads: int, channels: int, dtype: torch.dtype) -> None:
+        self.tiling = tiling
         self.num_heads = num_heads
         self.head_dim = channels // num_heads
         self.dtype = torch.promote_types(dtype, torch.float32)
-        self.mask = plan.mask.to(self.dtype)
-        self._spaces: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.mask = tiling.mask.to(self.dtype)
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._origin: Tensor | None = None
 
     def chunks(self, batch: int, maps: int = 1) -> Iterator[slice]:
@@ -38,77 +35,77 @@ class Desk:
             batch: images.
             maps: how many maps of logits each has.
         """
-        room = LOGITS * torch.get_num_threads() // maps
-        fits = room // (self.num_heads * self.plan.blocks * self.mask.nbytes)
-        size = max(1, min(fits, batch // 4))  # of small maps all would fit, in much memory
+        limit = tuned.STRIP_LOGITS * torch.get_num_threads() // maps
+        fits = limit // (self.num_heads * self.tiling.blocks * self.mask.nbytes)
+        size = max(1, min(fits, batch // 4))  # all images of small maps would fit, in much memory
         return (slice(i, min(i + size, batch)) for i in range(0, batch, size))
 
-    def space(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """Return the memory of that name, as much of it as asked for."""
+    def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Return the memory of that name in a shape; it grows where it is too small."""
         dtype, size = self.dtype if dtype is None else dtype, math.prod(shape)
-        space = self._spaces.get((name, dtype))
-        if space is None or len(space) < size:
-            space = self._spaces[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
-        return space[:size].view(shape)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
+        return buffer[:size].view(shape)
 
-    def asked(self, images: int) -> tuple[int, int, int, int]:
-        """Return the shape of the queries of a few images: (strips, b N n, R T, d)."""
-        blocks = images * self.num_heads * self.plan.blocks
-        return len(self.plan.strips), blocks, self.mask.shape[0], self.head_dim
+    def query_shape(self, images: int) -> tuple[int, int, int, int]:
+        """Return the shape of the query tiles of a few images: (strips, b N n, R T, d)."""
+        blocks = images * self.num_heads * self.tiling.blocks
+        return len(self.tiling.strips), blocks, self.mask.shape[0], self.head_dim
 
-    def shown(self, images: int) -> tuple[int, int, int]:
-        """Return the shape of the keys of a few images: (b N n, P columns, d)."""
-        blocks = images * self.num_heads * self.plan.blocks
-        return blocks, len(self.plan.rows.keys) * self.plan.columns.shown, self.head_dim
+    def key_shape(self, images: int) -> tuple[int, int, int]:
+        """Return the shape of the key-value tiles of a few images: (b N n, P columns, d)."""
+        blocks = images * self.num_heads * self.tiling.blocks
+        return blocks, len(self.tiling.rows.keys) * self.tiling.columns.keys_per_tile, self.head_dim
 
-    def queries(self, x: Tensor, tiles: Tensor) -> None:
-        """Copy what belongs to the answers (b, C, H/s, W/s) to tiles, 0 for queries past the end.
+    def cut_queries(self, x: Tensor, tiles: Tensor) -> None:
+        """Copy a map like the outputs (b, C, H/s, W/s) to query tiles; queries past the end get 0.
 
         Args:
             x: the map.
             tiles: (strips, b N n, R T, d).
         """
         x = x.permute(0, 2, 3, 1)
-        for dim, axis in enumerate((self.plan.rows, self.plan.columns), start=1):
-            if not axis.plain:
-                x = self._select(f"queries {dim}", x, dim, axis.queries)
+        for dim, axis in enumerate((self.tiling.rows, self.tiling.columns), start=1):
+            if not axis.in_order:
+                x = self._select(f"queries {dim}", x, dim, axis.output_of_query)
                 x.index_fill_(dim, axis.past, 0)
         self._untiled(tiles).copy_(self._tiles(x))
 
-    def answer(self, tiles: Tensor, out: Tensor) -> None:
-        """Write what belongs to the answers (b, H/s, W/s, C)."""
-        rows, columns = self.plan.rows, self.plan.columns
+    def paste_outputs(self, tiles: Tensor, out: Tensor) -> None:
+        """Copy query tiles to a map like the outputs (b, H/s, W/s, C)."""
+        rows, columns = self.tiling.rows, self.tiling.columns
         tiles = self._untiled(tiles)
-        if rows.plain and columns.plain:
+        if rows.in_order and columns.in_order:
             self._tiles(out).copy_(tiles)
             return
-        x = self.space("answered", tiles.shape).copy_(tiles)
+        x = self.buffer("outputs", tiles.shape).copy_(tiles)
         x = x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
-        out.copy_(x.index_select(1, rows.answers).index_select(2, columns.answers))
+        out.copy_(x.index_select(1, rows.query_of_output).index_select(2, columns.query_of_output))
 
     def _untiled(self, tiles: Tensor) -> Tensor:
         """View (strips, b N n, R T, d) as (b, strips, R, n, T, N, d)."""
-        tiles = tiles.unflatten(2, (self.plan.rows.tile, -1))
-        tiles = tiles.unflatten(1, (-1, self.num_heads, self.plan.blocks))
+        tiles = tiles.unflatten(2, (self.tiling.rows.tile, -1))
+        tiles = tiles.unflatten(1, (-1, self.num_heads, self.tiling.blocks))
         return tiles.permute(1, 0, 4, 3, 5, 2, 6)
 
     def _tiles(self, x: Tensor) -> Tensor:
         """View (b, rows, columns, C) as (b, strips, R, n, T, N, d)."""
-        x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (-1, self.plan.columns.tile))
-        return x.unflatten(1, (-1, self.plan.rows.tile))
+        x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (-1, self.tiling.columns.tile))
+        return x.unflatten(1, (-1, self.tiling.rows.tile))
 
     def origin(self, position: Tensor | None, images: slice) -> Tensor | None:
-        """Return what the keys of a few images are relative to, as `keys` subtracts it."""
+        """Return the positions of a few images as `cut_keys` subtracts them from their keys."""
         if position is None or self._origin is not None:
             return self._origin
         shared = len(position) == 1
         origin = self._spread("origin", position if shared else position[images], num_heads=1)
-        if shared:  # what a batch shares is padded once
+        if shared:  # one position of all images is padded once
             self._origin = origin
         return origin
 
-    def keys(self, x: Tensor, blocks: Tensor, origin: Tensor | None = None) -> None:
-        """Copy what each block shows of a map (b, C, H, W) to blocks (b N n, P columns, d)."""
+    def cut_keys(self, x: Tensor, blocks: Tensor, origin: Tensor | None = None) -> None:
+        """Copy keys or values of each block from a map (b, C, H, W) to (b N n, P columns, d)."""
         x = self._spread("padded", x, self.num_heads)
         blocks = blocks.view(x.shape)
         if origin is None:
@@ -117,21 +114,21 @@ class Desk:
             torch.sub(x, origin, out=blocks)
 
     def _spread(self, name: str, x: Tensor, num_heads: int) -> Tensor:
-        """View what each block shows, with copies: (b, N, phases, n of one, P, columns, d)."""
-        columns = self.plan.columns
+        """View the padded map block by block: (b, N, phases, n of one, P, columns, d)."""
+        columns = self.tiling.columns
         x = self._pad(name, x.permute(0, 2, 3, 1)).unflatten(3, (num_heads, -1))
-        x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.shown, columns.step)
+        x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.keys_per_tile, columns.step)
         return x.permute(0, 4, 2, 3, 1, 6, 5)
 
     def _pad(self, name: str, x: Tensor) -> Tensor:
         """Copy the rows and columns of keys of a map (b, H, W, C), mirrored at its borders."""
-        rows, columns = self.plan.rows, self.plan.columns
+        rows, columns = self.tiling.rows, self.tiling.columns
         shape = (len(x), len(rows.keys), len(columns.keys), x.shape[3])
-        padded = self.space(name, shape)
+        padded = self.buffer(name, shape)
         if rows.core is None or columns.core is None:
             x = self._select("rows", x.contiguous(), 1, rows.keys)
             return padded.copy_(self._select("columns", x, 2, columns.keys))
-        # mirrored after they are copied: then the channels of a pixel lie together in any map
+        # Mirrored after the copy, where the channels of a pixel lie together in any layout.
         inside = padded[:, rows.core]
         height, width = (core.stop - core.start for core in (rows.core, columns.core))
         inside[:, :, columns.core] = x[:, :height, :width]
@@ -143,34 +140,34 @@ class Desk:
         return padded
 
     def sum_copies(self, blocks: Tensor, out: Tensor) -> None:
-        """Write the sum of what all blocks show of each pixel: (b, H, W, C)."""
-        rows, columns = self.plan.rows, self.plan.columns
-        tiles, step, shown = columns.tiles, columns.step, columns.shown
-        x = blocks.unflatten(1, (-1, shown))
+        """Add the tiles of all blocks up, pixel by pixel: (b, H, W, C)."""
+        rows, columns = self.tiling.rows, self.tiling.columns
+        tiles, step, width = columns.tiles, columns.step, columns.keys_per_tile
+        x = blocks.unflatten(1, (-1, width))
         x = x.unflatten(0, (-1, self.num_heads, columns.phases, tiles))
         x = x.permute(0, 4, 2, 3, 5, 1, 6)  # rows, phases, tiles, columns of a tile, heads
-        reach = ceil_divide(shown, step)  # the last tile reaches past whole steps
-        sums = self.space("sums", (*x.shape[:3], tiles - 1 + reach, step, *x.shape[5:]))
+        reach = ceil_divide(width, step)  # the last tile reaches past whole steps
+        sums = self.buffer("sums", (*x.shape[:3], tiles - 1 + reach, step, *x.shape[5:]))
         sums[:, :, :, tiles:] = 0
-        if shown < step:
+        if width < step:
             sums.zero_()
-        sums[:, :, :, :tiles, :shown] = x[:, :, :, :, :step]
+        sums[:, :, :, :tiles, :width] = x[:, :, :, :, :step]
         for i in range(1, reach):
             piece = x[:, :, :, :, i * step : (i + 1) * step]
             sums[:, :, :, i : i + tiles, : piece.shape[4]] += piece
         sums = sums.flatten(5, 6).flatten(3, 4)[:, :, :, : columns.keys_of_phase].flatten(2, 3)
         inside = _fold(_fold(sums, 1, rows, out.shape[1]), 2, columns, out.shape[2])
-        if inside.shape != out.shape:  # a stride passes the last pixels by
+        if inside.shape != out.shape:  # with a stride no window may show the last pixels
             out.zero_()
         out[:, : inside.shape[1], : inside.shape[2]] = inside
 
     def _select(self, name: str, x: Tensor, dim: int, places: Tensor) -> Tensor:
         shape = [*x.shape[:dim], len(places), *x.shape[dim + 1 :]]
-        return torch.index_select(x, dim, places, out=self.space(name, shape, x.dtype))
+        return torch.index_select(x, dim, places, out=self.buffer(name, shape, x.dtype))
 
 
-def _fold(x: Tensor, dim: int, axis: Axis, size: int) -> Tensor:
-    """Sum the copies of each place of an axis, in the memory of those in order if they are."""
+def _fold(x: Tensor, dim: int, axis: AxisTiling, size: int) -> Tensor:
+    """Add up the copies of each position of an axis, in place where the copies lie in order."""
     if axis.core is None:
         shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
         return x.new_zeros(shape).index_add_(dim, axis.keys, x)

@@ -1,18 +1,133 @@
-"""Attention in windows: the public function."""
+"""Attention inside the windows of a grid: the public functions and their paths.
+
+B batch, C channels, N heads of d = C / N channels, H W size of the map, K window. Maps are (B, C,
+H, W) with the N heads one after another in C.
+
+| path        | computes                                                                        |
+|-------------|---------------------------------------------------------------------------------|
+| "native"    | in C, windows read where they lie in the map, without gradients                 |
+| "products"  | a copy of the map by windows, products and a softmax                            |
+| "sdpa"      | the same copy, ``scaled_dot_product_attention``                                 |
+| "reference" | the formula, window by window                                                   |
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.checks import check_positive
+from convattn.checks import check_divisible, check_positive
+from convattn.ops.acmix.checks import check_projections
 from convattn.ops.attention_checks import check_heads, check_windows
-from convattn.ops.old_dispatch import resolve
+from convattn.ops.dispatch import Call, Operator, Path
+from convattn.ops.kernels.native import conditions
+from convattn.ops.kernels.native.heads import MOST_TOKENS
+from convattn.ops.processor import multiplies
 from convattn.ops.reference import attention as reference
-from convattn.ops.windows.paths import attend_in_windows
+from convattn.ops.windows.copied import (
+    attend_by_products,
+    attend_by_sdpa,
+    in_copied_map,
+    in_copied_windows,
+)
+from convattn.ops.windows.in_place import attend_in_place, attend_map_in_place
 
-SDPA_BACKENDS = ("sdpa", "reference")
+
+@dataclass
+class WindowCall(Call):
+    """Arguments of `window_attention`, checked."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    num_heads: int
+    window_size: int
+    shift: tuple[int, int]
+    scale: float | None
+
+
+@dataclass
+class MapWindowCall(Call):
+    """Arguments of `map_window_attention`, checked, its three projections joined to one."""
+
+    x: Tensor
+    weight: Tensor
+    offset: Tensor | None
+    bias: Tensor | None
+    num_heads: int
+    window_size: int
+    shift: tuple[int, int]
+    scale: float | None
+
+
+AnyCall = WindowCall | MapWindowCall
+
+
+def _native_refuses(call: AnyCall) -> str | None:
+    if call.window_size**2 > MOST_TOKENS:
+        return f"it has windows of up to {MOST_TOKENS} pixels, got {call.window_size**2}"
+    *maps, _ = call.tensors
+    if any(t is not None and t.dtype != call.dtype for t in maps):
+        return "it computes maps and weights of one type"
+    return conditions.refuses(call)
+
+
+def _products_pay(call: AnyCall) -> bool:
+    """Whether products are faster, or the one way: sdpa has no gradient of a mask, nor a jvp."""
+    if call.transformed:
+        return True
+    if call.device != "cpu" or call.dtype != torch.bfloat16 or call.grad or call.exporting:
+        return False
+    return multiplies(call.dtype)
+
+
+def _not_compiling(call: AnyCall) -> bool:
+    return not call.compiling
+
+
+def _from_projections(
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    bias: Tensor | None,
+    *,
+    num_heads: int,
+    window_size: int,
+    shift: tuple[int, int],
+    scale: float | None,
+) -> Tensor:
+    q, k, v = F.conv2d(x, weight, offset).chunk(3, 1)
+    return reference.window_attention(
+        q, k, v, bias, num_heads=num_heads, window_size=window_size, shift=shift, scale=scale
+    )
+
+
+_NATIVE = (
+    "two cores, shifted, with bias: bfloat16 (96, 56) 6.3 ms, copied 18, (384, 14) 2.7, 3.5; "
+    "float32 12, 19 and 4.9, 7.0"
+)
+_PRODUCTS = "bfloat16 (96, 56), 3 heads: 18 ms, sdpa 26 for the layer, (192, 28) 10, 12"
+_SDPA = "keeps no logits for a gradient; float32 (96, 56) 26 ms, products 51"
+
+WINDOWS: Operator[WindowCall] = Operator(
+    "window_attention",
+    Path("reference", reference.window_attention, "the formula"),
+    Path("native", attend_in_place, _NATIVE, _native_refuses, _not_compiling),
+    Path("products", in_copied_windows(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("sdpa", in_copied_windows(attend_by_sdpa), _SDPA),
+)
+MAP_WINDOWS: Operator[MapWindowCall] = Operator(
+    "map_window_attention",
+    Path("reference", _from_projections, "the formula"),
+    Path("native", attend_map_in_place, _NATIVE, _native_refuses, _not_compiling),
+    Path("products", in_copied_map(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("sdpa", in_copied_map(attend_by_sdpa), _SDPA),
+)
 
 
 def window_attention(
@@ -42,8 +157,8 @@ def window_attention(
             comes before them.
         bias: added to the logits (N, K^2, K^2), query by key; None for none.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "sdpa" or "reference". "auto" takes "sdpa" where gradients are wanted, else
-            on a CPU also kernels in C, or products.
+        backend: "auto", "native", "products", "sdpa" or "reference". "auto" takes "sdpa" where a
+            gradient is required, else on a CPU also "native" or "products".
 
     Returns:
         A map (B, C, H, W), still rolled.
@@ -60,9 +175,61 @@ def window_attention(
     if k.shape != q.shape:
         raise ValueError(f"k must be shaped like q, got {tuple(k.shape)} and {tuple(q.shape)}")
     shift = check_windows(num_heads, window_size, shift, bias)
-    chosen = resolve(backend, SDPA_BACKENDS)
-    options: dict[str, Any] = {"num_heads": num_heads, "window_size": window_size}
-    options |= {"shift": shift, "bias": bias, "scale": scale}
-    if chosen == "reference":
-        return reference.window_attention(q, k, v, **options)
-    return attend_in_windows(q, k, v, backend=chosen, **options)
+    call = WindowCall(q, k, v, bias, num_heads, window_size, shift, scale)
+    return WINDOWS(call, backend)
+
+
+def map_window_attention(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    num_heads: int,
+    window_size: int = 7,
+    shift: int | tuple[int, int] = 0,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute ``window_attention`` from the map that q, k and v are 1x1 convolutions of.
+
+    Args:
+        x: the map (B, C_in, H, W), rolled by ``-shift``.
+        weights: of the convolutions that make q, k and v, (C, C_in, 1, 1) each.
+        biases: of the same, (C,) or None each.
+        num_heads: N.
+        window_size: K.
+        shift: by how much the map was rolled, or (rows, columns).
+        bias: added to the logits (N, K^2, K^2); None for none.
+        scale: factor of the logits; None for 1 / sqrt(d).
+        backend: as in ``window_attention``.
+
+    Returns:
+        A map (B, C, H, W), still rolled.
+
+    Raises:
+        TypeError: a map that is not floating point, sizes that are not integers.
+        ValueError: shapes, sizes or a backend that do not fit.
+    """
+    check_projections(x, weights, biases)
+    if not weights[0].shape == weights[1].shape == weights[2].shape:
+        shapes = ", ".join(str(tuple(w.shape)) for w in weights)
+        raise ValueError(f"q, k and v must have as many channels, got weights {shapes}")
+    check_positive("window_size", window_size)
+    check_divisible("channels of q", weights[0].shape[0], "num_heads", num_heads)
+    shift = check_windows(num_heads, window_size, shift, bias)
+    weight, offset = _joined(weights, biases)
+    call = MapWindowCall(x, weight, offset, bias, num_heads, window_size, shift, scale)
+    return MAP_WINDOWS(call, backend)
+
+
+def _joined(
+    weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return several projections as one."""
+    if all(b is None for b in biases):
+        return torch.cat(list(weights)), None
+    filled = (
+        w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)
+    )
+    return torch.cat(list(weights)), torch.cat(list(filled))

@@ -14,22 +14,71 @@ Paths of ``pixel_shift_attention``:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_divisible, check_map, check_odd, check_positive
-from convattn.ops.kernels import triton as kernels
-from convattn.ops.old_dispatch import Rule, choose, describe, resolve
+from convattn.ops.dispatch import Call, Operator, Path
+from convattn.ops.kernels import triton
 from convattn.ops.reference import xvolution as reference
 
-BACKENDS = ("shifted", "triton", "reference")
 
-# What "auto" takes.
-RULES: tuple[Rule, ...] = (
-    ("shifted", lambda case: case.device == "cuda", "CUDA: shifted against triton not measured"),
-    ("shifted", lambda case: True, "against K^2 copies, on a CPU"),
+@dataclass
+class ShiftCall(Call):
+    """Arguments of `pixel_shift_attention`, checked."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    num_heads: int
+    kernel_size: int
+    distance: int
+    stride: int
+    scale: float
+
+
+def _shifted(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    kernel_size: int,
+    distance: int,
+    stride: int,
+    scale: float,
+) -> Tensor:
+    heads = (num_heads, q.shape[1] // num_heads)
+    # Scaled before the product, which half precision might not hold.
+    queries = (q[:, :, ::stride, ::stride] * scale).unflatten(1, heads)
+    height, width = queries.shape[-2:]
+    pad = (distance * (kernel_size // 2),) * 4
+    keys, values = (F.pad(t, pad).unflatten(1, heads) for t in (k, v))
+    out: Tensor | None = None
+    for i in range(kernel_size):
+        for j in range(kernel_size):
+            rows = slice(i * distance, i * distance + (height - 1) * stride + 1, stride)
+            columns = slice(j * distance, j * distance + (width - 1) * stride + 1, stride)
+            weight = (queries * keys[..., rows, columns]).sum(dim=2, keepdim=True)
+            term = weight * values[..., rows, columns]
+            out = term if out is None else out + term
+    assert out is not None
+    return out.flatten(1, 2)
+
+
+PIXEL_SHIFT: Operator[ShiftCall] = Operator(
+    "pixel_shift_attention",
+    Path("reference", reference.pixel_shift_attention, "the formula"),
+    Path("shifted", _shifted, "views of padded maps in place of K^2 copies"),
+    Path(
+        "triton",
+        triton.attend_shifted,
+        "not measured on a GPU",
+        triton.refuses,
+        prefers=lambda call: False,
+    ),
 )
 
 
@@ -78,19 +127,8 @@ def pixel_shift_attention(
     check_positive("stride", stride)
     if scale is None:
         scale = (q.shape[1] // num_heads) ** -0.5 / kernel_size**2
-    chosen = resolve(backend, BACKENDS)
-    if chosen == "auto":
-        chosen = choose(RULES, describe(q, k, v, stride=stride, window=kernel_size))
-    return _PATHS[chosen](
-        q,
-        k,
-        v,
-        num_heads=num_heads,
-        kernel_size=kernel_size,
-        distance=distance,
-        stride=stride,
-        scale=scale,
-    )
+    call = ShiftCall(q, k, v, num_heads, kernel_size, distance, stride, scale)
+    return PIXEL_SHIFT(call, backend)
 
 
 def _check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -101,39 +139,3 @@ def _check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(
                 f"{name} must have the shape of q, got {tuple(t.shape)} and {tuple(q.shape)}"
             )
-
-
-def _shifted(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    num_heads: int,
-    kernel_size: int,
-    distance: int,
-    stride: int,
-    scale: float,
-) -> Tensor:
-    heads = (num_heads, q.shape[1] // num_heads)
-    # Scaled before the product, which half precision might not hold.
-    queries = (q[:, :, ::stride, ::stride] * scale).unflatten(1, heads)
-    height, width = queries.shape[-2:]
-    pad = (distance * (kernel_size // 2),) * 4
-    keys, values = (F.pad(t, pad).unflatten(1, heads) for t in (k, v))
-    out: Tensor | None = None
-    for i in range(kernel_size):
-        for j in range(kernel_size):
-            rows = slice(i * distance, i * distance + (height - 1) * stride + 1, stride)
-            columns = slice(j * distance, j * distance + (width - 1) * stride + 1, stride)
-            weight = (queries * keys[..., rows, columns]).sum(dim=2, keepdim=True)
-            term = weight * values[..., rows, columns]
-            out = term if out is None else out + term
-    assert out is not None
-    return out.flatten(1, 2)
-
-
-_PATHS: dict[str, Callable[..., Tensor]] = {
-    "shifted": _shifted,
-    "triton": kernels.attend_shifted,
-    "reference": reference.pixel_shift_attention,
-}

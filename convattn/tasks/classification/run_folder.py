@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-import convattn
 from convattn.data import BrokenFile
 from convattn.machine import git_commit, package_version, processor_name
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.files import replacing
 from convattn.tasks.classification.settings import load_recipe, make_config, save_config
+from convattn.version import __version__
 
 METRICS = (
     "epoch",
@@ -119,7 +119,7 @@ class RunFolder:
 def environment() -> dict[str, Any]:
     """Return versions, machine and commit, such as a reader needs to repeat a run."""
     return {
-        "convattn": convattn.__version__,
+        "convattn": __version__,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         **{name: package_version(name) for name in _PACKAGES},

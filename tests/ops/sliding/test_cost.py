@@ -92,13 +92,24 @@ def test_a_strip_takes_two_products_forward_and_four_backward():
     assert not forward.count["sub_"]
 
 
-@pytest.mark.parametrize(("size", "stride", "part"), [(14, 1, 8 / 14), (18, 1, 8 / 18), (7, 1, 1)])
-def test_bands_of_a_dense_map_take_the_keys_of_the_rows_that_they_see(size, stride, part):
-    q, k, v = (torch.randn(1, 8, size, size) for _ in range(3))
-    options = {"num_heads": 2, "window_size": WINDOW, "stride": stride, "backend": "dense"}
-    # The fused kernels that PyTorch chooses between on a processor are not counted alike.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        ops.sliding_window_attention(q, k, v, **options)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as whole:
-        ops.sliding_window_attention(q, k, v.requires_grad_(), **options)
-    assert 0 < counted.get_total_flops() <= part * whole.get_total_flops()
+@pytest.mark.parametrize(("size", "part"), [(14, 8 / 14), (18, 8 / 18), (7, 1)])
+def test_bands_of_a_dense_map_take_the_keys_of_the_rows_that_they_see(size, part):
+    counts = []
+    for backend in ("bands", "dense"):
+        q, k, v = (torch.randn(1, 8, size, size) for _ in range(3))
+        # The fused kernels that PyTorch chooses between on a processor are not counted alike.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            ops.sliding_window_attention(q, k, v, num_heads=2, window_size=WINDOW, backend=backend)
+        counts.append(counted.get_total_flops())
+    assert 0 < counts[0] <= part * counts[1]
+
+
+def test_bands_are_taken_where_they_see_a_part_of_a_small_map():
+    def taken(size: int, *, grad: bool = False) -> str:
+        x = torch.randn(1, 8, size, size, dtype=torch.float64, requires_grad=grad)
+        return ops.explain(
+            ops.sliding_window_attention, x, x, x, num_heads=2, window_size=WINDOW
+        ).path
+
+    assert [taken(size) for size in (7, 12, 14, 18)] == ["dense", "dense", "bands", "bands"]
+    assert taken(14, grad=True) == "dense"

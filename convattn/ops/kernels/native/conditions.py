@@ -27,14 +27,14 @@ def refuses_tensors(call: Call, *, refuses_gradients: bool = True) -> str | None
         call: what the operator is called with.
         refuses_gradients: whether the path has no backward pass.
     """
-    if call.device != "cpu":
+    if not call.on_cpu:
         return f"it computes tensors on the CPU, got {call.devices}"
     if refuses_gradients and call.grad:
         return "it has no gradient, and one is required"
     if call.dtype not in DTYPES:
         return f"it computes float32 and bfloat16, got {call.dtype}"
     if not call.plain:
-        return "it computes tensors of PyTorch's own classes, not of subclasses, on one device"
+        return "it computes tensors of PyTorch's own classes, not of subclasses"
     if call.exporting:
         return "an exported program has PyTorch's operators alone"
     if call.transformed:

@@ -1,10 +1,12 @@
-"""Optional Triton kernels for GPUs, behind ``backend="triton"``; Triton is imported when one runs.
+"""Experimental Triton kernels for GPUs, behind ``backend="triton"``: no GPU has measured them yet.
+
+Triton is imported when a kernel runs.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation, L distance, M slots. Sums are taken in float32 at least. Gradients are the same in each
-run: nothing is added up by atomics. There are no second derivatives.
+r dilation, L distance, M slots. Sums are taken in float32 at least. Gradients are deterministic:
+no kernel adds with atomics. There are no second derivatives.
 
-Without a GPU, ``TRITON_INTERPRET=1 python ...`` lets Triton's interpreter compute the same, slowly.
+Without a GPU, ``TRITON_INTERPRET=1 python ...`` runs the kernels in Triton's interpreter, slowly.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def attend_sliding(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """``ops.sliding_window_attention`` on checked arguments: q the answered ones, no position."""
+    """``ops.sliding_window_attention`` on checked arguments: queries of the stride alone."""
     check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 

@@ -8,13 +8,13 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e30)  # below any logit, and finite: the difference of two is 0, not NaN
+LOWEST = tl.constexpr(-1e30)  # below any logit; finite: a difference is 0, not NaN
 
 
 @triton.jit
 def dot(a, b, ACC: tl.constexpr):
     """Return the product of two matrices, summed in the type ``ACC``."""
-    if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16 as integers
         a = a.to(ACC)
         b = b.to(ACC)
     return tl.dot(a, b, input_precision="ieee", out_dtype=ACC)

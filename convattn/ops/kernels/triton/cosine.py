@@ -12,10 +12,10 @@ for values. ^ is the unit vector, or zero where there is no direction.
     dk_j = t / |k_j| (sum_i dl_ij a^_i - k^_j sum_i dl_ij s_ij)
     dt   = sum_ij dl_ij s_ij
 
-Lengths are taken as vectors pass by, and no map (n, m) is stored. Where one side is short there are
-few programs (slots look at all pixels): the long side is cut into parts, whose answers are averaged
-by their lse, and whose gradients, linear in their sums, are added. No atomics: the same sum in the
-same order every time.
+Lengths are computed while vectors are read, and no map (n, m) is stored. Where one side is short
+there are few programs (each slot attends to all pixels): the long side is cut into parts, whose
+outputs are averaged by their lse, and whose gradients, linear in their sums, are added. Without
+atomics, each run adds the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from convattn.ops.kernels.triton import cosine_programs as programs
 from convattn.ops.kernels.triton.launch import accumulator, on_device_of, power_of_2, wide
 from convattn.ops.positions import ceil_divide
 
-PROGRAMS = 256  # that many keep a large GPU busy
-LEAST = 4  # blocks of a part: fewer are not worth a program of their own
+PROGRAMS = 256  # programs that keep a large GPU busy
+LEAST = 4  # blocks of a part, at least: fewer take less time than the start of a program
 
 
 @torch.library.custom_op("convattn_kernels::attend_cosine", mutates_args=())
@@ -164,7 +164,7 @@ def _plan(x: Tensor, own: int, passing: int) -> _Plan:
     chunk = next((c for c in (64, 32) if c <= block and channels % c == 0), 32)
     number = ceil_divide(own, block)
     programs_of_part = number * ceil_divide(channels, block_c) * len(x)
-    wanted = PROGRAMS // max(programs_of_part, 1)  # of no image there is none
+    wanted = PROGRAMS // max(programs_of_part, 1)  # an empty batch has no program
     parts = max(min(wanted, passing // (LEAST * block)), 1)
     part = ceil_divide(ceil_divide(passing, parts), block) * block
     blocks = {

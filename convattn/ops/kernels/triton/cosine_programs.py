@@ -13,7 +13,7 @@ import triton.language as tl
 from convattn.ops.kernels.triton.common_programs import LOG2_E, LOWEST, dot
 
 SIZES = ["rows", "keys", "part", "blocks", "images"]
-MIN_NORM = tl.constexpr(1e-6)  # ops/reference/glmix.py: a shorter vector has no direction
+MIN_NORM = tl.constexpr(1e-6)  # as in ops/reference/glmix.py: a shorter vector has no direction
 
 
 @triton.jit

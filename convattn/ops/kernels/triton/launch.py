@@ -8,7 +8,7 @@ import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-# Triton's interpreter rounds as little as the type of the input; the GPU computes these two alike.
+# Triton's interpreter sums in the type of the input, too.
 ACCUMULATORS = {torch.float64: triton.language.float64}
 
 

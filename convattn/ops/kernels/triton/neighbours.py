@@ -18,8 +18,9 @@ and with both
     dk_k = scale sum_(ij shows k) dl_ij q_i,   dv_k = sum_(ij shows k) P_ij dy_i
 
 The sums over ``ij shows k`` are gathered, key by key, from each mirror image of the key and the
-queries around that image. Atomic additions would need no images, but give another rounding in each
-run, and float32 copies of both gradients. Nothing is stored but y, lse and delta: no copy of a map.
+queries around that image. Atomic additions would need no images, but would round differently in
+each run and need float32 copies of both gradients. Only y, lse and delta are stored, no copy of a
+map.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from convattn.ops.kernels.triton import neighbours_programs as programs
 from convattn.ops.kernels.triton.launch import accumulator, on_device_of, power_of_2, wide
 from convattn.ops.positions import ceil_divide
 
-MOST_BYTES = 1024  # of the channels of a head: tiles of more do not fit in shared memory
+MOST_BYTES = 1024  # of a head's channels: larger tiles do not fit in shared memory
 
 
 @torch.library.custom_op("convattn_kernels::attend_neighbours", mutates_args=())
@@ -52,7 +53,7 @@ def attend_neighbours(
     """Attend to the neighbours.
 
     Args:
-        q: queries (B, C, ceil(H / s), ceil(W / s)) of any strides, each of which is answered.
+        q: queries of the stride (B, C, ceil(H / s), ceil(W / s)), in any layout.
         k: keys (B, C, H, W).
         v: values, shaped like ``k``.
         num_heads: N.

@@ -100,7 +100,7 @@ def attend(
     BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Queries of a tile, all keys that they see; the softmax is normalised as keys pass by."""
-    if not INTERPRETED:  # to which it is a number of Python
+    if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     first_y = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
@@ -156,7 +156,7 @@ def backward_queries(
     BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries of a tile; leaves ``delta`` to the gradient of the keys."""
-    if not INTERPRETED:  # to which it is a number of Python
+    if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     first_y = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
@@ -261,7 +261,7 @@ def backward_keys(
 
     Each key gathers: no atomics, the same sum in the same order every time.
     """
-    if not INTERPRETED:  # to which it is a number of Python
+    if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
     y_0 = _first(tile // (DILATION * blocks_x), blocks_y, TILE, DILATION)
@@ -293,7 +293,7 @@ def backward_keys(
             TILE, WINDOW, STRIDE, DILATION, SOFTMAX, SKIP, SKIP_BLOCK,
         )  # fmt: skip
         mine = (y >= low_y) & (y <= high_y) & (x >= low_x) & (x <= high_x)
-        # Most images show nothing of a tile: no blocks.
+        # Most mirror images show no pixel of a tile, so that there are no blocks.
         blocks_down = tl.maximum(end_y - begin_y + BLOCK_ROWS - 1, 0) // BLOCK_ROWS
         blocks_across = tl.maximum(end_x - begin_x + BLOCK_COLUMNS - 1, 0) // BLOCK_COLUMNS
         for block in range(blocks_down * blocks_across):

@@ -55,7 +55,7 @@ def test_the_type_of_the_queries_decides(types):
         y = _attend("auto")(q, k, v)
     assert y.dtype == q.dtype
     assert not calls.count[ANSWER]
-    with pytest.raises(ValueError, match=r"float32 and bfloat16, got torch.float\d+; use 'auto'"):
+    with pytest.raises(ValueError, match=r"computes float32 and bfloat16, got torch.float\d+"):
         _attend()(q, k, v)
 
 
@@ -67,7 +67,7 @@ def test_the_widest_windows_match_the_reference(window, dilation):
 
 @pytest.mark.parametrize(("window", "dilation"), [(33, 1), (7, 7), (3, 10**6)])
 def test_wider_windows_are_refused_and_auto_takes_others(window, dilation):
-    message = f"got window_size={window}, dilation={dilation}; use 'auto'"
+    message = f"got window_size={window}, dilation={dilation}; use backend='auto'"
     q, k, v = _maps(shape=(1, 2, 3, 4))
     with pytest.raises(ValueError, match=message):
         _attend(window_size=window, dilation=dilation)(q, k, v)

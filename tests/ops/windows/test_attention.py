@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops.dispatch import choose, describe
 from convattn.ops.kernels.native import library
 from convattn.ops.processor import multiplies
-from convattn.ops.windows import paths as _windows
 from tests.calls import Calls
 from tests.compare import assert_close
 from tests.ops.properties import OperatorProperties
+
+PATHS = ("products", "sdpa")
 
 
 class TestWindow(OperatorProperties):
@@ -76,64 +76,51 @@ def test_it_is_window_attention_of_the_projections(size):
 @pytest.mark.parametrize(
     ("dtype", "grad", "path"),
     [
-        (torch.bfloat16, False, "matmul" if multiplies(torch.bfloat16) else "sdpa"),
+        (torch.bfloat16, False, "products" if multiplies(torch.bfloat16) else "sdpa"),
         (torch.bfloat16, True, "sdpa"),
         (torch.float32, False, "sdpa"),
     ],
 )
-def test_products_replace_the_fused_call_where_that_is_faster(dtype, grad, path):
+@pytest.mark.parametrize("function", [ops.map_window_attention, ops.window_attention])
+def test_products_replace_the_fused_call_where_that_is_faster(function, dtype, grad, path):
     x = torch.randn(2, 8, 7, 6, dtype=dtype, requires_grad=grad)
-    assert choose(_windows.COPIED_RULES, describe(x)) == path
-    with Calls() as calls:  # who watches operators gets these
-        attend(x)
-    assert bool(calls.count["baddbmm"]) == (path == "matmul")
+    choice = ops.explain(attend, x, function)
+    if not grad and library.available():
+        assert choice.path == "native"
+        assert choice.others["sdpa"] == "asked after 'native'"
+        assert ("measured" in choice.others["products"]) == (path == "sdpa")
+    else:
+        assert choice.path == path
 
 
 @pytest.mark.skipif(not library.available(), reason="no C compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(6, 9), (7, 5)])
-def test_windows_are_read_in_place_where_nobody_wants_a_gradient(dtype, size, monkeypatch):
+@pytest.mark.parametrize("function", [ops.map_window_attention, ops.window_attention])
+def test_windows_are_read_in_place_where_no_gradient_is_required(function, dtype, size):
     x, bias = torch.randn(2, 8, *size).to(dtype), torch.randn(2, 9, 9)
     expected = attend(x.double(), ops.window_attention, bias=bias.double(), backend="reference")
-    monkeypatch.setattr(_windows, "_partition", None)
-    for function in (ops.map_window_attention, ops.window_attention):
+    with ops.record_paths() as taken:
         assert_close(attend(x, function, bias=bias).double(), expected, dtype)
-    for wanted in (x, bias):
-        wanted.requires_grad_()
-        with pytest.raises(TypeError, match="not callable"):
-            attend(x, bias=bias)
-        wanted.requires_grad_(False)
-
-
-def test_a_bias_that_wants_a_gradient_gets_the_fused_call(monkeypatch):
-    calls, attend_at_once = [], F.scaled_dot_product_attention
-
-    def recorded(*tensors: Any, **options: Any) -> Tensor:
-        calls.append(options)
-        return attend_at_once(*tensors, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
-    attend(torch.randn(2, 8, 7, 6), bias=torch.randn(2, 9, 9, requires_grad=True))
-    assert len(calls) == 1
+        for leaf in (x, bias):
+            leaf.requires_grad_()
+            attend(x, function, bias=bias)
+            with pytest.raises(ValueError, match="it has no gradient, and one is required"):
+                attend(x, function, bias=bias, backend="native")
+            leaf.requires_grad_(False)
+    assert [choice.path for choice in taken] == ["native", "sdpa", "sdpa"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function", [ops.map_window_attention, ops.window_attention])
-def test_a_path_that_is_named_is_taken(function, dtype, monkeypatch):
-    x, calls, attend_at_once = torch.randn(2, 8, 7, 6).to(dtype), [], F.scaled_dot_product_attention
-    with torch.no_grad():
-        expected = attend(x.double(), function, backend="reference")
-
-    def recorded(*tensors: Any, **options: Any) -> Tensor:
-        calls.append(options)
-        return attend_at_once(*tensors, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
-    with torch.no_grad():
+def test_a_path_that_is_named_is_taken(function, dtype):
+    x = torch.randn(2, 8, 7, 6).to(dtype)
+    expected = attend(x.double(), function, backend="reference")
+    with torch.no_grad(), ops.record_paths() as taken:
         assert_close(attend(x, function, backend="sdpa").double(), expected, dtype)
         with ops.use_backend("sdpa"):
             attend(x, function)
-    assert len(calls) == 2
+    assert [choice.path for choice in taken] == ["sdpa", "sdpa"]
 
 
 def test_the_fused_call_has_every_derivative_where_it_is_named():
@@ -150,24 +137,20 @@ def test_the_fused_call_has_every_derivative_where_it_is_named():
     assert_close(derivatives("sdpa"), derivatives("reference"), torch.float64)
 
 
-def test_both_ways_to_attend_agree(monkeypatch):
+@pytest.mark.parametrize("function", [ops.map_window_attention, ops.window_attention])
+def test_products_and_the_fused_call_agree(function):
     x = torch.randn(2, 8, 7, 6, dtype=torch.float64)
     for bias in (None, torch.randn(2, 9, 9, dtype=torch.float64)):
         for shift, size in ((0, 6), (1, 7)):
             options = {"shift": shift, "bias": bias, "scale": 0.4}
-            given = x[:, :, :size]
-            expected = attend(given, **options)
-            with monkeypatch.context() as patch:
-                patch.setattr(_windows, "choose", lambda *_: "matmul")
-                actual = attend(given, **options)
-            # its softmax is taken in float32
-            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+            ways = [attend(x[:, :, :size], function, backend=b, **options) for b in PATHS]
+            assert_close(ways[0], ways[1], torch.float64)
 
 
 def test_the_map_is_copied_once_and_projected_once():
     x = torch.randn(2, 8, 6, 9).contiguous(memory_format=torch.channels_last)
     with Calls() as calls, torch.no_grad():
-        attend(x, shift=0)
+        attend(x, shift=0, backend="sdpa")
         copies = calls.count["clone"] + calls.count["copy_"]
     assert calls.count["convolution"] == 1
     assert copies == 2  # to windows, and back

@@ -1,0 +1,92 @@
+"""Every path of every operator: it computes what the reference does, or refuses with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import convattn  # noqa: F401  # whose operators are listed
+from convattn.ops.dispatch import OPERATORS, Call
+from convattn.ops.global_.attention import GlobalCall
+from convattn.ops.patchwise.aggregate import PatchCall
+from convattn.ops.sliding.attention import SlidingCall
+from convattn.ops.windows.attention import MapWindowCall, WindowCall
+from convattn.ops.xvolution.pixel_shift import ShiftCall
+from tests.compare import assert_close
+
+Build = Callable[[Callable[..., Tensor]], Call]
+EXAMPLES: dict[str, Build] = {
+    "sliding_window_attention": lambda x: SlidingCall(
+        x(2, 8, 11, 9), x(2, 8, 11, 9), x(2, 8, 11, 9), x(1, 4, 11, 9), 2, 3, 1, 1, None
+    ),
+    "window_attention": lambda x: WindowCall(
+        x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 9, 9), 2, 3, (1, 1), None
+    ),
+    "map_window_attention": lambda x: MapWindowCall(
+        x(2, 6, 7, 5), x(24, 6, 1, 1, scale=0.2), x(24, scale=0.2), x(2, 9, 9), 2, 3, (1, 1), None
+    ),
+    "global_attention": lambda x: GlobalCall(x(2, 8, 7, 5), x(2, 8, 3, 4), x(2, 8, 3, 4), 2, None),
+    "patchwise_aggregate": lambda x: PatchCall(x(2, 4, 9, 4, 3), x(2, 8, 7, 5), 3, 2, 1),
+    "pixel_shift_attention": lambda x: ShiftCall(
+        x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 8, 7, 5), 2, 3, 1, 2, 0.1
+    ),
+}
+PATHS = [(name, path) for name, operator in OPERATORS.items() for path in operator.backends]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def _call(name: str, dtype: torch.dtype, *, grad: bool) -> Call:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, scale: float = 1.0) -> Tensor:
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).mul(scale).to(dtype)
+        if len(shape) == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x.requires_grad_(grad)
+
+    return EXAMPLES[name](make)
+
+
+def _results(name: str, path: str, call: Call) -> list[Tensor]:
+    """Return what an operator computes, and its gradients."""
+    result = OPERATORS[name](call, path)
+    outputs = [result] if isinstance(result, Tensor) else list(result)
+    if not call.grad:
+        return outputs
+    inputs = [t for t in call.tensors if t is not None]
+    generator = torch.Generator().manual_seed(1)
+    ways = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    total = sum((y.double() * way).sum() for y, way in zip(outputs, ways, strict=True))
+    assert isinstance(total, Tensor)
+    return [*outputs, *torch.autograd.grad(total, inputs, allow_unused=True)]
+
+
+def test_every_operator_has_an_example():
+    assert set(EXAMPLES) == set(OPERATORS)
+
+
+def test_every_path_says_why_it_is_there():
+    for name, operator in OPERATORS.items():
+        assert all(path.because for path in operator.paths), name
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_a_path_computes_what_the_reference_does_or_refuses(name, path, dtype, grad):
+    call: Any = _call(name, dtype, grad=grad)
+    sentence = OPERATORS[name]._by_name[path].refuses(call)
+    if sentence is not None:
+        with pytest.raises(ValueError, match="cannot compute this call"):
+            OPERATORS[name](call, path)
+        return
+    found = _results(name, path, call)
+    expected = _results(name, "reference", _call(name, torch.float64, grad=grad))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_close(ours.double(), theirs, dtype)
