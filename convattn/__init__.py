@@ -1,26 +1,17 @@
 """Convolution and attention in one operator: ACmix, X-volution and GLMix.
 
-``import convattn`` imports neither torch nor timm; a name is imported when it is first used. The
-package can therefore be imported where torch is not installed, and the command line prints its help
-without the seconds that torch and timm need.
+The names are imported when they are first used, so that the package can be imported where torch is
+not installed, and so that the command line prints its help without the seconds that torch needs.
 
-``timm.create_model("glnet_nano")`` works after `convattn.models` was imported, which happens by
-
-- ``import convattn.models``, before or after ``import timm``;
-- the first use of a name in `__all__`, such as ``from convattn import ACmix``;
-- ``import convattn``, if the process has imported torch already. Nothing is lost there: all parts
-  of this package that use torch, except `convattn.ops`, need timm.
-
-If ``import convattn`` is the first of these imports and no name of the package is used, the models
-are not registered: timm has no entry points for models, and Python tells nobody that timm was
-imported. A hook in Python's import system could do so, but it would change the import of another
-package, and it would fail while a module of this package imports timm: the models that the hook
-imports need that unfinished module.
+Where torch and timm are installed, ``import convattn`` registers the models with timm, in any order
+of imports: timm has no entry points for models. The command line registers them when it needs them.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -78,5 +69,18 @@ if not TYPE_CHECKING:  # a type checker would take any name for an attribute
         return value
 
 
-if sys.modules.get("torch") is not None:
+def _is_command_line() -> bool:
+    """Return whether this process is ``convattn`` or ``python -m convattn``."""
+    named = sys.orig_argv[1:3] == ["-m", "convattn"]
+    return named or os.path.splitext(os.path.basename(sys.argv[0]))[0] == "convattn"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # ``sys.modules[name] = None`` blocks an import
+        return False
+
+
+if _is_installed("torch") and _is_installed("timm") and not _is_command_line():
     importlib.import_module("convattn.models")
