@@ -16,11 +16,13 @@ from torch import fx, nn
 
 from convattn.checks import check_choice
 from convattn.layers.acmix.acmix import ACmix
-from convattn.layers.attached import carry_attributes, hooks_of, losses, obstacle
+from convattn.layers.attached import carry_attributes, losses, obstacle
 from convattn.layers.conv2d import ConvBeside
 from convattn.layers.conv2d_like import Conv2dLike, follow
+from convattn.layers.foldable import hooks_of
 from convattn.layers.glmix import GLMix
 from convattn.layers.holders import held
+from convattn.layers.leftovers import first_of, left_lines
 from convattn.layers.xvolution import XVolution
 
 Factory = Callable[[nn.Conv2d], nn.Module]
@@ -39,7 +41,6 @@ _CONVOLUTIONS = (
 
 _PART = "it is a part of"  # the first words of the reason for every part of an operator
 _HOW = "call replace on the model itself, then script, trace or export the result"
-_NAMES = 8  # the number of names that a line of the printed report shows
 
 for _module in (*OPERATORS.values(), ConvBeside):
     register_notrace_module(_module)  # forward reads sizes or types: torch.fx keeps it as one node
@@ -67,7 +68,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
         lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
-        return "\n".join(lines + _note_lines(self.replaced) + _skip_lines(self.skipped))
+        return "\n".join(lines + _note_lines(self.replaced) + left_lines(self.skipped, _PART))
 
 
 def replace(
@@ -151,7 +152,7 @@ def replace(
             "\n".join(
                 [
                     f"no convolution that where={where!r} matches can be replaced:",
-                    *_skip_lines(report.skipped),
+                    *left_lines(report.skipped, _PART),
                 ]
             )
         )
@@ -370,27 +371,7 @@ def _note_lines(replaced: Mapping[str, Replacement]) -> list[str]:
     for name, replacement in replaced.items():
         for note in replacement.notes:
             groups.setdefault(note, []).append(name)
-    return [f"  {note}: {_names(names)}" for note, names in groups.items()]
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return f"{', '.join(names[:_NAMES])}{more}"
-
-
-def _skip_lines(skipped: Mapping[str, str]) -> list[str]:
-    """Return one line per reason, and one for all parts of operators."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in skipped.items():
-        key = "parts of operators" if reason.startswith(_PART) else reason
-        groups.setdefault(key, []).append(name)
-    lines = []
-    for reason, names in groups.items():
-        if len(names) == 1:
-            lines.append(f"  {names[0]}: skipped, {skipped[names[0]]}")
-            continue
-        lines.append(f"  skipped {len(names)}, {reason}: {_names(names)}")
-    return lines
+    return [f"  {note}: {first_of(names)}" for note, names in groups.items()]
 
 
 def _describe(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Batch norms that follow a layer in networks of any library, found by tracing, folded into it."""
+"""Batch norms that follow a layer in networks of any library: found by tracing, then folded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
+from convattn.deploy.copying import computed_memo
+from convattn.layers.foldable import attachment, may_fold_inside, replaced_methods
 from convattn.layers.folding import fold_norm, left_of
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
@@ -25,32 +27,39 @@ def fold_neighbours(model: nn.Module) -> None:
     The model keeps its classes and methods: tracing only tells what follows what.
     """
     shared = _names_of_shared(model)
-    for layer, norm in list(_pairs(_skeleton(model), "")):
+    for layer, norm, host in list(_pairs(_skeleton(model), "")):
         if layer in shared or norm in shared:
             continue
         after = model.get_submodule(norm)
+        around = model.get_submodule(host)
+        if replaced_methods(around) and not may_fold_inside(around, after):
+            continue
         if fold_norm(model.get_submodule(layer), after):
             parent, _, name = norm.rpartition(".")
             setattr(model.get_submodule(parent), name, left_of(after))
 
 
-def _pairs(part: nn.Module, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield the names of layers and the norms after them, in all that can be traced."""
+def _pairs(part: nn.Module, name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield layers, the norms after them and the module that calls both, by their names.
+
+    A module whose ``forward`` was replaced is traced by its class, which is not what it computes;
+    the modules in it are traced apart too.
+    """
     if not any(isinstance(module, _NORMS) for module in part.modules()):
         return
     if _looks_after_itself(part):
         return
+    prefix = f"{name}." if name else ""
     graph = _traced(part)
-    if graph is None:
-        for name, child in part.named_children():
-            yield from _pairs(child, f"{prefix}{name}.")
-        return
-    for layer, norm in _adjacent(graph, part):
-        yield prefix + layer, prefix + norm
-    for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
-        module = part.get_submodule(name)
-        if _is_watched(module):
-            yield from _pairs(module, f"{prefix}{name}.")
+    apart = [child for child, _ in part.named_children()]
+    if graph is not None:
+        for layer, norm in _adjacent(graph, part):
+            yield prefix + layer, prefix + norm, name
+        if not replaced_methods(part):
+            called = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
+            apart = [child for child in called if attachment(part.get_submodule(child))]
+    for child in apart:
+        yield from _pairs(part.get_submodule(child), prefix + child)
 
 
 def _adjacent(graph: fx.Graph, root: nn.Module) -> Iterator[tuple[str, str]]:
@@ -78,7 +87,7 @@ def _only_user(node: Any) -> bool:
 
 def _can_take(layer: nn.Module) -> bool:
     # A linear layer's channels are its last axis, a norm's the second: the same in a matrix only.
-    return isinstance(layer, nn.Conv2d) or hasattr(layer, "absorb_affine")
+    return isinstance(layer, nn.Conv2d) or hasattr(type(layer), "absorb_affine")
 
 
 class _Tracer(fx.Tracer):
@@ -91,7 +100,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _NORMS) or _looks_after_itself(m) or is_notrace_module(type(m)):
             return True
-        if m is not self.start and _is_watched(m):
+        if m is not self.start and (isinstance(m, nn.Conv2d) or attachment(m)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -105,11 +114,7 @@ def _traced(part: nn.Module) -> fx.Graph | None:
 
 def _looks_after_itself(module: nn.Module) -> bool:
     ours = type(module).__module__.split(".")[0] == "convattn"
-    return ours or any(hasattr(module, name) for name in _OWN_FOLDING)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return ours or any(hasattr(type(module), name) for name in _OWN_FOLDING)
 
 
 def _names_of_shared(model: nn.Module) -> set[str]:
@@ -122,7 +127,8 @@ def _names_of_shared(model: nn.Module) -> set[str]:
 def _skeleton(model: nn.Module) -> nn.Module:
     """Return a copy without weights, for tracing: some code keeps what passes through it."""
     try:
-        memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
+        memo = {key: value.to("meta") for key, value in computed_memo(model).items()}
+        memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
         for weight in model.parameters():
             memo[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
         return copy.deepcopy(model, memo)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TypeVar
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from convattn.deploy.copying import computed_memo
 from convattn.deploy.neighbours import fold_neighbours
+from convattn.layers.foldable import folding, may_fold_itself
 from convattn.layers.holders import synchroniser
+from convattn.layers.leftovers import left_lines
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_LINES = 8  # of a warning
 
 
 def reparameterize(model: Model, *, inplace: bool = False) -> Model:
@@ -24,8 +31,13 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
     are folded into it in networks of other libraries too: those of torchvision and timm in which
     `convattn.replace` put an operator, or modules of yours around a backbone. What follows what is
     read from the code by ``torch.fx``; parts that it cannot trace keep their norms, as do modules
-    that a hook looks at, that are used in several places, or that have a ``fuse`` of their own
-    (Ultralytics' models).
+    that are used in several places, or that have a ``fuse`` of their own (Ultralytics' models).
+
+    A layer stays as it is where something is attached to it that would be lost or would see other
+    values: hooks (forward, backward, or before either), a parametrization, pruning, weight norm, a
+    ``forward`` that was replaced on the instance, or an adapter or another class in its place. The
+    rest of the model is folded, and one warning names those layers with the reasons. Hooks of all
+    modules and hooks of state dicts do not count.
 
     It is exact: it changes the result by rounding alone, and weights are computed in float32 at
     least. See `convattn.deploy.parity`. There is no way back, and nothing in it for training:
@@ -50,9 +62,21 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
     _check(model)
     if not inplace:
         model = _copied(model)
-    _visit(model.eval(), set())
-    fold_neighbours(model)
+    with folding(model.eval()) as state:
+        _visit(model, set())
+        fold_neighbours(model)
+    _warn(state.left(model))
     return model.eval()  # what is new in it too
+
+
+def _warn(left: Mapping[str, str]) -> None:
+    if not left:
+        return
+    lines = left_lines(left)
+    more = [f"  and {len(lines) - _LINES} more reasons"] if len(lines) > _LINES else []
+    layers = "1 layer as it is" if len(left) == 1 else f"{len(left)} layers as they are"
+    head = f"reparameterize left {layers}:"
+    warnings.warn("\n".join([head, *lines[:_LINES], *more]), stacklevel=3)
 
 
 def _visit(module: nn.Module, seen: set[nn.Module]) -> None:
@@ -61,10 +85,15 @@ def _visit(module: nn.Module, seen: set[nn.Module]) -> None:
         return
     seen.add(module)
     fold = getattr(module, "reparameterize", None)
-    if fold is not None and _takes_nothing(fold):
+    if fold is not None and _takes_nothing(fold) and _may_be_asked(module, fold):
         fold()
     for child in list(module.children()):
         _visit(child, seen)
+
+
+def _may_be_asked(module: nn.Module, fold: Any) -> bool:
+    ours = getattr(fold, "__module__", "").partition(".")[0] == "convattn"
+    return ours or may_fold_itself(module)
 
 
 def _takes_nothing(method: object) -> bool:
@@ -94,7 +123,7 @@ def _check(model: nn.Module) -> None:
 
 def _copied(model: Model) -> Model:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed_memo(model))
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({error}); use inplace=True, which changes "

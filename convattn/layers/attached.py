@@ -7,8 +7,8 @@ from typing import Any
 
 from timm.layers import Conv2dSame
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.prune import BasePruningMethod
+
+from convattn.layers.foldable import computed_tensors, hooks_of, replaced_methods
 
 _PLAIN = frozenset(vars(nn.Conv2d(1, 1, 1, device="meta")))
 _TENSORS = ("weight", "bias")
@@ -24,7 +24,7 @@ def obstacle(conv: nn.Conv2d) -> str | None:
     modules = [name for name, _ in conv.named_children() if name != "parametrizations"]
     if modules:
         return f"it holds modules ({', '.join(modules)}), which would be lost: take them out first"
-    methods = [name for name in _own(conv) if _is_method(conv, name)]
+    methods = replaced_methods(conv)
     if methods:
         return (
             f"its {', '.join(methods)} was replaced on the instance, which would be lost: "
@@ -38,20 +38,9 @@ def obstacle(conv: nn.Conv2d) -> str | None:
     return None
 
 
-def hooks_of(conv: nn.Conv2d) -> str:
-    """Name the hooks of a convolution by their kinds, without those that compute its weight."""
-    counts = [
-        (kind.strip("_").removesuffix("s").replace("_", " "), len(_foreign(hooks)))
-        for kind, hooks in vars(conv).items()
-        if kind.endswith("_hooks")
-    ]
-    named = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts if n]
-    return f"hooks ({', '.join(named)})" if named else ""
-
-
 def losses(conv: nn.Conv2d) -> Iterator[str]:
     """Name what a layer in the place of a convolution does not have, beside the weights."""
-    computed = dict(_computed(conv))
+    computed = computed_tensors(conv)
     yield from (f"{kind} of its {tensor}" for tensor, kind in computed.items())
     yield from (f"its {t}, no parameter" for t in _TENSORS if t in vars(conv).keys() - computed)
     if not _computes_plainly(conv):
@@ -81,8 +70,9 @@ def carry_attributes(conv: nn.Conv2d, layer: nn.Module) -> list[str]:
         The names of those that the layer has itself, and keeps.
     """
     clashes = []
+    methods = replaced_methods(conv)
     for name, value in _own(conv).items():
-        if _is_method(conv, name):
+        if name in methods:
             continue
         if hasattr(layer, name) and not hasattr(nn.Module, name):
             clashes.append(name)
@@ -95,30 +85,6 @@ def _own(conv: nn.Conv2d) -> dict[str, Any]:
     """Return what was set on a convolution: weights that are computed, and compile(), are not."""
     known = (*_PLAIN, *_TENSORS, _COMPILED)
     return {name: value for name, value in vars(conv).items() if name not in known}
-
-
-def _is_method(conv: nn.Conv2d, name: str) -> bool:
-    return callable(getattr(type(conv), name, None)) and callable(vars(conv)[name])
-
-
-def _foreign(hooks: Any) -> list[Any]:
-    return [hook for hook in hooks.values() if not _computes_a_weight(hook)]
-
-
-def _computes_a_weight(hook: Any) -> bool:
-    theirs = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
-    return theirs or isinstance(hook, BasePruningMethod)
-
-
-def _computed(conv: nn.Conv2d) -> Iterator[tuple[str, str]]:
-    """Yield the names of tensors that are computed at every call, and by what."""
-    if is_parametrized(conv):
-        for tensor, steps in conv.parametrizations.items():  # type: ignore[operator, union-attr]
-            yield tensor, " and ".join(type(step).__name__.lstrip("_") for step in steps)
-    for hook in conv._forward_pre_hooks.values():
-        if _computes_a_weight(hook):
-            pruned = getattr(hook, "_tensor_name", None)
-            yield str(pruned or getattr(hook, "name", "weight")), type(hook).__name__
 
 
 def _computes_plainly(conv: nn.Conv2d) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from timm.layers import DropPath, LayerScale2d
 from torch import Tensor, nn
 
 from convattn.checks import check_divisible, check_map, check_positive, check_rate
 from convattn.layers.depthwise import depthwise
 from convattn.layers.ffn import ConvMlp
-from convattn.layers.folding import fold_identity, fold_scale
+from convattn.layers.foldable import may_fold, may_fold_inside
+from convattn.layers.folding import fold_factor, fold_identity
 from convattn.layers.norm import LayerNorm2d, add_and_norm, fuse_with_sum
 from convattn.layers.one_node import OneNode
 
@@ -69,7 +72,7 @@ class PreNormBlock(OneNode):
         raise NotImplementedError
 
     def scale_mix(self, scale: Tensor) -> bool:
-        """Multiply what ``mix`` gives by ``scale`` (dim,) for good; False where it cannot be."""
+        """Multiply what ``mix`` gives by ``scale`` (dim,) for good; False if not possible."""
         return False
 
     def reparameterize(self) -> None:
@@ -78,15 +81,23 @@ class PreNormBlock(OneNode):
         ``x + DW(x)`` becomes one convolution; the scales go into the last layers of their branches;
         the first sum and the second norm become one step.
         """
-        if self.pos_embed is not None and not self.folded:
-            fold_identity(self.pos_embed)
-        self.folded = True
-        if isinstance(self.ls1, LayerScale2d) and self.scale_mix(self.ls1.gamma):
+        if self.pos_embed is None:
+            self.folded = True
+        elif not self.folded:
+            self.folded = may_fold_inside(self, self.pos_embed) and fold_identity(self.pos_embed)
+        if self._may_fold(self.ls1, "scale_mix", "mix") and self.scale_mix(self.ls1.gamma):
             self.ls1 = nn.Identity()
-        if isinstance(self.ls2, LayerScale2d):
-            fold_scale(self.mlp.fc2, self.ls2.gamma)
+        if self._may_fold(self.ls2) and fold_factor(self.mlp, self.ls2.gamma):
             self.ls2 = nn.Identity()
-        self.norm2 = fuse_with_sum(self.norm2)
+        if may_fold_inside(self, self.norm2):
+            self.norm2 = fuse_with_sum(self.norm2)
+
+    def _may_fold(
+        self, scale: nn.Module, fold: str = "reparameterize", *steps: str
+    ) -> TypeGuard[LayerScale2d]:
+        if isinstance(scale, nn.Identity):
+            return False
+        return may_fold_inside(self, scale, fold, *steps) and may_fold(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""

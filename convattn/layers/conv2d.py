@@ -16,7 +16,8 @@ from convattn.layers.conv2d_like import (
     take_trained,
     within_range,
 )
-from convattn.layers.folding import add_layer, fold_scale, fold_shift, is_plain
+from convattn.layers.foldable import may_fold, may_fold_inside
+from convattn.layers.folding import add_layer, fold_factor, fold_scale, fold_shift, may_scale
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
 
@@ -200,35 +201,39 @@ class ConvBeside(nn.Module):
     def reparameterize(self) -> None:
         """Fold gamma into the operator, and the convolution into X-volution's, exactly.
 
-        What an operator cannot take over stays as it is.
+        What may not be folded stays as it is.
         """
+        if self.conv is None or not may_fold_inside(self):
+            return
         if self.gamma is not None and self._absorb(self.gamma.detach()):
             self.gamma = None
-        if self.gamma is not None or self.conv is None or not isinstance(self.op, XVolution):
+        if self.gamma is not None or not isinstance(self.op, XVolution):
             return
-        if _are_alike(self.conv, self.op.conv):
+        if (
+            may_fold(self.op)
+            and may_scale(self.op.conv, self.conv)
+            and _are_alike(self.conv, self.op.conv)
+        ):
             add_layer(self.op.conv, self.conv)
             self.conv = None
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift`` for good, exactly; False where it cannot be."""
+        """Make the outputs ``scale * y + shift`` for good, exactly; False if not possible."""
         self.reparameterize()
         if self.conv is None:
             assert isinstance(self.op, XVolution)
-            return self.op.absorb_affine(scale, shift)
-        if self.gamma is not None or not is_plain(self.conv) or not self._absorb(scale):
+            return may_fold(self.op) and self.op.absorb_affine(scale, shift)
+        if self.gamma is not None or not may_scale(self.conv) or not self._absorb(scale):
             return False
         fold_scale(self.conv, scale)
         fold_shift(self.conv, shift)
         return True
 
     def _absorb(self, scale: Tensor) -> bool:
-        absorb = getattr(self.op, "absorb_affine", None)
-        return absorb is not None and absorb(scale, torch.zeros_like(scale))
+        return hasattr(type(self.op), "absorb_affine") and fold_factor(self.op, scale)
 
 
 def _are_alike(conv: nn.Conv2d, other: nn.Conv2d) -> bool:
     """Return whether the sum of two convolutions of one map is a convolution."""
     names = ("kernel_size", "stride", "dilation", "groups", "padding", "padding_mode")
-    same = all(getattr(conv, name) == getattr(other, name) for name in names)
-    return same and is_plain(conv) and is_plain(other)
+    return all(getattr(conv, name) == getattr(other, name) for name in names)

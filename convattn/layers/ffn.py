@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from convattn.checks import check_map, check_odd, check_positive
-from convattn.layers.bare import is_bare
-from convattn.layers.depthwise import WideDepthwise, depthwise
-from convattn.layers.folding import fold_identity
+from convattn.layers.depthwise import depthwise
+from convattn.layers.foldable import may_fold_inside, may_read
+from convattn.layers.folding import fold_identity, fold_scale, fold_shift, may_scale
 from convattn.layers.one_node import OneNode
 from convattn.ops.convolution.feed_forward import feed_forward
 
@@ -66,28 +66,39 @@ class ConvMlp(OneNode):
 
         A network in which a layer was replaced, or has hooks, calls its layers one by one.
         """
-        if self.dwconv is not None and not self.folded:
-            fold_identity(self.dwconv)
-        self.folded = True
+        if self.dwconv is None:
+            self.folded = True
+        elif not self.folded:
+            self.folded = may_fold_inside(self, self.dwconv) and fold_identity(self.dwconv)
         self.fused = self.folded and self._may_fuse()
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        if not may_scale(self.fc2):
+            return False
+        fold_scale(self.fc2, scale)
+        fold_shift(self.fc2, shift)
+        return True
 
     def _may_fuse(self) -> bool:
         """Return whether the layers compute what `feed_forward` does."""
-        act = self.act
-        if type(act) is not nn.GELU or act.approximate != "none" or not is_bare(act):
+        fc1, middle, act, fc2 = self.fc1, self.dwconv, self.act, self.fc2
+        if type(act) is not nn.GELU or act.approximate != "none":
             return False
-        if not (_is_plain(self.fc1, kernel_size=1) and _is_plain(self.fc2, kernel_size=1)):
+        if not (_keeps_size(fc1, 1) and _keeps_size(fc2, 1)):
             return False
-        return self.dwconv is None or _is_plain(
-            self.dwconv, self.dwconv.kernel_size[0], groups=self.fc1.out_channels
-        )
+        layers = [fc1, act, fc2]
+        if middle is not None:
+            if not _keeps_size(middle, middle.kernel_size[0], groups=fc1.out_channels):
+                return False
+            layers.append(middle)
+        return may_fold_inside(self) and may_read(*layers)
 
 
-def _is_plain(conv: nn.Module, kernel_size: int, groups: int = 1) -> bool:
-    """Whether a module is a convolution of a size that keeps the map's, and nothing more."""
-    if type(conv) not in (nn.Conv2d, WideDepthwise) or not is_bare(conv):
+def _keeps_size(conv: nn.Module, kernel_size: int, groups: int = 1) -> bool:
+    """Whether a module is a convolution that keeps the size of the map, filled with zeros."""
+    if not isinstance(conv, nn.Conv2d):
         return False
-    assert isinstance(conv, nn.Conv2d)
     sizes = conv.kernel_size, conv.stride, conv.dilation, conv.padding
     p = kernel_size // 2
     same = sizes == ((kernel_size, kernel_size), (1, 1), (1, 1), (p, p))

@@ -13,7 +13,8 @@ from convattn.checks import check_choice, check_map, check_odd, check_positive
 from convattn.layers.block import PreNormBlock, resolve_num_heads
 from convattn.layers.conv2d_like import Conv2dLike, fewer_heads
 from convattn.layers.depthwise import depthwise
-from convattn.layers.folding import fold_scale, fold_shift
+from convattn.layers.foldable import may_fold
+from convattn.layers.folding import fold_factor, fold_scale, fold_shift, may_scale
 from convattn.layers.heads import HeadAttention
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.glmix.slots import (
@@ -159,28 +160,44 @@ class GLMix(Conv2dLike):
         check_map(context, "context", channels=self.in_chans)
         return self.proj(self._mix(x, context))
 
-    def scale_outputs(self, scale: Tensor) -> None:
+    def scale_outputs(self, scale: Tensor) -> bool:
         """Multiply each channel of the output by ``scale`` (out_chans,) for good, exactly.
 
-        The slots are given back with weights that sum to one: what scales them scales the map.
+        The slots are dispatched with weights that sum to one: a factor of the slots is a factor of
+        the map.
+
+        Returns:
+            Whether that could be; if not, the layer is as it was.
         """
-        if isinstance(self.proj, nn.Conv2d):
-            fold_scale(self.proj, scale)
-            return
-        if self.slot_attn is not None:
-            fold_scale(self.slot_attn.proj, scale)
-        if self.local is not None and self.branches != "sequential":
-            fold_scale(self.local[-1], scale)
+        last = self._last_layers()
+        for layer in last:
+            fold_scale(layer, scale)
+        return bool(last)
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift``, both (out_chans,), for good, exactly."""
-        self.scale_outputs(scale)
-        last = self.proj
-        if not isinstance(last, nn.Conv2d):
-            parallel = self.local is not None and self.branches != "sequential"
-            last = self.local[-1] if parallel else self.slot_attn.proj
-        fold_shift(last, shift)
+        """Make the outputs ``scale * y + shift``, both (out_chans,), for good, exactly.
+
+        Returns:
+            Whether that could be; if not, the layer is as it was.
+        """
+        if not self.scale_outputs(scale):
+            return False
+        fold_shift(self._last_layers()[-1], shift)
         return True
+
+    def _last_layers(self) -> list[nn.Module]:
+        """Return the layers whose outputs add up to the layer's, or none if one may not fold."""
+        if not isinstance(self.proj, nn.Identity):
+            return [self.proj] if may_scale(self.proj) else []
+        parts = [self.proj, self.slot_attn]
+        if self.branches != "sequential":
+            parts.append(self.local)
+        parts = [part for part in parts if part is not None]
+        known = all(isinstance(p, nn.Identity | nn.Sequential | HeadAttention) for p in parts)
+        if not may_fold(*parts) or not known:
+            return []
+        last = [p[-1] if isinstance(p, nn.Sequential) else p.proj for p in parts[1:]]
+        return last if may_scale(*last) else []
 
     def extra_repr(self) -> str:
         """Name what the submodules do not show."""
@@ -299,8 +316,7 @@ class GLMixBlock(PreNormBlock):
 
     def scale_mix(self, scale: Tensor) -> bool:
         """Fold a factor of each channel into the last layers of GLMix."""
-        self.mixer.scale_outputs(scale)
-        return True
+        return fold_factor(self.mixer, scale)
 
 
 def _number_of_slots(slots: int | tuple[int, int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from convattn.layers.folding import fold_scale, fold_shift, may_scale
 from convattn.layers.linear import Linear
 from convattn.ops.tokens.heads import attend_heads
 
@@ -29,3 +30,11 @@ class HeadAttention(nn.Module):
         """Map tokens (B, N, dim) to (B, N, dim)."""
         y: Tensor = self.proj(attend_heads(self.qkv(x), self.num_heads))
         return y
+
+    def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        if not may_scale(self.proj):
+            return False
+        fold_scale(self.proj, scale)
+        fold_shift(self.proj, shift)
+        return True

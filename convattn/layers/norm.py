@@ -7,7 +7,7 @@ import torch.fx
 from timm.layers import fast_layer_norm
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_bare
+from convattn.layers.foldable import may_reach_into
 from convattn.ops.tokens.layer_norm import add_layer_norm_2d, layer_norm_2d
 
 # They look at types: torch.fx takes each as one node.
@@ -54,7 +54,7 @@ class AddLayerNorm2d(nn.Module):
 
 def fuse_with_sum(norm: nn.Module) -> nn.Module:
     """Return what takes the place of a norm after a sum in the deployed form."""
-    if type(norm) is not LayerNorm2d or norm._fast_norm or not is_bare(norm):
+    if type(norm) is not LayerNorm2d or norm._fast_norm or not may_reach_into(norm):
         return norm
     return AddLayerNorm2d(norm)
 

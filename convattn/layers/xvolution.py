@@ -18,7 +18,15 @@ from convattn.layers.conv2d_like import (
     within_range,
 )
 from convattn.layers.depthwise import depthwise
-from convattn.layers.folding import fold_scale, fold_shift, is_plain, norm_factors
+from convattn.layers.foldable import may_fold, may_fold_inside, why_not_folded
+from convattn.layers.folding import (
+    fold_norm,
+    fold_scale,
+    fold_shift,
+    has_statistics,
+    may_scale,
+    norm_factors,
+)
 from convattn.ops.global_.attention import GLOBAL, global_attention
 from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT, pixel_shift_attention
 
@@ -163,7 +171,7 @@ class XVolution(Conv2dLike):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def reparameterize(self) -> None:
-        """Fold both norms into the layers before them, exactly and for good.
+        """Fold both norms into the layers before them, exactly and for good, if they may be folded.
 
         ``y = W^c * x + b + attention``, the norm of the attention in the weighting or, without
         one, in W_v, and its shift in b. Without the weighting and with "pssa" that is one
@@ -173,16 +181,33 @@ class XVolution(Conv2dLike):
 
         X-volution (arXiv 2106.02253), re-parameterisation, the exact form.
         """
-        factors = norm_factors(self.conv_norm)
-        if factors is not None:
-            fold_scale(self.conv, factors[0])
-            fold_shift(self.conv, factors[1])
-            self.conv_norm = follow(self.conv, nn.Identity())
-        factors = norm_factors(self.attn_norm)
-        if factors is not None:
-            fold_scale(self._last(), factors[0])
-            fold_shift(self.conv, factors[1])
-            self.attn_norm = follow(self.conv, nn.Identity())
+        left = [n for n in (self.conv_norm, self.attn_norm) if not isinstance(n, nn.Identity)]
+        if not left or not may_fold_inside(self, left[-1]):
+            return
+        if fold_norm(self.conv, self.conv_norm):
+            self.conv_norm = nn.Identity().train(self.conv.training)
+        if self._fold_attn_norm():
+            self.attn_norm = nn.Identity().train(self.conv.training)
+
+    def _fold_attn_norm(self) -> bool:
+        """Fold the norm of the attention: its shift into the convolution, or into the weighting."""
+        reasons = [why_not_folded(layer) for layer in (self.conv, self.conv_norm)]
+        ends_in_conv = isinstance(self.conv_norm, nn.Identity)
+        if self.weighting is not None and not (ends_in_conv and reasons == [None, None]):
+            return fold_norm(self.weighting, self.attn_norm)
+        if not ends_in_conv or not may_fold(self.conv_norm, self.attn_norm):
+            return False
+        if not has_statistics(self.attn_norm) or not self._may_scale() or not may_scale(self.conv):
+            return False
+        scale, shift = norm_factors(self.attn_norm)
+        fold_scale(self._last(), scale)
+        fold_shift(self.conv, shift)
+        return True
+
+    def _may_scale(self) -> bool:
+        """Whether a factor of the attention may be folded into its last layer."""
+        last = self._last()
+        return last not in (self.q_proj, self.k_proj) and may_scale(last)
 
     @torch.no_grad()
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
@@ -193,13 +218,14 @@ class XVolution(Conv2dLike):
             shift: (out_chans,).
 
         Returns:
-            Whether it is done: not where a norm counts on its batch, or the convolution that was
-            taken over computes in its own way.
+            Whether that could be; if not, the layer is its own deployed form: a norm uses
+            statistics of its batch, or a layer may not be folded.
         """
         self.reparameterize()
-        if not isinstance(self.conv_norm, nn.Identity) or not is_plain(self.conv):
-            return False
-        if not isinstance(self.attn_norm, nn.Identity):
+        for norm in (self.conv_norm, self.attn_norm):
+            if not isinstance(norm, nn.Identity) or not may_fold(norm):
+                return False
+        if not self._may_scale() or not may_scale(self.conv):
             return False
         fold_scale(self.conv, scale)
         fold_shift(self.conv, shift)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice, check_rate
 from convattn.layers.attention.block import AttentionBlock
+from convattn.layers.foldable import attachment, replaced_methods
 from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import (
@@ -158,7 +159,10 @@ class GLNet(Pyramid):
         affine = channel_affine(self.norm)
         if affine is not None:
             self.norm = affine
-            self.folded = True
+            pools = (self.head, *self.head.global_pool.modules())
+            plain = type(self).forward_features is Pyramid.forward_features
+            changed = not plain or replaced_methods(self) or any(map(attachment, pools))
+            self.folded = not changed
 
     def _logits(self, x: Tensor) -> Tensor:
         means = self.head.global_pool.pool_type == "avg" and self.token_head is None

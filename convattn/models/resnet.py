@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice, check_rate
 from convattn.layers.acmix.acmix import ACmix
+from convattn.layers.foldable import may_fold, may_fold_inside
 from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
 from convattn.models._backbone import (
@@ -228,8 +229,10 @@ class BaselineResNet(ResNet):
         last: nn.Module = self.conv1
         if isinstance(last, nn.Sequential):
             fold_sequence(last)
+            if not may_fold(last):
+                return
             last = last[-1]
-        if fold_norm(last, self.bn1):
+        if may_fold_inside(self, self.bn1) and fold_norm(last, self.bn1):
             self.bn1 = left_of(self.bn1)
 
     def put_operators(self) -> bool:

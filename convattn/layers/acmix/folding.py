@@ -18,7 +18,7 @@ from convattn.layers.attention.parts import (
     SpatialReductionAttention,
     WindowAttention,
 )
-from convattn.layers.bare import is_bare
+from convattn.layers.foldable import may_fold, may_fold_inside, may_reach_into, may_read
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.ops.acmix.folding import connected, merge_groups, merged_groups
 from convattn.ops.acmix.paths import dense_pays, folding_pays
@@ -95,14 +95,18 @@ class MapConvolution(nn.Module):
 @torch.no_grad()
 def fold_acmix(layer: ACmix) -> None:
     """Fold what is linear with nothing between; see ``ACmix.reparameterize``."""
-    if layer.fc is None or not has_bare_layers(layer):
+    if layer.fc is None or not may_fold_inside(layer):
         return
+    convolution = (layer.fc,) if layer.dep_conv is None else (layer.fc, layer.dep_conv)
+    if not may_fold(*convolution) or not has_bare_layers(layer):
+        return
+    projections = (layer.q_proj, layer.k_proj, layer.v_proj)
     beta = 1 - layer.alpha if layer.beta is None else layer.beta
     fold_scale(layer.fc, torch.as_tensor(beta, device=layer.fc.weight.device))
     _settle(layer, "beta")
-    if layer.takes_map and has_bare_projections(layer):
+    if layer.takes_map and may_read(*projections) and has_bare_projections(layer):
         layer.direct = map_convolution(
-            (layer.q_proj, layer.k_proj, layer.v_proj),
+            projections,
             layer.fc,
             layer.dep_weight(layer.fc.weight),
             head_dim=layer.head_dim,
@@ -123,6 +127,7 @@ def fold_acmix(layer: ACmix) -> None:
         kernels = layer.dep_weight(layer.fc.weight)
         layer.folded = folded_layers(layer.fc, kernels, layer.head_dim)
         layer.fc = layer.dep_conv = None
+        layer.takes_map = False  # the folded convolution takes q, k and v
 
 
 @torch.no_grad()
@@ -136,7 +141,7 @@ def absorb_affine(layer: ACmix, scale: Tensor, shift: Tensor) -> bool:
         fold_shift(last, shift)
         return True
     fold_acmix(layer)
-    if layer.direct is None:
+    if layer.direct is None or not may_reach_into(layer.direct) or not may_fold(layer.direct.conv):
         return False
     if layer.mix == "convolution":
         layer.direct.absorb_affine(scale, shift)
@@ -178,19 +183,20 @@ def _fold_alpha(layer: ACmix, alpha: Tensor) -> bool:
 
 
 def _last_layer(layer: ACmix) -> nn.Conv2d | None:
-    """Return the one whose outputs are scaled where the attention is; None if there is none.
+    """Return the layer whose factors are those of the attention; None if there is none.
 
-    That is the output projection of the attention or, where it has none, ``v_proj``.
+    That is the output projection of the attention or, without one, ``v_proj``.
     """
     attn = layer.attn
     proj = getattr(attn, "proj", None)
-    if type(attn) not in _LINEAR_IN_V or not is_bare(attn):
+    if type(attn) not in _LINEAR_IN_V or not may_reach_into(attn):
         return None
-    if proj is None or type(proj) is nn.Identity:
-        shared = layer.v_proj is layer.q_proj or layer.v_proj is layer.k_proj
-        bare = not shared and (proj is None or is_bare(proj)) and is_pointwise(layer.v_proj)
-        return layer.v_proj if bare else None
-    return proj if is_pointwise(proj) else None
+    if proj is not None and not may_fold(proj):
+        return None
+    last = layer.v_proj if proj is None or isinstance(proj, nn.Identity) else proj
+    if last in (layer.q_proj, layer.k_proj) or not may_fold(last):
+        return None
+    return last if is_pointwise(last) else None
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from convattn.layers.block import PreNormBlock, resolve_num_heads
-from convattn.layers.folding import fold_scale
+from convattn.layers.folding import fold_factor
 from convattn.layers.heads import HeadAttention
 
 
@@ -60,5 +60,4 @@ class AttentionBlock(PreNormBlock):
 
     def scale_mix(self, scale: Tensor) -> bool:
         """Fold a factor of each channel into the projection of the attention."""
-        fold_scale(self.attn.proj, scale)
-        return True
+        return fold_factor(self.attn, scale)

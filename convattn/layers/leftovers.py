@@ -1,0 +1,32 @@
+"""Lines that say which layers were left as they are, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_NAMES = 8  # names in a line
+
+
+def left_lines(left: Mapping[str, str], parts: str = "") -> list[str]:
+    """Return one line for each reason.
+
+    Args:
+        left: names of layers, each with the reason.
+        parts: how the reasons of layers begin that are parts of operators, which share one line.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        key = "parts of operators" if parts and reason.startswith(parts) else reason
+        groups.setdefault(key, []).append(name)
+    return [
+        f"  {names[0]}: left, {left[names[0]]}"
+        if len(names) == 1
+        else f"  left {len(names)}, {reason}: {first_of(names)}"
+        for reason, names in groups.items()
+    ]
+
+
+def first_of(names: list[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return f"{', '.join(names[:_NAMES])}{more}"
