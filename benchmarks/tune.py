@@ -18,6 +18,9 @@ import torch
 from benchmarks.tables import table
 from convattn import ops
 from convattn.ops import tuned
+from convattn.ops.convolution.feed_forward import feed_forward
+from convattn.ops.tokens.heads import attend_heads
+from convattn.ops.tokens.linear import linear
 
 Work = Callable[[], object]
 ROUNDS = 15
@@ -59,6 +62,32 @@ def _slots(channels: int, size: int, *, grad: bool = False) -> Work:
     return work
 
 
+def _heads(tokens: int, backend: str, *, grad: bool = False) -> Work:
+    qkv = torch.randn(8, tokens, 768, dtype=torch.bfloat16, requires_grad=grad)
+
+    def work() -> object:
+        with torch.set_grad_enabled(grad), ops.use_backend(backend):
+            y = attend_heads(qkv, 8)
+            return torch.autograd.grad(y.sum(), qkv) if grad else y
+
+    return work
+
+
+def _linear(tokens: int) -> Work:
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.bfloat16) for shape in ((8, tokens, 256), (768, 256), (768,))
+    )
+    return lambda: linear(x, weight, bias)
+
+
+def _feed_forward(channels: int, size: int) -> Work:
+    x = torch.randn(8, channels, size, size).to(memory_format=torch.channels_last)
+    first, last = (torch.randn(n, m, 1, 1) for n, m in ((3, 1), (1, 3)))
+    weights = [w.repeat(channels, channels, 1, 1) for w in (first, last)]
+    biases = [torch.randn(len(w)) for w in weights]
+    return lambda: feed_forward(x, weights[0], biases[0], None, None, weights[1], biases[1])
+
+
 def tunings() -> dict[str, Tuning]:
     """Return how each constant is measured."""
     bands = {f"(256, {n}x{n})": _sliding(256, n, "bands") for n in (14, 18)}
@@ -68,6 +97,10 @@ def tunings() -> dict[str, Tuning]:
     backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
     slots = {f"({c}, {n}x{n})": _slots(c, n) for c, n in ((64, 56), (256, 14))}
     slots["(64, 56x56) with gradients"] = _slots(64, 56, grad=True)
+    products = {f"{n} tokens": _heads(n, "products") for n in (64, 196)}
+    stored = {f"{n} tokens": _heads(n, "auto", grad=True) for n in (49, 64, 100, 196)}
+    tokens = {f"8 x {n} tokens": _linear(n) for n in (49, 64, 196)}
+    maps = {f"({c}, {n}x{n})": _feed_forward(c, n) for c, n in ((64, 56), (128, 28))}
     return {
         "BAND_ROWS": Tuning((1, 2, 3, 4), bands),
         "BAND_SHARE": Tuning((0.0, 0.6, 1.0), shares),
@@ -79,6 +112,10 @@ def tunings() -> dict[str, Tuning]:
             (((2, 4), (2, 4)), ((2, 8), (2, 7)), ((4, 8), (4, 7))), backward
         ),
         "TILE_SPAN": Tuning((4, 7, 14), tiles),
+        "HEADS_TILE_LOGITS": Tuning((1 << 17, 1 << 19, 1 << 21), products),
+        "MAX_STORED_TOKENS": Tuning((0, 64, 256), stored),
+        "MANY_TOKENS": Tuning((0, 1024, 1 << 20), tokens),
+        "FFN_PIXELS": Tuning((1 << 12, 1 << 13, 1 << 20), maps),
     }
 
 

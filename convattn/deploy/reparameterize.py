@@ -43,7 +43,8 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
     least. See `convattn.deploy.parity`. There is no way back, and nothing in it for training:
     the norms that folded are gone.
 
-    A deployed form has other weights under other names than the trained one. To load a file of it,
+    A deployed form does not call its inner layers one by one: hooks on them may never be called. It
+    has other weights under other names than the trained one. To load a file of it,
     build the model, call ``reparameterize``, then ``load_state_dict``.
 
     Args:

@@ -16,7 +16,6 @@ from convattn.layers.depthwise import depthwise
 from convattn.layers.foldable import may_fold
 from convattn.layers.folding import fold_factor, fold_scale, fold_shift, may_scale
 from convattn.layers.heads import HeadAttention
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.glmix.checks import check_grid
 from convattn.ops.glmix.slots import (
@@ -163,8 +162,6 @@ class GLMix(Conv2dLike):
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
-        if is_traced(x):
-            return as_one_node(self, x, context)
         check_map(x, channels=self.in_chans)
         if context is None:
             context = x

@@ -10,23 +10,22 @@ import torch.fx
 from timm.layers import ClassifierHead, DropPath, SelectAdaptivePool2d, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from convattn.checks import check_rate
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import prepend_tokens
 from convattn.layers.ffn import ConvMlp
-from convattn.layers.norm import LayerNorm2d, add_and_norm
-from convattn.layers.one_node import as_one_node, is_traced
+from convattn.layers.norm import LayerNorm2d, add_and_norm, fuse_with_sum
+from convattn.layers.one_node import OneNode
 from convattn.models._backbone import POOLS
-from convattn.models._pyramid import Pyramid, Stage
+from convattn.models._pyramid import Pyramid, Stage, recompute
 from convattn.models._start import start_transformer
 from convattn.ops.resampling.resize import resize
 
 NORM_EPS = 1e-6
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(OneNode):
     """Add a learnt vector to each position, and put a class token beside the map.
 
     ``y_p = x_p + e_p``; the token is ``c + e_0``. For a map of another size, e is interpolated.
@@ -56,8 +55,6 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the map (B, dim, H, W) and the token (B, 1, dim) or None, in x's dtype."""
-        if is_traced(x):
-            return as_one_node(self, x)
         tokens: Tensor | None = None
         if self.cls_token is not None:
             token = self.cls_token + self.pos_embed[:, :1]
@@ -69,7 +66,7 @@ class PositionEmbedding(nn.Module):
         return x + grid.to(x.dtype), tokens
 
 
-class TokenBlock(nn.Module):
+class TokenBlock(OneNode):
     """Residual block of ACmix and a feed-forward network, for a map with or without tokens.
 
     ``x = x + ACmix(LN(x));  x = x + FFN(LN(x))``
@@ -96,15 +93,13 @@ class TokenBlock(nn.Module):
         self.dim = dim
         self.norm1 = LayerNorm2d(dim, eps=NORM_EPS)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = LayerNorm2d(dim, eps=NORM_EPS)
+        self.norm2: nn.Module = LayerNorm2d(dim, eps=NORM_EPS)
         self.mlp = ConvMlp(dim, max(1, int(dim * mlp_ratio)))
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
         self.mixer = mixer
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Map (B, dim, H, W) and tokens (B, T, dim) or None to the same."""
-        if is_traced(x):
-            return as_one_node(self, x, tokens)
         if tokens is None:
             return self._residuals(x, self.mixer(self.norm1(x))), None
         # One column of tokens and pixels: all layers but the mixer treat them alike.
@@ -114,6 +109,10 @@ class TokenBlock(nn.Module):
         mixed, seen = self.mixer.forward_tokens(pixels_of(u, T, H, W), tokens_of(u, T))
         column = self._residuals(column, join(mixed, seen))
         return pixels_of(column, T, H, W), tokens_of(column, T)
+
+    def reparameterize(self) -> None:
+        """Let the second norm add the branch before it, in one step."""
+        self.norm2 = fuse_with_sum(self.norm2)
 
     def _residuals(self, x: Tensor, mixed: Tensor) -> Tensor:
         x, normed = add_and_norm(x, self.drop_path1(mixed).to(x.dtype), self.norm2)
@@ -147,7 +146,7 @@ class TokenStage(Stage):
             x, tokens = self.positions(x)
         for block in self.blocks:
             if self.recomputes():
-                x, tokens = checkpoint(block, x, tokens, use_reentrant=False)
+                x, tokens = recompute(block, x, tokens)
             else:
                 x, tokens = block(x, tokens)
         return self.norm(x), tokens

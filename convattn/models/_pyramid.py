@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.fx
 from timm.layers import ClassifierHead
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from convattn.checks import check_map, check_positive
 from convattn.layers.folding import fold_sequence
 from convattn.models._backbone import Backbone, check_pool, placed
+from convattn.ops.dispatch import checkpoint_contexts
 
 
 class Stage(nn.Module):
@@ -44,12 +45,24 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
         x = self.downsample(x)
-        x = checkpoint_seq(self.blocks, x) if self.recomputes() else self.blocks(x)
+        if self.recomputes():
+            for block in self.blocks:
+                x = recompute(block, x)
+        else:
+            x = self.blocks(x)
         return self.norm(x)
 
     def recomputes(self) -> bool:
         """Return whether the backward pass computes the activations of the blocks again."""
         return self.grad_checkpointing and torch.is_grad_enabled()
+
+
+def recompute(block: nn.Module, *inputs: Any) -> Any:
+    """Call a block whose activations the backward pass computes again, on the same paths."""
+    contexts: dict[str, Any] = (
+        {} if torch.compiler.is_compiling() else {"context_fn": checkpoint_contexts}
+    )
+    return checkpoint(block, *inputs, use_reentrant=False, **contexts)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convattn.checks import check_map, check_rate
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.folding import fold_pair
-from convattn.layers.one_node import as_one_node, is_traced
+from convattn.layers.one_node import OneNode
 from convattn.models._backbone import check_stages
 from convattn.models._pretrained import pretrained_cfg
 from convattn.models._pyramid import Parts, Pyramid, Stage
@@ -51,7 +51,7 @@ VARIANTS: dict[str, SANConfig] = {
 }
 
 
-class SANBlock(nn.Module):
+class SANBlock(OneNode):
     """Residual bottleneck of ACmix with patch-wise attention, or of one of its paths.
 
     ``y = x + W ReLU(BN(ACmix(ReLU(BN(x)))))``, from C to C / 4 channels and back
@@ -109,8 +109,6 @@ class SANBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
-        if is_traced(x):
-            return as_one_node(self, x)
         check_map(x, channels=self.dim)
         y = self.mixer(self.act(self.norm1(x)))
         y = self.expand(self.act(self.norm2(y)))

@@ -112,20 +112,42 @@ def test_a_layer_is_one_node(layer):
 
 @pytest.mark.parametrize("layer", LAYERS, ids=kind)
 def test_the_inside_of_a_layer_is_refused(layer):
-    with pytest.raises(TraceError, match=f"the inside of {kind(layer)}, which looks at the size"):
+    with pytest.raises(TraceError, match="looks at the size of x; trace a network that holds"):
         torch.fx.symbolic_trace(layer)
 
 
-def test_a_layer_with_a_hook_is_refused_unless_it_is_a_leaf():
-    layer = ACmix(8)
-    handle = layer.register_forward_hook(lambda _, __, y: 2 * y)
-    with pytest.raises(TraceError, match=r"'0' with its hooks.*'leaf_modules': \[ACmix\]"):
-        torch.fx.symbolic_trace(nn.Sequential(layer))
-    model = nn.Sequential(layer).eval()
-    extractor = create_feature_extractor(model, ["0"], tracer_kwargs={"leaf_modules": [ACmix]})
+@pytest.mark.parametrize("layer", LAYERS, ids=kind)
+def test_inputs_may_have_names(layer):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x=x)
+
+    model = Named().eval()
     x = torch.randn(1, 8, 5, 5)
-    assert torch.equal(extractor(x)["0"], model(x))
-    handle.remove()
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"tracer_kwargs": {"leaf_modules": [ACmix]}}])
+def test_hooks_are_called_once_when_the_graph_runs(options):
+    layer, seen = ACmix(8), []
+
+    def doubled(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+        seen.append("after")
+        return 2 * y
+
+    layer.register_forward_pre_hook(lambda *_: seen.append("before"))
+    layer.register_forward_hook(doubled)
+    model = nn.Sequential(layer).eval()
+    extractor = create_feature_extractor(model, ["0"], **options)
+    assert not seen
+    x = torch.randn(1, 8, 5, 5)
+    found = extractor(x)["0"]
+    assert seen == ["before", "after"]
+    assert torch.equal(found, model(x))
 
 
 class Attends(nn.Module):
