@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 import convattn  # noqa: F401  # whose operators are listed
+from convattn.ops.convolution.depthwise import DepthwiseCall
+from convattn.ops.convolution.feed_forward import FeedForwardCall
+from convattn.ops.convolution.gelu import ConvGeluCall
 from convattn.ops.dispatch import OPERATORS, Call
 from convattn.ops.glmix.calls import ClusterAndDispatchCall, ClusteringCall, DispatchCall
 from convattn.ops.glmix.directions import DirectionsCall
@@ -18,6 +21,9 @@ from convattn.ops.patchwise.aggregate import PatchCall
 from convattn.ops.resampling.bins import BinsCall
 from convattn.ops.resampling.resize import ResizeCall
 from convattn.ops.sliding.attention import SlidingCall
+from convattn.ops.tokens.heads import HeadsCall
+from convattn.ops.tokens.layer_norm import AddLayerNormCall, LayerNormCall
+from convattn.ops.tokens.linear import LinearCall
 from convattn.ops.windows.attention import MapWindowCall, WindowCall
 from convattn.ops.xvolution.pixel_shift import ShiftCall
 from tests.compare import assert_close
@@ -25,6 +31,10 @@ from tests.compare import assert_close
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _pixels(x: Callable[..., Tensor]) -> Tensor:
+    return x(1, 8, 3, 5).permute(0, 2, 3, 1)
 
 
 Build = Callable[[Callable[..., Tensor]], Call]
@@ -48,6 +58,20 @@ EXAMPLES: dict[str, Build] = {
     "scaled_directions": lambda x: DirectionsCall(x(2, 5, 8), 2.5),
     "average_bins": lambda x: BinsCall(x(2, 8, 7, 6), (3, 4)),
     "resize": lambda x: ResizeCall(_wide(x(2, 8, 7, 6)), (5, 9), "bicubic"),
+    "attend_heads": lambda x: HeadsCall(x(2, 11, 48), 2),
+    "linear": lambda x: LinearCall(x(2, 11, 8), x(6, 8, scale=0.3), x(6)),
+    "layer_norm_2d": lambda x: LayerNormCall(_pixels(x), x(8), x(8), (8,), 1e-6),
+    "add_layer_norm_2d": lambda x: AddLayerNormCall(_pixels(x), _pixels(x), x(8), x(8), (8,), 1e-6),
+    "conv2d_gelu": lambda x: ConvGeluCall(x(2, 8, 7, 5), x(6, 8, 1, 1, scale=0.3), x(6), 0, 1),
+    "depthwise_conv2d": lambda x: DepthwiseCall(
+        x(2, 8, 7, 5), x(8, 1, 5, 5, scale=0.2), x(8), 1, 2, 1
+    ),
+    "feed_forward": lambda x: FeedForwardCall(
+        x(3, 8, 7, 5),
+        *(x(12, 8, 1, 1, scale=0.3), x(12)),
+        *(x(12, 1, 3, 3, scale=0.3), x(12)),
+        *(x(8, 12, 1, 1, scale=0.3), x(8)),
+    ),
     "pixel_shift_attention": lambda x: ShiftCall(
         x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 8, 7, 5), 2, 3, 1, 2, 0.1
     ),

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from convattn.ops.kernels.native.kernels import DTYPES as DTYPES
 from convattn.ops.kernels.native.kernels import is_half
-from convattn.ops.kernels.native.library import available, kernels
-from convattn.ops.old_dispatch import Case, unwatched
+from convattn.ops.kernels.native.library import kernels
 from convattn.ops.registration import check_no_gradient, define
 
 MOST_WIDTH = 1 << 13  # of a row that is normalised: a few lie on the stack
-
-
-def takes(case: Case) -> bool:
-    """Whether such tensors can be computed here: on a CPU, and no gradient is required."""
-    return case.dtype in DTYPES and unwatched(case) and available()
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -128,6 +128,21 @@ def _overridden_by_their_name(operator: Operator, x: Tensor) -> Tensor:
         return operator(x)
 
 
+class _Quiet(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def _under_a_function_mode(operator: Operator, x: Tensor) -> Tensor:
+    with _Quiet():
+        return operator(x)
+
+
+def _on_another_device_by_default(operator: Operator, x: Tensor) -> Tensor:
+    with torch.device("meta"):
+        return operator(x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize(
@@ -140,9 +155,11 @@ def _overridden_by_their_name(operator: Operator, x: Tensor) -> Tensor:
         _in_three_threads,
         _on_the_cpu_by_default,
         _overridden_by_their_name,
+        _under_a_function_mode,
+        _on_another_device_by_default,
     ],
 )
-def test_kernels_are_used_without_gradients_and_modes(how, operator, dtype, taken):
+def test_kernels_are_used_without_gradients(how, operator, dtype, taken):
     if operator is _slots and not multiplies(dtype):
         pytest.skip("the fused call is faster on this processor")
     x = _map(dtype)
@@ -151,6 +168,26 @@ def test_kernels_are_used_without_gradients_and_modes(how, operator, dtype, take
     assert taken() == KERNELS[operator]
     assert y.dtype == dtype
     assert_close(y.double(), _as_in_double(operator, x), dtype)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_dispatch_modes_see_the_kernels(operator):
+    x = _map()
+    with torch.no_grad(), Calls() as calls:
+        y = operator(x)
+    assert KERNELS[operator] <= set(calls.count)
+    assert_close(y.double(), _as_in_double(operator, x), torch.float32)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_traced_graph_has_the_kernels_as_nodes(operator):
+    x = _map()
+    with torch.no_grad():
+        graph = make_fx(operator)(x + 1)
+    nodes = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    assert {f"convattn.{name}.default" for name in KERNELS[operator]} <= nodes
+    with torch.no_grad():
+        assert_close(graph(x).double(), _as_in_double(operator, x), torch.float32)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -181,11 +218,6 @@ def test_layouts_change_nothing(layout, dtype, operator):
         assert_close(operator(x).double(), expected, dtype)
 
 
-class _Quiet(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
 class _Map(Tensor):
     pass
 
@@ -198,34 +230,8 @@ def _differentiated(operator: Operator, x: Tensor) -> Tensor:
     return y.detach()
 
 
-def _dispatched(operator: Operator, x: Tensor) -> Tensor:
-    with Calls() as calls:
-        y = operator(x)
-    assert calls.count
-    return y
-
-
-def _seen(operator: Operator, x: Tensor) -> Tensor:
-    with _Quiet():
-        return operator(x)
-
-
 def _overridden(operator: Operator, x: Tensor) -> Tensor:
-    results = []
-    for name in ("reference", "sdpa", "shared"):
-        with ops.use_backend(name):
-            results.append(operator(x))
-    assert_close(results[1:], results[:1] * 2, x.dtype)
-    return results[0]
-
-
-def _seen_on_the_cpu_by_default(operator: Operator, x: Tensor) -> Tensor:
-    with torch.device("cpu"), _Quiet():
-        return operator(x)
-
-
-def _on_another_device_by_default(operator: Operator, x: Tensor) -> Tensor:
-    with torch.device("meta"):
+    with ops.use_backend("reference"):
         return operator(x)
 
 
@@ -236,10 +242,6 @@ def _subclassed(operator: Operator, x: Tensor) -> Tensor:
 def _traced(operator: Operator, x: Tensor) -> Tensor:
     traced = torch.jit.trace(operator, x + 1, check_trace=False)
     return traced(x)
-
-
-def _traced_as_graph(operator: Operator, x: Tensor) -> Tensor:
-    return make_fx(operator)(x + 1)(x)
 
 
 def _mapped(operator: Operator, x: Tensor) -> Tensor:
@@ -268,14 +270,9 @@ def _compiled(operator: Operator, x: Tensor) -> Tensor:
     "how",
     [
         _differentiated,
-        _dispatched,
-        _seen,
-        _seen_on_the_cpu_by_default,
         _overridden,
-        _on_another_device_by_default,
         _subclassed,
         _traced,
-        _traced_as_graph,
         _mapped,
         _along,
         pytest.param(_exported, marks=pytest.mark.slow),
@@ -283,7 +280,7 @@ def _compiled(operator: Operator, x: Tensor) -> Tensor:
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_modes_and_transforms_see_operators_of_pytorch(how, operator, taken):
+def test_exports_transforms_and_gradients_use_operators_of_pytorch(how, operator, taken):
     x = _map()
     with torch.no_grad():
         y = how(operator, x)
