@@ -13,9 +13,9 @@ help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
-	@echo "make processors   a part of the tests as on lesser processors, and without a compiler"
-	@echo "make timm   timm's own tests of its models, on ours"
-	@echo "make bench  measure speed and memory, and draw docs/performance.md anew"
+	@echo "make processors   operator and layer tests with fewer processor instructions, and without a compiler"
+	@echo "make timm   timm's own tests on the models of this package"
+	@echo "make bench  measure speed and memory, and write docs/performance.md"
 	@echo "make clean  remove the virtual environment and the caches"
 
 $(BIN)/python:
@@ -24,8 +24,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 
-# Installed once, and again only when the list of dependencies changes: what training needs, or all
-# that is tested.
+# The dependencies are installed once, and again when their list changes: those of training, or all
+# that the tests need.
 INSTALL = @echo "Installing convattn into $(VENV) (PyTorch included: about 6 GB, a few minutes, only once)"; \
   $(BIN)/python -m pip install --quiet --disable-pip-version-check -e
 
@@ -54,16 +54,16 @@ quick: $(READY)
 slow: $(READY)
 	@$(PYTEST) -m slow
 
-# The operators, layers and deployed models as on processors with SSE4 or AVX2 alone, and without C.
+# Tests of operators, layers and deployed models: with SSE4 or AVX2 only, and without a compiler.
 processors: $(READY)
 	@$(BIN)/python -m tests.processors
 
-# timm's own tests of its models, on ours: the smallest of each family here, all with MODELS='*'.
+# timm's own tests on the models of this package: the nano models, or all with MODELS='*'.
 MODELS := *nano
 timm: $(READY)
 	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
 
-# About twenty minutes; let the machine do nothing else. OPTIONS='--device cuda' on a GPU.
+# Takes about twenty minutes on an otherwise idle machine. OPTIONS='--device cuda' on a GPU.
 bench: $(RUNS)
 	@for script in ops backbones training scaling; do \
 	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done

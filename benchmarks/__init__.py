@@ -1,1 +1,1 @@
-"""Benchmarks: operators, backbones, training, scaling; the page that shows what they found."""
+"""Benchmarks of operators, backbones, training and scaling, and the page of their results."""

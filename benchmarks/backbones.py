@@ -1,9 +1,9 @@
-"""Measure the backbones in their deployed form, beside the networks that people use.
+"""Measure the backbones in their deployed form, and well-known networks for comparison.
 
 python -m benchmarks.backbones
 python -m benchmarks.backbones --device cuda
 
-On a GPU everything is measured compiled too.
+On a GPU every network is also measured after ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.common import Options, main
 from benchmarks.networks import CONVNEXT, DEIT, RESNET, SWIN, network_group
 from convattn.bench.cases import Group
 
-# Title, networks, share of the time.
+# Title, networks, relative share of the time.
 GROUPS = (
     ("ResNets", (RESNET, "acmix_resnet50", "xvolution_resnet50"), 3.0),
     ("transformers", (SWIN, CONVNEXT, "acmix_swin_tiny", "glnet_stl", "glnet_4g"), 6.0),
@@ -27,7 +27,7 @@ _QUICK = (("nano", ("acmix_resnet_nano", "glnet_nano", "resnet18"), 1.0),)
 
 
 def plan(options: Options) -> list[Group]:
-    """Return the groups: networks that are compared, by type, compiled or not."""
+    """Return a group for each comparison, data type, and compiled or not."""
     return [
         network_group(title, names, options, dtype=dtype, compiled=compiled, weight=weight)
         for dtype in options.dtypes

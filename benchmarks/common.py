@@ -1,4 +1,4 @@
-"""What the scripts share: options, the plan's share of the time, the file of results."""
+"""The common part of the scripts: options, division of the time, the file of results."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Options:
-    """What a plan of groups depends on."""
+    """The options that a plan of groups depends on."""
 
     device: str
     dtypes: tuple[str, ...]
     batch: int
     compile: bool
     quick: bool
-    apart: bool = False  # each computation in a process of its own
+    apart: bool = False  # each computation in its own process
 
 
 Plan = Callable[[Options], list[Group]]
@@ -53,12 +53,12 @@ def main(
     """Run a script of benchmarks and return its exit status.
 
     Args:
-        script: its name, as in ``python -m benchmarks.NAME``.
-        about: what it measures.
-        plan: the groups to measure, by the options.
-        budget: seconds that it takes by default.
-        apart: whether, on a CPU, each computation has a process of its own by default.
-        argv: the words of the command line; None for the process's.
+        script: the name, as in ``python -m benchmarks.NAME``.
+        about: the description for ``--help``.
+        plan: returns the groups to measure.
+        budget: the default of ``--budget``, in seconds.
+        apart: whether, on a CPU, each computation has its own process by default.
+        argv: the words of the command line; None for those of the process.
     """
     args = _parser(script, about, budget, apart).parse_args(argv)
     try:
@@ -76,12 +76,12 @@ def _parser(script: str, about: str, budget: float, apart: bool) -> argparse.Arg
         allow_abbrev=False,
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, help="this one only")
-    parser.add_argument("--batch", type=int, help="images; default 8, on a GPU 128")
+    parser.add_argument("--dtype", choices=DTYPES, help="measure this data type only")
+    parser.add_argument("--batch", type=int, help="images per call; default 8, on a GPU 128")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="networks compiled too; on a GPU they are",
+        help="also measure compiled networks; default on a GPU",
     )
     usual = (" (default on a CPU)", " (default on a GPU)") if apart else ("", " (default)")
     processes = parser.add_mutually_exclusive_group()
@@ -89,27 +89,27 @@ def _parser(script: str, about: str, budget: float, apart: bool) -> argparse.Arg
         "--apart",
         action="store_true",
         default=None,
-        help=f"each computation in a process of its own{usual[0]}",
+        help=f"each computation in its own process{usual[0]}",
     )
     processes.add_argument(
         "--together", dest="apart", action="store_false", help=f"all in one process{usual[1]}"
     )
-    parser.add_argument("--threads", type=int, help="of the CPU; default PyTorch's")
+    parser.add_argument("--threads", type=int, help="threads of the CPU; default PyTorch's")
     parser.add_argument(
         "--budget",
         type=float,
         default=budget,
         metavar="SECONDS",
-        help=f"rounds go on so long; default {budget:.0f}",
+        help=f"time for all groups; default {budget:.0f}",
     )
-    parser.add_argument("--rounds", type=int, default=40, help="at most; default 40")
-    parser.add_argument("--only", metavar="PATTERN", help="groups that have this in their name")
-    parser.add_argument("--list", action="store_true", help="list the groups and end")
-    parser.add_argument("--quick", action="store_true", help="try the script in a few seconds")
-    parser.add_argument("--name", help="of the machine, for the file; default its processor")
-    parser.add_argument("--output", type=Path, help="file; default benchmarks/results/NAME-SCRIPT")
+    parser.add_argument("--rounds", type=int, default=40, help="most rounds of a group; default 40")
+    parser.add_argument("--only", metavar="PATTERN", help="measure groups with this in their name")
+    parser.add_argument("--list", action="store_true", help="list the groups and exit")
+    parser.add_argument("--quick", action="store_true", help="test the script in a few seconds")
+    parser.add_argument("--name", help="name of the machine, for the file; default its processor")
+    parser.add_argument("--output", type=Path, help="default benchmarks/results/NAME-SCRIPT.json")
     parser.add_argument(
-        "--force", action="store_true", help="replace a file of another machine's results"
+        "--force", action="store_true", help="replace results of another machine or setting"
     )
     return parser
 
@@ -170,13 +170,13 @@ def _path(script: str, args: argparse.Namespace) -> Path:
     if args.output:
         return Path(args.output)
     name = args.name or slug(describe_machine(args.device))
-    # A trial says nothing: it does not go where results are.
+    # The times of a quick run mean nothing, so they are not written into the results.
     folder = Path(tempfile.gettempdir()) / "convattn-quick" if args.quick else RESULTS
     return folder / f"{name}-{script}.json"
 
 
 def _command(script: str, args: argparse.Namespace) -> str:
-    """Return the words that measure the whole file again."""
+    """Return the command that measures the whole file again."""
     words = ["python", "-m", f"benchmarks.{script}"]
     words += ["--quick"] if args.quick else []
     words += ["--device", args.device] if args.device != "cpu" else []

@@ -1,4 +1,4 @@
-"""Names of the networks that are compared, and groups of them."""
+"""Names of well-known networks, and groups of networks to compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def network_group(
     compiled: bool = False,
     weight: float = 1.0,
 ) -> Group:
-    """Return a group of networks that take turns, on images of 224 x 224 or of the nano models."""
+    """Return a group of networks, for images of 224 x 224, or 32 x 32 in a quick run."""
     side = 32 if options.quick else 224
     setting = Setting(
         size=(side, side),

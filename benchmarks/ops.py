@@ -1,9 +1,9 @@
-"""Measure the operators: every path that they have, beside the reference.
+"""Measure every path of the operators, and the reference.
 
 python -m benchmarks.ops
 python -m benchmarks.ops --device cuda
 
-On a GPU the sliding window has PyTorch's FlexAttention beside it.
+On a GPU the sliding window is also measured with PyTorch's FlexAttention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from convattn.ops.sliding.attention import SLIDING
 from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT
 
 HEADS, WINDOW, SLOTS = 4, 7, (8, 8)
-# Channels and size of the four stages of a ResNet for images of 224 x 224, and of a GLNet-STL.
+# Channels and size of the four stages of a ResNet or a GLNet-STL, for images of 224 x 224.
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 _LATER_STAGES = ((64, 56), (256, 14))
 _QUICK = ((8, 9),)
@@ -36,7 +36,7 @@ Operator = Callable[..., Tensor]  # (*inputs, backend=) -> Tensor
 
 
 def plan(options: Options) -> list[Group]:
-    """Return the groups: an operator, a shape, forward or with backward, a type."""
+    """Return a group for each operator, shape, mode (forward or with backward) and data type."""
     makers = (_sliding, _clustering, _pixel_shift, _convolution_path)
     return [
         group
@@ -53,7 +53,7 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
         for channels, size in _QUICK if options.quick else STAGES:
             shape = (options.batch, channels, size, size)
             position = (1, channels // HEADS, size, size)
-            answered = -(-size // stride)
+            outputs = -(-size // stride)
             groups.append(
                 _group(
                     options,
@@ -61,7 +61,7 @@ def _sliding(options: Options, dtype: str, backward: bool) -> list[Group]:
                     [shape, shape, shape, position],
                     _slide,
                     SLIDING.backends,
-                    macs=2 * options.batch * channels * WINDOW**2 * answered**2,
+                    macs=2 * options.batch * channels * WINDOW**2 * outputs**2,
                     dtype=dtype,
                     backward=backward,
                     stride=stride,
@@ -77,7 +77,7 @@ def _slide(q: Tensor, k: Tensor, v: Tensor, p: Tensor, **rest: Any) -> Tensor:
 
 
 def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
-    paths = glmix.BACKENDS if backward else glmix.MIX_BACKENDS
+    paths = (glmix.DISPATCH if backward else glmix.CLUSTER_AND_DISPATCH).backends
     number = SLOTS[0] * SLOTS[1]
 
     return [
@@ -87,8 +87,8 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
             [(options.batch, channels, size, size), (1,)],
             _cluster,
             paths,
-            # Three products, as both steps have the same similarities; kept from one to the other
-            # they are not where there are gradients.
+            # Both steps have the same similarities. Without gradients they are computed once: three
+            # products. With gradients they are computed twice: four products.
             macs=(4 if backward else 3) * options.batch * channels * number * size**2,
             dtype=dtype,
             backward=backward,
@@ -99,10 +99,10 @@ def _clustering(options: Options, dtype: str, backward: bool) -> list[Group]:
 
 def _cluster(u: Tensor, scale: Tensor, backend: str) -> Tensor:
     slots = ops.pool_slots(u, SLOTS)
-    return ops.cluster_and_dispatch(slots, u, scale, _as_they_are, backend=backend)
+    return ops.cluster_and_dispatch(slots, u, scale, _unchanged, backend=backend)
 
 
-def _as_they_are(slots: Tensor) -> Tensor:
+def _unchanged(slots: Tensor) -> Tensor:
     return slots
 
 

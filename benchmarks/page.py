@@ -1,9 +1,9 @@
-"""Print the page docs/performance.md, or write it with its pictures.
+"""Print docs/performance.md, or write it with its figures.
 
     python -m benchmarks.page > docs/performance.md
     python -m benchmarks.page --write
 
-The second draws docs/images/performance-*.png too, which needs matplotlib (the extra ``train``).
+The second command also draws docs/images/performance-*.png with matplotlib (extra ``train``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from convattn.bench.record import read_document
 SCRIPTS = ("ops", "backbones", "training", "scaling")
 DOCS = Path(__file__).parents[1] / "docs"
 _HERE = Path(__file__).parent
-Machines = dict[str, dict[str, Document]]  # name of the machine -> script -> its result
+Machines = dict[str, dict[str, Document]]  # name of the machine -> script -> result
 
 
 def load(folder: Path = RESULTS) -> Machines:
@@ -45,7 +45,7 @@ def load(folder: Path = RESULTS) -> Machines:
 
 
 def page(machines: Machines) -> str:
-    """Return the page, in Markdown."""
+    """Return the text of the page, in Markdown."""
     cpus = {name: found for name, found in machines.items() if not _is_gpu(found)}
     gpus = {name: found for name, found in machines.items() if _is_gpu(found)}
     text = (_HERE / "page.md").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def page(machines: Machines) -> str:
 
 
 def draw(machines: Machines, folder: Path = DOCS / "images") -> list[Path]:
-    """Draw the pictures of the page, and return them."""
+    """Draw the figures of the page, and return their files."""
     from benchmarks.pictures import accuracy_figure, scaling_figure
     from convattn.bench.figures import save
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--write", action="store_true", help="write the page and draw its pictures")
+    parser.add_argument("--write", action="store_true", help="write the page and draw its figures")
     args = parser.parse_args(argv)
     machines = load()
     if not args.write:
@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _machine(name: str, found: dict[str, Document]) -> str:
     first = next(iter(found.values()))["machine"]
     parts = [f"## {first['gpu'] or first['cpu']}", "### Targets", target_table(found)]
-    parts += [f"Shown are ratios of speed{_threads(found)}. The targets are for {_scope(first)}"]
+    parts += [f"Values are ratios of speed{_threads(found)}. The targets are for {_scope(first)}"]
     if "backbones" in found:
         parts += [
             "### Backbones, evaluation",
-            _image(name, "backbones", "Speed against accuracy; large dots have many multiply-adds"),
-            "Speed against the accuracy that the papers print (we have not trained on ImageNet). "
-            "The larger a dot, the more multiply-adds; blue are this package's operators.",
+            _image(name, "backbones", "Speed and accuracy; a larger dot means more multiply-adds"),
+            "Speed, and the accuracy published in the papers (we have not trained on ImageNet). A "
+            "larger dot means more multiply-adds; networks with this package's operators are blue.",
             network_tables(found["backbones"]),
             describe(found["backbones"]),
         ]
@@ -123,25 +123,26 @@ def _machine(name: str, found: dict[str, Document]) -> str:
         parts += [describe(found["training"])]
     if "scaling" in found:
         parts += [
-            "### As the image grows",
+            "### Time and memory per pixel",
             _image(name, "scaling", "Time and memory per pixel by the size of the image"),
-            "Every call has the same number of pixels: many small images or one large. The blocks "
-            "of a GLNet's last stage attend globally, and so does every second one of "
-            "`glnet_4g`'s third: their share grows with the image.",
+            "Every call has the same number of pixels: many small images or one large image. The "
+            "blocks of a GLNet's last stage have global attention, and so has every second block "
+            "of `glnet_4g`'s third stage: their share of the time grows with the image.",
             scaling_table(found["scaling"]),
             describe(found["scaling"]),
         ]
     if "ops" in found:
         parts += [
             "### Operators",
-            'Every path, in milliseconds for a batch; "auto" is what runs by itself. Peak memory: '
-            'that of the reference / of "auto", beyond inputs and outputs.',
+            'The times of every path, in milliseconds per batch; "auto" is the path that is chosen '
+            'without `backend=`. Peak memory of the reference / of "auto", without inputs and '
+            "outputs.",
             operator_table(found["ops"]),
             describe(found["ops"]),
         ]
     missing = [f"`python -m benchmarks.{script}`" for script in SCRIPTS if script not in found]
     if missing:
-        parts.append(f"Not measured here yet: {', '.join(missing)}.")
+        parts.append(f"Not measured on this machine yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
@@ -157,15 +158,15 @@ def _scope(machine: Document) -> str:
     if machine["gpu"]:
         return "bfloat16, with and without `torch.compile`."
     return (
-        "the types that they name; a sliding window has to reach its own in float32 at each of its "
-        "shapes, the four stages of a ResNet at stride 1 and 2."
+        "the data types that they name. The target of the sliding window applies to float32 and to "
+        "each of its shapes: the four stages of a ResNet, at stride 1 and 2."
     )
 
 
 def _missing(options: str) -> str:
     commands = "\n".join(f"python -m benchmarks.{script}{options}" for script in SCRIPTS)
     return (
-        f"Not measured yet. These commands do it:\n\n```bash\n{commands}\n"
+        f"Not measured yet. These commands measure it:\n\n```bash\n{commands}\n"
         "python -m benchmarks.page --write\n```"
     )
 

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor
 
 from convattn.ops.acmix.from_map import MapCall
+from convattn.ops.convolution.depthwise import DepthwiseCall
+from convattn.ops.convolution.feed_forward import FeedForwardCall
+from convattn.ops.convolution.gelu import ConvGeluCall
 from convattn.ops.dispatch import OPERATORS, Call
+from convattn.ops.glmix.calls import ClusterAndDispatchCall, ClusteringCall, DispatchCall
+from convattn.ops.resampling.bins import BinsCall
+from convattn.ops.resampling.resize import ResizeCall
 from convattn.ops.sliding.attention import SlidingCall
+from convattn.ops.tokens.heads import HeadsCall
+from convattn.ops.tokens.layer_norm import LayerNormCall
+from convattn.ops.tokens.linear import LinearCall
 from convattn.ops.windows.attention import WindowCall
 from convattn.ops.xvolution.pixel_shift import ShiftCall
 
@@ -35,7 +44,7 @@ SITUATIONS = {
     "float32, gradients": Situation(grad=True),
     "bfloat16, gradients": Situation(_BF16, grad=True),
     "GPU": Situation(_BF16, facts=(("device", "cuda"), ("on_cpu", False), ("devices", "cuda"))),
-    "exported": Situation(facts=(("exporting", True), ("compiling", True))),
+    "exported": Situation(facts=(("exporting", True), ("exported", True), ("compiling", True))),
 }
 
 Make = Callable[..., Tensor]  # a tensor of a shape, in the type of the situation
@@ -66,6 +75,42 @@ def _shift(x: Make) -> ShiftCall:
     return ShiftCall(q, k, v, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
 
+def _slots(x: Make) -> ClusterAndDispatchCall:
+    prototypes = x(1, 64, 8)
+    return ClusterAndDispatchCall(prototypes, x(1, 8, 56, 56), 1.0, lambda slots: slots, 1)
+
+
+def _clustering(x: Make) -> ClusteringCall:
+    return ClusteringCall(x(1, 64, 8), x(1, 8, 56, 56), 1.0)
+
+
+def _dispatching(x: Make) -> DispatchCall:
+    return DispatchCall(x(1, 64, 8), x(1, 64, 8), x(1, 8, 56, 56), 1.0)
+
+
+def _depthwise(x: Make, kernel: int) -> DepthwiseCall:
+    weight, bias = x(96, 1, kernel, kernel), x(96)
+    return DepthwiseCall(x(1, 96, 56, 56), weight, bias, stride=1, padding=kernel // 2, dilation=1)
+
+
+def _linear(x: Make, tokens: int) -> LinearCall:
+    return LinearCall(x(8, tokens // 8, 256), x(768, 256), x(768))
+
+
+def _norm(x: Make) -> LayerNormCall:
+    pixels = x(1, 64, 56, 56).permute(0, 2, 3, 1)
+    return LayerNormCall(pixels, x(64), x(64), shape=(64,), eps=1e-6)
+
+
+def _conv_gelu(x: Make) -> ConvGeluCall:
+    return ConvGeluCall(x(1, 64, 56, 56), x(192, 64, 1, 1), x(192), padding=0, groups=1)
+
+
+def _feed_forward(x: Make, size: int) -> FeedForwardCall:
+    first, last = (x(192, 64, 1, 1), x(192)), (x(64, 192, 1, 1), x(64))
+    return FeedForwardCall(x(8, 64, size, size), *first, None, None, *last)
+
+
 def _convolution(
     x: Make, channels: int, outputs: int, *, stride: int = 1, alone: bool = False
 ) -> MapCall:
@@ -79,6 +124,16 @@ ENTRIES = (
     Entry("sliding window 7x7", "12x12", _SLIDING, lambda x: _sliding(x, 12)),
     Entry("sliding window 7x7", "18x18", _SLIDING, lambda x: _sliding(x, 18)),
     Entry("sliding window 7x7", "larger", _SLIDING, lambda x: _sliding(x, 28)),
+    Entry("GLMix: clustering and dispatching", "any", "cluster_and_dispatch", _slots),
+    Entry("GLMix: clustering alone", "any", "soft_clustering", _clustering),
+    Entry("GLMix: dispatching alone", "any", "dispatch", _dispatching),
+    Entry("averages of bins", "any", "average_bins", lambda x: BinsCall(x(1, 8, 56, 56), (8, 8))),
+    Entry(
+        "interpolation",
+        "any",
+        "resize",
+        lambda x: ResizeCall(x(1, 8, 14, 14), (16, 16), "bilinear"),
+    ),
     Entry("pixel shift", "any", "pixel_shift_attention", _shift),
     Entry("windows", "any", "window_attention", _windows),
     Entry(_ACMIX[0], "64 channels", _ACMIX[1], lambda x: _convolution(x, 64, 4)),
@@ -91,6 +146,16 @@ ENTRIES = (
         _ACMIX[1],
         lambda x: _convolution(x, 256, 4, alone=True),
     ),
+    Entry("heads of GLNet", "64 tokens", "attend_heads", lambda x: HeadsCall(x(8, 64, 288), 3)),
+    Entry("heads of GLNet", "196 tokens", "attend_heads", lambda x: HeadsCall(x(8, 196, 1152), 12)),
+    Entry("depth-wise convolution", "3x3", "depthwise_conv2d", lambda x: _depthwise(x, 3)),
+    Entry("depth-wise convolution", "5x5", "depthwise_conv2d", lambda x: _depthwise(x, 5)),
+    Entry("linear layers of heads", "512 tokens", "linear", lambda x: _linear(x, 512)),
+    Entry("linear layers of heads", "1568 tokens", "linear", lambda x: _linear(x, 1568)),
+    Entry("layer norm", "any", "layer_norm_2d", _norm),
+    Entry("convolution and GELU", "any", "conv2d_gelu", _conv_gelu),
+    Entry("feed-forward network", "8 of 28x28", "feed_forward", lambda x: _feed_forward(x, 28)),
+    Entry("feed-forward network", "8 of 56x56", "feed_forward", lambda x: _feed_forward(x, 56)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the page."""
+"""Draw the figures of the page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _NAMES = {**LABELS, DEIT: "DeiT-Ti"}
 _SMALL = 7.5
 _Box = tuple[float, float, float, float]  # left, right, bottom, top, in points
-# Of the lines over the size of the image: ours blue, the others warm or grey.
+# Colours of the lines: blue for this package, orange and grey for other networks.
 _LINES = {OPERATOR: ACCENT, "glnet_stl": "#7aa5ee", "glnet_4g": "#123a85", SWIN: PEER, DEIT: MUTED}
 
 
 def accuracy_figure(document: Document) -> Figure:
-    """Draw speed against the papers' accuracy; the larger a dot, the more multiply-adds."""
+    """Draw speed and published accuracy; a larger dot means more multiply-adds."""
     dtypes = list(dict.fromkeys(group["settings"]["dtype"] for group in document["groups"]))
     figure = new_figure(5.6 * len(dtypes), 4.8)
     panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
@@ -33,14 +33,14 @@ def accuracy_figure(document: Document) -> Figure:
         style(axes, title=dtype, x="images per second", y="top-1 on ImageNet-1k, paper's, %")
     for axes in panels[1:]:
         axes.set_ylabel("")
-    figure.draw_without_rendering()  # now it is known where a dot is
+    figure.draw_without_rendering()  # computes the positions of the dots
     for axes, dtype in zip(panels, dtypes, strict=True):
         _name_points(axes, _points(document, dtype))
     return figure
 
 
 def scaling_figure(document: Document) -> Figure:
-    """Draw what a pixel costs as the image grows, against one of the smallest image."""
+    """Draw time and memory per pixel by image size, relative to the smallest image."""
     figure = new_figure(10.5, 3.9)
     panels = figure.subplots(1, 2)
     for axes, kind in zip(panels, ("time", "memory"), strict=True):
@@ -66,7 +66,7 @@ def scaling_figure(document: Document) -> Figure:
 
 
 def _points(document: Document, dtype: str) -> list[tuple[str, float, float, float]]:
-    """Return (name, images/s, accuracy, multiply-adds) of all that have a published accuracy."""
+    """Return (name, images/s, accuracy, multiply-adds) of networks with a published accuracy."""
     found: dict[str, tuple[str, float, float, float]] = {}
     for group in document["groups"]:
         settings: dict[str, Any] = group["settings"]
@@ -92,15 +92,15 @@ def _draw_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> N
     axes.margins(x=0.1, y=0.08)
     if points:
         low, high = min(p[1] for p in points), max(p[1] for p in points)
-        axes.set_xlim(low / 1.8, high * 2.2)  # room for the names
+        axes.set_xlim(low / 1.8, high * 2.2)  # space for the names
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.tick_params(axis="x", which="minor", labelsize=9, colors=MUTED)
 
 
 def _name_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
-    """Write the names beside the dots: at the first place where nothing is yet."""
-    scale = axes.figure.dpi / 72  # pixels of a point
+    """Write each name beside its dot, at the first position that overlaps nothing."""
+    scale = axes.figure.dpi / 72  # pixels per point
     places = [
         axes.transData.transform((speed, accuracy)) / scale for _, speed, accuracy, _ in points
     ]
@@ -108,7 +108,7 @@ def _name_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> N
     taken = [_box(x, y, 6, 6) for x, y in places]
     for (name, speed, accuracy, _), (x, y) in zip(points, places, strict=True):
         text = _NAMES.get(name, name)
-        width = 0.3 * _SMALL * len(text)  # half of it, about
+        width = 0.3 * _SMALL * len(text)  # about half of the width
         beside = [(side * (width + 9), dy) for dy in (0, 9, -9, 16, -16) for side in (1, -1)]
         offsets = [*beside, (0, 13), (0, -13)]
         boxes = [_box(x + dx, y + dy, width, 0.55 * _SMALL) for dx, dy in offsets]

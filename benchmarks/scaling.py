@@ -1,9 +1,9 @@
-"""Measure how cost grows with the image: time and memory for each pixel.
+"""Measure time and memory per pixel for images of growing size.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --device cuda
 
-Every call computes the same number of pixels: 64 images of 128 x 128, or one of 1,024 x 1,024.
+Every call has the same number of pixels: 64 images of 128 x 128, or one of 1,024 x 1,024.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHANNELS, _STRIDE = 64, 4  # of the first stage of a GLNet-STL
 
 
 def plan(options: Options) -> list[Group]:
-    """Return a group for the operator, and one for each network; its cases are the sizes."""
+    """Return a group for the operator and one for each network; the cases are the sizes."""
     sizes = (32, 64) if options.quick else SIZES
     networks = ("glnet_nano",) if options.quick else NETWORKS
     dtype = options.dtypes[0]
@@ -94,7 +94,7 @@ def _network(name: str, options: Options, dtype: str, sizes: Sequence[int]) -> G
 
 
 def _images(size: int, sizes: Sequence[int], options: Options) -> int:
-    """Return how many images of a size have as many pixels as one of the largest."""
+    """Return the number of images of a size whose pixels are those of the largest image."""
     many = 8 if torch.device(options.device).type == "cuda" else 1
     return many * (max(sizes) // size) ** 2
 

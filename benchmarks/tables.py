@@ -11,14 +11,14 @@ from benchmarks.targets import LABELS, Document, pixel_costs, target_rows
 from convattn.bench.table import macs_text, ratio_text, size_text
 from convattn.models import paper_row
 
-# As printed in the papers that papers.csv does not have (ImageNet-1k, 224 x 224, 1k classes only):
+# From the papers that papers.csv does not have (ImageNet-1k, 224 x 224, 1k classes only):
 # arXiv 2201.03545 table 1, arXiv 2012.12877 table 5; and ResNet-50 as ACmix's paper trains it.
 _TOP1 = {CONVNEXT: 82.1, DEIT: 72.2}
 _ROW_OF = {RESNET: "baseline_resnet50"}
 
 
 def top1(name: str) -> float | None:
-    """Return a network's accuracy on ImageNet-1k in percent, as its paper prints it."""
+    """Return a network's published accuracy on ImageNet-1k, in percent."""
     if name in _TOP1:
         return _TOP1[name]
     row = paper_row(_ROW_OF.get(name, name))
@@ -26,22 +26,22 @@ def top1(name: str) -> float | None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Return a table whose first ``left`` columns are flush left, the others right."""
+    """Return a table whose first ``left`` columns are aligned left, the others right."""
     marks = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *rows))
 
 
 def target_table(documents: dict[str, Document]) -> str:
-    """Return the targets with what was measured, losses too."""
+    """Return the table of the targets, with measured values and verdicts."""
     rows = target_rows(documents)
     return table(
-        ("", "at least", "aim", "measured", "", "by `python -m benchmarks.`..."),
+        ("", "at least", "aim", "measured", "", "command: `python -m benchmarks.`..."),
         ((r.what, r.least, r.aim, r.measured, r.verdict, f"`{r.command}`") for r in rows),
     )
 
 
 def network_tables(document: Document) -> str:
-    """Return a table of the networks for each type, compiled or not."""
+    """Return a table of the networks for each data type, and compiled or not."""
     parts = []
     for how, groups in _by_kind(document).items():
         rows = [
@@ -60,13 +60,13 @@ def network_tables(document: Document) -> str:
         ]
         head = ("", "images/s", "quartiles", "multiply-adds", "of peak", "peak memory", "top-1")
         errors = [f"{n}: {e}" for group in groups for n, e in group["errors"].items()]
-        text = table((*head, "against the 1x above"), rows)
+        text = table((*head, "speed against the 1x above"), rows)
         parts.append("\n\n".join([f"**{how}**", text, *errors]))
     return "\n\n".join(parts)
 
 
 def operator_table(document: Document) -> str:
-    """Return every operator and shape: the reference, what "auto" takes, and the other paths."""
+    """Return a row for every operator and shape: the reference, "auto", and the other paths."""
     rows, errors = [], []
     for group in document["groups"]:
         runs, settings = group["runs"], group["settings"]
@@ -102,7 +102,7 @@ def operator_table(document: Document) -> str:
 
 
 def scaling_table(document: Document) -> str:
-    """Return time and memory of a pixel by the size of the image, and how they grow."""
+    """Return time and memory per pixel by image size, and their ratios to the smallest image."""
     rows, errors = [], []
     for group in document["groups"]:
         name = group["settings"]["of"]
@@ -118,12 +118,12 @@ def scaling_table(document: Document) -> str:
                     f"{cost.memory.median:.2f}x",
                 )
             )
-    head = ("", "pixels", "ns per pixel", "against the smallest", "bytes per pixel", "likewise")
+    head = ("", "side, pixels", "ns per pixel", "time ratio", "bytes per pixel", "memory ratio")
     return "\n\n".join([table(head, rows), *errors])
 
 
 def describe(document: Document) -> str:
-    """Return the machine and the versions of a result, in a sentence."""
+    """Return machine, versions, rounds, peak and command of a result, as one line."""
     machine, versions = document["machine"], document["versions"]
     threads = document["settings"]["threads"]
     commits = dict.fromkeys(group["commit"] for group in document["groups"])
@@ -147,13 +147,13 @@ def describe(document: Document) -> str:
     count = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else f"{rounds[0]}"
     return (
         f"{what}; {', '.join(used)}, commit {at or 'unknown'}. {count} rounds, "
-        f"{_processes(document)}. Peak, multiply-adds a second: {peak}. "
+        f"{_processes(document)}. Peak, multiply-adds per second: {peak}. "
         f"`{' '.join([*_variables(document), document['command']])}`"
     )
 
 
 def path_table() -> str:
-    """Return which path every operator takes, by what the choice depends on."""
+    """Return the table of the path that "auto" chooses, by operator, size and situation."""
     return table(("", "map", *SITUATIONS), path_rows(), left=2)
 
 
@@ -162,11 +162,11 @@ def _variables(document: Document) -> list[str]:
 
 
 def _processes(document: Document) -> str:
-    """Return how many processes a group had; older results do not say that it was one."""
+    """Return whether a group had one process or several; older results always had one."""
     found = {group["settings"].get("processes", "one") for group in document["groups"]}
     if found == {"one each"}:
-        return "a process each"
-    return "all in one process" if found == {"one"} else "some in one process, some in one each"
+        return "one process each"
+    return "all in one process" if found == {"one"} else "some together, some in one process each"
 
 
 def _by_kind(document: Document) -> dict[str, list[dict[str, Any]]]:

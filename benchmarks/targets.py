@@ -1,4 +1,4 @@
-"""What was to be reached, and whether it was."""
+"""The targets, and whether the results reach them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from convattn.bench.table import ratio_text
 
 Document = dict[str, Any]
 LABELS = {SWIN: "Swin-T", CONVNEXT: "ConvNeXt-T", RESNET: "ResNet-50"}
-FLAT, EVEN = 1.15, 1.05  # how much dearer a pixel of a larger image may be, at most and in aim
+FLAT, EVEN = 1.15, 1.05  # cost per pixel relative to the smallest image: the bound and the aim
 
 
 @dataclass(frozen=True)
 class Target:
-    """A network against another: how many times as fast."""
+    """The speed of a network relative to another network."""
 
     script: str
-    group: str  # how its name begins
+    group: str  # the beginning of the group's name
     ours: str
     theirs: str
     least: float
@@ -31,14 +31,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of targets."""
+    """A row of the table of targets."""
 
     what: str
     least: str
     aim: str
     measured: str
     verdict: str
-    command: str  # what follows ``python -m benchmarks.``
+    command: str  # the words after ``python -m benchmarks.``
 
 
 TARGETS = (
@@ -56,7 +56,7 @@ _MEMORY = (8, 20)
 
 
 def target_rows(documents: dict[str, Document]) -> list[Row]:
-    """Return a row for every target, also for those that nobody has measured here."""
+    """Return a row for every target, also for targets without results."""
     return [
         *_sliding_rows(documents.get("ops")),
         *(row for target in TARGETS for row in _network_rows(target, documents)),
@@ -65,7 +65,7 @@ def target_rows(documents: dict[str, Document]) -> list[Row]:
 
 
 def verdict(value: float, least: float, aim: float) -> str:
-    """Return which of the two was reached; larger is better."""
+    """Return whether a value reaches the target or the aim; larger is better."""
     return "aim reached" if value >= aim else "reached" if value >= least else "missed"
 
 
@@ -120,7 +120,7 @@ def _sliding_rows(document: Document | None) -> Iterator[Row]:
                 command,
             )
             shares = [r["reference"]["memory_bytes"] / r["auto"]["memory_bytes"] for r in same]
-            memory = f"its peak memory against the reference's, {mode}, {dtype}"
+            memory = f"peak memory of the sliding window against the reference, {mode}, {dtype}"
             yield _range_row(memory, shares, *_MEMORY, bool(judged), "1/", command)
         if not groups:
             yield Row(what, f"{least}x", f"{aim}x", "not measured yet", "-", command)
@@ -181,7 +181,7 @@ def _scaling_rows(document: Document | None) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class PixelCost:
-    """What a pixel of an image costs, against one of the smallest image."""
+    """Time and memory per pixel, and their ratios to those of the smallest image."""
 
     size: int
     nanoseconds: float
@@ -191,7 +191,7 @@ class PixelCost:
 
 
 def pixel_costs(group: dict[str, Any]) -> list[PixelCost]:
-    """Return the costs by size, smallest first."""
+    """Return the costs per pixel, for the smallest image first."""
     runs = sorted(group["runs"].values(), key=lambda run: run["size"])
     first = runs[0] if runs else {}
 

@@ -1,9 +1,9 @@
-"""Measure a step of training: forward, backward, AdamW; time and memory.
+"""Measure time and memory of a training step: forward, backward, AdamW.
 
 python -m benchmarks.training
 python -m benchmarks.training --device cuda
 
-On a GPU everything is measured compiled too.
+On a GPU every network is also measured after ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUICK = (("nano", ("glnet_nano", "acmix_resnet_nano")),)
 
 
 def plan(options: Options) -> list[Group]:
-    """Return the groups: networks that are compared, by type, compiled or not."""
+    """Return a group for each comparison, data type, and compiled or not."""
     return [
         network_group(title, names, options, dtype=dtype, train=True, compiled=compiled)
         for dtype in options.dtypes

@@ -1,16 +1,86 @@
-"""Convolution and attention in one operator: ACmix, X-volution and GLMix."""
+"""Convolution and attention in one operator: ACmix, X-volution and GLMix.
 
-from convattn.deploy import reparameterize as reparameterize
-from convattn.layers.acmix.acmix import ACmix as ACmix
-from convattn.layers.conv2d import ACmixConv2d as ACmixConv2d
-from convattn.layers.conv2d import GLMixConv2d as GLMixConv2d
-from convattn.layers.conv2d import XVolutionConv2d as XVolutionConv2d
-from convattn.layers.glmix import GLMix as GLMix
-from convattn.layers.glmix import GLMixBlock as GLMixBlock
-from convattn.layers.xvolution import XVolution as XVolution
-from convattn.models import create_model as create_model
-from convattn.models import list_models as list_models
-from convattn.models import load_official as load_official
-from convattn.surgery import replace as replace
+The names are imported when they are first used, so that the package can be imported where torch is
+not installed, and so that the command line prints its help without the seconds that torch needs.
 
-__version__ = "0.1.0"
+Where torch and timm are installed, ``import convattn`` registers the models with timm, in any order
+of imports: timm has no entry points for models. The command line registers them when it needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from convattn.version import __version__
+
+if TYPE_CHECKING:
+    from convattn.deploy import reparameterize
+    from convattn.layers import (
+        ACmix,
+        ACmixConv2d,
+        GLMix,
+        GLMixBlock,
+        GLMixConv2d,
+        XVolution,
+        XVolutionConv2d,
+    )
+    from convattn.models import create_model, list_models, load_official
+    from convattn.surgery import replace
+
+__all__ = [
+    "ACmix",
+    "ACmixConv2d",
+    "GLMix",
+    "GLMixBlock",
+    "GLMixConv2d",
+    "XVolution",
+    "XVolutionConv2d",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_official",
+    "reparameterize",
+    "replace",
+]
+
+_PACKAGES = ("deploy", "layers", "models", "ops", "surgery")  # attributes after `import convattn`
+_HOMES = {"reparameterize": "deploy", "replace": "surgery"}
+_HOMES |= dict.fromkeys(("create_model", "list_models", "load_official"), "models")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return importlib.import_module(f"convattn.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        importlib.import_module("convattn.models")  # registers the models with timm
+        home = importlib.import_module(f"convattn.{_HOMES.get(name, 'layers')}")
+        value = globals()[name] = getattr(home, name)
+        return value
+
+
+def _is_command_line() -> bool:
+    """Return whether this process is ``convattn`` or ``python -m convattn``."""
+    named = sys.orig_argv[1:3] == ["-m", "convattn"]
+    return named or os.path.splitext(os.path.basename(sys.argv[0]))[0] == "convattn"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # ``sys.modules[name] = None`` blocks an import
+        return False
+
+
+if _is_installed("torch") and _is_installed("timm") and not _is_command_line():
+    importlib.import_module("convattn.models")

@@ -15,9 +15,10 @@ def check_tensor(name: str, value: Tensor) -> None:
     """Raise unless ``value`` is a tensor."""
     if isinstance(value, Proxy):
         raise TraceError(
-            f"torch.fx cannot trace what looks at the size of {name}; make the module that calls "
-            "it one node: tracer_kwargs={'leaf_modules': [...]} in torchvision, is_leaf_module() "
-            "of a torch.fx.Tracer; or torch.fx.wrap the function, in the file that calls it"
+            f"torch.fx cannot trace what looks at the size of {name}; trace a network that holds "
+            "the layer; or make the module that calls it one node: tracer_kwargs={'leaf_modules': "
+            "[...]} in torchvision, is_leaf_module() of a torch.fx.Tracer; or torch.fx.wrap the "
+            "function, in the file that calls it"
         )
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-import convattn
 from convattn import machine
 from convattn.ops.kernels.native.library import status
 from convattn.ops.processor import onednn_computes, vector_instructions
 from convattn.ops.self_check import Check, self_check
 from convattn.requirements import Need, needs
+from convattn.version import __version__
 
 # What is told beside what this package asks for.
 _PACKAGES = ("numpy", "pillow", "safetensors", "huggingface-hub")
@@ -69,7 +69,7 @@ def _software(found: Diagnosis) -> Section:
     commit = machine.git_commit()
     changed = ", changed since" if commit and machine.differs_from_commit() else ""
     return {
-        "convattn": convattn.__version__,
+        "convattn": __version__,
         "commit": f"{commit}{changed}" if commit else "not a checkout, or no git",
         "Python": f"{platform.python_version()}, {struct.calcsize('P') * 8} bits",
         "system": platform.platform(),

@@ -1,10 +1,9 @@
-"""Put an operator in the place of convolutions of any network."""
+"""Replace convolutions of any network by an operator."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from convattn.layers.conv2d_like import Conv2dLike, follow
 from convattn.layers.foldable import hooks_of
 from convattn.layers.glmix import GLMix
 from convattn.layers.holders import held
-from convattn.layers.leftovers import first_of, left_lines
+from convattn.layers.leftovers import first_of, reason_lines
 from convattn.layers.xvolution import XVolution
 
 Factory = Callable[[nn.Conv2d], nn.Module]
@@ -40,22 +39,18 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 
-_PART = "it is a part of"  # how the reason of what an operator consists of begins
+_PART = "it is a part of"  # the first words of the reason for every part of an operator
 _HOW = "call replace on the model itself, then script, trace or export the result"
 
-# Libraries that later look into layers for what was replaced, and where ``adopt(model)`` prepares
-# them: named, not imported, as the library is an optional one.
-_ADOPTING = {"ultralytics": "convattn.integrations.ultralytics"}
-
 for _module in (*OPERATORS.values(), ConvBeside):
-    register_notrace_module(_module)  # they look at sizes or types: torch.fx takes them as one node
+    register_notrace_module(_module)  # forward reads sizes or types: torch.fx keeps it as one node
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """One convolution and what stands in its place, each as it prints.
+    """The printed form of a convolution and of the module that replaced it.
 
-    ``notes`` say what was attached to the convolution and is lost, or means something else now.
+    ``notes`` name what was attached to the convolution and is lost or has another meaning now.
     """
 
     old: str
@@ -65,15 +60,15 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Report:
-    """What `replace` did, by the names of the modules."""
+    """The result of `replace`: module names with what replaced them, or why nothing did."""
 
     replaced: Mapping[str, Replacement]
-    skipped: Mapping[str, str]  # what matched and was left, with the reason
+    skipped: Mapping[str, str]  # the reason for each convolution that matched and was not replaced
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
         lines += [f"  {name}: {r.old} -> {r.new}" for name, r in self.replaced.items()]
-        return "\n".join(lines + _noted(self.replaced) + left_lines(self.skipped, _PART))
+        return "\n".join(lines + _note_lines(self.replaced) + _skip_lines(self.skipped))
 
 
 def replace(
@@ -86,53 +81,56 @@ def replace(
 ) -> Report:
     """Replace convolutions of a model, in place, by an operator of the same sizes.
 
-    Channels, stride, dilation and the size of the output stay, as do device, type, memory format,
-    mode and attributes that were set on the convolution; a convolution all of whose parameters are
-    frozen (``requires_grad``) makes a frozen operator, unless it is kept. A convolution with hooks,
-    or with a ``forward`` of its own, is left unless it is kept. Of what computes its weight, such
-    as spectral norm or pruning, the report says that it is lost. Everything is built before
-    anything is changed.
+    The operator has the convolution's channels, stride, dilation and output size, its device,
+    dtype, memory format and mode, and the attributes that were set on it. If all parameters of the
+    convolution are frozen (``requires_grad=False``) and ``keep`` is False, the operator is frozen
+    too. With ``keep=False`` a convolution that has hooks or its own ``forward`` is not replaced,
+    and the report names what is lost of a computed weight (spectral norm, pruning). All operators
+    are built before the model is changed. A detector of Ultralytics is prepared for ``fuse()`` and
+    ``train()``, see `convattn.integrations.ultralytics.adopt`.
 
     Call this on the model itself, before it is wrapped (`DistributedDataParallel`, FSDP), scripted
-    or exported, and before an optimizer is made: an optimizer that was made before does not know
-    the new parameters.
+    or exported, and before an optimizer is made: an existing optimizer does not know the new
+    parameters.
 
     Args:
         model: any network; it is changed.
-        operator: "acmix", "xvolution", "glmix", in any case, or one of their classes; or a function
-            that takes the `nn.Conv2d` and returns a module, and raises ValueError to leave it.
-        where: names, as `model.named_modules()` gives them, in shell style (``"layer3.*.conv2"``,
-            with ``*`` for dots too); or a function of name and convolution that says yes or no.
-        keep: whether the trained convolution stays in the result, and the model computes at first
-            what it computed before. X-volution takes it over as its convolution branch and starts
-            its attention at zero (`XVolution.take_over`); beside other operators it stays as it
-            is: ``y = conv(x) + gamma * operator(x)``, gamma (C,) starting at zero. What is new can
-            be trained, even where the convolution is frozen.
+        operator: "acmix", "xvolution" or "glmix", in upper or lower case, or one of their classes;
+            or a function that gets the `nn.Conv2d` and returns a module, and raises ValueError for
+            a convolution that must stay.
+        where: a shell-style pattern for the names of `model.named_modules()`
+            (``"layer3.*.conv2"``; ``*`` matches dots too), or a function of name and convolution
+            that returns whether the convolution matches.
+        keep: whether the trained convolution stays in the result, so that the model first computes
+            what it computed before. X-volution takes the convolution as its convolution branch and
+            starts its attention at zero (`XVolution.take_over`); the other operators are added to
+            the convolution: ``y = conv(x) + gamma * operator(x)``, gamma (C,) starting at zero.
+            New parameters are trained even if the convolution is frozen.
         **options: keyword arguments of the operator; see `ACmix.from_conv2d` for the number of
             heads.
 
     Returns:
-        What was replaced by what, and what matched but was left, with the reason.
+        A report: what replaced each convolution, and why the other matching ones were skipped.
 
     Raises:
-        TypeError: an unknown option, or one that the convolution decides, like the stride; or a
-            model that is scripted, or no `nn.Module`.
-        ValueError: nothing matched (the message shows the nearest names), all that matched had to
-            be left (the message shows why), or the model is itself a convolution.
+        TypeError: an option is unknown or is decided by the convolution, such as the stride; or
+            the model is scripted or is no `nn.Module`.
+        ValueError: nothing matches (the message shows the nearest names), no match can be replaced
+            (the message shows the reasons), or the model is itself a convolution.
     """
     build = _builder(operator, options)
     _check(model)
     if isinstance(model, _CONVOLUTIONS):
         raise ValueError(
-            "the model is itself a convolution and stands in nothing that could be changed; use "
-            "ACmix.from_conv2d(conv), or the like"
+            "the model is itself a convolution, and no module holds it; use "
+            "ACmix.from_conv2d(conv), or from_conv2d of another operator"
         )
     named = _convolutions(model)
     matched = {name: conv for name, conv in named.items() if _matches(where, name, conv)}
     if not matched:
         raise ValueError(_nothing_matched(model, where, list(named)))
-    skipped = _inside_operators(model, matched) | _elsewhere_too(named, matched)
-    skipped |= ({} if keep else _tied(model, matched)) | held(model, matched)
+    skipped = _parts_of_operators(model, matched) | _shared_modules(named, matched)
+    skipped |= ({} if keep else _shared_weights(model, matched)) | held(model, matched)
     made: dict[nn.Module, tuple[nn.Module, tuple[str, ...]]] = {}
     for name, conv in matched.items():
         if name in skipped or conv in made:
@@ -154,15 +152,15 @@ def replace(
             "\n".join(
                 [
                     f"no convolution that where={where!r} matches can be replaced:",
-                    *left_lines(report.skipped, _PART),
+                    *_skip_lines(report.skipped),
                 ]
             )
         )
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in report.replaced}
-    finish = [_finisher(library) for library in _libraries(model)]
+    adopt = _adoption(model)
     for name, parent in parents.items():
         setattr(parent, name.rpartition(".")[2], made[matched[name]][0])
-    for adopt in finish:
+    if adopt is not None:
         adopt(model)
     return report
 
@@ -171,16 +169,21 @@ def _check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}: {_HOW}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{type(model).__name__} is a script, whose code is fixed: {_HOW}")
+        raise TypeError(
+            f"{type(model).__name__} is a TorchScript module, which cannot be changed: {_HOW}"
+        )
 
 
-def _libraries(model: nn.Module) -> list[str]:
-    named = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    return [library for library in _ADOPTING if library in named]
+def _adoption(model: nn.Module) -> Callable[[nn.Module], object] | None:
+    """Return the function that prepares a changed detector of Ultralytics; None for other models.
 
+    Ultralytics is optional and takes seconds to import, so it is imported for its own models only.
+    """
+    if not any(type(m).__module__.partition(".")[0] == "ultralytics" for m in model.modules()):
+        return None
+    from convattn.integrations.ultralytics import adopt
 
-def _finisher(library: str) -> Callable[[nn.Module], Any]:
-    return importlib.import_module(_ADOPTING[library]).adopt
+    return adopt
 
 
 def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -> Factory:
@@ -194,19 +197,19 @@ def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -
         return partial(operator.from_conv2d, **options)
     if not callable(operator) or isinstance(operator, nn.Module):
         raise TypeError(
-            f"operator must be a name, an operator's class or a function of the nn.Conv2d, "
+            f"operator must be a name, the class of an operator or a function of the nn.Conv2d, "
             f"got {type(operator).__name__}"
         )
     if options:
         raise TypeError(
-            f"{', '.join(options)} would be ignored: a function that makes the module has its "
-            "own options"
+            f"{', '.join(options)} would be ignored: pass options to the function that makes the "
+            "module yourself, such as with functools.partial"
         )
     return operator
 
 
 def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
-    """Every name of every convolution: one that stands in two places has two."""
+    """Return all convolutions by name; a convolution that two modules hold has two names."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: m for name, m in modules if isinstance(m, _CONVOLUTIONS)}
 
@@ -225,43 +228,43 @@ def _nothing_matched(model: nn.Module, where: str | Predicate, names: list[str])
     if isinstance(where, str):
         return f"no convolution is called {where!r}{_called(model, where, names)}"
     return (
-        f"where takes none of the {len(names)} convolutions; the first ones are "
+        f"where matches none of the {len(names)} convolutions; the first ones are "
         f"{', '.join(names[:5])}"
     )
 
 
 def _no_convolution(model: nn.Module) -> str:
-    """Say where the convolutions of a model went, if it had any."""
+    """Return the message for a model without `nn.Conv2d`, with the likely cause."""
     for name, module in model.named_modules():
         other = _other_convolution(name, module)
         if other:
             return f"the model has no convolution that could be replaced: {other}"
     if isinstance(model, fx.GraphModule):
-        return f"the model has no convolution as a module, it is a graph of operations; {_HOW}"
+        return f"the model has no convolution module, it is a graph of operations; {_HOW}"
     return "the model has no convolution"
 
 
 def _other_convolution(name: str, module: nn.Module) -> str | None:
-    """Say why what looks like a convolution is none of torch's any more."""
+    """Return why a module that is called a convolution cannot be replaced, or None."""
     if isinstance(module, torch.jit.ScriptModule):
-        return f"{name!r} is a script, whose code is fixed; {_HOW}"
+        return f"{name!r} is a TorchScript module, which cannot be changed; {_HOW}"
     named = re.search(r"Conv(Transpose|ReLU)?\dd$", type(module).__name__)
     if not named or any(isinstance(part, _CONVOLUTIONS) for part in module.modules()):
         return None
     return (
         f"{name!r} is {type(module).__module__}.{type(module).__name__}, and only nn.Conv2d can be "
-        "replaced; of a model that was quantized, call replace before"
+        "replaced; if the model was quantized, call replace before quantization"
     )
 
 
 def _called(model: nn.Module, where: str, names: list[str]) -> str:
-    """Say what a pattern is the name of, and what was probably meant."""
+    """Return what the pattern matches instead of convolutions, and the nearest names."""
     others = {name: m for name, m in model.named_modules() if name and _matches(where, name, m)}
-    ours = [m for m in others.values() if isinstance(m, Conv2dLike | ConvBeside)]
+    replaced = [m for m in others.values() if isinstance(m, Conv2dLike | ConvBeside)]
     for name, module in others.items():
-        more = f" (one of {len(ours)} that it names)" if len(ours) > 1 else ""
+        more = f" (one of {len(replaced)} that it matches)" if len(replaced) > 1 else ""
         if isinstance(module, ConvBeside):
-            return f": {name!r} already has {type(module.op).__name__} beside it{more}"
+            return f": {type(module.op).__name__} is already added to {name!r}{more}"
         if isinstance(module, Conv2dLike):
             return f": {name!r} is already replaced by {type(module).__name__}{more}"
     near = ", ".join(difflib.get_close_matches(where, names, n=5, cutoff=0.0))
@@ -275,8 +278,8 @@ def _called(model: nn.Module, where: str, names: list[str]) -> str:
     return f"; the nearest names are {near}"
 
 
-def _inside_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Name the convolutions that are parts of an operator: those make it what it is."""
+def _parts_of_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return the convolutions that are parts of an operator, each with this reason to skip it."""
     hosts = {
         f"{name}.": type(module).__name__
         for name, module in model.named_modules(remove_duplicate=False)
@@ -290,10 +293,10 @@ def _inside_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dic
     }
 
 
-def _elsewhere_too(
+def _shared_modules(
     named: Mapping[str, nn.Module], matched: Mapping[str, nn.Module]
 ) -> dict[str, str]:
-    """Name the convolutions that stand in another place too, which ``where`` does not match."""
+    """Return the convolutions that also have a name that ``where`` does not match."""
     others = {conv: name for name, conv in named.items() if name not in matched}
     return {
         name: f"it is also {others[conv]!r}, which where does not match"
@@ -302,14 +305,14 @@ def _elsewhere_too(
     }
 
 
-def _tied(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Name the convolutions whose weight another module has too: two operators share none."""
+def _shared_weights(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return the convolutions whose weight another module has too."""
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, []).append((name, module))
     return {
-        name: f"its weight is also that of {other!r}: make them one module, or use keep=True"
+        name: f"{other!r} has the same weight: make them one module, or use keep=True"
         for name, conv in matched.items()
         for parameter in conv.parameters()
         for other, module in owners[parameter]
@@ -318,7 +321,7 @@ def _tied(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _made(conv: nn.Module, build: Factory, keep: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return what stands in the place of a convolution, and what there is to say of it."""
+    """Return the module that replaces a convolution, and the notes for the report."""
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"only nn.Conv2d can be replaced, not {type(conv).__name__}")
     new = build(conv)
@@ -326,7 +329,7 @@ def _made(conv: nn.Module, build: Factory, keep: bool) -> tuple[nn.Module, tuple
         raise TypeError(f"operator must return a module, got {type(new).__name__}")
     new = follow(conv, new)
     if keep:
-        new = _beside(conv, new)
+        new = _kept(conv, new)
     elif _is_frozen(conv):
         new.requires_grad_(False)
     if new is conv:
@@ -334,14 +337,14 @@ def _made(conv: nn.Module, build: Factory, keep: bool) -> tuple[nn.Module, tuple
     if conv in new.modules():
         carry_attributes(conv, new)
         hooks = hooks_of(conv)
-        return new, ((f"its {hooks} see the convolution alone",) if hooks else ())
+        return new, ((f"its {hooks} see the convolution without the operator",) if hooks else ())
     reason = obstacle(conv)
     if reason is not None:
         raise ValueError(reason)
-    return new, tuple(_losses(conv, new))
+    return new, tuple(_notes(conv, new))
 
 
-def _beside(conv: nn.Conv2d, new: nn.Module) -> nn.Module:
+def _kept(conv: nn.Conv2d, new: nn.Module) -> nn.Module:
     if not isinstance(new, XVolution):
         return ConvBeside(conv, new).train(conv.training)
     new.take_over(conv)
@@ -349,26 +352,30 @@ def _beside(conv: nn.Conv2d, new: nn.Module) -> nn.Module:
 
 
 def _is_frozen(conv: nn.Conv2d) -> bool:
-    """Ask the parameters: a weight that is computed from one says nothing of it."""
+    """Return whether all parameters are frozen; a computed weight is no parameter."""
     trained = [parameter.requires_grad for parameter in conv.parameters()]
     return bool(trained) and not any(trained)
 
 
-def _losses(conv: nn.Conv2d, new: nn.Module) -> Iterator[str]:
+def _notes(conv: nn.Conv2d, new: nn.Module) -> Iterator[str]:
     yield from (f"lost, {what}" for what in losses(conv))
     yield from (f"lost, its attribute {name}" for name in carry_attributes(conv, new))
     frozen = [name for name, p in conv.named_parameters() if not p.requires_grad]
     if frozen and not _is_frozen(conv):
-        yield f"trained as a whole, though its {', '.join(frozen)} was frozen"
+        yield f"all its parameters are trained, although its {', '.join(frozen)} was frozen"
 
 
-def _noted(replaced: Mapping[str, Replacement]) -> list[str]:
-    """Lines of what there is to say of the replacements: one for each note."""
+def _note_lines(replaced: Mapping[str, Replacement]) -> list[str]:
+    """Return one line per note, with the names of the replaced convolutions that have it."""
     groups: dict[str, list[str]] = {}
     for name, replacement in replaced.items():
         for note in replacement.notes:
             groups.setdefault(note, []).append(name)
     return [f"  {note}: {first_of(names)}" for note, names in groups.items()]
+
+
+def _skip_lines(skipped: Mapping[str, str]) -> list[str]:
+    return reason_lines("skipped", skipped, _PART)
 
 
 def _describe(module: nn.Module) -> str:

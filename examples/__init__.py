@@ -1,1 +1,1 @@
-"""Programs to read and to run."""
+"""Example programs: the demo, and the program that draws docs/surgery.md."""

@@ -1,7 +1,7 @@
-"""``make demo``: from nothing to a trained GLNet, in three commands as a user would type them.
+"""``make demo``: train, evaluate and use a GLNet with three commands of the command line.
 
-Trains the default model on the handwritten digits that ship inside scikit-learn, evaluates it on
-the scans it has not seen, classifies a few of them from PNG files, and says where the report is.
+The demo trains the default model on the handwritten digits of scikit-learn, evaluates it on the
+held-out scans, classifies some of these from PNG files, and prints the path of the report.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SCANS = 6
 
 
 def show(command: str) -> None:
-    """Print a command as one would type it, and run it."""
+    """Print a command as a user would type it, and run it."""
     print(f"\n$ convattn {command}", flush=True)
     words = shlex.split(command)
-    sys.argv = ["convattn", *words]  # the run folder notes the command
+    sys.argv = ["convattn", *words]  # the run folder stores the command
     status = convattn(words)
     if status:
         raise SystemExit(status)
 
 
 def write_scans(folder: Path) -> Path:
-    """Write the first held-out scans as PNG files, named by the digit that they show."""
+    """Write the first held-out scans as PNG files, with the digit in the file name."""
     folder.mkdir()
     val = open_dataset("digits").val
     for number in range(SCANS):
@@ -43,7 +43,7 @@ def main() -> None:
     show(f"train --name {run_dir.name}")
     show(f"eval {run_dir}")
     show(f"predict {run_dir} {write_scans(run_dir / 'scans')}")
-    print("\nThe report, one page that opens without a network:")
+    print("\nThe report, one HTML file that needs no internet connection:")
     print(f"  {run_dir.resolve() / 'report.html'}")
 
 

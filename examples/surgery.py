@@ -1,9 +1,9 @@
-"""Write docs/surgery.md: operators in ten well-known networks, measured.
+"""Print docs/surgery.md, with measurements of operators in ten well-known networks.
 
     python -m examples.surgery > docs/surgery.md
 
-Needs the extras ``segment`` and ``yolo``. Weights and norm statistics are random; nothing is
-downloaded.
+The program needs the extras ``segment`` and ``yolo``. Weights and norm statistics are random;
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -78,21 +78,21 @@ NETWORKS = [
 
 @dataclass
 class Measurement:
-    """What surgery did to one network."""
+    """The effect of `convattn.replace` on one network; dictionaries are by operator."""
 
     matched: int = 0
-    left: Counter[str] = field(default_factory=Counter)  # reason to number
-    replaced: dict[str, int] = field(default_factory=dict)  # by operator, like those below
-    parameters: dict[str, int] = field(default_factory=dict)
+    left: Counter[str] = field(default_factory=Counter)  # skipped convolutions by reason
+    replaced: dict[str, int] = field(default_factory=dict)  # number of convolutions
+    parameters: dict[str, int] = field(default_factory=dict)  # afterwards
     difference: dict[str, float] = field(default_factory=dict)  # of the outputs, with keep=True
-    before: int = 0
+    before: int = 0  # parameters
 
 
 def measure(network: Network, size: tuple[int, int] = SIZE) -> Measurement:
-    """Replace convolutions of a network by each operator, with and without what was there.
+    """Replace convolutions of a network by each operator, with ``keep=True`` and without.
 
     Raises:
-        RuntimeError: If outputs change their shape or are not finite.
+        RuntimeError: outputs change their shape or are not finite.
     """
     torch.manual_seed(0)
     found = Measurement()
@@ -119,7 +119,7 @@ def measure(network: Network, size: tuple[int, int] = SIZE) -> Measurement:
 
 
 def _randomly(model: nn.Module) -> nn.Module:
-    """Give every batch norm statistics and weights of a network that has been trained."""
+    """Give every batch norm random statistics and weights, as if the network had been trained."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -147,7 +147,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _brief(reason: str) -> str:
-    """Shorten a reason to what it says of every convolution: which argument does not fit."""
+    """Return the argument of the convolution that the reason names, in one or two words."""
     for part, brief in {"groups": "grouped", "odd": "even kernel", "padding": "padding"}.items():
         if part in reason:
             return brief
@@ -155,7 +155,7 @@ def _brief(reason: str) -> str:
 
 
 def row(network: Network, found: Measurement) -> str:
-    """Return the table's row of a network."""
+    """Return a network's row of the table."""
     left = ", ".join(f"{number} {reason}" for reason, number in found.left.items()) or "none"
     cells = [network.name, f"`{network.where}`", str(found.matched)]
     cells += [_alike(found.replaced.values()), left, _millions(found.before)]
@@ -173,7 +173,7 @@ def _millions(count: int) -> str:
 
 
 def page() -> str:
-    """Return docs/surgery.md."""
+    """Return the text of docs/surgery.md."""
     rows = []
     for network in NETWORKS:
         print(network.name, file=sys.stderr)

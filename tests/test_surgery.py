@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -94,7 +96,7 @@ def _maps(model: nn.Module, modules: dict[str, nn.Module], x: torch.Tensor) -> l
 @every_operator
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("build", [narrow_resnet, narrow_timm_resnet])
-def test_a_network_that_keeps_its_convolutions_computes_what_it_did(build, training, operator):
+def test_keep_does_not_change_the_outputs(build, training, operator):
     model = build().train(training)
     changed = copy.deepcopy(model)
     report = convattn.replace(changed, operator, where="layer?.*.conv*", keep=True)
@@ -109,8 +111,8 @@ def test_a_network_that_keeps_its_convolutions_computes_what_it_did(build, train
     ("operator", "options"),
     [("acmix", {}), ("acmix", {"attention": "patchwise"}), ("xvolution", {}), ("glmix", {})],
 )
-def test_large_maps_in_float16_are_what_they_were(operator, options):
-    """What is new may leave the range of float16 where the convolution does not."""
+def test_keep_does_not_change_large_maps_in_float16(operator, options):
+    """The operator may overflow in float16 where the convolution does not."""
     torch.manual_seed(0)
     model = small().half().eval()
     x = 2000 * torch.randn(1, 8, 20, 24).half()
@@ -121,7 +123,7 @@ def test_large_maps_in_float16_are_what_they_were(operator, options):
 
 
 @every_operator
-def test_what_is_kept_is_the_very_convolution(operator):
+def test_keep_keeps_the_same_convolution(operator):
     model = small()
     conv = model[0]
     convattn.replace(model, operator, where="0", keep=True)
@@ -132,7 +134,7 @@ def test_what_is_kept_is_the_very_convolution(operator):
 
 
 @every_operator
-def test_what_is_new_beside_a_kept_convolution_learns(operator):
+def test_the_operator_of_a_kept_convolution_is_trained(operator):
     torch.manual_seed(0)
     model = small(bias=False)
     convattn.replace(model, operator, where="0", keep=True)
@@ -141,7 +143,7 @@ def test_what_is_new_beside_a_kept_convolution_learns(operator):
     for step in range(2):
         optimiser.zero_grad()
         model(x).square().mul(torch.rand(4, 8, 9, 7)).sum().backward()
-        if step == 0:  # what starts at zero learns at once, the operator from there
+        if step == 0:  # the factor starts at zero, so only the factor gets a gradient at first
             start = "0.attn_norm.weight" if operator == "xvolution" else "0.gamma"
             assert model.get_parameter(start).grad is not None
             assert model.get_parameter(start).grad.all()  # type: ignore[union-attr]
@@ -151,7 +153,7 @@ def test_what_is_new_beside_a_kept_convolution_learns(operator):
 
 
 @every_operator
-def test_a_frozen_convolution_stays_frozen_and_what_is_new_beside_it_learns(operator):
+def test_a_kept_frozen_convolution_stays_frozen_and_its_operator_is_trained(operator):
     model = small().requires_grad_(False)
     convattn.replace(model, operator, where="0", keep=True)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -211,7 +213,7 @@ def test_the_deployed_form_of_a_changed_network_computes_the_same(operator, keep
 @every_operator
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_changed_networks_compile_whole(operator, dynamic):
+def test_changed_networks_compile_without_graph_breaks(operator, dynamic):
     torch._dynamo.reset()
     model = small()
     convattn.replace(model, operator, where="0", keep=True)
@@ -261,14 +263,14 @@ def test_operators_can_be_functions():
     assert isinstance(kept[0], ConvBeside)
 
 
-def test_what_a_function_makes_follows_the_convolution_too():
+def test_the_module_of_a_function_gets_dtype_and_mode_of_the_convolution():
     model = small(dtype=torch.float64).eval()
     convattn.replace(model, lambda conv: nn.Sequential(nn.Conv2d(8, 8, 1)), where="0")
     assert {p.dtype for p in model[0].parameters()} == {torch.float64}
     assert not any(module.training for module in model.modules())
 
 
-def test_says_what_was_replaced_and_what_was_left():
+def test_the_report_names_replaced_and_skipped_convolutions():
     model = nn.Sequential(
         nn.Conv2d(8, 8, 3, padding=1),
         nn.Conv2d(8, 8, 3, padding=1, groups=8),
@@ -287,7 +289,7 @@ def test_says_what_was_replaced_and_what_was_left():
     lines = str(report).splitlines()
     assert lines[0] == "replaced 1, skipped 3"
     assert lines[1].startswith("  0: Conv2d(8, 8, ")
-    assert lines[2].startswith("  1: left, an operator mixes all channels")
+    assert lines[2].startswith("  1: skipped, an operator mixes all channels")
     with pytest.raises(FrozenInstanceError):
         report.replaced = {}  # type: ignore[misc]
 
@@ -308,10 +310,10 @@ def test_nothing_matched_shows_the_nearest_names():
         convattn.replace(nn.Sequential(nn.Linear(3, 3)), "acmix", where="*")
 
 
-def test_everything_left_is_an_error_with_the_reasons():
+def test_an_error_gives_the_reasons_if_all_matches_are_skipped():
     model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
     with pytest.raises(
-        ValueError, match=r"left 4, .*groups=8 .*: stages\.0\.blocks\.0\.conv_dw, stages"
+        ValueError, match=r"skipped 4, .*groups=8 .*: stages\.0\.blocks\.0\.conv_dw, stages"
     ):
         convattn.replace(model, "acmix", where="*conv_dw")
 
@@ -337,7 +339,7 @@ def test_wrong_arguments_change_nothing(arguments, error, message):
     assert list(model.modules()) == before
 
 
-def test_a_failure_half_way_changes_nothing():
+def test_an_error_while_operators_are_built_changes_nothing():
     model = nn.Sequential(*small(), *small())
     before = list(model.modules())
     made: list[nn.Conv2d] = []
@@ -354,5 +356,16 @@ def test_a_failure_half_way_changes_nothing():
 
 
 def test_a_convolution_cannot_replace_itself():
-    with pytest.raises(ValueError, match=r"itself a convolution .*ACmix\.from_conv2d"):
+    with pytest.raises(ValueError, match=r"itself a convolution, .*ACmix\.from_conv2d"):
         convattn.replace(nn.Conv2d(8, 8, 3, padding=1), "acmix", where="*")
+
+
+def test_a_network_without_modules_of_ultralytics_does_not_import_it():
+    code = (
+        "import sys, torchvision, convattn\n"
+        "model = torchvision.models.squeezenet1_1()\n"
+        "convattn.replace(model, 'xvolution', where='features.3.expand3x3', keep=True)\n"
+        "print(sorted({'ultralytics', 'convattn.integrations.ultralytics'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

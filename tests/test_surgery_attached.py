@@ -1,4 +1,4 @@
-"""What hangs on a convolution is left with it, carried over, or named in the report."""
+"""Hooks, attributes and computed weights of a convolution: skipped, copied or reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.test_surgery import OPERATORS, every_operator, small
 
 
 class Gained(nn.Conv2d):
-    """A convolution whose outputs are scaled, by a parameter of its own."""
+    """A convolution that multiplies its outputs by a parameter."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ def left(net: nn.Sequential) -> str:
     report = convattn.replace(net, "acmix", where="*")
     assert net[0] is conv
     assert list(report.replaced) == ["3"]
-    assert "  0: left, it " in str(report) or "  0: left, its " in str(report)
+    assert "  0: skipped, it " in str(report) or "  0: skipped, its " in str(report)
     return report.skipped["0"]
 
 
@@ -61,7 +61,7 @@ HOOKS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("kind", HOOKS)
-def test_a_convolution_with_hooks_is_left(kind):
+def test_a_convolution_with_hooks_is_skipped(kind):
     net = small()
     handle = HOOKS[kind](net[0])
     reason = left(net)
@@ -76,11 +76,13 @@ def test_the_report_says_what_hooks_of_a_kept_convolution_see(kind):
     net = small()
     HOOKS[kind](net[0])
     report, lines = named(net, keep=True)
-    assert lines == f"  its hooks (1 {kind}) see the convolution alone: 0"
-    assert report.replaced["0"].notes == (f"its hooks (1 {kind}) see the convolution alone",)
+    assert lines == f"  its hooks (1 {kind}) see the convolution without the operator: 0"
+    assert report.replaced["0"].notes == (
+        f"its hooks (1 {kind}) see the convolution without the operator",
+    )
 
 
-def test_features_that_timm_takes_by_hooks_stay():
+def test_timms_feature_hooks_still_work():
     net: Any = timm.create_model(
         "efficientnet_lite0", features_only=True, feature_location="expansion", out_indices=(3, 4)
     ).eval()
@@ -110,7 +112,7 @@ def frozen_weights(net: nn.Sequential) -> bool:
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("no_grad", [False, True])
-def test_what_computes_a_weight_is_named_and_does_not_freeze(kind, no_grad):
+def test_a_computed_weight_is_reported_and_does_not_freeze_the_operator(kind, no_grad):
     net = small()
     WEIGHTS[kind](net[0])
     with torch.set_grad_enabled(not no_grad):
@@ -121,7 +123,7 @@ def test_what_computes_a_weight_is_named_and_does_not_freeze(kind, no_grad):
 
 
 @pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm"])
-def test_new_parametrizations_are_named_and_do_not_freeze(kind):
+def test_a_parametrization_is_reported_and_does_not_freeze_the_operator(kind):
     net = small()
     getattr(parametrizations, kind)(net[0])
     with torch.no_grad():
@@ -133,7 +135,7 @@ def test_new_parametrizations_are_named_and_do_not_freeze(kind):
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @every_operator
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_what_computes_a_kept_weight_goes_on(operator, kind):
+def test_a_kept_weight_is_still_computed(operator, kind):
     net = small().eval()
     WEIGHTS[kind](net[0])
     x = torch.randn(2, 8, 9, 7)
@@ -158,11 +160,11 @@ def test_a_convolution_frozen_in_part_makes_an_operator_that_is_trained(frozen, 
     net: Any = small()
     getattr(net[0], frozen).requires_grad_(False)
     _, lines = named(net)
-    assert lines == f"  trained as a whole, though its {frozen} was frozen: 0"
+    assert lines == f"  all its parameters are trained, although its {frozen} was frozen: 0"
     assert all(p.requires_grad for p in net[0].parameters())
 
 
-def test_a_forward_of_the_instance_is_left():
+def test_a_convolution_with_its_own_forward_is_skipped():
     for name in ("forward", "_conv_forward", "train"):
         net: Any = small()
         old = getattr(net[0], name)
@@ -176,18 +178,18 @@ def test_a_forward_of_the_instance_is_left():
         assert torch.equal(kept(x), expected)
 
 
-def test_modules_in_a_convolution_are_left():
+def test_a_convolution_that_holds_modules_is_skipped():
     net: Any = small()
     net[0].adapter = nn.Conv2d(8, 8, 1)
     report = convattn.replace(net, "acmix", where="0.adapter")
     assert list(report.replaced) == ["0.adapter"]
-    with pytest.raises(ValueError, match=r"0: left, it holds modules \(adapter\)"):
+    with pytest.raises(ValueError, match=r"0: skipped, it holds modules \(adapter\)"):
         convattn.replace(net, "acmix", where="0")
 
 
 @pytest.mark.parametrize("prepare", ["prepare", "prepare_qat"])
 @pytest.mark.filterwarnings("ignore")
-def test_convolutions_that_are_watched_for_quantization_are_left(prepare):
+def test_a_convolution_with_quantization_observers_is_skipped(prepare):
     from torch.ao import quantization
 
     net: Any = small().train(prepare == "prepare_qat")
@@ -211,7 +213,7 @@ def test_convolutions_that_are_watched_for_quantization_are_left(prepare):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_subclass_adds_is_named(conv, expected):
+def test_the_report_names_what_a_subclass_adds(conv, expected):
     report, _ = named(nn.Sequential(conv))
     assert set(report.replaced["0"].notes) == {f"lost, {what}" for what in expected}
     kept, _ = named(nn.Sequential(conv), keep=True)
@@ -221,16 +223,16 @@ def test_what_a_subclass_adds_is_named(conv, expected):
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_what_computes_the_weight_of_a_subclass_is_no_hindrance(norm, keep):
+def test_a_subclass_with_a_computed_weight_is_replaced(norm, keep):
     net = nn.Sequential(norm(Conv2dSame(8, 8, 3, 2)))
     x = torch.randn(2, 8, 9, 7)
-    expected = net(x)  # and the weight is no leaf from here on
+    expected = net(x)  # after the first call the weight is no leaf
     report, _ = named(net, keep=keep)
     assert net(x).shape == expected.shape
     assert len(report.replaced["0"].notes) == (not keep)
 
 
-def test_networks_that_pad_in_their_own_way_lose_nothing():
+def test_subclasses_that_only_pad_differently_need_no_note():
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     report = convattn.replace(
         net,
@@ -242,7 +244,7 @@ def test_networks_that_pad_in_their_own_way_lose_nothing():
 
 @every_operator
 @pytest.mark.parametrize("keep", [False, True])
-def test_attributes_go_along(operator, keep):
+def test_attributes_are_copied_to_the_operator(operator, keep):
     net: Any = small()
     net[0].lr_scale, net[0].type, net[0].mask = 0.1, "nn.Conv2d", torch.ones(3)
     report = convattn.replace(net, operator, where="0", keep=keep)
@@ -252,7 +254,7 @@ def test_attributes_go_along(operator, keep):
     assert report.replaced["0"].notes == ()
 
 
-def test_attributes_that_the_operator_has_itself_are_named():
+def test_the_report_names_attributes_that_the_operator_has_too():
     net: Any = small()
     net[0].alpha = 3.0
     _, lines = named(net)
@@ -260,7 +262,7 @@ def test_attributes_that_the_operator_has_itself_are_named():
     assert isinstance(net[0].alpha, nn.Parameter)
 
 
-def test_what_hangs_on_the_parameters_is_named():
+def test_the_report_names_attributes_and_hooks_of_parameters():
     net: Any = small()
     net[0].weight.lr_scale = 0.1
     net[0].bias._no_weight_decay = True
@@ -275,19 +277,19 @@ def test_what_hangs_on_the_parameters_is_named():
     )
 
 
-def test_a_compiled_convolution_is_named():
+def test_the_report_names_a_compiled_convolution():
     net: Any = small()
     net[0].compile(backend="eager")
     assert named(net)[1] == "  lost, its compile(): 0"
 
 
-def test_a_network_that_was_compiled_before_loses_nothing():
+def test_a_compiled_network_needs_no_note():
     net: Any = small()
     torch.compile(net, backend="eager")(torch.randn(2, 8, 9, 7)).sum().backward()
     assert named(net)[1] == ""
 
 
-def test_one_line_a_kind_and_all_names_in_the_report():
+def test_the_report_prints_one_line_per_note():
     net = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(12)))
     for conv in list(net)[:10]:
         parametrizations.weight_norm(conv)
@@ -298,18 +300,20 @@ def test_one_line_a_kind_and_all_names_in_the_report():
     assert sum(bool(made.notes) for made in report.replaced.values()) == 10
 
 
-def test_a_function_that_keeps_the_convolution_loses_nothing():
+def test_a_function_that_keeps_the_convolution_needs_no_loss_note():
     net: Any = small()
     conv = net[0]
     conv.register_forward_hook(lambda *a: None)
     report = convattn.replace(net, lambda conv: nn.Sequential(conv, nn.ReLU()), where="0")
     assert net[0][0] is conv
-    assert report.replaced["0"].notes == ("its hooks (1 forward hook) see the convolution alone",)
+    assert report.replaced["0"].notes == (
+        "its hooks (1 forward hook) see the convolution without the operator",
+    )
     convattn.replace(net, lambda conv: conv, where="0.0")
     assert net[0][0] is conv
 
 
-def test_a_plain_convolution_has_nothing_to_say():
+def test_a_plain_convolution_has_no_notes():
     for conv in (nn.Conv2d(8, 8, 3, padding=1), nn.LazyConv2d(8, 3, padding=1)):
         conv(torch.randn(1, 8, 9, 9))
         assert named(nn.Sequential(conv))[1] == ""

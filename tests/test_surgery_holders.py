@@ -1,4 +1,4 @@
-"""Parameters are not exchanged under somebody who keeps a list of them."""
+"""`replace` skips convolutions whose parameters something else keeps in a list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def processes(tmp_path):
 
 
 class _Engine(nn.Module):
-    """As engines of other libraries do: it knows when gradients are summed."""
+    """Like the engines of other libraries: it controls when gradients are reduced."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_a_wrapped_model_is_not_changed(wrap, keep, processes):
     assert list(model.modules()) == before
 
 
-def test_a_convolution_that_is_split_is_left(processes):
+def test_a_sharded_convolution_is_skipped(processes):
     model: Any = small()
     mesh = init_device_mesh("cpu", (1,))
     whole = distribute_tensor(model[0].weight.data, mesh, [Replicate()])
@@ -66,14 +66,14 @@ def test_a_convolution_that_is_split_is_left(processes):
         convattn.replace(model, "acmix", where="0")
 
 
-def test_what_is_beside_a_wrapper_is_replaced(processes):
+def test_convolutions_outside_a_wrapper_are_replaced(processes):
     model = nn.ModuleDict({"teacher": DistributedDataParallel(small()), "student": small()})
     report = convattn.replace(model, "acmix", where="*")
     assert list(report.replaced) == ["student.0"]
     assert "DistributedDataParallel" in report.skipped["teacher.module.0"]
 
 
-def test_wrappers_that_keep_no_list_are_looked_into():
+def test_convolutions_in_wrappers_without_a_list_are_replaced():
     x = torch.randn(2, 8, 9, 7)
     for wrap in (nn.DataParallel, lambda model: torch.compile(model, backend="eager")):
         model: Any = wrap(small())
@@ -94,7 +94,7 @@ def test_wrappers_that_keep_no_list_are_looked_into():
         ("its weight", lambda net: [torch.optim.SGD(net.parameters(), 0.1)]),
     ],
 )
-def test_what_a_module_keeps_in_a_list_of_its_own_is_left(what, hold, keep):
+def test_a_convolution_in_a_list_of_a_module_is_skipped(what, hold, keep):
     net: Any = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
     outer: Any = nn.Sequential(net, nn.Conv2d(8, 8, 3, padding=1))
     outer.kept = hold(net)
@@ -111,14 +111,14 @@ def test_lists_that_hold_themselves_are_read_once():
 
 
 @pytest.mark.parametrize("parametrize", [True, False])
-def test_a_weight_that_is_shared_under_parametrizations_is_not_made_two(parametrize):
+def test_a_shared_parametrized_weight_is_not_split(parametrize):
     first, second = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
     second.weight = first.weight
     net = nn.Sequential(first, second)
     if parametrize:
         nn.utils.parametrizations.spectral_norm(first)
         nn.utils.parametrizations.spectral_norm(second)
-    with pytest.raises(ValueError, match="its weight is also that of '1"):
+    with pytest.raises(ValueError, match=r"'1.* has the same weight"):
         convattn.replace(net, "acmix", where="0")
 
 

@@ -1,4 +1,4 @@
-"""What is no eager network any more is refused, or looked into where it still has its modules."""
+"""`replace` on scripted, exported, traced and quantized networks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ import convattn
 from tests.test_surgery import OPERATORS, every_operator, narrow_resnet, small
 
 x = torch.randn(2, 8, 9, 7)
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, of TorchScript and quantization
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript and quantization
 
 
 @pytest.mark.parametrize(
     "make", [torch.jit.script, lambda net: torch.jit.trace(net.eval(), x)], ids=["script", "trace"]
 )
-def test_scripts_are_refused(make):
-    with pytest.raises(TypeError, match=r"is a script.*call replace on the model itself, then"):
+def test_scripted_models_raise(make):
+    with pytest.raises(
+        TypeError, match=r"is a TorchScript module.*call replace on the model itself, then"
+    ):
         convattn.replace(make(small()), "acmix", where="*")
     part = nn.Sequential(make(small()), nn.ReLU())
-    with pytest.raises(ValueError, match=r"'0' is a script.*call replace on the model itself"):
+    with pytest.raises(
+        ValueError, match=r"'0' is a TorchScript module.*call replace on the model itself"
+    ):
         convattn.replace(part, "acmix", where="*")
     part.append(nn.Conv2d(8, 8, 3, padding=1))
-    with pytest.raises(ValueError, match=r"called '0\.0', but '0\.0' is a script"):
+    with pytest.raises(ValueError, match=r"called '0\.0', but '0\.0' is a TorchScript module"):
         convattn.replace(part, "acmix", where="0.0")
 
 
-def test_exported_programs_are_refused():
+def test_exported_programs_raise():
     program = torch.export.export(small().eval(), (x,))
     with pytest.raises(TypeError, match="got ExportedProgram: call replace on the model itself"):
         convattn.replace(program, "acmix", where="*")  # type: ignore[arg-type]
@@ -41,7 +45,7 @@ def test_exported_programs_are_refused():
 
 @every_operator
 @pytest.mark.parametrize("keep", [False, True])
-def test_traced_graphs_that_have_modules_are_looked_into(operator, keep):
+def test_convolutions_of_traced_graphs_are_replaced(operator, keep):
     graph: Any = torch.fx.symbolic_trace(narrow_resnet().eval())
     images = torch.randn(1, 3, 64, 64)
     expected = graph(images)
@@ -51,7 +55,7 @@ def test_traced_graphs_that_have_modules_are_looked_into(operator, keep):
     assert isinstance(graph.get_submodule("layer4.0.conv2"), OPERATORS[operator]) or keep
 
 
-def test_quantized_convolutions_are_named():
+def test_the_error_names_quantized_convolutions():
     from torch.ao import quantization
 
     net: Any = small().eval()
@@ -61,7 +65,7 @@ def test_quantized_convolutions_are_named():
     quantization.convert(net, inplace=True)
     with pytest.raises(
         ValueError,
-        match=r"'0' is torch\.ao\.nn\.quantized.*Conv2d, and only .* call replace before",
+        match=r"'0' is torch\.ao\.nn\.quantized.*Conv2d, and only .* before quantization",
     ):
         convattn.replace(net, "acmix", where="*")
     net.append(nn.Conv2d(8, 8, 3, padding=1))
@@ -69,7 +73,7 @@ def test_quantized_convolutions_are_named():
         convattn.replace(net, "acmix", where="0")
 
 
-def test_what_holds_convolutions_is_no_other_convolution():
+def test_a_block_named_conv_is_searched_for_convolutions():
     net = nn.Sequential(MixedConv2d(8, 8, [3, 5], padding="same"), DeformConv2d(8, 8, 3))
     with pytest.raises(ValueError, match=r"for its 2 convolutions use '0\.\*'"):
         convattn.replace(net, "acmix", where="0")
@@ -79,7 +83,7 @@ def test_what_holds_convolutions_is_no_other_convolution():
         convattn.replace(net, "acmix", where="1")
 
 
-def test_networks_without_convolutions_say_so():
+def test_a_network_without_convolutions_raises():
     with pytest.raises(ValueError, match=r"the model has no convolution$"):
         convattn.replace(nn.Sequential(nn.Linear(3, 3)), "acmix", where="*")
     for wrong in (None, {"0": nn.Conv2d(8, 8, 3)}, [nn.Conv2d(8, 8, 3)]):

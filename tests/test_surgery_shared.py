@@ -1,4 +1,4 @@
-"""Surgery on what stands in several places, shares weights or was replaced before."""
+"""`replace` on shared modules, shared weights and operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Shared(nn.Module):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_convolution_in_two_places_stays_one_module(keep):
+def test_a_shared_convolution_becomes_one_shared_operator(keep):
     model = _Shared()
     report = convattn.replace(model, "glmix", where="*", keep=keep)
     assert list(report.replaced) == ["first", "second", "other"]
@@ -28,7 +28,7 @@ def test_a_convolution_in_two_places_stays_one_module(keep):
     assert model.first is not model.other
 
 
-def test_a_convolution_in_two_places_is_left_where_only_one_matches():
+def test_a_shared_convolution_is_skipped_if_only_one_name_matches():
     model = _Shared()
     report = convattn.replace(model, "glmix", where="[so]*")
     assert list(report.replaced) == ["other"]
@@ -36,19 +36,19 @@ def test_a_convolution_in_two_places_is_left_where_only_one_matches():
     assert model.first is model.second
 
 
-def test_a_weight_that_two_convolutions_share_is_not_made_two():
+def test_a_weight_that_two_convolutions_share_is_not_split():
     first, second, other = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
     second.weight = first.weight
     model = nn.Sequential(first, second, other)
     report = convattn.replace(model, "acmix", where="[12]")
     assert list(report.replaced) == ["2"]
-    assert report.skipped["1"].startswith("its weight is also that of '0'")
+    assert report.skipped["1"].startswith("'0' has the same weight")
     kept: Any = nn.Sequential(first, second)
     convattn.replace(kept, "acmix", where="*", keep=True)
     assert kept[0].conv.weight is kept[1].conv.weight
 
 
-def test_operators_keep_their_own_convolutions():
+def test_convolutions_inside_operators_are_skipped():
     model = nn.Sequential(small(), *small())
     convattn.replace(model, "acmix", where="0.*")
     report = convattn.replace(model, "acmix", where="*", keep=True)

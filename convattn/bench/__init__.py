@@ -1,1 +1,1 @@
-"""Measure speed and memory: computations in turns, medians with their spread, ratios by round."""
+"""Measure speed and memory: computations take turns; results are medians, quartiles and ratios."""

@@ -1,19 +1,19 @@
-"""Computations in processes of their own, which take turns.
+"""Run each computation in its own process; the processes take turns.
 
-Within one process the time of a computation depends on what ran before: the C library keeps freed
-memory or gives it back, and Linux hands out anew what was given back, page by page. Here every
-computation has a process that ran nothing else. All start at once; then one after another builds,
-and only one computes at any time.
+Within one process the time of a computation depends on the earlier ones: the C library keeps freed
+memory or returns it to Linux, and returned memory has to be mapped again, page by page. Here every
+process runs one computation only. All processes start together, then they build their computations
+one after another, and only one process computes at any time.
 
     parent                          worker
            "prepare"       ->       builds, calls once, measures the memory
            Facts           <-
-           repeats         ->       calls so often
+           repeats         ->       calls the computation ``repeats`` times
            seconds         <-
            closes the pipe ->       ends
 
-A worker ends as well when its parent does, which closes the pipe; a keyboard's interrupt is for the
-parent alone, which ends all its workers.
+A worker also ends when its parent ends, because that closes the pipe. Workers ignore Ctrl-C; the
+parent handles it and ends all workers.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ import torch
 from convattn.bench.cases import Case, Facts, Ready, prepare
 from convattn.bench.timing import Call, Clock
 
-_REST = 0.004  # seconds in which a process that sleeps computes next to nothing
-_RESTLESS = 0.3  # seconds after which nobody waits for that any more
-_PATIENCE = 10.0  # seconds for a process to end by itself
-_spawn = multiprocessing.get_context("spawn")  # a fork has OpenMP's locks, but not its threads
+_REST = 0.004  # seconds between two readings of the CPU time; a sleeping process uses almost none
+_RESTLESS = 0.3  # seconds after which `_rest` stops waiting for the threads
+_PATIENCE = 10.0  # seconds that a process has to end by itself
+_spawn = multiprocessing.get_context("spawn")  # a fork copies OpenMP's locks, but not its threads
 
 
 class CaseError(ChildProcessError):
-    """A computation failed in its process, or its process did."""
+    """A computation raised an error in its process, or the process ended."""
 
     def __init__(self, name: str, reason: str, kind: str = "") -> None:
         super().__init__(f"{name} failed: {kind}: {reason}" if kind else f"{name}: {reason}")
-        self.reason = reason  # as `first_line` gives it of the error itself
+        self.reason = reason  # the first line of the original error
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or what it is."""
+    """Return the first line of an error's message, or its class name if there is no message."""
     if isinstance(error, CaseError):
         return error.reason
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 class Worker:
-    """A computation's process, as its parent sees it."""
+    """The parent's side of a computation's process."""
 
     def __init__(self, case: Case, device: str, clock: Clock) -> None:
         self.name = case.name
@@ -67,7 +67,7 @@ class Worker:
         self._process = _spawn.Process(target=_work, args=arguments, name=f"bench {case.name}")
 
     def start(self) -> None:
-        """Start the process, which waits to be asked."""
+        """Start the process, which then waits for a question."""
         try:
             with _no_interrupt():
                 self._process.start()
@@ -75,37 +75,37 @@ class Worker:
             self._theirs.close()
 
     def prepare(self) -> Ready:
-        """Let it build its computation."""
+        """Let the process build its computation."""
         facts = self._ask("prepare")
         assert isinstance(facts, Facts)
         return Ready(self, facts)
 
     def seconds(self, repeats: int) -> float:
-        """Return the seconds of so many calls."""
+        """Return the seconds of ``repeats`` calls."""
         return float(self._ask(repeats))
 
     def __call__(self) -> object:
-        """Call the computation."""
+        """Call the computation once and return its seconds."""
         return self.seconds(1)
 
     def dismiss(self) -> None:
-        """Ask nothing more: the process ends."""
+        """Close the pipe, so that the process ends."""
         self._pipe.close()
 
     def end(self) -> None:
-        """Let the process end, and wait for it."""
+        """Close the pipe and wait until the process has ended."""
         self.dismiss()
         self._wait(_PATIENCE)
 
     def kill(self) -> None:
-        """End the process in the middle of what it does; `end` waits for it."""
+        """Terminate the process during its computation; `end` waits for it."""
         if self._process.pid is not None:
             self._process.terminate()
 
     def _ask(self, question: object) -> Any:
         try:
             self._pipe.send(question)
-            # A child of a dead process may hold its end of the pipe open.
+            # A child of a process that has ended may hold its end of the pipe open.
             while not self._pipe.poll(0.5) and self._process.is_alive():
                 pass
             answer = self._pipe.recv() if self._pipe.poll() else None
@@ -127,7 +127,7 @@ class Worker:
         return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
     def _wait(self, seconds: float) -> None:
-        if self._process.pid is None:  # was never started
+        if self._process.pid is None:  # the process was never started
             return
         self._process.join(seconds)
         for stop in (self._process.terminate, self._process.kill):
@@ -143,7 +143,7 @@ class Workers:
         self._workers = {worker.name: worker for worker in workers}
 
     def prepare(self, case: Case) -> Ready:
-        """Let the process of a computation build it; one that fails ends."""
+        """Let the process of a computation build it; a process that fails is ended."""
         worker = self._workers[case.name]
         try:
             return worker.prepare()
@@ -152,18 +152,18 @@ class Workers:
             raise
 
     def clock(self, call: Call, repeats: int) -> float:
-        """Return the seconds of so many calls of a worker."""
+        """Return the seconds of ``repeats`` calls in a worker."""
         assert isinstance(call, Worker)
         return call.seconds(repeats)
 
 
 @contextmanager
 def apart(cases: Sequence[Case], device: str, clock: Clock) -> Iterator[Workers]:
-    """Give every computation a process, and end them all.
+    """Start a process for every computation; on exit all processes are ended.
 
     Args:
-        cases: what to run; pickled, all but the function that counts multiply-adds.
-        device: where.
+        cases: the computations; they are pickled without the function that counts multiply-adds.
+        device: the device that they run on.
         clock: times a sample in the process.
 
     Raises:
@@ -187,7 +187,7 @@ def apart(cases: Sequence[Case], device: str, clock: Clock) -> Iterator[Workers]
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error in a worker, as it goes through the pipe."""
+    """An error in a worker, in a form that can be sent through the pipe."""
 
     kind: str
     reason: str
@@ -195,7 +195,7 @@ class _Failure:
 
 
 class _TraceError(Exception):
-    """Where in a worker an error was raised: the cause of the one in the parent."""
+    """The traceback of an error in a worker: the cause of the error in the parent."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -204,7 +204,7 @@ class _TraceError(Exception):
 def _pickled(case: Case) -> bytes:
     try:
         return pickle.dumps(replace(case, macs=None))
-    except Exception as error:  # what is pickled raises what it likes
+    except Exception as error:  # a pickled object may raise any error
         raise TypeError(
             f"{case.name} cannot run in a process of its own, as it cannot be pickled ({error}): "
             "let `build` be a function of a module, or a functools.partial of one, or measure all "
@@ -217,9 +217,9 @@ def _settings() -> tuple[int, str]:
 
 
 def _work(pipe: Connection, pickled: bytes, device: str, clock: Clock, settings: Any) -> None:
-    """Do what the parent asks for, until it closes the pipe."""
+    """Answer the parent's questions until it closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # compilers tidy up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # compilers remove their files
     threads, precision = settings
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
@@ -240,22 +240,22 @@ def _work(pipe: Connection, pickled: bytes, device: str, clock: Clock, settings:
             done = _try(answer, pipe.recv())
             _rest()
             pipe.send(done)
-    except (EOFError, OSError):  # nobody asks any more
+    except (EOFError, OSError):  # the parent has closed the pipe
         pass
 
 
 def _try(answer: Callable[[Any], Facts | float], question: Any) -> Facts | float | _Failure:
     try:
         return answer(question)
-    except Exception as error:  # compilers of kernels have errors of their own
+    except Exception as error:  # compilers of kernels define their own errors
         return _Failure(type(error).__name__, first_line(error), traceback.format_exc())
 
 
 def _rest() -> None:
-    """Wait until all threads sleep: OpenMP's wait busily for more work, for some 6 ms or for 200.
+    """Wait until all threads sleep: OpenMP's threads spin for 6 to 200 ms after their last work.
 
-    A process whose turn came meanwhile would share the cores with them: a ResNet-18 at 64 pixels
-    took 18 ms in place of 12.
+    The next process would share the cores with spinning threads: a ResNet-18 at 64 pixels then took
+    18 ms instead of 12.
     """
     end = time.perf_counter() + _RESTLESS
     while time.perf_counter() < end:
@@ -267,11 +267,11 @@ def _rest() -> None:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Hold back a keyboard's interrupt; a process that starts meanwhile never gets one."""
+    """Block Ctrl-C; a process that starts meanwhile never receives it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # its start would let the interrupt in again
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is measured: computations, and groups of them whose times are compared."""
+"""Computations to measure, and groups of computations whose times are compared."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Built:
     """A computation that is ready to run."""
 
     call: Call
-    macs: int | None = None  # for the floor, where folding has left fewer of them
-    note: str = ""  # for whoever reads the result
+    macs: int | None = None  # multiply-adds after folding, for the arithmetic floor
+    note: str = ""  # for the reader of the result
     details: dict[str, Any] = field(default_factory=dict)  # for the result
 
 
@@ -25,11 +25,11 @@ class Case:
     """One computation of a group."""
 
     name: str
-    build: Callable[[], Built]  # called when it is the group's turn; pickled where it runs apart
-    images: int = 1  # in a call
-    macs: int | Callable[[], int] | None = None  # of a call; a function where counting takes long
+    build: Callable[[], Built]  # called when the group is measured; pickled for its own process
+    images: int = 1  # per call
+    macs: int | Callable[[], int] | None = None  # per call; a function if counting takes long
     details: dict[str, Any] = field(default_factory=dict)  # for the result
-    memory: bool = True  # whether to measure it
+    memory: bool = True  # whether to measure the peak memory
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Group:
     device: str = "cpu"
     dtype: str = "float32"
     settings: dict[str, Any] = field(default_factory=dict)  # for the result
-    weight: float = 1.0  # its share of the time, beside other groups
-    apart: bool = False  # each computation in a process of its own, see `convattn.bench.apart`
+    weight: float = 1.0  # relative share of the time among the groups
+    apart: bool = False  # each computation in its own process, see `convattn.bench.apart`
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a computation before it is timed."""
+    """The facts about a computation that are known before it is timed."""
 
     macs: int | None
     note: str
     details: dict[str, Any]
-    memory: int | None  # bytes
+    memory: int | None  # peak, in bytes
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A computation whose first call is over."""
+    """A computation that was called once."""
 
     call: Call
     facts: Facts
@@ -66,6 +66,6 @@ class Ready:
 def prepare(case: Case, device: str) -> Ready:
     """Build a computation, call it once and measure its memory."""
     built = case.build()
-    built.call()  # what is kept from call to call is there now
+    built.call()  # allocates what later calls reuse
     memory = peak_memory(built.call, device) if case.memory else None
     return Ready(built.call, Facts(built.macs, built.note, built.details, memory))

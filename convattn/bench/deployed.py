@@ -1,4 +1,4 @@
-"""Both sides of a comparison in the form in which they would be deployed, checked before use."""
+"""The deployed form of both sides of a comparison, checked against the original model."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ from torch.fx import GraphModule, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import convattn
+from convattn.deploy import reparameterize
 
-MAX_DIFFERENCE = 1e-8  # of the outputs, relative, in float64: what rounding leaves
+MAX_DIFFERENCE = 1e-8  # relative, of the outputs in float64; rounding gives less
 
 
 def deploy(model: nn.Module, example: Tensor, *, ours: bool) -> nn.Module:
-    """Return the model in evaluation with all folded that can be, and prove that it is the same.
+    """Return the folded model in evaluation mode, after a comparison of its outputs.
 
-    This package's models are folded as a user would fold them, by `convattn.reparameterize`. Others
-    get the same favour: what timm folds, batch norms after convolutions, ConvNeXt's layer scales.
+    `convattn.reparameterize` folds models of this package, as a user would do. In other models
+    timm's own folding is applied, batch norms are folded into convolutions, and ConvNeXt's layer
+    scales into linear layers.
 
     Args:
-        model: on the CPU; it becomes float64 and is else left as it is.
-        example: images to compare the outputs on.
-        ours: whether this package made it.
+        model: a model on the CPU; it is converted to float64 and otherwise not changed.
+        example: images on which the outputs are compared.
+        ours: whether the model belongs to this package.
 
     Returns:
-        The folded model, in float64: converted, its weights are rounded once.
+        The folded model in float64, so that a conversion rounds its weights only once.
 
     Raises:
-        RuntimeError: the folded model computes something else.
+        RuntimeError: the outputs of the folded model differ.
     """
     model = model.double().eval()
-    folded = _fold_ours(model) if ours else fold_peer(model)
+    folded = reparameterize(model) if ours else fold_peer(model)
     if not ours and _same_weights(model, folded):
-        return folded  # there was nothing to fold
+        return folded  # nothing was folded
     with torch.inference_mode():
         before, after = model(example.double()), folded(example.double())
     difference = float((after - before).norm() / before.norm())
-    if not difference < MAX_DIFFERENCE:  # a NaN is no proof either
+    if not difference < MAX_DIFFERENCE:  # also if it is NaN
         raise RuntimeError(
-            f"the folded {type(model).__name__} is not the model: its outputs differ by "
-            f"{difference:.1e} of their size, where rounding leaves less than {MAX_DIFFERENCE:.0e}"
+            f"the outputs of the folded {type(model).__name__} are not those of the model: the "
+            f"relative difference is {difference:.1e}, with rounding less than {MAX_DIFFERENCE:.0e}"
         )
     return folded
 
 
 def fold_peer(model: nn.Module) -> nn.Module:
-    """Return a folded copy of a network that is not of this package."""
+    """Return a folded copy of a network that does not belong to this package."""
     folded = reparameterize_model(model.eval())
     _fold_layer_scales(folded)
     _fold_norms(folded)
@@ -59,21 +60,22 @@ def fold_peer(model: nn.Module) -> nn.Module:
 
 
 def count_norms(model: nn.Module) -> int:
-    """Return how many batch norms are left."""
+    """Return the number of batch norms."""
     return sum(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 @torch.no_grad()
 def randomize(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
-    """Give a new network's norms, layer scales and zeros such values as training leaves, roughly.
+    """Give norms, layer scales and zero weights of a new network random values.
 
-    As they start, many do nothing, and a wrong folding could not be seen. The statistics of batch
-    norms are those of ``images``: with any others a deep network's maps grow beyond all bounds.
+    With their initial values many of these have no effect, and a wrong folding would not change the
+    outputs. The statistics of batch norms are those of ``images``: with other statistics the
+    activations of a deep network overflow.
 
     Args:
-        model: changed in place, and left in evaluation.
-        images: a few (B, C, H, W), B at least 2.
-        seed: of the values.
+        model: changed in place, and set to evaluation mode.
+        images: (B, C, H, W), B at least 2.
+        seed: the seed of the random values.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -101,14 +103,9 @@ def randomize(model: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def _fold_ours(model: nn.Module) -> nn.Module:
-    folded: nn.Module = getattr(convattn, "reparameterize", reparameterize_model)(model.eval())
-    return folded
-
-
 @torch.no_grad()
 def _fold_layer_scales(model: nn.Module) -> None:
-    """Fold what follows ConvNeXt's last linear layer into it."""
+    """Fold each layer scale of a ConvNeXt into the linear layer before it."""
     for block in model.modules():
         if isinstance(block, timm.models.convnext.ConvNeXtBlock) and block.gamma is not None:
             last: Any = block.mlp.fc2
@@ -124,23 +121,23 @@ def _same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 class _Shallow(Tracer):
-    """Sees a batch norm as one module, timm's with an activation too."""
+    """A tracer that keeps a batch norm as one node, also timm's with an activation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fold_norms(model: nn.Module) -> None:
-    """Fold every batch norm whose only input is a convolution that nothing else reads.
+    """Fold every batch norm that is the only user of a convolution's output.
 
-    The trace only finds the pairs: the model keeps its own forward. A network that cannot be traced
-    keeps its norms; `count_norms` tells.
+    Tracing only finds these pairs; the model keeps its own ``forward``. If a network cannot be
+    traced, its norms are not folded.
     """
     if not count_norms(model):
         return
     try:
         graph = GraphModule(model, _Shallow().trace(model)).graph
-    except Exception:  # tracing runs any code there is; the reasons are as many
+    except Exception:  # tracing runs the model's code, which may raise any error
         return
     modules = dict(model.named_modules())
     used = [str(node.target) for node in graph.nodes if node.op == "call_module"]
@@ -156,7 +153,7 @@ def _fold_norms(model: nn.Module) -> None:
 
 
 def _pairs(graph: Any) -> list[tuple[Any, Any]]:
-    """Return the modules that follow each other, where the first has no other reader."""
+    """Return the nodes of two modules where the second is the only user of the first."""
     return [
         (node.args[0], node)
         for node in graph.nodes
@@ -168,7 +165,7 @@ def _pairs(graph: Any) -> list[tuple[Any, Any]]:
 
 
 def _after(norm: _BatchNorm) -> nn.Module:
-    """Return what a norm does beside norming: timm's may hold an activation."""
+    """Return the dropout and the activation of timm's norm, or an identity."""
     if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         return nn.Identity()
     rest: list[Callable[..., Any]] = [getattr(norm, n) for n in ("drop", "act") if hasattr(norm, n)]

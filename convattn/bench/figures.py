@@ -1,4 +1,4 @@
-"""Pictures of results. matplotlib (extra ``train``) is imported by the functions that draw."""
+"""Figures of results. The functions that draw import matplotlib (extra ``train``)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PEER = "#c8742a"  # networks that are not of this package
+PEER = "#c8742a"  # networks of other packages
 _PICTURES = (".png", ".svg")
 
 
 def check_picture(path: str | Path) -> None:
-    """Raise where ``path`` cannot be drawn to, before anything is measured.
+    """Check, before anything is measured, that a figure can be written to ``path``.
 
     Raises:
-        ValueError: it is no .png and no .svg.
-        ModuleNotFoundError: matplotlib is missing.
+        ValueError: the name ends neither in .png nor in .svg.
+        ModuleNotFoundError: matplotlib is not installed.
     """
     if Path(path).suffix not in _PICTURES:
         raise ValueError(f"a picture must end in .png or .svg, got {str(path)!r}")
@@ -30,7 +30,7 @@ def check_picture(path: str | Path) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure on white; the same figure gives the same bytes."""
+    """Write a figure on a white background; the same figure gives the same bytes."""
     import matplotlib as mpl
 
     form = Path(path).suffix[1:]
@@ -47,7 +47,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style(axes: Axes, *, title: str, x: str = "", y: str = "") -> None:
-    """Title, labels and quiet lines."""
+    """Set title, labels, and the colours of grid and axes."""
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     axes.set_xlabel(x, color=MUTED)
     axes.set_ylabel(y, color=MUTED)

@@ -1,4 +1,4 @@
-"""The arithmetic floor: what a computation would take if it did nothing but multiply and add."""
+"""The arithmetic floor: the time that the multiply-adds of a computation take at peak speed."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from convattn.bench.timing import clock_of
 
 @dataclass(frozen=True)
 class Peak:
-    """The most multiply-adds that a device was seen to do in a second."""
+    """The highest measured number of multiply-adds per second of a device."""
 
     macs_per_second: float
     by: str  # the computation that reached it
 
     def as_dict(self) -> dict[str, float | str]:
-        """Return it for JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
     def floor(self, macs: int) -> float:
-        """Return the seconds that so many multiply-adds take at this speed."""
+        """Return the seconds that ``macs`` multiply-adds take at this speed."""
         return macs / self.macs_per_second
 
     def share(self, macs: int, seconds: float) -> float:
-        """Return which share of this speed a computation reached."""
+        """Return the share of this speed that a computation reached."""
         return self.floor(macs) / seconds
 
 
 def measure_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> Peak:
-    """Measure the speed of large products and convolutions, and return the best.
+    """Measure the speed of large matrix products and convolutions, and return the highest.
 
-    Libraries differ in what they do best. On a GPU no 3 x 3 convolution is among them: there they
-    may be computed with fewer multiplications than are counted.
+    Which of them is the fastest depends on the library. On a GPU 3 x 3 convolutions are left out,
+    because a library may compute them with fewer multiplications than are counted.
 
     Args:
-        device: where.
-        dtype: of the factors.
-        seconds: to spend, shared among the candidates; each runs three times at least.
+        device: the device to measure.
+        dtype: the type of the factors.
+        seconds: the time for all candidates together; each runs at least three times.
     """
     device = torch.device(device)
     clock = clock_of(device)
@@ -62,7 +62,7 @@ def _candidates(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[int, Callable[[], object]]]:
     gpu = device.type == "cuda"
-    # A GPU needs far more to be busy.
+    # A GPU needs larger sizes to reach its peak.
     sides = (4096, 8192) if gpu else (768,)
     maps = ((64, 512, 1), (128, 1024, 1)) if gpu else ((4, 256, 1), (4, 256, 3), (4, 512, 3))
     found: dict[str, tuple[int, Callable[[], object]]] = {}

@@ -1,4 +1,4 @@
-"""What a result was measured on: the machine, the versions, the commit."""
+"""Describe what a result was measured on: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 
 from convattn import machine
 from convattn.ops.kernels.native.library import available
+from convattn.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy")
-# What makes two results ones of different machines.
+# Results that differ in one of these are of different machines.
 _IDENTITY = ("device", "cpu", "cores", "gpu")
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return the machine for JSON; ``device`` says whether its GPU is what is measured."""
+    """Return the facts about the machine, for JSON; with its GPU if ``device`` is one."""
     device = torch.device(device)
     memory = machine.memory()
     return {
@@ -38,21 +39,19 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Return the versions of Python, of this package and of what it computes with.
+    """Return the versions of Python, of this package and of its dependencies.
 
-    ``c_kernels`` is "compiled" where this package's kernels for the CPU could be had, else None.
+    ``c_kernels`` is "compiled" if this package's C kernels are available, else None.
     """
-    import convattn
-
-    own = {"python": platform.python_version(), "convattn": convattn.__version__}
+    own = {"python": platform.python_version(), "convattn": __version__}
     kernels = {"c_kernels": "compiled" if available() else None}
     return {**own, **{name: machine.package_version(name) for name in _PACKAGES}, **kernels}
 
 
 def describe_environment() -> dict[str, str]:
-    """Return the variables that change how fast PyTorch is, where they are set.
+    """Return the environment variables that are set and change the speed of PyTorch.
 
-    Without the number of threads, which stands in the settings.
+    The settings of a result have the number of threads, so its variables are left out here.
     """
     found = machine.environment_variables()
     return {name: value for name, value in found.items() if not name.endswith("_NUM_THREADS")}
@@ -60,13 +59,13 @@ def describe_environment() -> dict[str, str]:
 
 @cache
 def describe_commit() -> str | None:
-    """Return the commit of this checkout, with a ``+`` if files differ; None for a package."""
+    """Return the commit of this checkout, with ``+`` if files differ; None outside a checkout."""
     commit = machine.git_commit()
     return commit and commit[:12] + ("+" if machine.differs_from_commit() else "")
 
 
 def slug(described: dict[str, Any]) -> str:
-    """Return a short name of a machine for file names: ``cpu-amd-epyc-zen-5``, ``gpu-...``."""
+    """Return a short name of a machine for file names, such as ``cpu-amd-epyc-zen-5``."""
     name = described["gpu"] or described["cpu"]
     name = re.sub(r"\((r|tm|c)\)|\b(cpu|processor|\d+-core|nvidia)\b|@.*", " ", name.lower())
     words = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
@@ -74,7 +73,7 @@ def slug(described: dict[str, Any]) -> str:
 
 
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two results may stand in one file."""
+    """Return whether two descriptions are of the same machine."""
     return all(one.get(key) == other.get(key) for key in _IDENTITY)
 
 

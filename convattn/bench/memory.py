@@ -1,4 +1,4 @@
-"""How much memory a computation needs beyond what it was given and what it returns."""
+"""Measure the peak memory of a computation beyond its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """Return the most bytes that were allocated at once, less those of the result.
+    """Return the largest number of bytes allocated at once, minus the bytes of the result.
 
-    What existed before counts for nothing, even if it is freed: parameters, inputs. What is left at
-    the end, because the function returned it or stored it, is not counted either. On a CPU every
-    allocation of PyTorch's allocator is followed, those within an operator too; on a GPU those of
-    the caching allocator.
+    Memory that was allocated before the call, such as parameters and inputs, is not counted, nor is
+    memory that remains after the call because the function returned or stored it. On a CPU every
+    allocation of PyTorch's allocator is recorded, also within an operator; on a GPU the caching
+    allocator's statistics are read.
 
     Args:
-        function: called once; call it before, where a first call allocates what later ones keep.
-        device: where it computes.
+        function: called once; if its first call allocates what later calls reuse, call it before.
+        device: the device that the function computes on.
     """
     device = torch.device(device)
     return _peak_cuda(function, device) if device.type == "cuda" else _peak_cpu(function)
@@ -36,7 +36,7 @@ def _peak_cuda(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def _peak_cpu(function: Callable[[], Any]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes to the terminal
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no output of the profiler
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

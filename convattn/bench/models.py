@@ -1,4 +1,4 @@
-"""Models as computations to measure: evaluation in the deployed form, or a step of training."""
+"""Models as computations to measure: evaluation in the deployed form, or a training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Setting:
-    """How models are run; the same for all sides of a comparison."""
+    """How models are run; all models of a comparison have the same setting."""
 
     size: tuple[int, int]
     batch: int = 8
@@ -28,10 +28,10 @@ class Setting:
     dtype: str = "float32"
     train: bool = False
     compile: bool = False
-    deployed: bool = True  # evaluation: folded; else as it was trained
+    deployed: bool = True  # evaluate the deployed form, not the trained form
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON, less what stands elsewhere."""
+        """Return the settings for JSON; device and type are stored with the group."""
         return {
             "mode": "training step" if self.train else "evaluation",
             "batch": self.batch,
@@ -45,15 +45,15 @@ class Setting:
 
 
 def default_batch(device: str) -> int:
-    """Return how many images a call takes where nobody says."""
+    """Return the default number of images per call."""
     return 128 if torch.device(device).type == "cuda" else 8
 
 
 def check_device(device: str) -> str:
-    """Return the device, if there is one.
+    """Return the device if this machine has it.
 
     Raises:
-        ValueError: it is unknown or not there.
+        ValueError: the name is unknown, or the machine has no such device.
     """
     try:
         kind = torch.device(device).type
@@ -69,12 +69,12 @@ def check_device(device: str) -> str:
                 "`convattn doctor` shows the devices"
             )
         if (torch.device(device).index or 0) >= count:
-            raise ValueError(f"device {device!r}: there are {count}, numbered from 0")
+            raise ValueError(f"device {device!r}: there are {count} GPUs, numbered from 0")
     return device
 
 
 def own_size(name: str) -> tuple[int, int]:
-    """Return height and width of the images that a model was made for."""
+    """Return height and width of a model's default input."""
     with torch.device("meta"):
         cfg: Any = create_model(name).pretrained_cfg
     height, width = cfg["input_size"][1:]
@@ -84,11 +84,11 @@ def own_size(name: str) -> tuple[int, int]:
 def model_case(name: str, setting: Setting) -> Case:
     """Return a model as a computation.
 
-    Args:
-        name: of this package's registry, or of timm's.
-        setting: how to run it.
+    The model is built later, and a wrong name or size raises an error then.
 
-    Nothing is built yet: an error of the name or the size comes when it is.
+    Args:
+        name: a name of this package's registry, or of timm's.
+        setting: how to run the model.
     """
     return Case(
         name=name,
@@ -99,7 +99,7 @@ def model_case(name: str, setting: Setting) -> Case:
 
 
 def _macs_of_call(name: str, setting: Setting) -> int:
-    # Forward once, and backward twice as much: for the inputs and for the weights.
+    # A backward pass has twice as many: for the gradients of the inputs and of the weights.
     return _macs(name, setting.size) * setting.batch * (3 if setting.train else 1)
 
 
@@ -111,7 +111,7 @@ def _macs(name: str, size: tuple[int, int]) -> int:
 
 
 def build_model(name: str, size: tuple[int, int]) -> nn.Module:
-    """Build a model for images of a size; those of timm that need to know it are told."""
+    """Build a model for images of a size; timm's fixed-size models get it as ``img_size``."""
     model = create_model(name)
     cfg: Any = getattr(model, "pretrained_cfg", {})
     if tuple(cfg["input_size"][1:]) == tuple(size) or not cfg.get("fixed_input_size"):
@@ -128,7 +128,7 @@ def build_model(name: str, size: tuple[int, int]) -> nn.Module:
 def _evaluation(name: str, setting: Setting) -> Built:
     torch.manual_seed(0)
     model = build_model(name, setting.size)
-    # What proves the folding need not be large, where a network takes any size.
+    # The images that check the folding are small if the network supports any size.
     fixed = getattr(model, "pretrained_cfg", {}).get("fixed_input_size")
     size = setting.size if fixed else [min(side, _PROOF_SIZE) for side in setting.size]
     model = randomize(model, torch.randn(2, 3, *size))
@@ -137,7 +137,7 @@ def _evaluation(name: str, setting: Setting) -> Built:
         model = deploy(model, torch.randn(1, 3, *size), ours=name in list_models())
         macs = count_macs(model, (3, *setting.size)) * setting.batch
         left = count_norms(model)
-        note = f"{left} batch norms follow no layer that could take them" if left else ""
+        note = f"{left} batch norms follow no layer that they could be folded into" if left else ""
     dtype = DTYPES[setting.dtype]
     model = model.to(setting.device, dtype).to(memory_format=torch.channels_last)
     images = _images(setting, dtype)

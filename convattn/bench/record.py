@@ -1,4 +1,4 @@
-"""Results as a JSON file: what they were measured on, how, and every sample."""
+"""Results as a JSON file: the machine, the settings and every sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convattn.bench.machine import (
 )
 
 SCHEMA = 1
-_COMPUTES = ("torch", "timm", "triton", "c_kernels")  # the versions that results of one file share
+_COMPUTES = ("torch", "timm", "triton", "c_kernels")  # one file has results of one version each
 
 
 def new_document(
@@ -27,10 +27,10 @@ def new_document(
     """Return a result without groups.
 
     Args:
-        script: what measured it: ``ops``, ``backbones``, ..., or ``bench``.
-        command: how to measure it again.
-        device: where.
-        settings: what held for all groups, the number of threads too.
+        script: the script that measures: ``ops``, ``backbones``, ..., or ``bench``.
+        command: the command that measures the results again.
+        device: the device that is measured.
+        settings: the settings of all groups, in addition to the number of threads.
     """
     return {
         "schema": SCHEMA,
@@ -49,18 +49,18 @@ def new_document(
 
 
 class Record:
-    """A file of results that grows group by group: what was measured survives an interruption.
+    """A file of results, written after every group: an interruption keeps the finished groups.
 
-    A group that is measured again replaces the one of its name; the others stay.
+    A group replaces an earlier group of the same name; other groups of the file stay.
 
     Args:
         path: the file.
-        document: as `new_document` makes it.
-        force: begin anew over results of another machine.
+        document: the value of `new_document`.
+        force: replace all results of the file.
 
     Raises:
         ValueError: the file has results of another machine, script, number of threads, version of
-            PyTorch or timm, or environment, or none.
+            PyTorch or timm, or environment, or it is not a file of results.
     """
 
     def __init__(self, path: Path, document: dict[str, Any], *, force: bool = False) -> None:
@@ -102,13 +102,13 @@ class Record:
         self.save()
 
     def keep(self, names: list[str]) -> None:
-        """Drop groups that are measured no more, and put the others in order."""
+        """Remove groups whose names are not in ``names``, and sort the others in that order."""
         found = {group["name"]: group for group in self.document["groups"]}
         self.document["groups"] = [found[name] for name in names if name in found]
         self.save()
 
     def save(self) -> None:
-        """Write the file; a reader never sees half of it."""
+        """Write the file in one step, so that a reader never reads an incomplete file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text(to_json(self.document), encoding="utf-8")
@@ -119,25 +119,25 @@ def read_document(path: Path) -> dict[str, Any]:
     """Read a file of results.
 
     Raises:
-        ValueError: it is none, or of another version.
+        ValueError: the file has no results, or its format has another version.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has no benchmark's results of version {SCHEMA}")
+        raise ValueError(f"{path} has no results of a benchmark in format version {SCHEMA}")
     return document
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """Return the text of a file: indented, but a list of numbers or words on one line."""
+    """Return a document as indented JSON, with each list of numbers or words on one line."""
     text = json.dumps(_rounded(document), indent=1)
     return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def _rounded(value: Any) -> Any:
-    """Round times to seven digits: what follows is noise."""
+    """Round floating-point numbers to seven digits."""
     if isinstance(value, float):
         return float(f"{value:.7g}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A group of computations, measured side by side: what it takes and what it returns."""
+"""Measure a group of computations and return the result for JSON."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def run_group(
     """Build, warm up and time the computations of a group, and return the result for JSON.
 
     Args:
-        group: what to measure.
-        limits: rounds, and seconds of the whole group; building it counts.
-        peak: the device's speed, for the arithmetic floor.
-        progress: told what is going on.
-        keep_going: note a computation's error in the result and go on with the others.
-        clock: how a sample is timed; None for the device's own.
+        group: the computations.
+        limits: rounds, and seconds of the whole group, including the time to build it.
+        peak: the device's peak speed, for the arithmetic floor.
+        progress: shows the progress.
+        keep_going: store a computation's error in the result and measure the others.
+        clock: times a sample; None for the clock of the device.
     """
     start = time.perf_counter()
     clock = clock or clock_of(group.device)
@@ -49,7 +49,7 @@ def run_group(
             progress.say(f"preparing {case.name}")
             try:
                 ready[case.name] = place.prepare(case)
-            except Exception as error:  # compilers of kernels have errors of their own
+            except Exception as error:  # compilers of kernels define their own errors
                 if not keep_going:
                     raise
                 errors[case.name] = first_line(error)
@@ -102,10 +102,10 @@ class _Together:
 
 @contextmanager
 def _together(cases: Sequence[Case], device: str, clock: Clock) -> Iterator[_Together]:
-    """Have the computations here, and free what they leave."""
+    """Run the computations in this process, and free their memory afterwards."""
     gpu = torch.device(device).type == "cuda"
     if gpu:
-        torch.backends.cudnn.benchmark = True  # the fastest kernel for each size, for all sides
+        torch.backends.cudnn.benchmark = True  # use the fastest kernel for each size
     yield _Together(device, clock)
     gc.collect()
     if gpu:

@@ -1,4 +1,4 @@
-"""What is said of many measured times: medians with their spread, ratios round by round."""
+"""Statistics of measured times: medians, quartiles, and ratios round by round."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """The middle of some values and how far they spread."""
+    """Median, quartiles and extremes of some values."""
 
     median: float
-    low: float  # a quarter of the values is smaller
-    high: float  # a quarter is larger
+    low: float  # the lower quartile
+    high: float  # the upper quartile
     smallest: float
     largest: float
     count: int
 
     def as_dict(self) -> dict[str, float]:
-        """Return it for JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value that ``share`` of the values lie below, between neighbours on a line.
+    """Return the quantile at ``share``, with linear interpolation between neighbours.
 
-    ``x[k] + f (x[k + 1] - x[k])`` of the sorted values, ``k + f = share (n - 1)``, as NumPy does.
+    ``x[k] + f (x[k + 1] - x[k])`` of the sorted values, ``k + f = share (n - 1)``, as in NumPy.
 
     Raises:
-        ValueError: no values, or a share outside 0 to 1.
+        ValueError: there are no values, or ``share`` is not between 0 and 1.
     """
     if not values:
         raise ValueError("no values were measured")
@@ -55,14 +55,14 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def speed_ratio(seconds: Sequence[float], others: Sequence[float]) -> Summary:
-    """Summarize how many times as fast the first is as the other, round by round.
+    """Summarize how many times as fast the first computation is as the second, round by round.
 
-    Both were measured in the same rounds, one shortly after the other: a machine that slows down
-    slows both down, and their ratio stays.
+    Both were measured in the same rounds. If the machine becomes slower, both become slower, and
+    their ratio stays the same.
 
     Args:
-        seconds: one time per round.
-        others: those of what it is compared with, of the same rounds.
+        seconds: the first computation's time in each round.
+        others: the second computation's times in the same rounds.
 
     Raises:
         ValueError: the numbers of rounds differ.

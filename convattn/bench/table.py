@@ -1,4 +1,4 @@
-"""Results as lines of text."""
+"""Tables of results, as lines of text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _HEAD = ("", "images/s", "quartiles", "ms/batch", "mult-adds", "of peak", "peak 
 
 
 def comparison_table(group: dict[str, Any]) -> list[str]:
-    """Return the lines that show a group of models: the first, and how it compares with the others.
+    """Return the table of a group of models, with the ratio of the first model to each other one.
 
     Args:
-        group: a result of `run_group`.
+        group: the result of `run_group`.
     """
     runs = group["runs"]
     first = next(iter(runs), "")
@@ -42,7 +42,7 @@ def ratio_text(run: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def size_text(count: float | None) -> str:
-    """Return bytes in the unit that fits."""
+    """Return a number of bytes in GiB, MiB or KiB."""
     if count is None:
         return "-"
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
@@ -52,7 +52,7 @@ def size_text(count: float | None) -> str:
 
 
 def macs_text(macs: float | None) -> str:
-    """Return multiply-adds in the unit that fits."""
+    """Return a number of multiply-adds in billions (G) or millions (M)."""
     if macs is None:
         return "-"
     return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"

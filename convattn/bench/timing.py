@@ -1,4 +1,4 @@
-"""Times of several computations, measured in turns: A B, B A, ..."""
+"""Time several computations, which take turns: A B, B A, ..."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from functools import partial
 import torch
 
 Call = Callable[[], object]
-Clock = Callable[[Call, int], float]  # (what to call, how often) -> seconds of all calls
+Clock = Callable[[Call, int], float]  # (call, repeats) -> seconds of all calls
 
 MIN_SAMPLE = 0.01  # seconds: a shorter computation is repeated within a sample
 
 
 @dataclass(frozen=True)
 class Times:
-    """What was measured of each computation."""
+    """The measured times of each computation."""
 
-    seconds: dict[str, list[float]]  # of one call, by name and round
-    calls: dict[str, int]  # in each sample
+    seconds: dict[str, list[float]]  # per call, by name and round
+    calls: dict[str, int]  # per sample
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: at so many rounds, or earlier when the time is over."""
+    """When to stop: after ``rounds`` rounds, or after ``seconds`` and ``least`` rounds."""
 
     rounds: int = 50
     least: int = 5
-    seconds: float = math.inf  # of the rounds, without warming up
-    warm: float = 0.1  # seconds of warming up each, with at least one call
+    seconds: float = math.inf  # of all rounds, without warm-up
+    warm: float = 0.1  # seconds of warm-up per computation; at least one call
 
 
 def measure(
@@ -42,14 +42,16 @@ def measure(
     now: Callable[[], float] = time.perf_counter,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> Times:
-    """Warm each up, then time them in turns, so that all see the same moods of the machine.
+    """Warm up the computations, then time each once per round.
+
+    A change in the speed of the machine affects all computations of a round.
 
     Args:
-        calls: the computations by name; `in_turn` orders them anew in every round.
-        clock: how a sample is timed; `clock_of` gives that of a device.
+        calls: the computations by name; `in_turn` orders them in every round.
+        clock: times a sample; `clock_of` returns the clock of a device.
         limits: rounds and seconds.
-        now: the time, for ``limits.seconds``.
-        on_round: told the number of rounds that are done.
+        now: returns the time, for ``limits.seconds``.
+        on_round: called after each round with the number of finished rounds.
     """
     repeats = {name: _warm_up(call, clock, limits.warm) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -63,11 +65,11 @@ def measure(
 
 
 def in_turn(names: Sequence[str], done: int) -> list[str]:
-    """Return the order of a round, after ``done`` others: no place and no neighbour is anybody's.
+    """Return the order of the names in a round, after ``done`` rounds: a balanced Latin square.
 
-    What runs after a large computation finds neither its data in the caches nor its memory mapped,
-    and a rotation alone would leave it there. In n rounds, or 2 n of an odd number n, each stands
-    in every place, and right after every other one, equally often (Williams, 1949).
+    A computation is slower after a large one, which has emptied the caches; a rotation alone would
+    keep that order. In n rounds (2 n rounds if n is odd) each name has every place, and follows
+    every other name, equally often (Williams, 1949).
     """
     size = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(size)]  # 0, 1, -1, 2, -2, ...
@@ -76,13 +78,13 @@ def in_turn(names: Sequence[str], done: int) -> list[str]:
 
 
 def clock_of(device: torch.device | str) -> Clock:
-    """Return the clock of a device: events of a GPU's stream, else the computer's."""
+    """Return the clock of a device: CUDA events on a GPU, the performance counter on a CPU."""
     device = torch.device(device)
     return partial(_cuda_clock, device) if device.type == "cuda" else _cpu_clock
 
 
 def _warm_up(call: Call, clock: Clock, seconds: float) -> int:
-    """Call until nothing is new any more, and return how many calls make a sample."""
+    """Call for ``seconds``, at least once, and return the number of calls of a sample."""
     spent, fastest, done = 0.0, math.inf, 0
     while not done or spent < seconds:
         took = max(clock(call, 1), 1e-7)
@@ -98,7 +100,7 @@ def _cpu_clock(call: Call, repeats: int) -> float:
 
 
 def _cuda_clock(device: torch.device, call: Call, repeats: int) -> float:
-    with torch.cuda.device(device):  # an event is of the current device's stream
+    with torch.cuda.device(device):  # an event is recorded in the current device's stream
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()

@@ -1,4 +1,8 @@
-"""The command ``convattn``: one file per subcommand, each of which parses, calls and prints."""
+"""The command ``convattn``: one file per subcommand, each of which parses, calls and prints.
+
+The functions that run a subcommand import torch and the parts of this package that need it, so that
+``--help``, ``--version`` and most mistakes in a command line are answered without these imports.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-import convattn
 from convattn.cli import bench, doctor, evaluate, models, predict, train
 from convattn.cli.output import escape_what_cannot_be_encoded
-from convattn.data import shown
 from convattn.machine import package_version
+from convattn.names import shown
 from convattn.requirements import extras_of
+from convattn.version import __version__
 
 _COMMANDS = {
     "train": train,
@@ -63,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="convattn",
-        description=convattn.__doc__,
+        description="Convolution and attention in one operator: ACmix, X-volution and GLMix.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "timm"))
     parser.add_argument(
-        "--version", action="version", version=f"convattn {convattn.__version__} ({versions})"
+        "--version", action="version", version=f"convattn {__version__} ({versions})"
     )
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the code a mistake was found"

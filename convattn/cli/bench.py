@@ -8,26 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
-from convattn.bench.cases import Group
-from convattn.bench.floor import measure_peak
-from convattn.bench.models import (
-    DTYPES,
-    Setting,
-    check_device,
-    default_batch,
-    model_case,
-    own_size,
-)
-from convattn.bench.progress import show_progress
-from convattn.bench.record import new_document, to_json
-from convattn.bench.run import run_group
-from convattn.bench.table import comparison_table
-from convattn.bench.timing import Limits
-from convattn.models import create_model
-
 HELP = "measure a model's speed and memory, beside others"
 DESCRIPTION = """Measure the speed and the memory of models, side by side.
 
@@ -59,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", nargs="+", action="extend", default=[], metavar="NAME", help="beside what"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16"
+    )
     parser.add_argument("--train", action="store_true", help="a step of training, not evaluation")
     parser.add_argument("--compile", action="store_true", help="compile every model first")
     parser.add_argument("--batch", type=int, metavar="N", help="images; default 8, on a GPU 128")
@@ -104,9 +86,16 @@ def run(args: argparse.Namespace) -> int:
         from convattn.bench.figures import check_picture
 
         check_picture(args.plot)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     document = _measure(args, names)
+    _show(args, document)
+    return 0
+
+
+def _show(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Print the measurements, write them to a file and draw them, as the options say."""
+    from convattn.bench.record import to_json
+    from convattn.bench.table import comparison_table
+
     group = document["groups"][0]
     if args.json == "-":
         print(to_json(document), end="")
@@ -119,10 +108,13 @@ def run(args: argparse.Namespace) -> int:
         from convattn.bench.figures import save, speed_figure
 
         save(speed_figure(group), args.plot)
-    return 0
 
 
 def _list(pattern: str) -> int:
+    import timm
+
+    import convattn.models  # noqa: F401  # registers its models with timm
+
     names = fnmatch.filter(timm.list_models(), pattern)
     if not names:
         raise ValueError(f"no model matches {pattern!r}")
@@ -131,7 +123,12 @@ def _list(pattern: str) -> int:
 
 
 def _check(args: argparse.Namespace, names: list[str]) -> None:
-    """Find every mistake before anything is measured."""
+    """Raise for every mistake in the arguments before anything is measured."""
+    import torch
+
+    from convattn.bench.models import DTYPES, check_device
+    from convattn.models import create_model
+
     check_device(args.device)
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
@@ -153,6 +150,18 @@ def _check(args: argparse.Namespace, names: list[str]) -> None:
 
 
 def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    import torch
+
+    from convattn.bench.cases import Group
+    from convattn.bench.floor import measure_peak
+    from convattn.bench.models import DTYPES, Setting, default_batch, model_case, own_size
+    from convattn.bench.progress import show_progress
+    from convattn.bench.record import new_document
+    from convattn.bench.run import run_group
+    from convattn.bench.timing import Limits
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
     setting = Setting(
         size=_size(args.size) or own_size(args.model),
         batch=args.batch or default_batch(args.device),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
-from convattn.diagnosis import Diagnosis, Section, diagnose
+if TYPE_CHECKING:
+    from convattn.diagnosis import Diagnosis, Section
 
 HELP = "show what this machine has, and check that it computes right"
 DESCRIPTION = """Show versions, the processor, kernels, devices and extras, and check the operators.
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from convattn.diagnosis import diagnose
+
     found = diagnose()
     text = json.dumps(found._asdict(), indent=2) if args.json else _page(found)
     print(text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convattn.cli.output import print_json
 from convattn.cli.trained import add_model, add_reading
-from convattn.data import shown
+from convattn.names import shown
 
 if TYPE_CHECKING:
     from convattn.tasks.classification import Evaluation

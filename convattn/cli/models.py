@@ -7,24 +7,11 @@ import difflib
 import json
 from typing import Any
 
-from timm.data import resolve_model_data_config
-
-from convattn.models import (
-    count_macs,
-    count_parameters,
-    create_model,
-    is_single_path,
-    list_models,
-    models_page,
-    paper_row,
-)
-
 HELP = "list the models"
 DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
 EPILOG = """examples:
   convattn models 'glnet*'
   convattn models acmix_pvt_tiny pvt_tiny
-  convattn models --markdown > docs/models.md
 
 Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
 ImageNet-1k top-1 as the paper prints it; docs/models.md has the papers' other figures too. A part
@@ -40,18 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="without a pattern: those with one path alone too"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the page docs/models.md; takes a minute"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    if args.markdown:
-        if args.patterns or args.all or args.json:
-            raise ValueError("--markdown prints the whole page; leave out the pattern and the rest")
-        print(models_page(), end="")
-        return 0
+    from convattn.models import is_single_path, list_models
+
     asked = [name for pattern in args.patterns for name in _names(pattern)]
     names = list(dict.fromkeys(asked)) or list_models()
     shown = [n for n in names if args.all or args.patterns or not is_single_path(n)]
@@ -69,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(pattern: str) -> list[str]:
+    from convattn.models import list_models
+
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         near = difflib.get_close_matches(pattern.strip("*"), list_models(), n=1)
@@ -78,6 +61,10 @@ def _names(pattern: str) -> list[str]:
 
 
 def _describe(name: str) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    from convattn.models import count_macs, count_parameters, create_model, paper_row
+
     model = create_model(name, device="meta")
     paper = paper_row(name)
     return {

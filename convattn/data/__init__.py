@@ -13,7 +13,6 @@ from convattn.data.loading import (
     train_loader,
 )
 from convattn.data.named import open_dataset
-from convattn.data.names import listed, nfc, shown
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
 from convattn.data.survey import SET_RANGE, Survey, spread
@@ -25,6 +24,7 @@ from convattn.data.transforms import (
     train_transform,
 )
 from convattn.data.value_range import ValueRange, check_range
+from convattn.names import listed, nfc, shown
 
 __all__ = [
     "BROKEN",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from convattn.data.names import first_of, listed, nfc, shown
+from convattn.names import first_of, listed, nfc, shown
 
 
 class UnknownClassesError(ValueError):

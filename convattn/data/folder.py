@@ -21,11 +21,11 @@ from convattn.data.layout import (
     unwrap,
 )
 from convattn.data.listing import Level, Listing, by_number, list_images, passed_over, read_level
-from convattn.data.names import counted, did_you_mean, listed, natural_key, nfc, shown
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, DataSource, FileImages
 from convattn.data.split import stratified_split
 from convattn.data.survey import Survey, settle
+from convattn.names import counted, did_you_mean, listed, natural_key, nfc, shown
 
 
 def open_folder(

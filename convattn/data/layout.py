@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convattn.data.classes import ClassNumbers
 from convattn.data.listing import Listing, holds_images, read_level
-from convattn.data.names import listed, natural_key, nfc, shown
+from convattn.names import listed, natural_key, nfc, shown
 
 _ROLES = {
     **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convattn.data.images import is_image_file
-from convattn.data.names import counted, natural_key, shown
+from convattn.names import counted, natural_key, shown
 
 # Folders that operating systems and file servers make for themselves, in lower case.
 _SYSTEM = frozenset([

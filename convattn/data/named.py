@@ -7,9 +7,9 @@ from pathlib import Path
 
 from convattn.data.digits import open_digits
 from convattn.data.folder import open_folder
-from convattn.data.names import shown
 from convattn.data.source import DataSource
 from convattn.data.timm_reader import open_timm
+from convattn.names import shown
 
 
 def open_dataset(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from convattn.data.images import BrokenImageError, Glance, check_image
-from convattn.data.names import shown
 from convattn.data.source import BrokenFile, ImageSet
 from convattn.data.survey import Survey, spread
+from convattn.names import shown
 
 _log = logging.getLogger(__name__)
 

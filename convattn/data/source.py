@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from convattn.data.images import load_image
-from convattn.data.names import nfc
 from convattn.data.value_range import ValueRange, named
+from convattn.names import nfc
 
 
 class ImageSet:

@@ -23,11 +23,11 @@ from convattn.data.images import (
     glance,
     to_8bit,
 )
-from convattn.data.names import did_you_mean, first_of, listed, nfc, shown
 from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
 from convattn.data.survey import Survey, settle, spread
 from convattn.data.value_range import ValueRange
+from convattn.names import did_you_mean, first_of, listed, nfc, shown
 
 TORCH_NAMES = (
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist",

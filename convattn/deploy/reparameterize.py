@@ -15,7 +15,7 @@ from convattn.deploy.copying import computed_memo
 from convattn.deploy.neighbours import fold_neighbours
 from convattn.layers.foldable import folding, may_fold_itself
 from convattn.layers.holders import synchroniser
-from convattn.layers.leftovers import left_lines
+from convattn.layers.leftovers import reason_lines
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +43,8 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
     least. See `convattn.deploy.parity`. There is no way back, and nothing in it for training:
     the norms that folded are gone.
 
-    A deployed form has other weights under other names than the trained one. To load a file of it,
+    A deployed form does not call its inner layers one by one: hooks on them may never be called. It
+    has other weights under other names than the trained one. To load a file of it,
     build the model, call ``reparameterize``, then ``load_state_dict``.
 
     Args:
@@ -72,7 +73,7 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
 def _warn(left: Mapping[str, str]) -> None:
     if not left:
         return
-    lines = left_lines(left)
+    lines = reason_lines("left", left)
     more = [f"  and {len(lines) - _LINES} more reasons"] if len(lines) > _LINES else []
     layers = "1 layer as it is" if len(left) == 1 else f"{len(left)} layers as they are"
     head = f"reparameterize left {layers}:"

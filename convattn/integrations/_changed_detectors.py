@@ -1,4 +1,4 @@
-"""Ultralytics' detectors that `convattn.replace` changed: how they fuse and train."""
+"""Fusing and training of Ultralytics' detectors whose convolutions were replaced."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ultralytics.engine.model import Model
 from ultralytics.nn.modules import Conv, RepConv
 from ultralytics.utils import LOGGER
 
-_OURS = "keeps_replaced"  # marks what trains the changed network: our trainers, our ``train()``
+_MARK = "keeps_replaced"  # an attribute of trainers, and of Model.train, that keep the operators
 
 
 class _Changed:
-    """Marks a network that `adopt` saw: copies and checkpoints have it, and bring `trainer` along.
+    """Marks a network whose convolutions were replaced.
 
-    A checkpoint may hold nothing else of this file.
+    Copies and checkpoints of the network contain the mark. Unpickling it makes ``YOLO.train()`` use
+    `trainer`. Checkpoints contain the name `_changed`, so it must stay.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -25,15 +26,15 @@ class _Changed:
 
 
 def _changed() -> _Changed:
-    _train_with_our_trainer()
+    _train_with_operators()
     return _Changed()
 
 
 class UnfusedConv(nn.Module):
     """An Ultralytics `Conv` whose convolution was replaced: ``y = act(BN(conv(x)))``.
 
-    Its parts have the same names, but ``fuse()``, which would fold the norm into what is no
-    convolution any more, passes it by.
+    The submodules keep their names. ``fuse()`` skips this class: it cannot fold the norm into an
+    operator.
     """
 
     conv: nn.Module
@@ -41,15 +42,14 @@ class UnfusedConv(nn.Module):
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to what the part ``conv`` gives, normed and activated."""
+        """Map (B, C_in, H, W) to (B, C_out, H_out, W_out)."""
         return self.act(self.bn(self.conv(x)))
 
 
 class UnfusedRepConv(nn.Module):
-    """An Ultralytics `RepConv` of which a branch was replaced: ``y = act(conv1(x) + conv2(x))``.
+    """An Ultralytics `RepConv` with a replaced branch: ``y = act(conv1(x) + conv2(x) [+ bn(x)])``.
 
-    ``fuse()``, which would make one convolution of its branches, passes it by. ``bn``, a norm of
-    ``x``, is added where there is one.
+    ``fuse()`` skips this class: it cannot merge an operator with a convolution.
     """
 
     conv1: nn.Module
@@ -58,29 +58,29 @@ class UnfusedRepConv(nn.Module):
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to the sum of the branches, activated."""
+        """Map (B, C_in, H, W) to (B, C_out, H_out, W_out)."""
         y = self.conv1(x) + self.conv2(x)
         return self.act(y if self.bn is None else y + self.bn(x))
 
 
 def adopt(model: nn.Module) -> list[str]:
-    """Make what holds a replaced convolution fit for ``fuse()``, in place.
+    """Prepare a model for ``fuse()`` and ``train()`` after convolutions were replaced, in place.
 
-    A `Conv` becomes an `UnfusedConv`, a `RepConv` around one an `UnfusedRepConv`: the parts keep
-    their names. Validation, prediction and export fuse a model. The network is marked as changed,
-    and from here on ``YOLO(...).train()`` of a marked one takes the `trainer` by itself, in this
-    process. `convattn.replace` calls this.
+    A `Conv` that holds an operator becomes an `UnfusedConv`, a `RepConv` with such a branch an
+    `UnfusedRepConv`; state-dict names stay. Validation, prediction and export call ``fuse()``. The
+    model is marked, and in this process ``YOLO(...).train()`` of a marked model uses `trainer` by
+    default. `convattn.replace` calls this function.
 
     Args:
-        model: A model of Ultralytics, such as ``YOLO(...).model``.
+        model: a model of Ultralytics, such as ``YOLO(...).model``.
 
     Returns:
-        The names of what changed.
+        The names of the modules whose class was changed.
     """
     names: list[str] = []
     for name, layer in model.named_modules():
         holds = isinstance(layer, Conv) and not isinstance(layer.conv, nn.Conv2d)
-        if holds and hasattr(layer, "bn"):  # without one it is fused already
+        if holds and hasattr(layer, "bn"):  # a fused Conv has no norm
             layer.__class__ = UnfusedConv
             names.append(name)
     for name, layer in model.named_modules():
@@ -88,20 +88,21 @@ def adopt(model: nn.Module) -> list[str]:
         if any(isinstance(branch, UnfusedConv) for branch in branches):
             layer.__class__ = UnfusedRepConv
             names.append(name)
-    model.changed_by_convattn = _changed()  # type: ignore[assignment]  # what is no tensor
+    model.changed_by_convattn = _changed()  # type: ignore[assignment]  # it is neither a tensor nor a module
     return names
 
 
 def trainer(yolo: Any) -> Any:
-    """Return the trainer for a network that `convattn.replace` changed.
+    """Return a trainer class that keeps the operators of a network that `convattn.replace` changed.
 
-    Ultralytics trains a network that it builds anew from the YAML, which knows nothing of what was
-    replaced; this trainer puts it in again. ``yolo.train(data=...)`` takes it by itself; a trainer
-    of your own derives from it: ``yolo.train(trainer=Yours, data=...)``.
+    A trainer of Ultralytics builds a new network from the YAML, which does not contain the
+    operators; this trainer puts copies of them into the new network. ``yolo.train(data=...)`` uses
+    it by default. A trainer of your own must be derived from it:
+    ``yolo.train(trainer=Yours, data=...)``.
 
     Args:
-        yolo: ``YOLO(...)``. Training starts from its weights; a head for another number of
-            classes starts anew.
+        yolo: ``YOLO(...)``. Training starts from its weights; if the number of classes changes, the
+            head is initialized.
     """
     changed = yolo.model
     base: Any = yolo._smart_load("trainer")
@@ -116,32 +117,33 @@ def trainer(yolo: Any) -> Any:
             adopt(model)
             return model
 
-    setattr(Trainer, _OURS, True)
+    setattr(Trainer, _MARK, True)
     return Trainer
 
 
-_trainer = trainer  # under another name where an argument has this one
+_trainer = trainer  # an argument below has the name `trainer`
 
 
-def _train_with_our_trainer() -> None:
-    """Let ``YOLO(...).train()`` keep what was replaced; calling this again changes nothing."""
+def _train_with_operators() -> None:
+    """Make ``YOLO(...).train()`` use `trainer` for marked networks; do this once per process."""
     train = Model.train
-    if hasattr(train, _OURS):
+    if hasattr(train, _MARK):
         return
 
     @functools.wraps(train)
-    def train_what_is_there(self: Any, trainer: Any = None, **arguments: Any) -> Any:
+    def train_with_operators(self: Any, trainer: Any = None, **arguments: Any) -> Any:
         modules = self.model.modules() if isinstance(self.model, nn.Module) else []
         if any(isinstance(vars(module).get("changed_by_convattn"), _Changed) for module in modules):
             if trainer is None:
-                LOGGER.info("convattn: what was replaced in this network is kept in training")
+                LOGGER.info("convattn: training keeps the operators that replaced convolutions")
                 trainer = _trainer(self)
-            elif not hasattr(trainer, _OURS):
+            elif not hasattr(trainer, _MARK):
                 LOGGER.warning(
-                    "convattn: this trainer may build the network anew from its YAML, without what "
-                    "was replaced; derive it from convattn.integrations.ultralytics.trainer(yolo)"
+                    "convattn: this trainer may build the network from its YAML, without the "
+                    "operators that replaced convolutions; derive the trainer from "
+                    "convattn.integrations.ultralytics.trainer(yolo)"
                 )
         return train(self, trainer, **arguments)
 
-    setattr(train_what_is_there, _OURS, True)
-    Model.train = train_what_is_there  # type: ignore[method-assign]
+    setattr(train_with_operators, _MARK, True)
+    Model.train = train_with_operators  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the processes that Ultralytics starts for several devices learn of this package."""
+"""Import this package in the processes that Ultralytics starts for training on several devices."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 from ultralytics.utils import dist
 from ultralytics.utils.callbacks import default_callbacks
 
-_INFORMED = "imports_convattn"  # marks the function that writes our import into the file
+_MARK = "imports_convattn"  # an attribute of the wrapper of generate_ddp_file
 
 
-def inform(callback: Callable[[Any], None]) -> None:
-    """Let the processes of ``train(device=[0, 1])`` import the module of ``callback``.
+def import_in_processes(callback: Callable[[Any], None]) -> None:
+    """Make the processes of ``train(device=[0, 1])`` import the module of ``callback``.
 
-    A trainer gives its callbacks to these processes, and the file that they run begins with the
-    import: the one holds for a file that another function writes, the other for a trainer whose
-    callbacks were taken away. Calling this again changes nothing.
+    There are two ways, because either can be lost. A trainer pickles its callbacks for the
+    processes: this works if another function writes the file that the processes run. The file
+    begins with the import: this works if the callbacks of the trainer were removed. A second call
+    changes nothing.
 
     Args:
-        callback: A function of a module whose import does all that a new process needs.
+        callback: a function whose module, when it is imported, registers what a process needs.
     """
-    started = default_callbacks["on_pretrain_routine_start"]
-    if callback not in started:
-        started.append(callback)
+    callbacks = default_callbacks["on_pretrain_routine_start"]
+    if callback not in callbacks:
+        callbacks.append(callback)
     write = dist.generate_ddp_file
-    if hasattr(write, _INFORMED):
+    if hasattr(write, _MARK):
         return
 
     @functools.wraps(write)
@@ -39,5 +40,5 @@ def inform(callback: Callable[[Any], None]) -> None:
         Path(path).write_text(start + program, encoding="utf-8")
         return path
 
-    setattr(generate_ddp_file, _INFORMED, True)
+    setattr(generate_ddp_file, _MARK, True)
     dist.generate_ddp_file = generate_ddp_file

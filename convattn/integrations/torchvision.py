@@ -1,4 +1,4 @@
-"""Backbones with a feature pyramid for torchvision's RetinaNet, Faster R-CNN and Mask R-CNN."""
+"""Feature pyramid backbones for torchvision's RetinaNet, Faster R-CNN and Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from convattn.models import create_model
 
 
 class PyramidBackbone(nn.Module):
-    """A backbone that gives maps, and the feature pyramid on top of them.
+    """A backbone that returns feature maps, followed by a feature pyramid.
 
     ``{"0": P_0, "1": P_1, ...} = FPN(body(x))``, the form of torchvision's ``BackboneWithFPN``.
 
     Args:
-        body: Maps of an image, as timm's ``features_only=True`` gives them.
-        out_channels: Channels of every map of the pyramid.
-        extra_blocks: Further levels from the last ones; None for a pooled one, "pool".
-        norm_layer: Norm after each convolution of the pyramid; None for none.
+        body: a feature extractor that timm builds with ``features_only=True``.
+        out_channels: channels of every level of the pyramid.
+        extra_blocks: a module that adds levels; None adds one pooled level, "pool".
+        norm_layer: the norm after each convolution of the pyramid; None for no norm.
 
     Shape:
-        (B, in_chans, H, W) to a dictionary of (B, out_channels, H_i, W_i), finest first.
+        (B, in_chans, H, W) to a dictionary of (B, out_channels, H_i, W_i), the largest map first.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PyramidBackbone(nn.Module):
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the pyramid of images (B, in_chans, H, W)."""
+        """Map images (B, in_chans, H, W) to the levels of the pyramid."""
         maps: dict[str, Tensor] = {}
         for level, value in enumerate(self.body(x)):
             maps[str(level)] = value.permute(0, 3, 1, 2) if self.channels_last else value
@@ -69,28 +69,28 @@ def backbone_with_fpn(
     norm_layer: Callable[..., nn.Module] | None = None,
     **arguments: Any,
 ) -> PyramidBackbone:
-    """Return a backbone with a feature pyramid, of any model of ours or of timm.
+    """Build a backbone with a feature pyramid from a model of this package or of timm.
+
+    A detector needs one set of anchor sizes per level of the pyramid, "pool" included.
 
     Args:
-        name: The model.
-        out_indices: Which of its maps the pyramid takes, in ascending order; None for the last
-            four, each coarser than the one before: strides 4, 8, 16 and 32 in all of ours but the
-            plain vision transformers, whose maps have one size.
-        out_channels: Channels of every map of the pyramid.
-        trainable_layers: How many of these maps, counted from the last, have layers of their own
-            that train. Everything that an earlier map depends on is frozen, its batch norms with
-            their statistics. None, or the number of maps, for everything; 0 for nothing.
-        extra_blocks: Further levels, such as torchvision's ``LastLevelP6P7``; None for a pooled
-            one, "pool".
-        norm_layer: Norm after each convolution of the pyramid; None for none.
-        **arguments: For ``timm.create_model``: ``pretrained``, ``in_chans``, ...
+        name: the name of the model, as in `create_model`.
+        out_indices: the feature maps that the pyramid uses, in ascending order; None for the last
+            four, whose strides must increase. This package's models have strides 4, 8, 16 and 32,
+            except the plain vision transformers (DeiT), whose maps have equal sizes.
+        out_channels: channels of every level of the pyramid.
+        trainable_layers: the number of feature maps, counted from the last one, whose layers are
+            trained; all layers that an earlier map depends on are frozen, batch norm statistics
+            included. None trains all layers, 0 none.
+        extra_blocks: a module that adds levels, such as torchvision's ``LastLevelP6P7``; None adds
+            one pooled level, "pool".
+        norm_layer: the norm after each convolution of the pyramid; None for no norm.
+        **arguments: arguments of ``timm.create_model``: ``pretrained``, ``in_chans``, ...
 
     Raises:
-        ValueError: For an unknown name, sizes that do not fit, or, without ``out_indices``, maps
-            that do not become coarser.
-        TypeError: For an argument that the model does not have.
-
-    The detectors need as many anchor sizes as there are maps, "pool" included.
+        ValueError: the name is unknown, a number is out of range, or ``out_indices`` is None and
+            the strides of the last four maps do not increase.
+        TypeError: the model does not have such an argument.
     """
     indices = (-4, -3, -2, -1) if out_indices is None else tuple(out_indices)
     if trainable_layers not in (None, *range(len(indices) + 1)):
@@ -102,8 +102,8 @@ def backbone_with_fpn(
     strides = body.feature_info.reduction()
     if out_indices is None and strides != sorted(set(strides)):
         raise ValueError(
-            f"the last four maps of {name!r} have strides {strides}, and a pyramid has coarser and "
-            "coarser ones: choose another model, or name the maps, such as out_indices=(-1,)"
+            f"the last four maps of {name!r} have strides {strides}, and those of a pyramid must "
+            "increase: choose another model, or name the maps, such as out_indices=(-1,)"
         )
     if trainable_layers is not None and trainable_layers < len(indices):
         _freeze(body, len(indices) - 1 - trainable_layers, arguments.get("in_chans"))
@@ -111,18 +111,18 @@ def backbone_with_fpn(
 
 
 def _freeze(body: Any, level: int, in_chans: int | None) -> None:
-    """Freeze what the map of ``level`` depends on, which the gradient knows for any model."""
+    """Freeze the parameters that the map of ``level`` depends on, found by a backward pass."""
     parameters = list(body.parameters())
-    channels, *size = body.pretrained_cfg["input_size"]  # some models of timm take no other size
+    channels, *size = body.pretrained_cfg["input_size"]  # some models of timm need this size
     image = torch.zeros(
         1, in_chans or channels, *size, device=parameters[0].device, dtype=parameters[0].dtype
     )
     training = body.training
     body.eval()
     with torch.enable_grad():
-        found = torch.autograd.grad(body(image)[level].sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(body(image)[level].sum(), parameters, allow_unused=True)
     body.train(training)
-    for parameter, gradient in zip(parameters, found, strict=True):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is None)
     for name, norm in list(body.named_modules()):
         if isinstance(norm, nn.BatchNorm2d) and norm.affine and not norm.weight.requires_grad:

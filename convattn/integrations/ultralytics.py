@@ -1,4 +1,4 @@
-"""ACmix, X-volution and GLMix by name in the YAML of a YOLO model."""
+"""ACmix, X-volution and GLMix as modules that the YAML of a YOLO model can name."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ from convattn.integrations import _processes
 from convattn.integrations._changed_detectors import adopt as adopt
 from convattn.integrations._changed_detectors import trainer as trainer
 
-SUPPORTED = "8.4.150 to 8.4.190"  # the versions that the tests ran with
+SUPPORTED = "8.4.150 to 8.4.190"  # the tested versions of Ultralytics
 
 _NOTE = """\
-# In Python: import convattn.integrations.ultralytics before the network is built.
-# In a shell: python -m convattn.integrations.yolo in place of yolo.
+# In Python, import convattn.integrations.ultralytics before the network is built.
+# In a shell, run python -m convattn.integrations.yolo instead of yolo.
 """
-_OURS = "reads_convattn"  # marks the function that knows our names, however it is wrapped later
+_MARK = "reads_convattn"  # an attribute of our parse_model, which functools.wraps passes on
 
 
 class _Named(nn.Module):
-    """A module of a model's YAML: a checkpoint that has one brings the names for its YAML along."""
+    """Base of the modules in `MODULES`: unpickling one registers the names."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # it can be used even where it cannot be built
+        with contextlib.suppress(RuntimeError):  # a loaded module works even if no YAML can be read
             register()
         super().__setstate__(state)
 
 
 class OperatorConv(_Named):
-    """Ultralytics' `Conv` with an operator in place of its convolution.
+    """Ultralytics' `Conv` with an operator instead of the convolution.
 
-    ``y = act(BN(operator(x)))``; X-volution, whose branches end in batch norms, takes no other.
+    ``y = act(BN(operator(x)))``; without BN for X-volution, whose branches end in batch norms.
 
     Args:
-        c1: channels of the input.
-        c2: channels of the output.
-        k: kernel of the operator's convolution, odd.
+        c1: input channels.
+        c2: output channels.
+        k: kernel size of the operator's convolution; it must be odd.
         s: stride.
-        p: padding; None, or what keeps the map.
-        g: groups, 1.
+        p: padding; None, or the value that keeps H and W at stride 1.
+        g: groups; only 1 is possible.
         d: dilation.
-        act: True for the activation of the model, a module, or False.
+        act: True for the default activation of the model, False for none, or a module.
 
     Shape:
         (B, c1, H, W) to (B, c2, ceil(H / s), ceil(W / s)).
 
     Raises:
-        ValueError: sizes that the operator cannot have; the message says what would.
+        ValueError: the operator does not support a size; the message names those it supports.
     """
 
     operator: type[ACmix | XVolution | GLMix]
@@ -92,7 +92,7 @@ class OperatorConv(_Named):
 
     @classmethod
     def in_place_of(cls, conv: Any) -> Any:
-        """Make the layer that fits in the place of an Ultralytics `Conv`, with a new operator."""
+        """Build a layer with the sizes, norm and activation of an Ultralytics `Conv`."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.op = cls.operator.from_conv2d(conv.conv)
@@ -124,9 +124,9 @@ class GLMixConv(OperatorConv):
 
 
 class _Mixed(_Named):
-    """What a block becomes when the second convolution of its bottlenecks is an operator's.
+    """Mixin for a block: an operator replaces the second convolution of each bottleneck.
 
-    The arguments are those of the block without the operator, in the installed Ultralytics.
+    The constructor has the arguments of the block in the installed Ultralytics.
     """
 
     conv: type[OperatorConv]
@@ -137,7 +137,7 @@ class _Mixed(_Named):
         self.mix()
 
     def mix(self) -> None:
-        """Put the operator into every bottleneck."""
+        """Replace the second convolution of every bottleneck by the operator."""
         for module in self.m.modules():
             if isinstance(module, Bottleneck):
                 module.cv2 = self.conv.in_place_of(module.cv2)
@@ -179,7 +179,7 @@ class C3k2GLMix(_Mixed, C3k2):
     conv = GLMixConv
 
 
-# Each module, and the one of Ultralytics that a row with its name is read as.
+# Each name with its module and the module of Ultralytics as which parse_model reads the row.
 MODULES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     **{c.__name__: (c, Conv) for c in (ACmixConv, XVolutionConv, GLMixConv)},
     **{c.__name__: (c, C2f) for c in (C2fACmix, C2fXVolution, C2fGLMix)},
@@ -189,80 +189,80 @@ OPERATORS = ("ACmix", "XVolution", "GLMix")
 
 
 def register() -> None:
-    """Make the modules of `MODULES` usable by name in YOLO's YAML.
+    """Register the names of `MODULES` for the YAML of YOLO models.
 
-    The import of this file calls it, and says nothing where it fails. It holds in this process and
-    in those that ``train(device=[0, 1])`` starts from it.
+    Importing this file calls this function and ignores its RuntimeError. The names are known in
+    this process and in the processes that ``train(device=[0, 1])`` starts. Without registration
+    such a YAML raises ``KeyError: 'C3k2GLMix'``.
 
-    A row with one of the names is read by Ultralytics as the module of its own that ours is built
-    on (`Conv`, `C2f` or `C3k2`), so that it scales the channels and counts the repeats as it does
-    for its own, and no argument can land in the operator's. Then the operator is put in. No file of
-    Ultralytics is changed. Calling this again changes nothing. Without it such a YAML ends in
-    ``KeyError: 'C3k2GLMix'``.
+    ``parse_model`` of Ultralytics reads a row with one of these names as the module that ours is
+    derived from (`Conv`, `C2f` or `C3k2`), so Ultralytics scales the channels and counts the
+    repeats, and all arguments have its meaning. Then the operator replaces the convolutions. The
+    files of Ultralytics are not changed. A second call changes nothing.
 
     Raises:
-        RuntimeError: if the installed Ultralytics reads a model in another way.
+        RuntimeError: the installed Ultralytics reads a model differently.
     """
-    if hasattr(tasks.parse_model, _OURS):
+    if hasattr(tasks.parse_model, _MARK):
         return
     parse = tasks.parse_model
-    wrapped = _reading_our_names(parse)
+    wrapped = _with_operators(parse)
     try:
-        with torch.random.fork_rng(devices=[]):  # an import leaves the random numbers as they are
+        with torch.random.fork_rng(devices=[]):  # the import must not change the random state
             _probe(wrapped)
-        _processes.inform(_names_are_known)
+        _processes.import_in_processes(_register_by_import)
     except Exception as error:
         raise RuntimeError(
-            f"ultralytics {ultralytics.__version__} does not read a model as the supported "
-            f"versions do ({SUPPORTED}): {type(error).__name__}: {error}"
+            f"ultralytics {ultralytics.__version__} reads a model differently from the supported "
+            f"versions ({SUPPORTED}): {type(error).__name__}: {error}"
         ) from error
     tasks.parse_model = wrapped
     ultralytics.nn.parse_model = wrapped
 
 
-def _names_are_known(_: Any) -> None:
-    """Do nothing: a process that unpickles this callback of a trainer imports this file."""
+def _register_by_import(_: Any) -> None:
+    """Do nothing; a process that unpickles this callback imports this file, which registers."""
 
 
 def recipe(name: str = "yolov8n-acmix") -> Path:
-    """Return the path of a YAML of this package, for ``ultralytics.YOLO``, and register the names.
+    """Return the path of a YAML of this package for ``ultralytics.YOLO``, and register the names.
 
     Args:
-        name: "yolov8n-acmix"; the letter after the number is its scale: n, s or m.
+        name: "yolov8n-acmix", "yolov8s-acmix" or "yolov8m-acmix"; n, s and m are scales.
 
     Raises:
-        ValueError: For another name; `write_yaml` makes the YAML of any other network.
+        ValueError: the name is another one; `write_yaml` writes the YAML of other networks.
     """
     try:
         check_choice("recipe", name, [f"yolov8{scale}-acmix" for scale in "nsm"])
     except ValueError as error:
         base, _, operator = name.partition("-")
         written = f"write_yaml({base + '.yaml'!r}, {operator or 'acmix'!r})"
-        raise ValueError(f"{error}; {written} makes that of another network") from None
+        raise ValueError(f"{error}; {written} writes the YAML of another network") from None
     register()
-    # Ultralytics reads the letter and opens the file without it.
+    # Ultralytics takes the scale from the name and opens the file without the letter.
     return Path(__file__).parent / f"{name}.yaml"
 
 
 def write_yaml(
     base: str, operator: str, folder: str | Path = ".", *, layers: Iterable[int] | None = None
 ) -> Path:
-    """Write the YAML of a YOLO model with an operator in it, and register the names.
+    """Write the YAML of a YOLO model that contains an operator, and register the names.
 
     Args:
-        base: A YAML that Ultralytics knows, with the letter of its scale: "yolo11n.yaml".
-        operator: "ACmix", "XVolution" or "GLMix", in any case.
-        folder: Where the file goes, made where there is none; its name is that of the base and the
-            operator.
-        layers: Rows to change, counted from 0; None for each `C2f` and `C3k2` of the backbone whose
-            map is 1/16 of the image or smaller.
+        base: a YAML of Ultralytics with the letter of a scale, such as "yolo11n.yaml".
+        operator: "ACmix", "XVolution" or "GLMix", in upper or lower case.
+        folder: the folder of the file, created if necessary; the file is called after the base and
+            the operator.
+        layers: the rows to change, counted from 0; None for each `C2f` and `C3k2` of the backbone
+            at stride 16 or more.
 
     Returns:
-        The path, for ``ultralytics.YOLO``.
+        The path of the file, for ``ultralytics.YOLO``.
 
     Raises:
-        ValueError: For an unknown operator, a row that holds neither `Conv`, `C2f` nor `C3k2`, or
-            a model where nothing is to be changed.
+        ValueError: the operator is unknown, a row is neither `Conv`, `C2f` nor `C3k2`, or there is
+            no row to change.
     """
     plain = operator.lower().replace("-", "")
     known = {name.lower(): name for name in OPERATORS}
@@ -274,14 +274,14 @@ def write_yaml(
     names = {host.__name__: name for name, (ours, host) in MODULES.items() if operator in name}
     chosen = _coarse_blocks(model["backbone"]) if layers is None else list(layers)
     if not chosen:
-        raise ValueError(f"nothing to change in {base}: name the layers that {operator} goes into")
+        raise ValueError(f"no layer of {base} is chosen: name the layers that get {operator}")
     for layer in chosen:
         if not 0 <= layer < len(rows) or rows[layer][2] not in names:
             found = rows[layer][2] if 0 <= layer < len(rows) else "nothing"
-            fits = [i for i, row in enumerate(rows) if row[2] in names]
+            possible = [i for i, row in enumerate(rows) if row[2] in names]
             raise ValueError(
-                f"layer {layer} of {base} is {found}; {operator} goes into {', '.join(names)}: "
-                f"layers {fits}"
+                f"layer {layer} of {base} is {found}; {operator} can replace {', '.join(names)}: "
+                f"layers {possible}"
             )
         rows[layer][2] = names[rows[layer][2]]
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -301,32 +301,32 @@ def _coarse_blocks(backbone: list[list[Any]]) -> list[int]:
     return blocks
 
 
-def _reading_our_names(parse: Callable[..., Any]) -> Callable[..., Any]:
+def _with_operators(parse: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(parse)
     def parse_model(d: dict[str, Any], ch: Any, verbose: bool = True) -> Any:
-        ours: dict[int, type[nn.Module]] = {}
+        replaced: dict[int, type[nn.Module]] = {}
         rows = []
         for i, (source, repeats, name, arguments) in enumerate(d["backbone"] + d["head"]):
             if name in MODULES:
-                ours[i], host = MODULES[name]
+                replaced[i], host = MODULES[name]
                 name = host.__name__
                 if host is Conv and len(arguments) == 1:
-                    arguments = [*arguments, 3]  # the kernel, which would be 1
+                    arguments = [*arguments, 3]  # the kernel size; the default of Conv is 1
             rows.append([source, repeats, name, arguments])
         split = len(d["backbone"])
         model, save = parse({**d, "backbone": rows[:split], "head": rows[split:]}, ch, verbose)
-        for i, module in ours.items():
+        for i, module in replaced.items():
             model[i] = _exchange(model[i], module)
             if verbose:
                 LOGGER.info(f"layer {i} is {module.__name__}: {model[i].np:,} parameters")
         return model, save
 
-    setattr(parse_model, _OURS, True)
+    setattr(parse_model, _MARK, True)
     return parse_model
 
 
 def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
-    """Turn a layer of the parsed model, or a sequence of them, into ours in the same place."""
+    """Return the layer of this package for a parsed layer or a sequence of repeats."""
     if isinstance(layer, nn.Sequential):
         mixed: Any = nn.Sequential(*(_exchange(repeat, module) for repeat in layer))
     elif issubclass(module, OperatorConv):
@@ -335,7 +335,7 @@ def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
         mixed = layer
         mixed.__class__ = module
         mixed.mix()
-    if hasattr(layer, "i"):  # a layer of the model, not one of several repeats
+    if hasattr(layer, "i"):  # a layer of the model; a repeat inside a sequence has no index
         mixed.i, mixed.f = layer.i, layer.f
         mixed.np = sum(parameter.numel() for parameter in mixed.parameters())
         mixed.type = f"{module.__module__}.{module.__name__}"
@@ -343,12 +343,12 @@ def _exchange(layer: nn.Module, module: type[nn.Module]) -> nn.Module:
 
 
 def _probe(parse_model: Callable[..., Any]) -> None:
-    """Raise unless a row of each name becomes what it says."""
+    """Parse one row of each name, and raise if the result is not the named module."""
     expected = ["d", "ch", "verbose"]
     if list(inspect.signature(parse_model).parameters)[:3] != expected:
         raise TypeError(f"parse_model does not begin with {expected}")
     rows = [
-        [-1, 4, name, [128, 3, 1] if ours[1] is Conv else [128]] for name, ours in MODULES.items()
+        [-1, 4, name, [128, 3, 1] if host is Conv else [128]] for name, (_, host) in MODULES.items()
     ]
     scales = {"n": [0.5, 0.25, 1024]}
     probe = {"nc": 1, "scales": scales, "scale": "n", "backbone": rows, "head": []}
@@ -361,5 +361,5 @@ def _probe(parse_model: Callable[..., Any]) -> None:
             raise TypeError(f"{name} became {type(first).__name__}, {len(repeats)} x {widths}")
 
 
-with contextlib.suppress(RuntimeError):  # what needs no names works; a call of `register` raises it
+with contextlib.suppress(RuntimeError):  # the rest of this file works; `register()` raises it
     register()

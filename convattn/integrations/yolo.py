@@ -1,4 +1,4 @@
-"""The command ``yolo`` of Ultralytics, where the names of our operators are known.
+"""Run the command ``yolo`` of Ultralytics with the operators of this package registered.
 
     python -m convattn.integrations.yolo detect train model=yolo11n-glmix.yaml data=coco8.yaml
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -15,8 +14,3 @@ def is_bare(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
-
-
-def is_unseen(module: nn.Module) -> bool:
-    """Whether a module is bare, and no hook of all modules sees its call either."""
-    return is_bare(module) and not _has_any_global_hook()

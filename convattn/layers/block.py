@@ -12,13 +12,13 @@ from convattn.layers.depthwise import depthwise
 from convattn.layers.ffn import ConvMlp
 from convattn.layers.foldable import may_fold, may_fold_inside
 from convattn.layers.folding import fold_factor, fold_identity
-from convattn.layers.norm import LayerNorm2d, add_and_norm
-from convattn.layers.one_node import as_one_node, is_traced
+from convattn.layers.norm import LayerNorm2d, add_and_norm, fuse_with_sum
+from convattn.layers.one_node import OneNode
 
 NORM_EPS = 1e-6
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(OneNode):
     """Residual block around a way of mixing positions, which a subclass gives.
 
     ``x = x0 + DW3x3(x0);  x = x + ls1 * mix(LN(x), x0);  x = x + ls2 * FFN(LN(x))``
@@ -61,7 +61,7 @@ class PreNormBlock(nn.Module):
         self.norm1 = LayerNorm2d(dim, eps=norm_eps)
         self.ls1 = _layer_scale(dim, layer_scale)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = LayerNorm2d(dim, eps=norm_eps)
+        self.norm2: nn.Module = LayerNorm2d(dim, eps=norm_eps)
         self.mlp = ConvMlp(dim, max(1, int(dim * mlp_ratio)), dwconv=mlp_dwconv)
         self.ls2 = _layer_scale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
@@ -78,7 +78,8 @@ class PreNormBlock(nn.Module):
     def reparameterize(self) -> None:
         """Fold, exactly and for good, what is linear with nothing between.
 
-        ``x + DW(x)`` becomes one convolution; the scales go into the last layers of their branches.
+        ``x + DW(x)`` becomes one convolution; the scales go into the last layers of their branches;
+        the first sum and the second norm become one step.
         """
         if self.pos_embed is None:
             self.folded = True
@@ -88,6 +89,8 @@ class PreNormBlock(nn.Module):
             self.ls1 = nn.Identity()
         if self._may_fold(self.ls2) and fold_factor(self.mlp, self.ls2.gamma):
             self.ls2 = nn.Identity()
+        if may_fold_inside(self, self.norm2):
+            self.norm2 = fuse_with_sum(self.norm2)
 
     def _may_fold(
         self, scale: nn.Module, fold: str = "reparameterize", *steps: str
@@ -98,8 +101,6 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
-        if is_traced(x):
-            return as_one_node(self, x)
         check_map(x, channels=self.dim)
         context = x
         if self.pos_embed is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from convattn.checks import check_odd
+from convattn.layers.one_node import OneNode
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,7 +42,7 @@ class ConvSize:
         return self.dilation * (self.kernel_size // 2)
 
 
-class Conv2dLike(nn.Module):
+class Conv2dLike(OneNode):
     """What `ACmix`, `XVolution` and `GLMix` share: each can be made from a convolution."""
 
     if TYPE_CHECKING:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from convattn.checks import check_map, check_odd, check_positive
-from convattn.layers.bare import is_unseen
-from convattn.layers.depthwise import WideDepthwise, depthwise
-from convattn.layers.foldable import may_fold_inside
+from convattn.layers.depthwise import depthwise
+from convattn.layers.foldable import may_fold_inside, may_read
 from convattn.layers.folding import fold_identity, fold_scale, fold_shift, may_scale
-from convattn.layers.one_node import as_one_node, is_traced
-from convattn.ops.convolution.gelu import conv2d_gelu, fuses
-
-# Pixels that the network takes at a time where no gradient is wanted: some images of a batch. The
-# wide map between its layers never has more, but for one image that is larger, and its memory,
-# the size of which is the same from part to part, is used again.
-PIXELS = 2**13
+from convattn.layers.one_node import OneNode
+from convattn.ops.convolution.feed_forward import feed_forward
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(OneNode):
     """Feed-forward network of 1x1 convolutions, with an optional depth-wise one in the middle.
 
     ``z = fc1(x);  z = z + DW(z);  y = fc2(GELU(z))``
@@ -33,7 +26,8 @@ class ConvMlp(nn.Module):
     Raises:
         ValueError: a size that is not positive, or an even kernel.
 
-    GLMix (arXiv 2411.14429), the FFN of GLNet.
+    GLMix (arXiv 2411.14429), the FFN of GLNet. The deployed form is one step, which does not call
+    the inner layers one by one: see `convattn.ops.convolution.feed_forward`.
     """
 
     def __init__(
@@ -43,60 +37,40 @@ class ConvMlp(nn.Module):
         check_positive("dim", dim)
         check_positive("hidden_dim", hidden_dim)
         check_odd("kernel_size", kernel_size)
+        self.dim = dim
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
         self.dwconv = depthwise(hidden_dim, kernel_size) if dwconv else None
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
-        self.folded = False
+        self.folded = False  # whether ``dwconv`` adds its input to its output
+        self.fused = False  # whether the network is one step
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
-        if is_traced(x):
-            return as_one_node(self, x)
-        check_map(x, channels=self.fc1.in_channels)
-        return self._in_parts(x)
-
-    def _hidden(self, x: Tensor) -> Tensor:
+        check_map(x, channels=self.dim)
+        if self.fused:
+            return self._in_one_step(x)
         z = self.fc1(x)
         if self.dwconv is not None:
             z = self.dwconv(z) if self.folded else z + self.dwconv(z)
-        return self.act(z)
+        y: Tensor = self.fc2(self.act(z))
+        return y
 
-    def _in_parts(self, x: Tensor) -> Tensor:
-        if not self._may_part(x):  # asked first: sizes may be symbols where it may not
-            return self.fc2(self._fused_hidden(x))
-        images = max(1, PIXELS // (x.shape[2] * x.shape[3]))
-        if images >= x.shape[0]:
-            return self.fc2(self._fused_hidden(x))
-        out = torch.empty_like(x)
-        for i in range(0, x.shape[0], images):
-            out[i : i + images] = self.fc2(self._fused_hidden(x[i : i + images]))
-        return out
-
-    def _may_part(self, x: Tensor) -> bool:
-        """Whether nobody sees that the layers take some images after others.
-
-        A layer that somebody put in, or gave another weight, might look at the whole batch.
-        """
-        own = (nn.Conv2d, WideDepthwise, nn.GELU, type(None))
-        for m in self._modules.values():  # asked of every map: what walks a model is slower
-            if type(m) not in own or (m is not None and not is_unseen(m)):
-                return False
-        return fuses(x, *(self.parameters() if torch.is_grad_enabled() else ()))
-
-    def _fused_hidden(self, x: Tensor) -> Tensor:
-        if self.dwconv is None:
-            return _activated(self.fc1, self.act, x)
-        if self.folded:
-            return _activated(self.dwconv, self.act, self.fc1(x))
-        return self._hidden(x)
+    def _in_one_step(self, x: Tensor) -> Tensor:
+        fc1, middle, fc2 = self.fc1, self.dwconv, self.fc2
+        weight, bias = (None, None) if middle is None else (middle.weight, middle.bias)
+        return feed_forward(x, fc1.weight, fc1.bias, weight, bias, fc2.weight, fc2.bias)
 
     def reparameterize(self) -> None:
-        """Make ``z + DW(z)`` one convolution, exactly, if it may be folded."""
+        """Make ``z + DW(z)`` one convolution, exactly, and the network one step, for good.
+
+        A network in which a layer was replaced, or has hooks, calls its layers one by one.
+        """
         if self.dwconv is None:
             self.folded = True
         elif not self.folded:
             self.folded = may_fold_inside(self, self.dwconv) and fold_identity(self.dwconv)
+        self.fused = self.folded and self._may_fuse()
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
         """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
@@ -106,14 +80,26 @@ class ConvMlp(nn.Module):
         fold_shift(self.fc2, shift)
         return True
 
+    def _may_fuse(self) -> bool:
+        """Return whether the layers compute what `feed_forward` does."""
+        fc1, middle, act, fc2 = self.fc1, self.dwconv, self.act, self.fc2
+        if type(act) is not nn.GELU or act.approximate != "none":
+            return False
+        if not (_keeps_size(fc1, 1) and _keeps_size(fc2, 1)):
+            return False
+        layers = [fc1, act, fc2]
+        if middle is not None:
+            if not _keeps_size(middle, middle.kernel_size[0], groups=fc1.out_channels):
+                return False
+            layers.append(middle)
+        return may_fold_inside(self) and may_read(*layers)
 
-def _activated(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
-    """``act(conv(x))``, in one step where nobody looks between the two."""
-    plain = type(conv) is nn.Conv2d and type(act) is nn.GELU and act.approximate == "none"
-    k = conv.kernel_size[0]
-    steps = (conv.stride, conv.dilation, conv.padding, conv.padding_mode)
-    keeps = steps == ((1, 1), (1, 1), (k // 2, k // 2), "zeros")  # somebody may have put it in
-    bare = is_unseen(conv) and is_unseen(act)
-    if not (plain and keeps and bare) or torch.compiler.is_compiling():
-        return act(conv(x))
-    return conv2d_gelu(x, conv.weight, conv.bias, padding=k // 2, groups=conv.groups)
+
+def _keeps_size(conv: nn.Module, kernel_size: int, groups: int = 1) -> bool:
+    """Whether a module is a convolution that keeps the size of the map, filled with zeros."""
+    if not isinstance(conv, nn.Conv2d):
+        return False
+    sizes = conv.kernel_size, conv.stride, conv.dilation, conv.padding
+    p = kernel_size // 2
+    same = sizes == ((kernel_size, kernel_size), (1, 1), (1, 1), (p, p))
+    return same and conv.groups == groups and conv.padding_mode == "zeros"

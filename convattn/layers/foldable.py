@@ -25,6 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from convattn.layers.bare import is_bare
 from convattn.layers.depthwise import WideDepthwise
+from convattn.layers.linear import Linear
 
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # names of the parameters that fold
@@ -34,6 +35,7 @@ _LIBRARIES = ("torch", "timm", "torchvision", "convattn")  # their classes are a
 _KNOWN = (
     nn.Conv2d.forward,
     nn.Linear.forward,
+    Linear.forward,
     WideDepthwise.forward,
     _BatchNorm.forward,
     nn.SyncBatchNorm.forward,
@@ -42,6 +44,7 @@ _KNOWN = (
     FrozenBatchNormAct2d.forward,
     LayerScale2d.forward,
     nn.Identity.forward,
+    nn.GELU.forward,
     nn.Sequential.forward,
 )
 

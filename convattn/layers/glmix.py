@@ -16,11 +16,11 @@ from convattn.layers.depthwise import depthwise
 from convattn.layers.foldable import may_fold
 from convattn.layers.folding import fold_factor, fold_scale, fold_shift, may_scale
 from convattn.layers.heads import HeadAttention
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
+from convattn.ops.glmix.checks import check_grid
 from convattn.ops.glmix.slots import (
-    MIX_BACKENDS,
-    check_grid,
+    CLUSTER_AND_DISPATCH,
+    DISPATCH,
     cluster_and_dispatch,
     dispatch,
     kmeans_clustering,
@@ -58,7 +58,9 @@ class GLMix(Conv2dLike):
         stride: s. The slots gather the whole map, and only the pixels that are kept receive them;
             in sequence the local branch has the stride and the global one sees what it gives.
         dilation: distance between the pixels that the local branch takes.
-        backend: path of ``convattn.ops.cluster_and_dispatch``.
+        backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
+            "shared" have no gradient, and raise an error where one may be required: to train, take
+            "auto", which takes them in evaluation.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.
@@ -93,7 +95,7 @@ class GLMix(Conv2dLike):
         check_choice("slot_init", slot_init, SLOT_INITS)
         check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("branches", branches, BRANCHES)
-        check_choice("backend", backend, ("auto", *MIX_BACKENDS))
+        check_choice("backend", backend, ("auto", *CLUSTER_AND_DISPATCH.backends))
         check_positive("kmeans_iterations", kmeans_iterations)
         check_odd("kernel_size", kernel_size)
         check_positive("stride", stride)
@@ -102,6 +104,11 @@ class GLMix(Conv2dLike):
             raise ValueError(
                 f"clustering {clustering!r} leaves learned slots without a gradient; "
                 "use slot_init='pooled', or clustering='soft'"
+            )
+        if backend not in ("auto", *DISPATCH.backends) and clustering != "soft":
+            raise ValueError(
+                f"backend {backend!r} needs clustering 'soft', got clustering={clustering!r}; "
+                "use backend='auto'"
             )
         self.in_chans, self.out_chans = in_chans, out_chans
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
@@ -155,8 +162,6 @@ class GLMix(Conv2dLike):
 
         Pooled slots are pooled from ``context`` (B, in_chans, any size), or from ``x``.
         """
-        if is_traced(x):
-            return as_one_node(self, x, context)
         check_map(x, channels=self.in_chans)
         if context is None:
             context = x
@@ -223,7 +228,6 @@ class GLMix(Conv2dLike):
     def _global(self, u: Tensor, context: Tensor, stride: int) -> Tensor:
         assert self.slot_attn is not None
         prototypes = self._initial_slots(u, context)
-        backend = "auto" if self.backend == "shared" else self.backend
         if self.clustering == "soft":
             scale, attend = self.slot_scale, self.slot_attn
             return cluster_and_dispatch(
@@ -236,7 +240,7 @@ class GLMix(Conv2dLike):
             slots = pool_slots(u, self._slot_grid)
         if stride > 1:
             u = u[:, :, ::stride, ::stride]
-        return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=backend)
+        return dispatch(prototypes, self.slot_attn(slots), u, self.slot_scale, backend=self.backend)
 
     def _initial_slots(self, u: Tensor, context: Tensor) -> Tensor:
         if self._slot_grid is None:
@@ -264,7 +268,9 @@ class GLMixBlock(PreNormBlock):
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
         layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
-        backend: path of ``convattn.ops.cluster_and_dispatch``.
+        backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
+            "shared" have no gradient, and raise an error where one may be required: to train, take
+            "auto", which takes them in evaluation.
 
     Raises:
         ValueError: sizes, names or combinations that do not fit; the message says what would.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_unseen
 from convattn.layers.folding import fold_scale, fold_shift, may_scale
+from convattn.layers.linear import Linear
 from convattn.ops.tokens.heads import attend_heads
-from convattn.ops.tokens.linear import linear
 
 
 class HeadAttention(nn.Module):
@@ -24,12 +23,13 @@ class HeadAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, dim) to (B, N, dim)."""
-        return self._call(self.proj, attend_heads(self._call(self.qkv, x), self.num_heads))
+        y: Tensor = self.proj(attend_heads(self.qkv(x), self.num_heads))
+        return y
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
         """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
@@ -38,9 +38,3 @@ class HeadAttention(nn.Module):
         fold_scale(self.proj, scale)
         fold_shift(self.proj, shift)
         return True
-
-    def _call(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """Call a layer, or compute what it would where nobody sees that."""
-        if type(layer) is not nn.Linear or not is_unseen(layer):
-            return layer(x)
-        return linear(x, layer.weight, layer.bias)

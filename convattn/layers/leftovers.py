@@ -7,10 +7,11 @@ from collections.abc import Mapping
 _NAMES = 8  # names in a line
 
 
-def left_lines(left: Mapping[str, str], parts: str = "") -> list[str]:
+def reason_lines(verb: str, left: Mapping[str, str], parts: str = "") -> list[str]:
     """Return one line for each reason.
 
     Args:
+        verb: what happened to the layers: "left", "skipped".
         left: names of layers, each with the reason.
         parts: how the reasons of layers begin that are parts of operators, which share one line.
     """
@@ -19,9 +20,9 @@ def left_lines(left: Mapping[str, str], parts: str = "") -> list[str]:
         key = "parts of operators" if parts and reason.startswith(parts) else reason
         groups.setdefault(key, []).append(name)
     return [
-        f"  {names[0]}: left, {left[names[0]]}"
+        f"  {names[0]}: {verb}, {left[names[0]]}"
         if len(names) == 1
-        else f"  left {len(names)}, {reason}: {first_of(names)}"
+        else f"  {verb} {len(names)}, {reason}: {first_of(names)}"
         for reason, names in groups.items()
     ]
 

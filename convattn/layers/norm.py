@@ -1,4 +1,4 @@
-"""The layer norm of maps."""
+"""The layer norm of maps, alone or after a sum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.fx
 from timm.layers import fast_layer_norm
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_unseen
+from convattn.layers.foldable import may_reach_into
 from convattn.ops.tokens.layer_norm import add_layer_norm_2d, layer_norm_2d
 
 # They look at types: torch.fx takes each as one node.
@@ -34,9 +34,35 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
         return layer_norm_2d(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+class AddLayerNorm2d(nn.Module):
+    """A sum of two maps and its layer norm, in the deployed form: one pass over both maps.
+
+    Args:
+        norm: the layer norm, whose weight and bias this module takes over.
+    """
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.normalized_shape = norm.normalized_shape
+        self.eps = norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x + branch`` and its norm, both (B, C, H, W)."""
+        return add_layer_norm_2d(x, branch, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+def fuse_with_sum(norm: nn.Module) -> nn.Module:
+    """Return what takes the place of a norm after a sum in the deployed form."""
+    if type(norm) is not LayerNorm2d or norm._fast_norm or not may_reach_into(norm):
+        return norm
+    return AddLayerNorm2d(norm)
+
+
 def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return ``x + branch`` and ``norm`` of it: in one step, where nobody looks between the two."""
-    if type(norm) is LayerNorm2d and is_unseen(norm) and not norm._fast_norm:
-        return add_layer_norm_2d(x, branch, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    """Return ``x + branch`` and ``norm`` of it."""
+    if isinstance(norm, AddLayerNorm2d):
+        total, normed = norm(x, branch)
+        return total, normed
     x = x + branch
     return x, norm(x)

@@ -1,4 +1,4 @@
-"""Modules that look at the size of their map, while ``torch.fx`` traces a network around them."""
+"""Modules that look at the size of their map: one node each where ``torch.fx`` traces a network."""
 
 from __future__ import annotations
 
@@ -6,37 +6,26 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Proxy
-from torch.fx.proxy import TraceError
-
-from convattn.layers.bare import is_unseen
 
 
-def is_traced(x: Any) -> bool:
-    """Whether ``x`` stands for a tensor that ``torch.fx`` has not seen yet."""
-    return isinstance(x, Proxy)
+class OneNode(nn.Module):
+    """A module that is one node of a graph of ``torch.fx``, whatever the tracer.
 
-
-def as_one_node(module: nn.Module, x: Any, *others: Any) -> Any:
-    """Return what a call of ``module`` stands for in the graph: one node, as of a leaf module.
-
-    Args:
-        module: the module, whose ``forward`` calls this.
-        x: the first input, for which `is_traced` holds.
-        *others: the other inputs.
-
-    Raises:
-        TraceError: nothing is around the module, or a hook would be traced and be called again.
+    Its hooks are called when the graph runs, not while it is traced.
     """
-    kind, name = type(module).__name__, x.tracer.path_of_module(module)
-    if not name:
-        raise TraceError(
-            f"torch.fx cannot trace the inside of {kind}, which looks at the size of its map; "
-            f"trace a network that holds it, where {kind} is one node"
-        )
-    if not is_unseen(module):
-        raise TraceError(
-            f"torch.fx cannot trace a call of {name!r} with its hooks; remove the hooks, or make "
-            f"{kind} a leaf module: tracer_kwargs={{'leaf_modules': [{kind}]}} in torchvision, "
-            "is_leaf_module() of a torch.fx.Tracer"
-        )
-    return x.tracer.create_proxy("call_module", name, (x, *others), {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, or add its call to the graph that is traced."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Proxy):
+                return _traced_call(value.tracer, self, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _traced_call(
+    tracer: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:  # where the module is no leaf to the tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+
+    return tracer.call_module(module, forward, args, kwargs)

@@ -27,7 +27,6 @@ from convattn.layers.folding import (
     may_scale,
     norm_factors,
 )
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.ops.global_.attention import GLOBAL, global_attention
 from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT, pixel_shift_attention
 
@@ -123,8 +122,6 @@ class XVolution(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_chans, H, W) to (B, out_chans, ceil(H / stride), ceil(W / stride))."""
-        if is_traced(x):
-            return as_one_node(self, x)
         check_map(x, channels=self.in_chans)
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:

@@ -11,9 +11,8 @@ from convattn.models._complexity import count_macs as count_macs
 from convattn.models._complexity import count_parameters as count_parameters
 from convattn.models._complexity import paper_row as paper_row
 from convattn.models._complexity import paper_rows as paper_rows
-from convattn.models._official import LoadReport as LoadReport
-from convattn.models._official import load_official as load_official
-from convattn.models._page import models_page as models_page
 from convattn.models._registry import create_model as create_model
 from convattn.models._registry import is_single_path as is_single_path
 from convattn.models._registry import list_models as list_models
+from convattn.models.official import LoadReport as LoadReport
+from convattn.models.official import load_official as load_official

@@ -1,346 +1,134 @@
-"""What pyramid-shaped backbones share: a stem, stages, a norm, a classifier, timm's contract."""
+"""What all families share: the constructor, its checks, and timm's classifier contract."""
 
-# No "from __future__ import annotations": torch.fx copies those of forward() into its code, and
-# TorchScript cannot read them there as strings.
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Any, ClassVar
 
 import torch
-import torch.fx
-from timm.layers import ClassifierHead
-from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import nn
 
-from convattn.checks import check_choice, check_map, check_positive, check_rate
-from convattn.layers.folding import fold_sequence
+from convattn.checks import check_choice, check_positive, check_rate
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 
 
-class Stage(nn.Module):
-    """A transition to the stage's width and resolution, its blocks, and where it has one a norm.
+class Backbone(nn.Module):
+    """A backbone with timm's contract, built from a frozen config.
+
+    A family gives ``check`` for its config and ``build`` for its modules; a `Pyramid` has the
+    latter, and its families give their parts.
 
     Args:
-        downsample: Applied first; an identity where the stem already did it.
-        blocks: Modules from (B, C, H, W) to the same shape.
-        norm: Applied last; None for none.
+        config: the variant; its fields are keyword arguments of the registered models.
+        in_chans: channels of the image.
+        num_classes: size of the output; 0 for the pooled features.
+        global_pool: how timm's classifier pools: "avg", "max", "avgmax", "catavgmax", where there
+            is a class token "token", or without a classifier "" for the features themselves; None
+            for "token" where there is one, else "avg".
+        output_stride: stride of the last map; None for the usual one. Only ResNets have several:
+            where a stage keeps its resolution, its 3x3 convolutions, or the operators in their
+            place, are dilated instead.
+        drop_rate: dropout before the classifier.
+        device: where to build the parameters.
+        dtype: their type.
+
+    Raises:
+        ValueError: sizes, names or a stride that do not fit.
     """
 
-    def __init__(
-        self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks: nn.Sequential | nn.ModuleList = nn.Sequential(*blocks)
-        self.norm = nn.Identity() if norm is None else norm
-        self.grad_checkpointing = False
-
-    def reparameterize(self) -> None:
-        """Fold the batch norms of the transition into its convolutions, exactly and for good."""
-        if isinstance(self.downsample, nn.Sequential):
-            fold_sequence(self.downsample)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C, H', W')."""
-        x = self.downsample(x)
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
-        if recompute and not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return self.norm(x)
-
-
-class Pyramid(nn.Module):
-    """`head(norm(stages(stem(x))))`, with a map after each stage on the way.
-
-    A family gives the parts; this class gives timm's backbone contract. A family whose stages pass
-    on more than a map overrides ``forward_features``, ``_run`` and ``_as_map``.
-
-    Args:
-        stem: From the image to the first stage's input.
-        stages: One per resolution.
-        norm: Applied to the last stage's map.
-        widths: Channels of each stage.
-        reductions: Strides of the stages' maps.
-        first_map: Stages before the one whose map is the first that can be asked for.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 gives the pooled features.
-        global_pool: How timm's classifier pools: "avg", "max", "avgmax", "catavgmax", or "" for
-            the map itself, which no classifier takes.
-        drop_rate: Dropout before the classifier.
-        num_prefix_tokens: Tokens before the positions in what ``forward_features`` returns.
-    """
-
-    pools: tuple[str, ...] = POOLS
+    pools: ClassVar[tuple[str, ...]] = POOLS
+    output_strides: ClassVar[tuple[int, ...]] = (32,)  # the usual one first
+    not_decayed: ClassVar[tuple[str, ...]] = ()  # last part of the names of parameters
 
     def __init__(
         self,
+        config: Any,
         *,
-        stem: nn.Module,
-        stages: Sequence[Stage],
-        norm: nn.Module,
-        widths: Sequence[int],
-        reductions: Sequence[int] = (4, 8, 16, 32),
-        first_map: int = 0,
-        in_chans: int,
-        num_classes: int,
-        global_pool: str,
-        drop_rate: float,
-        num_prefix_tokens: int = 0,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        output_stride: int | None = None,
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        self.check(config)
+        check_rate("drop_path_rate", config.drop_path_rate)
         check_sizes(in_chans, num_classes, drop_rate)
+        stride = self.output_strides[0] if output_stride is None else output_stride
+        check_output_stride(type(self).__name__, stride, self.output_strides)
+        nn.Module.__init__(self)  # not super(): a ResNet calls timm's constructor in `build`
+        self.config = config
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
-        self.num_prefix_tokens = num_prefix_tokens
-        self.num_features = widths[-1]
-        self.feature_info: list[dict[str, Any]] = [
-            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
-            for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
-            if i >= first_map
-        ]
-        self.first_map = first_map
-        self.stem = stem
-        self.stages: nn.Sequential | nn.ModuleList = nn.Sequential(*stages)
-        self.norm = norm
-        self._set_head(num_classes, global_pool)
+        with placed(device):
+            self.build(config, global_pool, stride)
+        self._count_pooled()
+        self.to(dtype=dtype)
 
-    def reparameterize(self) -> None:
-        """Fold the batch norms of the stem into its convolutions, exactly and for good."""
-        if isinstance(self.stem, nn.Sequential):
-            fold_sequence(self.stem)
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raise unless the sizes and names of the config fit."""
+        raise NotImplementedError
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""
-        self._check_images(x)
-        return self.norm(self.stages(self.stem(x)))
+    def build(self, config: Any, global_pool: str | None, output_stride: int) -> None:
+        """Build the modules, the classifier among them, and start their weights."""
+        raise NotImplementedError
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
-        return self.head(x, pre_logits=pre_logits)
+    def _pooling(self) -> Any:
+        """Return the module that pools before the classifier."""
+        raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self._logits(x)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        # A family overrides this and not forward(), whose annotations torch.fx copies: see above.
-        return self.forward_head(self.forward_features(x))
-
-    @overload
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = ...,
-        norm: bool = ...,
-        stop_early: bool = ...,
-        output_fmt: str = ...,
-        intermediates_only: Literal[False] = ...,
-    ) -> tuple[Tensor, list[Tensor]]: ...
-
-    @overload
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = ...,
-        norm: bool = ...,
-        stop_early: bool = ...,
-        output_fmt: str = ...,
-        *,
-        intermediates_only: Literal[True],
-    ) -> list[Tensor]: ...
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the final map and the maps of chosen stages.
-
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: Stages to return: a list of at least one, the last n, or None for all.
-            norm: Whether the last stage's map among them is normed.
-            stop_early: Whether to leave out the stages after the last one returned; the final map
-                is then that stage's.
-            output_fmt: Only "NCHW".
-            intermediates_only: Whether to leave out the final map.
-
-        Returns:
-            ``(final, [map, ...])``, or the list alone.
-
-        Raises:
-            ValueError: For another ``output_fmt``, no ``indices``, or images that do not fit.
-        """
-        final, maps = self._intermediates(x, indices, norm, stop_early, output_fmt)
-        return maps if intermediates_only else (final, maps)
-
-    def _intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None,
-        norm: bool,
-        stop_early: bool,
-        output_fmt: str,
-    ) -> tuple[Tensor, list[Any]]:
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        self._check_images(x)
-        count = len(self.stages) - self.first_map
-        chosen, last = feature_take_indices(count, as_list(indices))
-        final, maps = self._run(x, self.first_map + (last + 1 if stop_early else count))
-        maps = maps[self.first_map :]
-        if len(maps) == len(self.feature_info):  # the norm belongs to the last stage built
-            final = self.norm(final)
-            if norm:
-                maps[-1] = self._as_map(final, maps[-1])
-        return final, [maps[i] for i in sorted(set(chosen))]
-
-    def _check_images(self, x: Tensor) -> None:
-        check_images(x, self.in_chans)
-
-    def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[Any]]:
-        """Return the features before the norm after ``count`` stages, and the map of each."""
-        x = self.stem(x)
-        maps: list[Any] = []
-        for i in range(count):
-            x = self.stages[i](x)
-            maps.append(x)
-        return x, maps
-
-    def _as_map(self, features: Tensor, like: Any) -> Any:
-        """Return the map in the normed features, of the size of the map ``like``."""
-        return features
-
-    def prune_intermediate_layers(
-        self,
-        indices: int | Sequence[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> list[int]:
-        """Remove the stages after the last of ``indices``, the norm and the head; return the rest.
-
-        Args:
-            indices: Stages to keep maps of: a list, or the last n.
-            prune_norm: Whether to remove the final norm; it goes anyway with the last stage.
-            prune_head: Whether to remove the classifier; it goes anyway with the last stage.
-
-        Returns:
-            The stages' indices, counted from the first that has a map.
-        """
-        count = len(self.stages) - self.first_map
-        chosen, last = feature_take_indices(count, as_list(indices))
-        shorter = last < count - 1
-        self.stages = self.stages[: self.first_map + last + 1]
-        if shorter:
-            self.num_features = self.feature_info[last]["num_chs"]
-            self.num_prefix_tokens = 0
-        if prune_norm or shorter:
-            self.norm = nn.Identity()
-        if prune_head or shorter:
-            self.reset_classifier(0, "")
-        return chosen
-
-    def get_classifier(self) -> nn.Module:
-        """Return the linear layer that gives the logits."""
-        return self.head.fc
+    def _put_classifier(self, num_classes: int, global_pool: str) -> None:
+        """Put a fresh classifier in place, with its pooling."""
+        raise NotImplementedError
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place.
 
         Args:
-            num_classes: Its size; 0 for none.
-            global_pool: How it pools; as before if None, or the usual way where a classifier comes
-                to a model that did not pool.
+            num_classes: its size; 0 for none.
+            global_pool: how it pools; None for the way before, or for the usual way where a model
+                that did not pool gets a classifier.
 
         Raises:
-            ValueError: For a pooling that the model does not have, or "" with a classifier.
+            ValueError: a pooling that the model does not have, or "" with a classifier.
         """
         check_sizes(self.in_chans, num_classes, self.drop_rate)
-        like = next(self.stem.parameters())
-        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
+        pool: str = self._pooling().pool_type if global_pool is None else global_pool
         if global_pool is None and num_classes and not pool:
             pool = self._usual_pool()
+        check_pool(pool, num_classes, self.pools)
         self.num_classes = num_classes
-        with placed(like.device):
-            self._set_head(num_classes, pool)
-        self.head.to(like.dtype).train(self.training)
-
-    def _set_head(self, num_classes: int, global_pool: str) -> None:
-        check_pool(global_pool, num_classes, self.pools)
-        self.head = self._make_head(num_classes, global_pool)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self._put_classifier(num_classes, pool)
+        self._count_pooled()
 
     def _usual_pool(self) -> str:
+        """Return how the family pools unless told otherwise."""
         return "avg"
 
-    def _make_head(self, num_classes: int, global_pool: str) -> ClassifierHead:
-        return ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=self.drop_rate
-        )
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that weight decay should leave alone."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name.rsplit(".", 1)[-1] in self.not_decayed}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations in the backward pass instead of storing them."""
-        for stage in self.stages.children():
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's patterns for layer-wise learning rates: by stage, or by block."""
-        by_block = [
-            (r"^stages\.(\d+)\.(?:downsample|positions)", (0,)),
-            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.norm", (99999,)),  # timm: to the group before, the last block's
-            (r"^norm", (99999,)),
-        ]
-        by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]
-        return {
-            "stem": r"^(?:stem|stages\.0\.positions)",
-            "blocks": by_stage if coarse else by_block,
-        }
-
-
-def as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    """Return a choice of stages as timm takes it; raise if it is empty."""
-    if indices is None or isinstance(indices, int):
-        return indices
-    if len(indices) == 0:
-        raise ValueError(
-            "indices must name at least one stage, got []; use None for all, or n for the last n"
-        )
-    return list(indices)
-
-
-@torch.fx.wrap  # torch.fx takes it as one node
-def check_images(x: Tensor, in_chans: int) -> None:
-    """Raise unless ``x`` holds images (B, in_chans, H, W) in floating point."""
-    check_map(x, "images")
-    if x.shape[1] != in_chans:
-        raise ValueError(
-            f"images must have in_chans={in_chans} channels, got {x.shape[1]}; build the model "
-            f"with in_chans={x.shape[1]} for these"
-        )
+    def _count_pooled(self) -> None:
+        self.head_hidden_size: int = self.num_features * self._pooling().feat_mult()
 
 
 def check_sizes(in_chans: int, num_classes: int, drop_rate: float) -> None:
-    """Raise unless a model can have these; 0 classes are none."""
+    """Raise unless a model can have these sizes; 0 classes mean no classifier."""
     check_positive("in_chans", in_chans)
     if num_classes != 0:
         check_positive("num_classes (0 for no classifier)", num_classes)
     check_rate("drop_rate", drop_rate)
 
 
-def check_pool(global_pool: str, num_classes: int, pools: Sequence[str] = POOLS) -> None:
-    """Raise unless a model of these poolings can pool so for so many classes."""
+def check_pool(global_pool: str, num_classes: int, pools: Sequence[str]) -> None:
+    """Raise unless ``global_pool`` is one of ``pools`` and fits the number of classes."""
     check_choice("global_pool", global_pool, pools)
     if num_classes and not global_pool:
         raise ValueError(
@@ -349,34 +137,35 @@ def check_pool(global_pool: str, num_classes: int, pools: Sequence[str] = POOLS)
         )
 
 
+def check_output_stride(family: str, output_stride: int, strides: Sequence[int]) -> None:
+    """Raise unless a family has this output stride."""
+    if output_stride in strides:
+        return
+    if len(strides) > 1:
+        *others, last = sorted(strides)
+        listed = f"{', '.join(map(str, others))} or {last}"
+        raise ValueError(f"output_stride must be {listed}, got {output_stride}")
+    raise ValueError(
+        f"{family} has output stride {strides[0]} only, got output_stride={output_stride}; use "
+        "features_only=True for the maps of all stages, or a ResNet, which can be dilated"
+    )
+
+
+def check_stages(config: Any, count: int, *fields: str) -> None:
+    """Raise unless each of these fields of the config has an entry for each stage."""
+    values = [getattr(config, field) for field in fields]
+    if {len(value) for value in values} == {count}:
+        return
+    *others, last = fields
+    subject = f"{', '.join(others)} and {last} must each" if others else f"{last} must"
+    raise ValueError(f"{subject} name {count} stages, got {', '.join(map(str, values))}")
+
+
 @contextmanager
 def placed(device: torch.device | str | None) -> Iterator[None]:
-    """Build modules on a device, for those that take no ``device`` argument themselves."""
+    """Build modules without a ``device`` argument on this device; None for the usual one."""
     if device is None:
         yield
         return
     with torch.device(device):
         yield
-
-
-def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return each block's drop-path rate, by stage: from 0 at the first to ``rate`` at the last."""
-    for depth in depths:
-        check_positive("the depth of a stage", depth)
-    total = sum(depths)
-    rates = iter(rate * i / max(total - 1, 1) for i in range(total))
-    return [[next(rates) for _ in range(depth)] for depth in depths]
-
-
-def named_parameters_called(model: nn.Module, *leaves: str) -> set[str]:
-    """Return the full names of the parameters that have one of these as their last part."""
-    return {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in leaves}
-
-
-def only_stride_32(family: str, output_stride: int) -> None:
-    """Raise for an ``output_stride`` that a family without dilated stages cannot give."""
-    if output_stride != 32:
-        raise ValueError(
-            f"{family} has output stride 32 only, got output_stride={output_stride}; use "
-            "features_only=True for maps at strides 4, 8 and 16, or a ResNet, which can be dilated"
-        )

@@ -1,4 +1,4 @@
-"""What a model costs, and what its paper says: parameters, multiply-adds, published accuracy."""
+"""Parameters and multiply-adds of a model, and the figures of its paper."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ _TABLE = Path(__file__).with_name("papers.csv")
 class PaperRow:
     """One row of a paper's ImageNet-1k results."""
 
-    name: str  # as registered here, or by timm
+    name: str  # registered here, or by timm
     paper: str
-    model: str  # as the paper calls it
+    model: str  # name in the paper
     params_m: float
     macs_g: float
     top1: float
     training: str
-    code_params: int | None  # of the published code, 1,000 classes; None where there is none
+    code_params: int | None  # of the published code, 1,000 classes; None without published code
     source: str
 
 
 def count_parameters(model: nn.Module | str) -> int:
-    """Return the number of learnt values of a model, or of the one of that name.
+    """Return the number of parameters of a model.
 
     Args:
-        model: A module, or a name as `create_model` takes it; the latter allocates nothing.
+        model: a module, or the name of a model, which is built without memory.
     """
     return sum(p.numel() for p in _on_meta(model).parameters())
 
 
 def count_macs(model: nn.Module | str, input_size: tuple[int, ...] | None = None) -> int:
-    """Return the multiply-adds of one image's forward pass.
+    """Return the multiply-adds of the forward pass of one image.
 
-    Half of what `torch.utils.flop_counter` counts with every operator in matrix or convolution
-    form, on the meta device: nothing is computed. Papers write the same number as "FLOPs".
+    The number is half of the count of `torch.utils.flop_counter` with every operator as matrix
+    products or convolutions. The pass runs on the meta device, without arithmetic. Papers call this
+    number "FLOPs".
 
     Args:
-        model: A module, or a name as `create_model` takes it.
-        input_size: (channels, height, width); by default the model's own.
+        model: a module, or the name of a model.
+        input_size: (channels, height, width); by default that of the model's pretrained_cfg.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,7 +63,7 @@ def count_macs(model: nn.Module | str, input_size: tuple[int, ...] | None = None
 
 
 def paper_row(name: str) -> PaperRow | None:
-    """Return what the paper says of a model, by its registered name; None if nothing."""
+    """Return the paper's figures of a model, by its registered name; None if there are none."""
     return next((row for row in paper_rows() if row.name == name), None)
 
 

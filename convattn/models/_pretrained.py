@@ -1,4 +1,4 @@
-"""What timm is told of each model: its input, its names, and that there is nothing to download."""
+"""timm's description of each model: input, names of layers, and no weights to download."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def pretrained_cfg(
     crop_pct: float = 0.875,
     interpolation: str = "bicubic",
 ) -> dict[str, Any]:
-    """Return timm's description of a model whose final map is 1/32 of the image.
+    """Return timm's description of a model whose final map has stride 32.
 
     Args:
-        first_conv: Name of the convolution that sees the image.
-        classifier: Name of the linear layer, or of several.
-        image_size: Side of the square image that the model is meant for.
-        crop_pct: Share of the resized image that is cropped in evaluation.
-        interpolation: How images are resized.
+        first_conv: name of the convolution whose input is the image.
+        classifier: name of the linear layer that gives the logits, or names of several.
+        image_size: side of the square image that the model is made for.
+        crop_pct: share of the resized image that is cropped in evaluation.
+        interpolation: how images are resized.
     """
     return {
         "url": "",
@@ -44,7 +44,7 @@ def pretrained_cfg(
 
 
 def check_weights_exist(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> None:
-    """Raise if weights are asked for and neither the registry nor the caller names a source."""
+    """Raise if weights are required and neither the registry nor the caller names a source."""
     if not pretrained:
         return
     cfg = resolve_pretrained_cfg(

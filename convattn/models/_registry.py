@@ -1,4 +1,4 @@
-"""Models by name: one loop registers a family's variants with timm, two functions look them up."""
+"""Models by name: a family's variants are registered with timm, built and listed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convattn.models._pretrained import check_weights_exist
 
 _NAMES: set[str] = set()
 
-# What timm's builder takes besides the arguments of the model's class.
+# Arguments of timm's builder, besides those of the model's class.
 _BUILDER_ARGUMENTS = (
     "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -45,16 +45,16 @@ def register_family(
 
     Args:
         module: ``__name__`` of the family's file.
-        model_class: Its constructor takes ``config`` and timm's keyword arguments.
-        configs: Variant name to frozen config dataclass, whose fields are keyword arguments too.
-        pretrained_cfgs: Variant name to timm's pretrained_cfg.
-        feature_cfg: What ``features_only=True`` gives, in timm's terms; all maps without its
-            ``out_indices``, and at most its number of last ones.
-        feature_maps: How many maps there are, by the config.
-        checkpoint_filter: Renames the entries of a weight file that timm loads.
+        model_class: the class of the models, a `Backbone`.
+        configs: variant name to frozen config dataclass, whose fields are keyword arguments too.
+        pretrained_cfgs: variant name to timm's pretrained_cfg.
+        feature_cfg: timm's feature_cfg, for ``features_only=True``; its ``out_indices`` is the
+            number of last maps that are returned by default, all if it is missing.
+        feature_maps: number of maps of a config.
+        checkpoint_filter: function that renames the entries of a weight file that timm loads.
     """
     home = sys.modules[module]
-    home.default_cfgs = {  # type: ignore[attr-defined]  # timm looks here
+    home.default_cfgs = {  # type: ignore[attr-defined]  # where timm looks for them
         **getattr(home, "default_cfgs", {}),  # of another class in the same file
         **generate_default_cfgs({name: dict(pretrained_cfgs[name]) for name in configs}),
     }
@@ -77,7 +77,7 @@ def register_family(
             name,
             pretrained,
             pretrained_filter_fn=checkpoint_filter,
-            feature_cfg=dict(feature_cfg),  # timm changes it
+            feature_cfg=dict(feature_cfg),  # a copy: timm changes it
             config=config,
             **arguments,
         )
@@ -92,13 +92,13 @@ def register_family(
 def with_single_paths(
     configs: Mapping[str, Any], field: str, *, conv: str, attn: str
 ) -> dict[str, Any]:
-    """Add to each variant those with one path of its operator alone: ``NAME_conv``, ``NAME_attn``.
+    """Add to each variant two with one path of the operator alone: ``NAME_conv``, ``NAME_attn``.
 
     Args:
-        configs: Variant name to frozen config dataclass.
-        field: The config's field that chooses the paths.
-        conv: Its value for the convolution alone.
-        attn: Its value for the attention alone.
+        configs: variant name to frozen config dataclass.
+        field: field of the config that chooses the paths.
+        conv: value of the field for the convolution alone.
+        attn: value of the field for the attention alone.
     """
     every = dict(configs)
     for name, config in configs.items():
@@ -108,7 +108,7 @@ def with_single_paths(
 
 
 def is_single_path(name: str) -> bool:
-    """Return whether a name is one that `with_single_paths` has added."""
+    """Return whether `with_single_paths` has added this name."""
     return name.endswith(("_conv", "_attn"))
 
 
@@ -119,12 +119,12 @@ def _entrypoint(
         return build(name, pretrained, arguments)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"Build `{name}`; takes what `convattn.create_model` takes."
+    entrypoint.__doc__ = f"Build `{name}`; the arguments are those of `convattn.create_model`."
     return entrypoint
 
 
 def _out_indices(name: str, asked: int | Sequence[int], count: int) -> tuple[int, ...]:
-    """Return the maps asked for in the network's order, in which they come and are described."""
+    """Return the indices of the chosen maps from 0, in the order of the network."""
     named = range(-asked, 0) if isinstance(asked, int) else asked
     if not named or not all(-count <= i < count for i in named):
         raise ValueError(
@@ -138,21 +138,20 @@ def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> 
     """Build a model by name: one of this package's, or any of timm's.
 
     Args:
-        name: As `list_models` prints it.
-        pretrained: Whether to load weights; this package's models have none to download, so
-            they raise. Give ``checkpoint_path=`` for a file, or see `convattn.load_official`.
-        **timm_arguments: Passed to `timm.create_model`: ``num_classes, in_chans, global_pool,
-            drop_rate, drop_path_rate, features_only, out_indices, output_stride`` and more. A
-            name that the model does not take is an error. Maps come in the network's order,
-            whatever that of ``out_indices``.
+        name: a name from `list_models`.
+        pretrained: whether to load weights. There are none to download for this package's models,
+            so they raise; give ``checkpoint_path=`` for a file, or use `convattn.load_official`.
+        **timm_arguments: arguments of `timm.create_model`: ``num_classes, in_chans, global_pool,
+            drop_rate, drop_path_rate, features_only, out_indices, output_stride`` and more. Maps
+            are returned in the order of the network, whatever the order of ``out_indices``.
 
     Returns:
         The model, in training mode, or with ``features_only=True`` timm's feature extractor.
 
     Raises:
-        ValueError: If no model has this name.
-        RuntimeError: If ``pretrained=True`` and there are no weights.
-        TypeError: If the model takes no such argument.
+        ValueError: an unknown name.
+        RuntimeError: ``pretrained=True`` without weights.
+        TypeError: an argument that the model does not have.
     """
     if ":" not in name and "/" not in name and not is_model(name.split(".", 1)[0]):
         raise ValueError(_unknown(name))
@@ -160,19 +159,16 @@ def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> 
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of this package's models that match a shell-style pattern, sorted.
+    """Return the sorted names of this package's models that match a shell-style pattern.
 
     Args:
-        pattern: For example ``"glnet*"`` or ``"*nano*"``.
-
-    Returns:
-        The names; empty if none matches.
+        pattern: for example ``"glnet*"`` or ``"*nano*"``.
     """
     return sorted(fnmatch.filter(_NAMES, pattern))
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, timm.list_models(), n=1)  # ours are among them
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)  # which has ours too
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return (
         f"unknown model {name!r}{hint} convattn.list_models() lists this package's models, "

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from timm.layers import trunc_normal_
 from torch import nn
 
 from convattn.layers.acmix.acmix import ACmix
 
 
+def start_narrow(model: nn.Module) -> None:
+    """Start every linear layer and convolution at a narrow normal, its bias at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            _start(module)
+
+
 def start_transformer(model: nn.Module) -> None:
     """Start linear layers and 1x1 convolutions at a narrow normal, their biases at zero.
 
-    Other convolutions, and the convolution path of ACmix, start as they do alone.
+    Other convolutions start as in torch, the convolution path of ACmix as in ACmix alone.
     """
-    model.apply(start_linear)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) or _is_pointwise(module):
+            _start(module)
     for module in model.modules():
         if isinstance(module, ACmix):
             if module.fc is not None:
@@ -21,12 +32,13 @@ def start_transformer(model: nn.Module) -> None:
             module.reset_parameters()
 
 
-def start_linear(module: nn.Module) -> None:
-    """Start the module at a narrow normal if it is a linear layer or a 1x1 convolution."""
-    # On the meta device there is nothing to fill, and not filling it is quick.
-    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
+def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+
+
+def _start(layer: nn.Linear | nn.Conv2d) -> None:
+    if layer.weight.is_meta:  # nothing to fill, and timm's function is slow even so
         return
-    if isinstance(module, nn.Linear) or module.kernel_size == (1, 1):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from convattn.checks import check_positive, check_rate
+from convattn.checks import check_positive
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import GlobalAttention
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._backbone import check_sizes, drop_path_rates, placed
 from convattn.models._class_token import (
     NORM_EPS,
     PositionEmbedding,
@@ -20,25 +19,26 @@ from convattn.models._class_token import (
     TokenPyramid,
     TokenStage,
 )
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 
 PATCH = 16
 
 
 @dataclass(frozen=True)
 class DeiTConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dim: int  # channels
     num_heads: int
     depth: int = 12  # blocks
     mlp_ratio: float = 4.0
-    mix: str = "learned"  # of ACmix, as the next two
-    shift: str = "learned"
-    kernel_size: int = 3
-    img_size: int = 224  # side of the image that the position embedding is made for
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
+    img_size: int = 224  # side of the images that the position embedding is made for
     drop_path_rate: float = 0.1
 
 
@@ -55,87 +55,65 @@ VARIANTS: dict[str, DeiTConfig] = with_single_paths(
 
 
 class DeiT(TokenPyramid):
-    """Vision transformer whose blocks mix by ACmix with global attention.
+    """Vision transformer whose blocks have ACmix with global attention.
 
-    ``logits = Linear(LN(blocks([c; patches(x)] + e))_0)``, c the class token, e the positions. With
-    ``mix="attention"`` it is DeiT.
+    ``logits = Linear(LN(blocks([c; patches(x)] + e))_0)``, with class token c and positions e.
+    ``mix="attention"`` gives DeiT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
     map row by row; ``forward_intermediates`` and ``features_only`` give the map after each block,
     all at stride 16 (of ``features_only`` the last three by default), without the token. With
-    ``mix="convolution"`` no token could see anything: the model has none, and pools its map, which
+    ``mix="convolution"`` a token would have no effect: the model has none, and pools its map, which
     ``forward_features`` returns.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: What the classifier sees: "token", or timm's "avg", "max", "avgmax" or
-            "catavgmax" over the positions, or "" for the sequence itself; None for "token" where
-            there is one, else "avg".
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes or names that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556), "Generalization to Other Attention Modes", in DeiT (arXiv
     2012.12877). The paper trains no such model: the fully connected layer has a bias and alpha
     multiplies the attention after its output projection, as in the published Swin-ACmix; the class
-    token takes part in the attention alone. Rows and columns that do not fill a patch are not seen;
-    for other sizes the positions are interpolated, bicubic with antialiasing, as timm does.
+    token takes part in the attention alone. Rows and columns that do not fill a patch are ignored;
+    for other sizes the positions are interpolated, bicubic with antialiasing, as in timm.
     """
 
-    def __init__(
-        self,
-        config: DeiTConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str | None = None,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        with placed(device):
-            super().__init__(
-                class_token=_has_class_token(config),
-                stem=nn.Conv2d(in_chans, config.embed_dim, PATCH, stride=PATCH),
-                stages=_stages(config),
-                norm=LayerNorm2d(config.embed_dim, eps=NORM_EPS),
-                widths=[config.embed_dim] * config.depth,
-                reductions=[PATCH] * config.depth,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.init_weights()
-        self.to(dtype=dtype)
+    output_strides = (PATCH,)
+
+    @staticmethod
+    def check(config: DeiTConfig) -> None:
+        """Raise unless the sizes fit."""
+        for name in ("embed_dim", "depth", "img_size"):
+            check_positive(name, getattr(config, name))
+        if config.img_size < PATCH:
+            raise ValueError(f"img_size must be at least {PATCH}, got {config.img_size}")
+
+    def parts(self, config: DeiTConfig) -> Parts:
+        """Return a stage for each block, so that timm finds a map after each."""
+        dim, depth = config.embed_dim, config.depth
+        return Parts(
+            stem=nn.Conv2d(self.in_chans, dim, PATCH, stride=PATCH),
+            stage=partial(_stage, config),
+            norm=LayerNorm2d(dim, eps=NORM_EPS),
+            widths=[dim] * depth,
+            depths=[1] * depth,
+            reductions=[PATCH] * depth,
+            num_prefix_tokens=int(_has_class_token(config)),
+        )
 
 
 def _has_class_token(config: DeiTConfig) -> bool:
     return config.mix != "convolution"
 
 
-def _stages(config: DeiTConfig) -> list[TokenStage]:
-    """Return a stage for each block, so that timm sees a map after each."""
+def _stage(config: DeiTConfig, index: int, drop_path: list[float]) -> TokenStage:
     side = config.img_size // PATCH
-    positions = PositionEmbedding(
-        config.embed_dim,
-        (side, side),
-        class_token=_has_class_token(config),
-        interpolation="bicubic",
-    )
-    (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))
-    return [
-        TokenStage(nn.Identity(), positions if i == 0 else None, [_block(config, drop_path)])
-        for i, drop_path in enumerate(rates)
-    ]
+    positions = None
+    if index == 0:
+        positions = PositionEmbedding(
+            config.embed_dim,
+            (side, side),
+            class_token=_has_class_token(config),
+            interpolation="bicubic",
+        )
+    return TokenStage(nn.Identity(), positions, [_block(config, rate) for rate in drop_path])
 
 
 def _block(config: DeiTConfig, drop_path: float) -> TokenBlock:
@@ -149,14 +127,6 @@ def _block(config: DeiTConfig, drop_path: float) -> TokenBlock:
         fc_bias=True,
     )
     return TokenBlock(dim, mixer, mlp_ratio=config.mlp_ratio, drop_path=drop_path)
-
-
-def _check(config: DeiTConfig) -> None:
-    check_rate("drop_path_rate", config.drop_path_rate)
-    for name in ("embed_dim", "depth", "img_size"):
-        check_positive(name, getattr(config, name))
-    if config.img_size < PATCH:
-        raise ValueError(f"img_size must be at least {PATCH}, got {config.img_size}")
 
 
 def _cfg(config: DeiTConfig) -> dict[str, Any]:

@@ -1,37 +1,30 @@
 """GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429).
 
 ``NAME_conv`` and ``NAME_attn`` are its ablations: GLMix blocks with the local or the global branch
-alone. The attention blocks of the "hybrid" and "mha" stages stay what they are.
+alone. The attention blocks of the "hybrid" and "mha" stages do not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
-from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.checks import check_choice, check_rate
+from convattn.checks import check_choice
 from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.foldable import attachment, replaced_methods
 from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
-from convattn.models._backbone import (
-    Pyramid,
-    Stage,
-    check_sizes,
-    drop_path_rates,
-    named_parameters_called,
-    only_stride_32,
-    placed,
-)
-from convattn.models._official import Renames, add_names, checkpoint_filter
+from convattn.models._backbone import check_stages
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models._start import start_narrow
+from convattn.models.official import Renames, add_names, checkpoint_filter
 
 BLOCKS = ("glmix", "hybrid", "mha")
 STEMS = ("conv", "patch")
@@ -39,12 +32,12 @@ STEMS = ("conv", "patch")
 
 @dataclass(frozen=True)
 class GLNetConfig:
-    """Everything that tells one GLNet from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...]  # channels of the stages
     depths: tuple[int, ...]  # blocks of the stages
-    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # their kinds
-    stem: str = "conv"  # "conv" 3x3 convolutions with norms, "patch" convolutions without overlap
+    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # kind of the stages' blocks
+    stem: str = "conv"  # 3x3 convolutions with norms; or "patch", convolutions without overlap
     pos_embed: bool = True  # depth-wise 3x3 position embedding in each block
     mlp_ratio: float = 3.0
     mlp_dwconv: bool = True  # depth-wise 3x3 convolution in each FFN
@@ -56,7 +49,7 @@ class GLNetConfig:
     kernel_size: int = 5  # of the local branch
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
-    token_labelling: bool = False  # a second classifier on every position
+    token_labelling: bool = False  # whether a second classifier works on every position
 
 
 _STL = GLNetConfig(
@@ -92,68 +85,46 @@ class GLNet(Pyramid):
     """Convolutions on pixels beside attention on a few slots, in a pyramid of four stages.
 
     ``logits = Linear(mean(BN(stages(stem(x)))))``; with token labelling
-    ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and evaluation alike, so
-    that every parameter has a gradient under any loss; `forward_token_labels` gives the two apart.
+    ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and in evaluation, so
+    that every parameter has a gradient; `forward_token_labels` returns the two terms.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     GLMix (NeurIPS 2024, arXiv 2411.14429). Departures from the published code: ``num_features`` is
-    a number, the temperatures have shape (1,), any input size from 32 pixels is taken.
+    a number, the temperatures have shape (1,), images may have any size from 32 pixels.
     """
 
-    def __init__(
-        self,
-        config: GLNetConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("GLNet", output_stride)
-        widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                stem=_stem(config, in_chans),
-                stages=_stages(config),
-                norm=nn.BatchNorm2d(widths[-1]),
-                widths=widths,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-            self.config = config
-            self.token_head = self._token_head(num_classes)
-        self.folded = False
-        self.init_weights()
-        self.to(dtype=dtype)
+    not_decayed = ("slots", "slot_scale")
+    folded = False  # whether `forward` norms the mean instead of the map
 
-    def init_weights(self) -> None:
+    @staticmethod
+    def check(config: GLNetConfig) -> None:
+        """Raise unless the sizes and names fit."""
+        check_choice("stem", config.stem, STEMS)
+        for kind in config.blocks:
+            check_choice("block", kind, BLOCKS)
+        check_stages(config, 4, "embed_dims", "depths", "blocks")
+
+    def parts(self, config: GLNetConfig) -> Parts:
+        """Return the parts of the pyramid."""
+        widths = config.embed_dims
+        return Parts(
+            stem=_stem(config, self.in_chans),
+            stage=partial(_stage, config),
+            norm=nn.BatchNorm2d(widths[-1]),
+            widths=widths,
+            depths=config.depths,
+        )
+
+    def start(self, module: nn.Module) -> None:
         """Start every convolution and linear layer at a narrow normal, its bias at zero."""
-        self.apply(_start)
+        start_narrow(module)
 
     def reparameterize(self) -> None:
-        """Fold the norms of the stem into its convolutions; norm the mean, not the map.
+        """Fold the norms of the stem into its convolutions, and norm the mean instead of the map.
 
-        The mean of a normed map is the norm of its mean, so that ``forward`` needs no pass over
-        the map. What ``forward_features`` and `forward_intermediates` give is as before.
+        The mean of a normed map is the norm of its mean, so that ``forward`` norms one pixel.
+        ``forward_features`` and `forward_intermediates` return normed maps as before.
         """
         super().reparameterize()
         affine = channel_affine(self.norm)
@@ -164,18 +135,18 @@ class GLNet(Pyramid):
             changed = not plain or replaced_methods(self) or any(map(attachment, pools))
             self.folded = not changed
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""
         means = self.head.global_pool.pool_type == "avg" and self.token_head is None
-        if self.folded and means:
-            self._check_images(x)
-            x = self.stages(self.stem(x)).mean((2, 3), keepdim=True)
-            return self.forward_head(self.norm(x))  # the mean of one pixel is that pixel
-        else:  # noqa: RET505  # TorchScript compiles what follows a return
-            return self.forward_head(self.forward_features(x))
+        if not (self.folded and means):
+            return super().forward(x)
+        self._check_images(x)
+        x = self.stages(self.stem(x)).mean((2, 3), keepdim=True)
+        return self.forward_head(self.norm(x))  # the mean of one pixel is that pixel
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits (B, num_classes) of a normed map, or what the classifier would see."""
-        logits = self.head(x, pre_logits=pre_logits)  # TorchScript knows no super()
+        """Return the logits (B, num_classes) of a normed map, or the input of the classifier."""
+        logits = super().forward_head(x, pre_logits=pre_logits)
         if self.token_head is not None and not pre_logits:
             logits = logits + 0.5 * self._position_logits(x).amax((2, 3))
         return logits
@@ -183,19 +154,19 @@ class GLNet(Pyramid):
     def forward_token_labels(
         self, x: Tensor, box: tuple[int, int, int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what the token-labelling loss needs: the image's logits and each position's.
+        """Return the logits of the images and of each position, for the token-labelling loss.
 
         Args:
-            x: Images (B, in_chans, H, W).
-            box: Mix-token: (top, left, bottom, right), ends excluded, on the final grid. There the
-                stem's output is taken from the batch in reverse order, and the position logits are
-                put back in their place.
+            x: images (B, in_chans, H, W).
+            box: MixToken: (top, left, bottom, right), ends excluded, on the final grid. Within the
+                box the output of the stem comes from the batch in reverse order; the position
+                logits are swapped back.
 
         Returns:
             Logits (B, num_classes) of the mixed images; position logits (B, num_classes, h, w).
 
         Raises:
-            ValueError: If the model has no position head, or the box is not on the final grid.
+            ValueError: a model without a position head, or a box beyond the final grid.
         """
         if self.token_head is None:
             raise ValueError("this model has no position head; build it with token_labelling=True")
@@ -210,10 +181,10 @@ class GLNet(Pyramid):
         return super().forward_head(x), positions
 
     def set_slot_grid(self, grid: tuple[int, int]) -> None:
-        """Pool the slots of every block on another grid (rows, columns), trained or not.
+        """Pool the slots of every block on another grid (rows, columns).
 
         Raises:
-            ValueError: If the model has no pooled slots.
+            ValueError: a model without pooled slots.
         """
         mixers = [m for m in self.modules() if isinstance(m, GLMix) and m.slot_grid is not None]
         if not mixers:
@@ -221,36 +192,17 @@ class GLNet(Pyramid):
         for mixer in mixers:
             mixer.slot_grid = grid
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put fresh classifiers in place; see `Pyramid.reset_classifier`."""
-        super().reset_classifier(num_classes, global_pool)
-        like = next(self.stem.parameters())
-        with placed(like.device):
-            head = self._token_head(num_classes)
-        self.token_head = head if head is None else head.to(like.dtype).train(self.training)
-        for classifier in (self.head, self.token_head):
-            if classifier is not None:
-                classifier.apply(_start)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the slots and temperatures, which are no weights of a map."""
-        return named_parameters_called(self, "slots", "slot_scale")
-
-    def _token_head(self, num_classes: int) -> nn.Linear | None:
+    def _set_head(self, num_classes: int, global_pool: str) -> None:
+        super()._set_head(num_classes, global_pool)
         wanted = self.config.token_labelling and num_classes > 0
-        return nn.Linear(self.num_features, num_classes) if wanted else None
+        self.token_head = nn.Linear(self.num_features, num_classes) if wanted else None
+
+    def _heads(self) -> list[nn.Module]:
+        return [head for head in (self.head, self.token_head) if head is not None]
 
     def _position_logits(self, x: Tensor) -> Tensor:
         assert self.token_head is not None
         return self.token_head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _start(module: nn.Module) -> None:
-    # On the meta device there is nothing to fill, and not filling it is quick.
-    if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_meta:
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _stem(config: GLNetConfig, in_chans: int) -> nn.Module:
@@ -274,16 +226,10 @@ def _transition(config: GLNetConfig, width: int, next_width: int) -> nn.Module:
     )
 
 
-def _stages(config: GLNetConfig) -> list[Stage]:
-    widths = config.embed_dims
-    rates = drop_path_rates(config.drop_path_rate, config.depths)
-    stages = []
-    for i, (width, kind) in enumerate(zip(widths, config.blocks, strict=True)):
-        down = _transition(config, widths[i - 1], width) if i else nn.Identity()
-        stages.append(
-            Stage(down, [_block(config, kind, width, j, r) for j, r in enumerate(rates[i])])
-        )
-    return stages
+def _stage(config: GLNetConfig, index: int, drop_path: list[float]) -> Stage:
+    width, kind = config.embed_dims[index], config.blocks[index]
+    down = _transition(config, config.embed_dims[index - 1], width) if index else nn.Identity()
+    return Stage(down, [_block(config, kind, width, j, rate) for j, rate in enumerate(drop_path)])
 
 
 def _block(
@@ -310,19 +256,6 @@ def _block(
     )
 
 
-def _check(config: GLNetConfig) -> None:
-    check_choice("stem", config.stem, STEMS)
-    check_rate("drop_path_rate", config.drop_path_rate)
-    for kind in config.blocks:
-        check_choice("block", kind, BLOCKS)
-    lengths = [len(config.embed_dims), len(config.depths), len(config.blocks)]
-    if lengths != [4, 4, 4]:
-        raise ValueError(
-            f"embed_dims, depths and blocks must each name 4 stages, got {config.embed_dims}, "
-            f"{config.depths}, {config.blocks}"
-        )
-
-
 def _check_box(box: tuple[int, int, int, int], size: Sequence[int]) -> None:
     top, left, bottom, right = box
     if not (0 <= top <= bottom <= size[0] and 0 <= left <= right <= size[1]):
@@ -332,7 +265,7 @@ def _check_box(box: tuple[int, int, int, int], size: Sequence[int]) -> None:
 
 
 def _swap(x: Tensor, box: tuple[int, int, int, int], scale: int = 1) -> Tensor:
-    """Take the box of each map from the batch in reverse order."""
+    """Replace the box of each map by the box of the batch in reverse order."""
     top, left, bottom, right = (scale * side for side in box)
     mixed = x.clone()
     mixed[..., top:bottom, left:right] = x.flip(0)[..., top:bottom, left:right]
@@ -345,7 +278,7 @@ def _cfg(name: str, config: GLNetConfig) -> dict[str, Any]:
     return pretrained_cfg(first_conv="stem.0", classifier=heads, image_size=size)
 
 
-_CONV_STEM = {1: 0, 2: 1, 4: 3, 5: 4}  # the published stem begins with a module without weights
+_CONV_STEM = {1: 0, 2: 1, 4: 3, 5: 4}  # the first module of the published stem has no weights
 _PATCH_STEM = {0: 0, 1: 1}
 
 
@@ -361,7 +294,7 @@ def _published_names(model: nn.Module) -> Renames:
 
 
 for _block_class in (GLMixBlock, AttentionBlock):
-    register_notrace_module(_block_class)  # they look at sizes: torch.fx takes them as one node
+    register_notrace_module(_block_class)  # they look at sizes: torch.fx makes each one node
 add_names(GLNet, _published_names)
 register_family(
     __name__,

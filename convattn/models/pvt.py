@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from convattn.checks import check_positive, check_rate
+from convattn.checks import check_positive
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import SpatialReductionAttention
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._backbone import check_sizes, drop_path_rates, only_stride_32, placed
+from convattn.models._backbone import check_stages
 from convattn.models._class_token import (
     NORM_EPS,
     PositionEmbedding,
@@ -20,27 +20,28 @@ from convattn.models._class_token import (
     TokenPyramid,
     TokenStage,
 )
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 
 PATCHES = (4, 2, 2, 2)  # kernel and stride of the stages' patch embeddings
-EMBED_NORM_EPS = 1e-5  # PVT gives its own epsilon to the norms of blocks and of the end alone
+EMBED_NORM_EPS = 1e-5  # of the norms in patch embeddings; PVT's other norms have NORM_EPS
 
 
 @dataclass(frozen=True)
 class PVTConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
     embed_dims: tuple[int, ...] = (64, 128, 320, 512)  # their channels
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)
     reductions: tuple[int, ...] = (8, 4, 2, 1)  # of the map that keys and values come from
-    mix: str = "learned"  # of ACmix, as the next two
-    shift: str = "learned"
-    kernel_size: int = 3
-    img_size: int = 224  # side of the image that the position embeddings are made for
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
+    img_size: int = 224  # side of the images that the position embeddings are made for
     drop_path_rate: float = 0.1
 
 
@@ -62,70 +63,46 @@ VARIANTS: dict[str, PVTConfig] = {
 
 
 class PVT(TokenPyramid):
-    """Pyramid of transformer blocks, by attention to a reduced map or by ACmix with it.
+    """Pyramid of transformer blocks with attention to a reduced map, or with ACmix around it.
 
     ``logits = Linear(LN(stages(stem(x)))_0)``: a class token joins in the last stage, and the
-    classifier sees it alone. With ``mix="attention"`` it is PVT.
+    classifier reads the token alone. ``mix="attention"`` gives PVT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
     last map row by row; ``forward_intermediates`` and ``features_only`` give the maps at strides
-    4, 8, 16 and 32, without the token. With ``mix="convolution"`` no token could see anything: the
+    4, 8, 16 and 32, without the token. With ``mix="convolution"`` a token would have no effect: the
     model has none, and pools its last map, which ``forward_features`` returns.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: What the classifier sees: "token", or timm's "avg", "max", "avgmax" or
-            "catavgmax" over the positions, or "" for the sequence itself; None for "token" where
-            there is one, else "avg".
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     PVT v1 (arXiv 2102.12122), section 3; ACmix (CVPR 2022, arXiv 2111.14556). As in PVT, rows and
-    columns that do not fill a patch are not seen. PVT-ACmix was not published as code. Our choice:
-    q has the resolution of the map, k and v that of the reduced one, repeated to the map's for the
-    convolution path; its fully connected layer has a bias, and alpha multiplies the attention after
-    its output projection, as in the published Swin-ACmix; the class token takes part in the
-    attention alone.
+    columns that do not fill a patch are ignored. The code of PVT-ACmix is not published. Our
+    choice: q has the resolution of the map, k and v that of the reduced map, and are repeated to
+    the size of the map for the convolution path; the fully connected layer has a bias, and alpha
+    multiplies the attention after its output projection, as in the published Swin-ACmix; the class
+    token takes part in the attention alone.
     """
 
-    def __init__(
-        self,
-        config: PVTConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str | None = None,
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("PVT", output_stride)
+    @staticmethod
+    def check(config: PVTConfig) -> None:
+        """Raise unless the sizes fit."""
+        check_positive("img_size", config.img_size)
+        if config.img_size < 32:
+            raise ValueError(f"img_size must be at least 32, got {config.img_size}")
+        for name in ("depths", "embed_dims", "num_heads", "mlp_ratios", "reductions"):
+            check_stages(config, len(PATCHES), name)
+
+    def parts(self, config: PVTConfig) -> Parts:
+        """Return the parts, with position embeddings in each stage and a token in the last."""
         widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                class_token=_has_class_token(config),
-                stem=_patch_embed(in_chans, widths[0], PATCHES[0]),
-                stages=[_stage(config, i) for i in range(len(PATCHES))],
-                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
-                widths=widths,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.init_weights()
-        self.to(dtype=dtype)
+        return Parts(
+            stem=_patch_embed(self.in_chans, widths[0], PATCHES[0]),
+            stage=partial(_stage, config),
+            norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+            widths=widths,
+            depths=config.depths,
+            num_prefix_tokens=int(_has_class_token(config)),
+        )
 
 
 def _has_class_token(config: PVTConfig) -> bool:
@@ -138,7 +115,7 @@ def _patch_embed(in_chans: int, dim: int, patch: int) -> nn.Module:
     )
 
 
-def _stage(config: PVTConfig, index: int) -> TokenStage:
+def _stage(config: PVTConfig, index: int, drop_path: list[float]) -> TokenStage:
     dim = config.embed_dims[index]
     last = index == len(PATCHES) - 1
     side = _grids(config)[index]
@@ -151,12 +128,9 @@ def _stage(config: PVTConfig, index: int) -> TokenStage:
         class_token=last and _has_class_token(config),
         interpolation="bilinear",
     )
-    rates = drop_path_rates(config.drop_path_rate, config.depths)[index]
     blocks = [
-        TokenBlock(
-            dim, _mixer(config, index), mlp_ratio=config.mlp_ratios[index], drop_path=drop_path
-        )
-        for drop_path in rates
+        TokenBlock(dim, _mixer(config, index), mlp_ratio=config.mlp_ratios[index], drop_path=rate)
+        for rate in drop_path
     ]
     return TokenStage(down, positions, blocks)
 
@@ -177,21 +151,11 @@ def _mixer(config: PVTConfig, index: int) -> ACmix:
 
 
 def _grids(config: PVTConfig) -> list[int]:
-    """Return the side of each stage's map of the image that the positions are made for."""
+    """Return the side of each stage's map, for an image of ``img_size``."""
     sides = [config.img_size]
     for patch in PATCHES:
         sides.append(sides[-1] // patch)
     return sides[1:]
-
-
-def _check(config: PVTConfig) -> None:
-    check_rate("drop_path_rate", config.drop_path_rate)
-    check_positive("img_size", config.img_size)
-    if config.img_size < 32:
-        raise ValueError(f"img_size must be at least 32, got {config.img_size}")
-    for name in ("depths", "embed_dims", "num_heads", "mlp_ratios", "reductions"):
-        if len(getattr(config, name)) != len(PATCHES):
-            raise ValueError(f"{name} must name {len(PATCHES)} stages, got {getattr(config, name)}")
 
 
 def _cfg(name: str, config: PVTConfig) -> dict[str, Any]:

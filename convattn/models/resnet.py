@@ -1,4 +1,4 @@
-"""ResNets with an operator in place of the 3x3 convolutions: none, ACmix, or X-volution."""
+"""ResNets with ACmix or X-volution in place of 3x3 convolutions, and the plain baselines."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from convattn.checks import check_choice, check_rate
+from convattn.checks import check_choice
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.foldable import may_fold, may_fold_inside
 from convattn.layers.folding import fold_norm, fold_pair, fold_sequence, left_of
 from convattn.layers.xvolution import XVolution
-from convattn.models._backbone import (
-    as_list,
-    check_pool,
-    check_sizes,
-    named_parameters_called,
-    placed,
-)
-from convattn.models._official import checkpoint_filter
+from convattn.models._backbone import Backbone, check_pool, check_stages
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import as_list
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import checkpoint_filter
 
 
 class FoldingBasicBlock(BasicBlock):
-    """timm's block, whose norms go into the layers before them at deployment."""
+    """timm's basic block; `reparameterize` folds its norms into the layers before them."""
 
     def reparameterize(self) -> None:
         """Fold both norms, and that of the shortcut, exactly and for good."""
@@ -38,14 +32,14 @@ class FoldingBasicBlock(BasicBlock):
 
 
 class FoldingBottleneck(Bottleneck):
-    """timm's block, whose norms go into the layers before them at deployment."""
+    """timm's bottleneck; `reparameterize` folds its norms into the layers before them."""
 
     def reparameterize(self) -> None:
         """Fold the three norms, and that of the shortcut, exactly and for good."""
         _fold_norms(self)
 
 
-# Each block, and which of its convolutions and norms an operator takes the place of: the first 3x3.
+# Each block, and its first 3x3 convolution and norm, which an operator replaces.
 BLOCKS = {
     "bottleneck": (FoldingBottleneck, "conv2", "bn2"),
     "basic": (FoldingBasicBlock, "conv1", "bn1"),
@@ -54,21 +48,22 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     layers: tuple[int, ...]  # blocks of the stages
     channels: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions
     block: str = "bottleneck"  # or "basic"
     stem_width: int = 0  # of three 3x3 convolutions ending in twice that; 0 for one 7x7 to 64
     drop_path_rate: float = 0.0
+    zero_init_last: bool = True  # whether each block starts as the identity
 
 
 @dataclass(frozen=True)
 class ACmixResNetConfig(ResNetConfig):
-    """A ResNet, and the arguments of its `ACmix`, None where the attention takes no such thing."""
+    """A ResNet, and the arguments of its `ACmix`."""
 
-    num_heads: int | None = None  # None for 4, where the attention has heads
-    window_size: int | None = None  # None for 7, where it has windows
+    num_heads: int | None = None  # None for 4, or for an attention without heads
+    window_size: int | None = None  # None for 7, or for an attention without windows
     kernel_size: int = 3
     attention: str = "sliding_window"
     mix: str = "learned"
@@ -82,7 +77,7 @@ class XVolutionResNetConfig(ResNetConfig):
     stages: int | tuple[int, ...] = (3,)  # counted from 1
     attention: str = "pssa"  # or "sa"
     num_heads: int = 4
-    distance: int | None = None  # between the pixels that "pssa" sees; None for the dilation
+    distance: int | None = None  # between the pixels of a window of "pssa"; None for the dilation
     weighting: bool = True
 
 
@@ -113,68 +108,48 @@ XVOLUTIONS: dict[str, XVolutionResNetConfig] = {
 }
 
 
-class BaselineResNet(ResNet):
-    """timm's ResNet of the papers' sizes, with plain convolutions: what the others are compared to.
+class BaselineResNet(Backbone, ResNet):
+    """timm's ResNet in the sizes of the papers, with plain convolutions: the baseline.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: 8, 16 or 32; where a stage keeps its resolution, its 3x3 convolutions, and
-            what stands in their place, are dilated instead.
-        drop_rate: Dropout before the classifier.
-        zero_init_last: Whether each block starts as the identity.
-        device: Where to build the parameters.
-        dtype: Their type.
+    Arguments and errors are those of `Backbone`.
 
-    Raises:
-        ValueError: For sizes or names that do not fit.
-
-    Deep residual learning (CVPR 2016, arXiv 1512.03385), with the stride in the 3x3 convolution as
-    torchvision has it. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``. The
-    features are the four stages' maps, numbered from 0 as in every family; timm's ResNets count the
-    stem's as well.
+    Deep residual learning (CVPR 2016, arXiv 1512.03385), with the stride in the 3x3 convolution, as
+    in torchvision. The state dict of ``baseline_resnet50`` is that of timm's ``resnet50``. The
+    features are the maps of the four stages, numbered from 0 as in every family; timm's ResNets
+    count the map of the stem as well.
     """
 
-    def __init__(
-        self,
-        config: ResNetConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        zero_init_last: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config, output_stride)
-        check_sizes(in_chans, num_classes, drop_rate)
-        check_pool(global_pool, num_classes)
-        self._config = config
-        with placed(device):
-            super().__init__(
-                BLOCKS[config.block][0],  # type: ignore[arg-type]  # the class, not an instance
-                config.layers,
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                output_stride=output_stride,
-                channels=config.channels,
-                drop_rate=drop_rate,
-                drop_path_rate=config.drop_path_rate,
-                zero_init_last=zero_init_last,
-                stem_type="deep" if config.stem_width else "",
-                stem_width=config.stem_width or 64,
-            )
-            if self.put_operators():
-                self.init_weights(zero_init_last)
-        self._count_pooled()
-        self.in_chans = in_chans
-        self.feature_info = self.feature_info[1:]  # without the stem's
-        self.to(dtype=dtype)
+    output_strides = (32, 16, 8)
+    not_decayed = ("alpha", "beta")
+
+    @staticmethod
+    def check(config: ResNetConfig) -> None:
+        """Raise unless the sizes and names fit."""
+        check_choice("block", config.block, BLOCKS)
+        check_stages(config, 4, "layers", "channels")
+
+    def build(self, config: ResNetConfig, global_pool: str | None, output_stride: int) -> None:
+        """Build timm's ResNet, put the family's operators in it, and start the weights."""
+        pool = self._usual_pool() if global_pool is None else global_pool
+        check_pool(pool, self.num_classes, self.pools)
+        ResNet.__init__(
+            self,
+            BLOCKS[config.block][0],  # type: ignore[arg-type]  # the class, not an instance
+            config.layers,
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            global_pool=pool,
+            output_stride=output_stride,
+            channels=config.channels,
+            drop_rate=self.drop_rate,
+            drop_path_rate=config.drop_path_rate,
+            zero_init_last=config.zero_init_last,
+            stem_type="deep" if config.stem_width else "",
+            stem_width=config.stem_width or 64,
+        )
+        if self.put_operators(config):
+            self.init_weights(config.zero_init_last)
+        self.feature_info = self.feature_info[1:]  # without the map of the stem
 
     def forward_intermediates(
         self,
@@ -200,31 +175,20 @@ class BaselineResNet(ResNet):
         taken = super().prune_intermediate_layers(_after_the_stem(indices), prune_norm, prune_head)
         chosen = [i - 1 for i in taken]
         if max(chosen) < 3:
-            self.num_features = self.head_hidden_size = self.feature_info[max(chosen)]["num_chs"]
+            self.num_features = self.feature_info[max(chosen)]["num_chs"]
+            self._count_pooled()
         return chosen
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
-        check_sizes(self.in_chans, num_classes, self.drop_rate)
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        if global_pool is None and num_classes and not pool:
-            pool = "avg"
-        check_pool(pool, num_classes)
-        super().reset_classifier(num_classes, pool)
-        self._count_pooled()
+    def _pooling(self) -> Any:
+        return self.global_pool
 
-    def _count_pooled(self) -> None:
-        """Set the width of pooled features, which timm before 1.0.31 forgets for two pools."""
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of ACmix's alpha and beta, which should not shrink."""
-        return named_parameters_called(self, "alpha", "beta")
+    def _put_classifier(self, num_classes: int, global_pool: str) -> None:
+        ResNet.reset_classifier(self, num_classes, global_pool)
 
     def reparameterize(self) -> None:
         """Fold the norms of the stem into its convolutions, exactly and for good.
 
-        The blocks do so with theirs, so that no batch norm is left.
+        The blocks fold theirs, so that no batch norm is left.
         """
         last: nn.Module = self.conv1
         if isinstance(last, nn.Sequential):
@@ -235,8 +199,8 @@ class BaselineResNet(ResNet):
         if may_fold_inside(self, self.bn1) and fold_norm(last, self.bn1):
             self.bn1 = left_of(self.bn1)
 
-    def put_operators(self) -> bool:
-        """Put the family's operator in place of convolutions, and return whether there is one."""
+    def put_operators(self, config: Any) -> bool:
+        """Put the family's operator in place of convolutions, and return whether it has one."""
         return False
 
     def stage_blocks(self, *stages: int) -> Iterator[nn.Module]:
@@ -246,19 +210,17 @@ class BaselineResNet(ResNet):
 
 
 class ACmixResNet(BaselineResNet):
-    """The ResNet whose 3x3 convolution is ACmix of the same stride and dilation, in all blocks.
+    """A ResNet with ACmix, of the same stride and dilation, for the 3x3 convolution of all blocks.
 
-    Arguments and errors are those of `BaselineResNet`.
+    Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556). Departures from the published code: the group convolution
     keeps its start at the shifts, which the published model overwrites; the dilation is used; the
-    last norm of a block starts at zero, as timm's ResNets do.
+    last norm of a block starts at zero, as in timm's ResNets.
     """
 
-    def put_operators(self) -> bool:
+    def put_operators(self, config: ACmixResNetConfig) -> bool:
         """Put ACmix in place of the first 3x3 convolution of every block."""
-        config = self._config
-        assert isinstance(config, ACmixResNetConfig)
         name = BLOCKS[config.block][1]
         for block in self.stage_blocks(1, 2, 3, 4):
             conv = _conv_of(block, name)
@@ -286,25 +248,23 @@ class ACmixResNet(BaselineResNet):
 
 
 class XVolutionResNet(BaselineResNet):
-    """The ResNet whose first 3x3 convolution is X-volution in every block of some stages.
+    """A ResNet with X-volution for the first 3x3 convolution of every block of some stages.
 
-    X-volution ends in the batch norm of its convolution branch plus that of its attention branch.
-    The former is the norm that followed the convolution, which therefore does not stay behind the
-    operator; the scale of the latter starts at zero. So the network computes at first what the
-    ResNet of the same weights computes, and timm's loader takes a ResNet's file:
-    ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": PATH})``; the attention
-    branch, which the file lacks, keeps its start.
+    X-volution adds the batch norms of its convolution branch and of its attention branch. The first
+    replaces the norm that followed the convolution, which becomes an identity; the scale of the
+    second starts at zero. So the network starts with the output of the ResNet of the same weights,
+    and timm's loader reads a ResNet's file:
+    ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": PATH})``. The attention
+    branch, which is not in the file, keeps its start.
 
-    Arguments and errors are those of `BaselineResNet`.
+    Arguments and errors are those of `Backbone`.
 
-    X-volution (2021, arXiv 2106.02253). No code was published: see `XVolution` for what is our
-    choice, and that stages are counted as ResNet's four, the third of which is the default.
+    X-volution (2021, arXiv 2106.02253). No code was published. Our choices are those of
+    `XVolution`; stages are ResNet's four, counted from 1, and the third is the default.
     """
 
-    def put_operators(self) -> bool:
+    def put_operators(self, config: XVolutionResNetConfig) -> bool:
         """Put X-volution in place of the first 3x3 convolution and norm of the chosen stages."""
-        config = self._config
-        assert isinstance(config, XVolutionResNetConfig)
         _, name, norm = BLOCKS[config.block]
         stages = {config.stages} if isinstance(config.stages, int) else set(config.stages)
         if not stages or not stages <= {1, 2, 3, 4}:
@@ -334,19 +294,8 @@ def _fold_norms(block: nn.Module) -> None:
         fold_sequence(block.downsample)
 
 
-def _check(config: ResNetConfig, output_stride: int) -> None:
-    check_choice("block", config.block, BLOCKS)
-    check_rate("drop_path_rate", config.drop_path_rate)
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    if (len(config.layers), len(config.channels)) != (4, 4):
-        raise ValueError(
-            f"layers and channels must each name 4 stages, got {config.layers}, {config.channels}"
-        )
-
-
 def _after_the_stem(indices: int | list[int] | None) -> list[int]:
-    """Count maps as timm's ResNet does, whose first one is the stem's."""
+    """Return the numbers of these stages in timm's ResNet, where the stem is 0."""
     chosen, _ = feature_take_indices(4, as_list(indices))
     return [i + 1 for i in chosen]
 
@@ -358,7 +307,7 @@ def _conv_of(block: nn.Module, name: str) -> nn.Conv2d:
 
 
 def _from_resnet(state: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Rename a ResNet's weights to X-volution's; the attention branch keeps its own."""
+    """Rename a ResNet's weights to X-volution's; the attention branch keeps its weights."""
     renamed = checkpoint_filter(state, model)
     for prefix, module in model.named_modules():
         if not isinstance(module, XVolution) or f"{prefix}.weight" not in renamed:
@@ -384,7 +333,7 @@ def _cfgs(configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 for _operator in (ACmix, XVolution):
-    register_notrace_module(_operator)  # they look at sizes: torch.fx takes them as one node
+    register_notrace_module(_operator)  # they look at sizes: torch.fx makes each one node
 for _class, _configs, _filter in (
     (BaselineResNet, BASELINES, checkpoint_filter),
     (ACmixResNet, VARIANTS, checkpoint_filter),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -13,33 +13,26 @@ from torch import Tensor, nn
 from convattn.checks import check_map, check_rate
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.folding import fold_pair
-from convattn.layers.one_node import as_one_node, is_traced
-from convattn.models._backbone import (
-    Pyramid,
-    Stage,
-    check_sizes,
-    drop_path_rates,
-    named_parameters_called,
-    only_stride_32,
-    placed,
-)
-from convattn.models._official import Renames, add_names, checkpoint_filter
+from convattn.layers.one_node import OneNode
+from convattn.models._backbone import check_stages
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
+from convattn.models.official import Renames, add_names, checkpoint_filter
 
 NARROWEST = 32  # the attention works on a quarter of the channels, 8 of which share weights
 
 
 @dataclass(frozen=True)
 class SANConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
     embed_dims: tuple[int, ...] = (64, 256, 512, 1024, 2048)  # channels of the stages
-    window_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)  # patches of the stages' attention
-    mix: str = "attention"  # of ACmix, as the rest; the attention alone is SAN
-    shift: str = "learned"
-    kernel_size: int = 3
+    window_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)  # of the patches of the stages' attention
+    mix: str = "attention"  # an argument of ACmix; the attention alone is SAN
+    shift: str = "learned"  # an argument of ACmix
+    kernel_size: int = 3  # of ACmix's convolution
     drop_path_rate: float = 0.0
 
 
@@ -58,7 +51,7 @@ VARIANTS: dict[str, SANConfig] = {
 }
 
 
-class SANBlock(nn.Module):
+class SANBlock(OneNode):
     """Residual bottleneck of ACmix with patch-wise attention, or of one of its paths.
 
     ``y = x + W ReLU(BN(ACmix(ReLU(BN(x)))))``, from C to C / 4 channels and back
@@ -107,19 +100,15 @@ class SANBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def reparameterize(self) -> None:
-        """Fold the norm after ACmix into it, exactly, where ACmix can take a shift.
+        """Fold the norm after ACmix into ACmix, exactly, where ACmix can absorb a shift.
 
-        The attention alone cannot: its weights do not sum to one. The first norm stays: it follows
-        a sum that goes on beside the branch, and precedes a ReLU.
+        The attention alone cannot: its weights do not sum to one. The first norm stays: its input
+        is also added to the output of the branch, and a ReLU follows it.
         """
         fold_pair(self, "mixer", "norm2")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            traced = is_traced(x)
-            if traced:
-                return as_one_node(self, x)
         check_map(x, channels=self.dim)
         y = self.mixer(self.act(self.norm1(x)))
         y = self.expand(self.act(self.norm2(y)))
@@ -127,66 +116,41 @@ class SANBlock(nn.Module):
 
 
 class SAN(Pyramid):
-    """Five stages of residual blocks with patch-wise attention, alone or in ACmix.
+    """Five stages of residual blocks with patch-wise attention, or with ACmix around it.
 
     ``logits = Linear(mean(stages(ReLU(BN(W x)))))``; a stage is a 2x2 max-pool, a 1x1 convolution,
     its blocks, and ``ReLU(BN(x))``.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
-    the five stages have strides 2 to 32, rounded down as published; the first is no feature.
-    Departures: one-pixel maps reflect too, so that 32 pixels are enough. For ACmix in SAN there is
-    no published code: the paper's counts are 0.1 to 0.4 M parameters higher than those of this
-    reading. Everything starts as torch starts it, ACmix's group convolution at the shifts.
+    the five stages have strides 2 to 32, and their sizes are rounded down as published; the first
+    is not a feature. Departures: maps of one pixel are padded by reflection too, so that images of
+    32 pixels are enough. The code of ACmix in SAN is not published: the paper has 0.1 to 0.4 M
+    parameters more. All weights start as in torch, ACmix's group convolution at the shifts.
     """
 
-    def __init__(
-        self,
-        config: SANConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("SAN", output_stride)
-        widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                stem=_stem(in_chans, widths[0]),
-                stages=_stages(config),
-                norm=nn.Identity(),  # the last stage ends in its own
-                widths=widths,
-                reductions=(2, 4, 8, 16, 32),
-                first_map=1,  # maps have strides 4 to 32, as in every family
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
-            )
-        self.config = config
-        self.to(dtype=dtype)
+    not_decayed = ("alpha", "beta")
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of alpha and beta, which weigh two paths and should not shrink."""
-        return named_parameters_called(self, "alpha", "beta")
+    @staticmethod
+    def check(config: SANConfig) -> None:
+        """Raise unless the sizes fit."""
+        check_stages(config, 5, "embed_dims", "depths", "window_sizes")
+        wrong = [width for width in config.embed_dims if width < 1 or width % NARROWEST]
+        if wrong:
+            raise ValueError(f"embed_dims must be multiples of {NARROWEST}, got {wrong[0]}")
+
+    def parts(self, config: SANConfig) -> Parts:
+        """Return the parts; the last stage ends in its own norm."""
+        return Parts(
+            stem=_stem(self.in_chans, config.embed_dims[0]),
+            stage=partial(_stage, config),
+            norm=nn.Identity(),
+            widths=config.embed_dims,
+            depths=config.depths,
+            reductions=(2, 4, 8, 16, 32),
+            first_map=1,  # maps have strides 4 to 32, as in every family
+        )
 
 
 def _stem(in_chans: int, width: int) -> nn.Module:
@@ -197,39 +161,21 @@ def _norm(width: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-def _stages(config: SANConfig) -> list[Stage]:
-    widths = config.embed_dims
-    rates = drop_path_rates(config.drop_path_rate, config.depths)
-    stages = []
-    for i, width in enumerate(widths):
-        before = widths[max(i - 1, 0)]
-        down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(before, width, 1, bias=False))
-        blocks = [
-            SANBlock(
-                width,
-                window_size=config.window_sizes[i],
-                mix=config.mix,
-                shift=config.shift,
-                kernel_size=config.kernel_size,
-                drop_path=rate,
-            )
-            for rate in rates[i]
-        ]
-        stages.append(Stage(down, blocks, norm=nn.Sequential(*_norm(width))))
-    return stages
-
-
-def _check(config: SANConfig) -> None:
-    check_rate("drop_path_rate", config.drop_path_rate)
-    lengths = [len(config.embed_dims), len(config.depths), len(config.window_sizes)]
-    if lengths != [5, 5, 5]:
-        raise ValueError(
-            "embed_dims, depths and window_sizes must each name 5 stages, got "
-            f"{config.embed_dims}, {config.depths}, {config.window_sizes}"
+def _stage(config: SANConfig, index: int, drop_path: list[float]) -> Stage:
+    width, before = config.embed_dims[index], config.embed_dims[max(index - 1, 0)]
+    down = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(before, width, 1, bias=False))
+    blocks = [
+        SANBlock(
+            width,
+            window_size=config.window_sizes[index],
+            mix=config.mix,
+            shift=config.shift,
+            kernel_size=config.kernel_size,
+            drop_path=rate,
         )
-    wrong = [width for width in config.embed_dims if width < 1 or width % NARROWEST]
-    if wrong:
-        raise ValueError(f"embed_dims must be multiples of {NARROWEST}, got {wrong[0]}")
+        for rate in drop_path
+    ]
+    return Stage(down, blocks, norm=nn.Sequential(*_norm(width)))
 
 
 def _cfg(name: str) -> dict[str, Any]:
@@ -253,7 +199,7 @@ _PUBLISHED_NAMES: Renames = (
     (r"fc\.(.*)", r"head.fc.\1"),
 )
 
-register_notrace_module(SANBlock)  # it looks at sizes: torch.fx takes it as one node
+register_notrace_module(SANBlock)  # it looks at sizes: torch.fx makes it one node
 add_names(SAN, lambda model: _PUBLISHED_NAMES)
 register_family(
     __name__,

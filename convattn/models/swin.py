@@ -1,32 +1,24 @@
-"""Swin with ACmix in place of window attention, and what it is compared with (arXiv 2111.14556)."""
+"""Swin with ACmix in place of window attention, and its baselines (arXiv 2111.14556)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.checks import check_choice, check_odd, check_rate
+from convattn.checks import check_choice, check_odd
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.block import PreNormBlock
 from convattn.layers.norm import LayerNorm2d
-from convattn.models._backbone import (
-    Pyramid,
-    Stage,
-    check_sizes,
-    drop_path_rates,
-    named_parameters_called,
-    only_stride_32,
-    placed,
-)
-from convattn.models._official import Renames, add_names, checkpoint_filter
 from convattn.models._pretrained import pretrained_cfg
+from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
-from convattn.models._start import start_linear, start_transformer
+from convattn.models._start import start_transformer
+from convattn.models.official import Renames, add_names, checkpoint_filter
 from convattn.ops.positions import ceil_divide
 
 MIXERS = ("acmix", "conv")
@@ -36,7 +28,7 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Everything that tells one from another; each field is also a keyword of its models."""
+    """What differs between variants; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...] = (96, 192, 384, 768)  # channels of the stages
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the stages
@@ -44,8 +36,8 @@ class SwinConfig:
     window_size: int | tuple[int, ...] = 7  # of all stages, or of each
     mlp_ratio: float = 4.0
     mixer: str = "acmix"  # "conv" for a dense convolution in its place
-    mix: str = "learned"  # of ACmix, as the next
-    shift: str = "learned"
+    mix: str = "learned"  # an argument of ACmix
+    shift: str = "learned"  # an argument of ACmix
     kernel_size: int = 3  # of the convolution
     drop_path_rate: float = 0.0
 
@@ -74,7 +66,7 @@ class PatchEmbed(nn.Module):
         dim: channels of the output.
 
     Shape:
-        (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4)); zeros fill up the last patches.
+        (B, in_chans, H, W) to (B, dim, ceil(H / 4), ceil(W / 4)); zeros pad the last patches.
     """
 
     def __init__(self, in_chans: int, dim: int) -> None:
@@ -95,7 +87,7 @@ class PatchMerging(nn.Module):
         out_dim: channels of the output.
 
     Shape:
-        (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2)); zeros fill up the last pixels.
+        (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2)); zeros pad the last pixels.
     """
 
     def __init__(self, dim: int, out_dim: int) -> None:
@@ -112,7 +104,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinBlock(PreNormBlock):
-    """Residual block of a way of mixing positions, and a feed-forward network.
+    """Residual block of ACmix or a convolution, and a feed-forward network.
 
     ``x = x + mixer(LN(x));  x = x + FFN(LN(x))``
 
@@ -142,109 +134,84 @@ class SwinBlock(PreNormBlock):
 
 
 class Swin(Pyramid):
-    """Swin whose blocks mix by ACmix with window attention, shifted in every second block.
+    """Swin whose blocks have ACmix with window attention, shifted in every second block.
 
-    ``logits = Linear(mean(LN(stages(stem(x)))))``; with ``mix="attention"`` it is Swin.
+    ``logits = Linear(mean(LN(stages(stem(x)))))``; ``mix="attention"`` gives Swin.
 
-    Args:
-        config: The variant.
-        in_chans: Channels of the image.
-        num_classes: Size of the output; 0 for the pooled features.
-        global_pool: How timm's classifier pools, "" for the map itself.
-        output_stride: Only 32.
-        drop_rate: Dropout before the classifier.
-        device: Where to build the parameters.
-        dtype: Their type.
-
-    Raises:
-        ValueError: For sizes, names or a stride that do not fit.
+    Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556) in Swin (arXiv 2103.14030). Departures from the published
-    code: any input size is taken. Patches, merged pixels and windows that the map does not fill
-    are filled with zeros, the windows' masked; the windows of a map no larger than they are not
-    shifted.
+    code: images may have any size. Zeros pad patches, merged pixels and windows at the border of
+    the map, and padded positions of windows are masked; windows are not shifted where the map is
+    no larger than one window.
 
-    In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, takes the place of
-    the attention with its projections. That has 39.1 M parameters, as the paper says (39 M), and
-    6.1 G multiply-adds, where the paper says 4.5 G. Both cannot be: its weights alone are applied
-    at 3136, 784, 196 and 49 positions, 3.1 G in all, beside 2.8 G of the unchanged FFNs.
+    In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, replaces the
+    attention with its projections. It has 39.1 M parameters (39 M in the paper) and 6.1 G
+    multiply-adds (4.5 G in the paper). The paper's two figures exclude each other: the weights of
+    the convolutions are applied at 3136, 784, 196 and 49 positions, which costs 3.1 G, and the
+    unchanged FFNs cost 2.8 G.
     """
 
-    def __init__(
-        self,
-        config: SwinConfig,
-        *,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        output_stride: int = 32,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check(config)
-        check_sizes(in_chans, num_classes, drop_rate)  # before a stem is built of them
-        only_stride_32("Swin", output_stride)
-        widths = config.embed_dims
-        with placed(device):
-            super().__init__(
-                stem=PatchEmbed(in_chans, widths[0]),
-                stages=_stages(config),
-                norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
-                widths=widths,
-                reductions=[PATCH * 2**i for i in range(len(widths))],
-                in_chans=in_chans,
-                num_classes=num_classes,
-                global_pool=global_pool,
-                drop_rate=drop_rate,
+    not_decayed = ("alpha", "beta", "relative_position_bias_table")
+
+    @staticmethod
+    def check(config: SwinConfig) -> None:
+        """Raise unless the sizes and names fit."""
+        check_choice("mixer", config.mixer, MIXERS)
+        if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
+            raise ValueError(
+                f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} "
+                "with mixer='conv'; leave them out, or build an acmix_swin model"
             )
-        self.config = config
-        self.init_weights()
-        self.to(dtype=dtype)
+        check_odd("kernel_size", config.kernel_size)
+        named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
+        if len({len(sizes) for sizes in named}) > 1 or not config.depths:
+            raise ValueError(
+                "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
+                f"same stages, got {', '.join(map(str, named))}"
+            )
 
-    def init_weights(self) -> None:
-        """Start what is linear in Swin at a narrow normal, and ACmix's convolution at the shifts.
+    def parts(self, config: SwinConfig) -> Parts:
+        """Return the parts: patches, and stages that begin by merging pixels."""
+        widths = config.embed_dims
+        return Parts(
+            stem=PatchEmbed(self.in_chans, widths[0]),
+            stage=partial(_stage, config),
+            norm=LayerNorm2d(widths[-1], eps=NORM_EPS),
+            widths=widths,
+            depths=config.depths,
+        )
 
-        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as torch starts them.
+    def start(self, module: nn.Module) -> None:
+        """Start linear layers at a narrow normal, and ACmix's group convolution at the shifts.
+
+        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as in torch.
         """
-        start_transformer(self)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place; see `Pyramid.reset_classifier`."""
-        super().reset_classifier(num_classes, global_pool)
-        self.head.apply(start_linear)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of alpha, beta and the bias tables, which are no weights of a map."""
-        return named_parameters_called(self, "alpha", "beta", "relative_position_bias_table")
+        start_transformer(module)
 
 
 def _pad_to_multiple(x: Tensor, step: int) -> Tensor:
     """Add zeros below and on the right, so that ``step`` divides the sizes."""
-    # Symbolic sizes simplify so: H + (step * n - H) is step * n. And the padding is never skipped:
-    # a branch on the size would tie an exported graph to it.
+    # With symbolic sizes H + (step * n - H) simplifies to step * n. The padding is never skipped: a
+    # branch on the size would restrict an exported graph to that size.
     bottom = step * ceil_divide(x.shape[2], step) - x.shape[2]
     right = step * ceil_divide(x.shape[3], step) - x.shape[3]
     return F.pad(x, [0, right, 0, bottom])
 
 
-def _stages(config: SwinConfig) -> list[Stage]:
-    widths = config.embed_dims
-    rates = drop_path_rates(config.drop_path_rate, config.depths)
-    stages = []
-    for i, width in enumerate(widths):
-        down = PatchMerging(widths[i - 1], width) if i else nn.Identity()
-        blocks = [
-            SwinBlock(
-                width,
-                _mixer(config, stage=i, position=j),
-                mlp_ratio=config.mlp_ratio,
-                drop_path=rate,
-            )
-            for j, rate in enumerate(rates[i])
-        ]
-        stages.append(Stage(down, blocks))
-    return stages
+def _stage(config: SwinConfig, index: int, drop_path: list[float]) -> Stage:
+    width = config.embed_dims[index]
+    down = PatchMerging(config.embed_dims[index - 1], width) if index else nn.Identity()
+    blocks = [
+        SwinBlock(
+            width,
+            _mixer(config, stage=index, position=j),
+            mlp_ratio=config.mlp_ratio,
+            drop_path=rate,
+        )
+        for j, rate in enumerate(drop_path)
+    ]
+    return Stage(down, blocks)
 
 
 def _mixer(config: SwinConfig, *, stage: int, position: int) -> nn.Module:
@@ -266,23 +233,6 @@ def _mixer(config: SwinConfig, *, stage: int, position: int) -> nn.Module:
 def _windows(config: SwinConfig) -> tuple[int, ...]:
     size = config.window_size
     return (size,) * len(config.depths) if isinstance(size, int) else tuple(size)
-
-
-def _check(config: SwinConfig) -> None:
-    check_choice("mixer", config.mixer, MIXERS)
-    if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
-        raise ValueError(
-            f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} with "
-            "mixer='conv'; leave them out, or build an acmix_swin model"
-        )
-    check_rate("drop_path_rate", config.drop_path_rate)
-    check_odd("kernel_size", config.kernel_size)
-    named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
-    if len({len(sizes) for sizes in named}) > 1 or not config.depths:
-        raise ValueError(
-            "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
-            f"same stages, got {', '.join(map(str, named))}"
-        )
 
 
 def _cfg(name: str) -> dict[str, Any]:
@@ -308,7 +258,7 @@ def _published_names(model: nn.Module) -> Renames:
     )
 
 
-register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx takes it as one node
+register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx makes it one node
 add_names(Swin, _published_names)
 register_family(
     __name__,

@@ -103,6 +103,11 @@ class Call:
         return exporting()
 
     @property
+    def exported(self) -> bool:
+        """Whether ``torch.export`` or ``torch.onnx.export`` traces the call, not ``torch.jit``."""
+        return torch.onnx.is_in_onnx_export() or is_torch_export()
+
+    @property
     def compiling(self) -> bool:
         """Whether ``torch.compile`` or an export traces the call: sizes may be symbols."""
         return torch.compiler.is_compiling() or exporting()

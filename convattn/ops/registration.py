@@ -1,53 +1,125 @@
-"""Sliding-window attention of a CPU as one operator of PyTorch, whatever computes it.
+"""Operators of PyTorch for a CPU: implementation, shapes of fake tensors, FLOP formula, gradient.
 
-``torch.compile`` sees one call, and nothing but the maps is kept for backward.
+They are defined by the low-level calls of ``torch.library``, which add 3 us to a call without a
+gradient; `torch.library.custom_op` adds 10 and more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from convattn.ops.dispatch import transformed
 from convattn.ops.reference import attention as reference
 
+NAMESPACE = "convattn"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
 # (q, k, v, position, num_heads, window_size, stride, dilation, scale) -> y; and, after the gradient
-# of y, the same -> those of q, k and v. Maps (B, C, H, W), the results channels-last.
+# of y, the same -> the gradients of q, k and v. Maps (B, C, H, W), the results channels-last.
 Forward = Callable[..., Tensor]
 Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+_MAPS = "Tensor q, Tensor k, Tensor v, Tensor? position"
+_OPTIONS = "SymInt num_heads, SymInt window_size, SymInt stride, SymInt dilation, float scale"
 
 
-def register(
-    name: str, forward: Forward, backward: Backward, *, library: str = "convattn"
-) -> Callable[..., Tensor]:
-    """Register a path of ``ops.sliding_window_attention``, and return what calls it.
+def define(
+    schema: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    flops: Callable[..., int] | None = None,
+) -> Callable[..., Any]:
+    """Define an operator ``convattn::NAME`` of a CPU, without a gradient formula.
 
     Args:
-        name: of the path; its operators are ``LIBRARY::NAME_forward`` and ``NAME_backward``.
-        forward: computes the answers.
-        backward: computes the gradients by q, k and v. That by the position is a sum of the one by
-            k, and gradients of gradients are those of the formula.
-        library: of PyTorch's operators.
+        schema: ``NAME(arguments) -> results``, or ``NAME.OVERLOAD(...)``.
+        compute: computes the results on a CPU.
+        fake: allocates the results, for tensors that have no data.
+        flops: counts the operations from the shapes of the arguments; None where there are none
+            that PyTorch counts, which are those of products.
+
+    Returns:
+        The operator.
     """
-    answer = torch.library.custom_op(f"{library}::{name}_forward", forward, mutates_args=())
-    derive = torch.library.custom_op(f"{library}::{name}_backward", backward, mutates_args=())
-    answer.register_fake(lambda q, *_: empty_channels_last(q))
-    derive.register_fake(lambda gradient, *maps: tuple(empty_channels_last(x) for x in maps[:3]))
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, compute, "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    name, _, overload = name.partition(".")
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    if flops is not None:
+        register_flop_formula(packet)(flops)
+    return cast(Callable[..., Any], getattr(packet, overload or "default"))
 
-    def differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing computes them anew each time
-        position = saved[3]
-        by_q, by_k, by_v = derive(gradient, *saved, *ctx.options)
-        by_position = None
+
+def requires_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records what is computed with these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_no_gradient(name: str, *tensors: Tensor | None) -> None:
+    """Raise where a gradient is required of an operator that has no gradient formula.
+
+    Raises:
+        RuntimeError: autograd records, and a tensor requires a gradient.
+    """
+    if requires_gradient(*tensors):
+        raise RuntimeError(f"the kernel {name!r} has no gradient: call it under torch.no_grad()")
+
+
+def register_sliding_window(name: str, forward: Forward, backward: Backward) -> Forward:
+    """Register a path of ``ops.sliding_window_attention``, and return the function that calls it.
+
+    ``torch.compile`` sees one operator, and backward keeps nothing but the maps. Where no gradient
+    is required the operator is called alone.
+
+    Args:
+        name: of the path; its operators are ``sliding_window_NAME`` and
+            ``sliding_window_NAME_backward``.
+        forward: computes the outputs.
+        backward: computes the gradients of q, k and v. The gradient of the position is a sum of the
+            gradient of k, and second derivatives are those of the formula.
+    """
+    operator, fake = f"sliding_window_{name}", lambda q, *_: empty_channels_last(q)
+    # An autograd formula costs 4 us a call: where no gradient is required, another overload runs.
+    # It is defined first: PyTorch drops the formula of an operator that gets another overload.
+    infer = define(f"{operator}.no_gradient({_MAPS}, {_OPTIONS}) -> Tensor", forward, fake)
+    answer = define(
+        f"{operator}({_MAPS}, {_OPTIONS}) -> Tensor",
+        forward,
+        fake,
+        lambda *shapes, **_: _count_products(2, *shapes),
+    )
+    derive = define(
+        f"{operator}_backward(Tensor grad, {_MAPS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+        backward,
+        lambda grad, *maps: tuple(empty_channels_last(x) for x in maps[:3]),
+        lambda grad, *shapes, **_: _count_products(5, *shapes),
+    )
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        maps = ctx.saved_tensors  # read once: checkpointing computes them anew each time
+        grad_q, grad_k, grad_v = derive(grad, *maps, *ctx.options)
+        grad_position, position = None, maps[3]
         if position is not None and ctx.needs_input_grad[3]:
-            by_position = _sum_heads(by_k, len(position), ctx.options[0]).neg().to(position.dtype)
-        return by_q, by_k, by_v, by_position, *[None] * len(ctx.options)
+            summed = _sum_heads(grad_k, len(position), ctx.options[0])
+            grad_position = summed.neg().to(position.dtype)
+        return grad_q, grad_k, grad_v, grad_position, *[None] * len(ctx.options)
 
-    answer.register_autograd(differentiate, setup_context=_keep)
-    derive.register_autograd(_differentiate_twice, setup_context=_keep_twice)
+    for name_of, formula, tensors in (
+        (operator, differentiate, 4),
+        (f"{operator}_backward", _differentiate_twice, 5),
+    ):
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name_of}",
+            formula,
+            setup_context=partial(_save_inputs, tensors),
+            lib=_library,
+        )
 
     def attend(
         q: Tensor,
@@ -61,21 +133,11 @@ def register(
         dilation: int,
         scale: float | None,
     ) -> Tensor:
-        if transformed():
-            raise NotImplementedError(
-                f"backend {name!r} knows neither torch.func nor forward-mode differentiation; "
-                "use 'auto'"
-            )
-        for x in (q, k, v) if position is None else (q, k, v, position):
-            if x.device.type not in ("cpu", "meta") or x.device != q.device:
-                others = "" if x.device == q.device else f" beside queries on {q.device}"
-                raise ValueError(
-                    f"backend {name!r} needs maps on the CPU, got {x.device}{others}; use 'auto'"
-                )
+        maps = (q, k, v) if position is None else (q, k, v, position)
         scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
-        return cast(
-            Tensor, answer(q, k, v, position, num_heads, window_size, stride, dilation, scale)
-        )
+        call = answer if requires_gradient(*maps) else infer
+        out = call(q, k, v, position, num_heads, window_size, stride, dilation, scale)
+        return cast(Tensor, out)
 
     return attend
 
@@ -83,47 +145,45 @@ def register(
 def empty_channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an empty map shaped like another whose channels lie one after another.
 
-    No view of a tensor in that order: autograd lets nobody change such an output in place.
+    It is no view of a tensor in that order: autograd forbids a change in place of such an output.
     """
-    return torch.empty(
-        x.shape,
-        dtype=x.dtype if dtype is None else dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep what the operator was given, and nothing that it computed."""
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
+def _save_inputs(tensors: int, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the inputs of an operator for its gradient, and nothing that it computed."""
+    ctx.save_for_backward(*inputs[:tensors])
+    ctx.options = inputs[tensors:]
+
+
+def _count_products(
+    products: int, q: tuple[int, ...], k: tuple[int, ...], v: Any, position: Any, *options: Any
+) -> int:
+    """Count a multiplication and an addition for each channel of a query and each of K^2 keys."""
+    B, C, H, W = q
+    return 2 * products * B * C * H * W * int(options[1]) ** 2
 
 
 def _sum_heads(x: Tensor, batch: int, num_heads: int) -> Tensor:
     """Sum maps (B, C, H, W) over heads, and over images if they share one: (B or 1, d, H, W).
 
-    Images go first, and channels last: rows of memory are added up.
+    Images are summed first, and channels last: rows of memory are added.
     """
     x = x.permute(0, 2, 3, 1)
     x = x.sum_to_size(batch, *x.shape[1:]).unflatten(3, (num_heads, -1))
     return x.sum(3).permute(0, 3, 1, 2)
 
 
-def _keep_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
-
-
-def _differentiate_twice(ctx: Any, *by_gradients: Tensor) -> tuple[Any, ...]:
+def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """Differentiate the gradients of the formula: rare enough for its K^2 copies."""
     names = ("num_heads", "window_size", "stride", "dilation", "scale")
     options = dict(zip(names, ctx.options, strict=True))
     with torch.enable_grad():
-        given = [x if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
-        gradient, *maps, position = cast(list[Tensor], given)
+        saved = [x if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        grad, *maps, position = cast(list[Tensor], saved)
         q, k, v = maps
         out = reference.sliding_window_attention(q, k, v, position, **options)
-        gradients = torch.autograd.grad(out, maps, gradient, create_graph=True)
-    asked = [gradient, *maps, *([] if position is None else [position])]
-    results = torch.autograd.grad(gradients, asked, by_gradients, allow_unused=True)
-    return *results, *[None] * (len(ctx.needs_input_grad) - len(results))
+        first = torch.autograd.grad(out, maps, grad, create_graph=True)
+    inputs = [grad, *maps, *([] if position is None else [position])]
+    second = torch.autograd.grad(first, inputs, grads, allow_unused=True)
+    return *second, *[None] * (len(ctx.needs_input_grad) - len(second))

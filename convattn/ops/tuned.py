@@ -51,3 +51,30 @@ DENSE_SPEED = 1.5
 # Outputs up to which neighbouring groups of a group convolution are convolved as one: the channels
 # that a vector of a CPU holds, which a group with fewer outputs leaves half empty.
 MERGED_OUTPUTS = 16
+
+# ---- GLMix ----
+
+# Logits and pixels of a tile of "tiled" and "shared", at most: fewer make small products, more
+# leave the cache. Logits were measured from 2^17 to 2^22.
+SLOT_TILE_LOGITS = 2**19
+SLOT_TILE_PIXELS = 2**12
+
+# ---- tokens ----
+
+# Logits that "products" of heads computes at a time, in images: their memory is used again.
+HEADS_TILE_LOGITS = 2**19
+
+# Tokens up to which the (N, N) weights of heads, which products store for gradients, are no larger
+# than their queries, keys and values. One core, bfloat16, 64 tokens: backward 6x as fast as sdpa.
+MAX_STORED_TOKENS = 64
+
+# Tokens of a batch from which a 1x1 convolution in bfloat16 is faster than a linear layer: oneDNN
+# adds its bias for less than a copy of it. Two cores, 256 channels: 8 x 196 tokens 0.67 ms,
+# linear 0.81; 8 x 64 0.28, 0.29; 8 x 49 0.37, 0.28.
+MANY_TOKENS = 1024
+
+# ---- convolutions ----
+
+# Pixels that a feed-forward network computes at a time, in images: its wide map has no more, but
+# for one image that is larger, and its memory is used again. Float32, large maps: 6 to 7 %.
+FFN_PIXELS = 2**13

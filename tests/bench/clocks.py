@@ -1,4 +1,4 @@
-"""Clocks that nobody has to wait for."""
+"""A clock for tests, which returns given times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class FakeClock:
-    """Takes as long as it is told, and writes down who was called."""
+    """Returns the given seconds per call, and records the names of the calls."""
 
     def __init__(self, seconds: dict[str, list[float]]) -> None:
         self._seconds = {name: iter(values) for name, values in seconds.items()}

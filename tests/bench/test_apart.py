@@ -1,4 +1,4 @@
-"""Computations in processes of their own: what comes back, and that none is left."""
+"""Computations in their own processes: results, errors, and the end of the processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLOCK = clock_of("cpu")
 
 
 def noted(path: Path, name: str) -> Built:
-    """What it does is written down; it takes long enough not to be repeated."""
+    """Append ``name`` to a file in every call; a call takes longer than the shortest sample."""
     x = torch.rand(1000)
 
     def call() -> torch.Tensor:
@@ -66,14 +66,14 @@ def failing_when_timed(calls: int) -> Built:
     return Built(call)
 
 
-def forking(told: Path) -> Built:
-    """Its process ends, and leaves a child that has all that it had open."""
+def forking(flag: Path) -> Built:
+    """End the process, and leave a child that holds the process's open files."""
     if os.fork() == 0:
         end = time.monotonic() + 20
-        while not told.exists() and time.monotonic() < end:
+        while not flag.exists() and time.monotonic() < end:
             time.sleep(0.05)
-        if not told.exists():
-            told.with_name("late").touch()
+        if not flag.exists():
+            flag.with_name("late").touch()
         os._exit(0)
     os._exit(4)
 
@@ -95,7 +95,7 @@ def three_threads() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("three_threads")
-def test_a_group_apart_gives_what_one_process_gives(tmp_path):
+def test_own_processes_give_the_same_result_as_one_process(tmp_path):
     paths = [tmp_path / "together", tmp_path / "apart"]
     together, apart = (
         run_group(
@@ -125,19 +125,19 @@ def test_a_group_apart_gives_what_one_process_gives(tmp_path):
     assert len({os.getpid(), *(run["process"] for run in runs.values())}) == 4
 
     rounds = "".join("".join(in_turn("abc", done)) for done in range(ROUNDS))
-    # Each is built, called and measured before the next, then warmed up.
+    # Each is built, called and measured before the next one; then all are warmed up.
     assert [path.read_text() for path in paths] == ["aabbcc" + "abc" + rounds] * 2
 
 
 @pytest.mark.slow
-def test_errors_and_ends_of_processes_are_told(tmp_path):
-    """One that says nothing more is not waited for."""
-    told = tmp_path / "told"
+def test_an_error_or_the_end_of_a_process_raises_a_case_error(tmp_path):
+    """The parent does not wait for a process that has ended."""
+    flag = tmp_path / "flag"
     cases = [
         Case("late", partial(failing_when_timed, 2)),
         Case("ending", partial(ending_when_timed, 2)),
         Case("killed", killed),
-        Case("forking", partial(forking, told)),
+        Case("forking", partial(forking, flag)),
     ]
     with apart(cases, "cpu", CLOCK) as workers:
         late, ending = (workers.prepare(case).call for case in cases[:2])
@@ -150,13 +150,13 @@ def test_errors_and_ends_of_processes_are_told(tmp_path):
             workers.prepare(cases[2])
         with pytest.raises(CaseError, match=r"^forking: its process ended with exit status 4$"):
             workers.prepare(cases[3])
-        assert not told.with_name("late").exists()
-        told.touch()
+        assert not flag.with_name("late").exists()
+        flag.touch()
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
-def test_what_cannot_be_pickled_is_told_before_any_process_starts(keep_going):
+def test_a_case_that_cannot_be_pickled_raises_before_a_process_starts(keep_going):
     group = Group("g", [Case("by hand", lambda: Built(lambda: None))], apart=True)
     with pytest.raises(TypeError, match=r"^by hand cannot run in a process of its own"):
         run_group(group, limits=Limits(), keep_going=keep_going)
@@ -172,8 +172,8 @@ def sleeping(seconds: float) -> Built:
 
 
 def hold(seconds: float) -> None:
-    """Tell the processes of two computations, and let one of them compute."""
-    module._PATIENCE = 60.0  # they are to end before that
+    """Print the process ids of two computations, and let one of them compute."""
+    module._PATIENCE = 60.0  # the processes must end earlier
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     cases = [Case(name, partial(sleeping, seconds), memory=False) for name in "ab"]
     with apart(cases, "cpu", CLOCK) as workers:
@@ -202,10 +202,10 @@ def alive(number: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "seconds"), [(signal.SIGINT, 0), (signal.SIGINT, 60), (signal.SIGKILL, 2)]
 )
-def test_no_process_is_left(number, seconds):
-    """The parent is interrupted by a keyboard, as all its children are, or killed.
+def test_all_processes_end_with_the_parent(number, seconds):
+    """Ctrl-C reaches the parent and all its children, or the parent is killed.
 
-    Their own interrupt does nothing to them, neither while they start nor when they compute.
+    The children ignore an interrupt, both while they start and while they compute.
     """
     command = f"from tests.bench.test_apart import hold; hold({seconds})"
     process = subprocess.Popen(
@@ -218,7 +218,7 @@ def test_no_process_is_left(number, seconds):
     assert process.stdout is not None
     children = [int(word) for word in process.stdout.readline().split()]
     assert len(children) == 2
-    if seconds:  # else they start still
+    if seconds:  # else they are still starting
         interrupt(children)
         assert process.stdout.readline() == "computing\n"
         interrupt(children)
@@ -232,7 +232,7 @@ def test_no_process_is_left(number, seconds):
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(0.0, 0.004), (0.02, 0.024), (9.0, 0.3)])
-def test_a_turn_ends_when_all_threads_sleep(busy, expected, monkeypatch):
+def test_a_process_waits_until_its_threads_sleep(busy, expected, monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(
         perf_counter=lambda: now[0],

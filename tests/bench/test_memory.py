@@ -6,16 +6,16 @@ from torch import Tensor
 
 from convattn.bench.memory import peak_memory
 
-N = 1_000_000  # floats of 4 bytes; a few small numbers come and go beside them
+N = 1_000_000  # floats of 4 bytes; some small allocations come in addition
 NEAR = 1000
 
 
-def test_what_is_returned_is_not_counted():
+def test_the_result_is_not_counted():
     x = torch.rand(N)
     assert peak_memory(lambda: torch.neg(x)) < NEAR
 
 
-def test_what_is_needed_at_once_is_counted():
+def test_tensors_that_exist_together_are_counted_together():
     x = torch.rand(N)
 
     def two_in_between() -> Tensor:
@@ -26,7 +26,7 @@ def test_what_is_needed_at_once_is_counted():
     assert abs(peak_memory(two_in_between) - 2 * 4 * N) < NEAR
 
 
-def test_what_was_freed_before_is_not_counted_twice():
+def test_freed_memory_is_not_counted_again():
     x = torch.rand(N)
 
     def one_after_another() -> Tensor:
@@ -38,14 +38,14 @@ def test_what_was_freed_before_is_not_counted_twice():
     assert abs(peak_memory(one_after_another) - 4 * N) < NEAR
 
 
-def test_what_an_operator_allocates_within_is_counted():
+def test_memory_within_an_operator_is_counted():
     # Float64 convolutions copy the patches of an image into a matrix.
     x, weight = torch.rand(2, 64, 32, 32).double(), torch.rand(64, 64, 3, 3).double()
     patches = 64 * 9 * 32 * 32 * 8
     assert peak_memory(lambda: F.conv2d(x, weight, padding=1)) >= patches
 
 
-def test_backward_is_counted_and_gradients_that_are_returned_are_not():
+def test_the_backward_pass_is_counted_and_returned_gradients_are_not():
     x = torch.rand(N, requires_grad=True)
 
     def both() -> tuple[Tensor, ...]:
@@ -54,7 +54,7 @@ def test_backward_is_counted_and_gradients_that_are_returned_are_not():
     assert 4 * N - NEAR < peak_memory(both) < 2 * 4 * N + NEAR
 
 
-def test_freeing_what_existed_before_is_no_gain():
+def test_freeing_earlier_memory_does_not_reduce_the_peak():
     held = [torch.rand(N)]
 
     def free() -> Tensor:

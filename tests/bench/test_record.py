@@ -25,7 +25,7 @@ def names(path: Path) -> list[str]:
     return [group["name"] for group in read_document(path)["groups"]]
 
 
-def test_a_result_says_what_it_was_measured_on():
+def test_a_result_describes_the_machine_and_the_versions():
     found = document()
     assert {"device", "cpu", "cores", "flags", "memory_gib", "gpu", "os"} <= set(found["machine"])
     assert found["machine"]["device"] == "cpu"
@@ -35,12 +35,12 @@ def test_a_result_says_what_it_was_measured_on():
     assert "host" not in json.dumps(found).lower()
 
 
-def test_the_commit_is_that_of_the_checkout():
+def test_the_commit_is_an_abbreviated_hash():
     commit = describe_commit()
     assert commit is None or re.fullmatch(r"[0-9a-f]{12}\+?", commit)
 
 
-def test_each_group_is_written_at_once(tmp_path):
+def test_the_file_is_written_after_each_group(tmp_path):
     path = tmp_path / "new" / "a.json"
     record = Record(path, document())
     record.add(group("first"))
@@ -50,7 +50,7 @@ def test_each_group_is_written_at_once(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
-def test_what_was_measured_before_stays_until_it_is_measured_again(tmp_path):
+def test_a_group_replaces_the_earlier_group_of_its_name_only(tmp_path):
     path = tmp_path / "a.json"
     before = Record(path, document())
     before.add(group("first", rounds=1))
@@ -60,7 +60,7 @@ def test_what_was_measured_before_stays_until_it_is_measured_again(tmp_path):
     assert [(g["name"], g["rounds"]) for g in found] == [("first", 1), ("second", 2)]
 
 
-def test_groups_that_are_no_more_go_and_the_others_are_put_in_order(tmp_path):
+def test_keep_removes_unknown_groups_and_sorts_the_others(tmp_path):
     record = Record(tmp_path / "a.json", document())
     for name in ("old", "second", "first"):
         record.add(group(name))
@@ -68,7 +68,7 @@ def test_groups_that_are_no_more_go_and_the_others_are_put_in_order(tmp_path):
     assert names(tmp_path / "a.json") == ["first", "second"]
 
 
-def test_results_of_another_machine_are_not_overwritten(tmp_path):
+def test_results_of_another_machine_are_overwritten_by_force_only(tmp_path):
     path = tmp_path / "a.json"
     Record(path, document(cpu="Another One", cores=64)).add(group("theirs"))
     with pytest.raises(ValueError, match=r"another machine \(Another One, 64 cores; .*--name"):
@@ -102,7 +102,7 @@ def test_results_of_other_versions_or_allocators_are_not_mixed(tmp_path, where, 
     Record(path, other)
 
 
-def test_variables_that_change_the_speed_are_written_down(monkeypatch):
+def test_a_result_has_the_environment_variables_that_change_the_speed(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123")
     monkeypatch.setenv("LD_PRELOAD", "/home/me/libjemalloc.so.2:/opt/b.so")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -113,7 +113,7 @@ def test_variables_that_change_the_speed_are_written_down(monkeypatch):
     assert not {"OMP_NUM_THREADS", "SECRET"} & set(found)
 
 
-def test_results_of_other_threads_are_not_mixed(tmp_path):
+def test_results_of_different_thread_counts_are_not_mixed(tmp_path):
     path = tmp_path / "a.json"
     Record(path, document()).add(group("one"))
     other = document()
@@ -122,19 +122,19 @@ def test_results_of_other_threads_are_not_mixed(tmp_path):
         Record(path, other)
 
 
-NONE = "no benchmark's results of version 1"
-WRONG = [("{", "no JSON"), ("[]", NONE), ("{}", NONE), ('{"schema": 0}', NONE)]
+NONE = "has no results of a benchmark in format version 1"
+WRONG = [("{", "is not a JSON file"), ("[]", NONE), ("{}", NONE), ('{"schema": 0}', NONE)]
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG)
-def test_a_file_that_is_no_result_is_refused(tmp_path, text, message):
+def test_a_file_without_results_raises(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_document(path)
 
 
-def test_samples_stand_on_one_line_and_are_rounded():
+def test_samples_are_rounded_and_written_on_one_line():
     text = to_json({"seconds": [0.123456789, 2.0], "size": [3, 4], "name": "a [b]"})
     assert '"seconds": [ 0.1234568, 2.0 ]' in text
     assert json.loads(text) == {"seconds": [0.1234568, 2.0], "size": [3, 4], "name": "a [b]"}
@@ -157,7 +157,7 @@ def test_a_machine_has_a_short_name(machine, expected):
     assert slug(machine) == expected
 
 
-def test_a_gpu_makes_another_machine():
+def test_a_machine_with_a_gpu_is_another_machine():
     here = describe_machine()
     assert same_machine(here, describe_machine())
     assert not same_machine(here, {**here, "gpu": "NVIDIA H200", "device": "cuda"})

@@ -27,7 +27,7 @@ def failing(name: str) -> Case:
     return Case(name, build)
 
 
-def test_a_result_has_every_sample_and_what_follows_from_them():
+def test_a_result_has_every_sample_and_the_statistics():
     clock = FakeClock({"a": [9.0, 1.0, 2.0, 4.0], "b": [9.0, 1.0, 1.0, 1.0]})
     group = Group("two", [case(clock, "a", images=8, macs=100), case(clock, "b")])
     found = run_group(group, limits=LIMITS, peak=Peak(200.0, "by hand"), clock=clock)
@@ -42,7 +42,7 @@ def test_a_result_has_every_sample_and_what_follows_from_them():
     assert found["settings"] == {"device": "cpu", "dtype": "float32", "processes": "one"}
 
 
-def test_the_floor_is_that_of_what_runs():
+def test_the_floor_counts_the_multiply_adds_after_folding():
     clock = FakeClock({"a": [1.0] * 4})
     folded = Case("a", lambda: Built(clock.task("a"), macs=50, note="less"), macs=100)
     found = run_group(Group("g", [folded]), limits=LIMITS, peak=Peak(50.0, ""), clock=clock)
@@ -50,7 +50,7 @@ def test_the_floor_is_that_of_what_runs():
     assert (run["macs"], run["floor"]["macs"], run["note"]) == (100, 50, "less")
 
 
-def test_memory_is_measured_and_left_out_where_nobody_asks():
+def test_memory_is_measured_if_the_case_asks_for_it():
     x = torch.rand(100_000)
     many = Case("many", lambda: Built(lambda: (x + 1).sum()))
     none = Case("none", lambda: Built(lambda: (x + 1).sum()), memory=False)
@@ -59,7 +59,7 @@ def test_memory_is_measured_and_left_out_where_nobody_asks():
     assert found["runs"]["none"]["memory_bytes"] is None
 
 
-def test_a_failure_ends_it_or_is_noted():
+def test_an_error_is_raised_or_stored():
     clock = FakeClock({"a": [1.0] * 9})
     group = Group("g", [failing("worse"), case(clock, "a")])
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -69,7 +69,7 @@ def test_a_failure_ends_it_or_is_noted():
     assert list(found["runs"]) == ["a"]
 
 
-def test_any_error_is_noted_by_what_it_is():
+def test_an_error_without_a_message_is_stored_by_its_class():
     class CompilationError(Exception): ...
 
     def build() -> Built:
@@ -79,12 +79,12 @@ def test_any_error_is_noted_by_what_it_is():
     assert found["errors"] == {"a": "CompilationError"}
 
 
-def test_a_group_of_failures_ends():
+def test_a_group_whose_cases_all_fail_has_no_rounds():
     found = run_group(Group("g", [failing("a")]), limits=LIMITS, keep_going=True)
     assert (found["runs"], found["rounds"]) == ({}, 0)
 
 
-def test_who_shows_the_progress_is_told(capsys: pytest.CaptureFixture[str]):
+def test_progress_shows_errors_notes_and_rounds(capsys: pytest.CaptureFixture[str]):
     import sys
 
     clock = FakeClock({"a": [1.0] * 9})
@@ -94,15 +94,15 @@ def test_who_shows_the_progress_is_told(capsys: pytest.CaptureFixture[str]):
     group = Group("g", [failing("worse"), noted])
     run_group(group, limits=LIMITS, clock=clock, keep_going=True, progress=progress)
     progress.done()
-    *told, last = capsys.readouterr().err.splitlines()
-    assert told == [
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines == [
         "[1/4] two words: worse failed: out of memory",
         "[1/4] two words: a: look here",
     ]
     assert last.startswith("[1/4] two words: 3 rounds, ")
 
 
-def test_the_peak_is_that_of_the_fastest_and_of_its_fastest_run(monkeypatch):
+def test_the_peak_is_the_fastest_run_of_the_fastest_candidate(monkeypatch):
     clock = FakeClock({"slow": [4.0, 4.0, 5.0], "fast": [9.0, 2.0, 3.0]})
     work = {name: (100, clock.task(name)) for name in ("slow", "fast")}
     monkeypatch.setattr(floor, "_candidates", lambda *_: work)
@@ -110,7 +110,7 @@ def test_the_peak_is_that_of_the_fastest_and_of_its_fastest_run(monkeypatch):
     assert measure_peak("cpu", torch.float32, seconds=0) == Peak(50.0, "fast")
 
 
-def test_the_peak_is_measured_by_large_products():
+def test_the_peak_is_measured_with_products_and_convolutions():
     found = measure_peak("cpu", torch.float32, seconds=0)
     assert found.macs_per_second > 1e8
     assert found.by.startswith(("product", "1 x 1 convolution", "3 x 3 convolution"))

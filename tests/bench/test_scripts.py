@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/, tried as their --quick does."""
+"""The scripts of benchmarks/, run with --quick."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(script: str, *words: str) -> int:
 
 
 def only(name: str, *cases: str) -> Any:
-    """A plan of one group, whose cases do nothing."""
+    """Return a plan of one group, whose cases do nothing."""
     return lambda options: [Group(name, [Case(c, lambda: Built(lambda: None)) for c in cases])]
 
 
@@ -66,8 +66,8 @@ def test_a_quick_run_writes_every_group(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_plan_can_be_made_for_every_device(script):
-    """Whole plans, networks on the meta device: names, sizes and paths fit."""
+def test_every_script_has_a_plan_for_every_device(script):
+    """The networks are built on the meta device."""
     module: ModuleType = SCRIPTS[script]
     cpu = module.plan(Options("cpu", ("float32", "bfloat16"), 8, compile=False, quick=False))
     gpu = module.plan(Options("cuda", ("bfloat16",), 128, compile=True, quick=False))
@@ -84,7 +84,7 @@ def test_every_plan_can_be_made_for_every_device(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_case_can_go_to_a_process_of_its_own(script):
+def test_every_case_can_be_pickled(script):
     options = Options("cuda", ("bfloat16",), 8, compile=False, quick=False, apart=True)
     for group in SCRIPTS[script].plan(options):
         assert group.apart
@@ -103,15 +103,15 @@ def test_every_case_can_go_to_a_process_of_its_own(script):
         (True, ["--apart", "--device", "cuda:0"], True, " --device cuda:0 --apart"),
     ],
 )
-def test_who_shares_a_process(usual, words, apart, command):
+def test_options_decide_which_computations_share_a_process(usual, words, apart, command):
     args = common._parser("ops", "", 1, usual).parse_args(words)
     assert common._options(args, usual).apart is apart
     assert common._command("ops", args) == f"python -m benchmarks.ops{command}"
 
 
 @pytest.mark.slow
-def test_a_script_measures_networks_apart_where_asked_and_only_once(tmp_path):
-    """A process that starts imports the script anew."""
+def test_a_script_with_own_processes_runs_its_main_function_once(tmp_path):
+    """Each new process imports the script again."""
     path = tmp_path / "a.json"
     words = ["benchmarks.scaling", "--quick", "--apart", "--output", str(path)]
     found = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
@@ -124,7 +124,7 @@ def test_a_script_measures_networks_apart_where_asked_and_only_once(tmp_path):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_flex_attention_computes_the_same(stride):
+def test_flex_attention_matches_the_reference(stride):
     q, k, v = torch.randn(3, 2, 16, 9, 9)
     position = torch.randn(1, 4, 9, 9)
     flex = sliding_window_flex(
@@ -144,14 +144,14 @@ def test_scaling_computes_the_same_number_of_pixels_at_every_size():
         assert pixels == {1024**2}
 
 
-def test_some_groups_are_chosen_by_a_part_of_their_name(capsys):
+def test_only_chooses_groups_by_a_part_of_their_name(capsys):
     assert run("ops", "--quick", "--only", "pixel*backward", "--list") == 0
     (name,) = capsys.readouterr().out.splitlines()
     assert name == "pixel shift attention (8, 9x9), forward + backward, float32"
 
 
 @pytest.mark.slow
-def test_one_group_leaves_the_others(tmp_path):
+def test_measuring_one_group_keeps_the_others(tmp_path):
     path = tmp_path / "a.json"
     words = ("--quick", "--output", str(path), "--only")
     for part in ("pixel*forward,", "ACmix*forward,", "pixel*forward,"):
@@ -163,7 +163,7 @@ def test_one_group_leaves_the_others(tmp_path):
     ]
 
 
-def test_what_was_measured_survives_an_interruption(tmp_path, capsys):
+def test_an_interruption_keeps_the_finished_groups(tmp_path, capsys):
     path = tmp_path / "a.json"
 
     def interrupt() -> Built:
@@ -179,7 +179,7 @@ def test_what_was_measured_survives_an_interruption(tmp_path, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
-def test_the_time_is_shared_by_weight(tmp_path, monkeypatch):
+def test_the_budget_is_divided_by_weight(tmp_path, monkeypatch):
     given: dict[str, float] = {}
 
     def fake(group: Group, *, limits: Any, **rest: Any) -> dict[str, Any]:
@@ -188,18 +188,18 @@ def test_the_time_is_shared_by_weight(tmp_path, monkeypatch):
 
     monkeypatch.setattr(common, "run_group", fake)
     monkeypatch.setattr(common, "measure_peak", lambda *arguments: None)
-    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # nothing takes any time
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # no call takes any time
 
     def plan(options: Options) -> list[Group]:
         return [Group("a", [], weight=1.0), Group("b", [], weight=2.0), Group("c", [], weight=1.0)]
 
     words = ["--budget", "80", "--output", str(tmp_path / "a.json")]
     assert common.main("ops", about="", plan=plan, budget=1, argv=words) == 0
-    # What a group leaves is shared by those after it.
+    # The groups after a group share the time that it does not use.
     assert given == pytest.approx({"a": 20.0, "b": 80 * 2 / 3, "c": 80.0})
 
 
-def test_a_trial_does_not_go_where_results_are(monkeypatch, tmp_path):
+def test_a_quick_run_does_not_write_into_the_results(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     before = sorted(common.RESULTS.glob("*"))
     words = ["--quick", "--name", "here"]
@@ -216,19 +216,19 @@ def test_a_trial_does_not_go_where_results_are(monkeypatch, tmp_path):
         (["--budget", "-1"], "--budget must be positive, got -1"),
     ],
 )
-def test_mistakes_are_told(words, message, capsys):
+def test_wrong_options_end_with_a_message(words, message, capsys):
     assert run("ops", *words) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_command_says_what_was_compiled(tmp_path):
+def test_the_stored_command_has_the_compile_option(tmp_path):
     path = tmp_path / "a.json"
     words = ("--quick", "--no-compile", "--output", str(path))
     assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 0
     assert read_document(path)["command"] == "python -m benchmarks.ops --quick --no-compile"
 
 
-def test_results_of_another_machine_stay(tmp_path, capsys):
+def test_a_script_does_not_overwrite_results_of_another_machine(tmp_path, capsys):
     path: Path = tmp_path / "a.json"
     words = ["--quick", "--output", str(path)]
     assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 0

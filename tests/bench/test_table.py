@@ -21,7 +21,7 @@ def group(**runs: dict[str, Any]) -> dict[str, Any]:
     return {"runs": runs, "errors": {}, "settings": settings}
 
 
-def test_a_table_says_how_the_first_compares_with_each():
+def test_a_table_has_the_ratio_of_the_first_model_to_each_other():
     lines = comparison_table(group(ours=run([0.1, 0.2, 0.4]), theirs=run([0.2, 0.2, 0.4])))
     assert lines[0].split()[-3:] == ["ours", "against", "it"]
     row = ["ours", "40.0", "26.7", "-", "53.3", "200", "2.00", "G", "50%", "3.0", "MiB"]
@@ -29,18 +29,18 @@ def test_a_table_says_how_the_first_compares_with_each():
     assert lines[2].split()[-4:] == ["1.00x", "(1.00", "-", "1.50)"]
 
 
-def test_one_model_is_compared_with_nobody():
+def test_a_table_of_one_model_has_no_ratio():
     lines = comparison_table(group(ours=run([0.1])))
     assert "against" not in lines[0]
     assert len(lines) == 2
 
 
-def test_what_was_not_measured_is_a_dash():
+def test_a_missing_value_is_a_dash():
     bare = run([0.1], macs=None, floor=None, memory_bytes=None)
     assert comparison_table(group(ours=bare))[1].split()[-3:] == ["-", "-", "-"]
 
 
-def test_an_error_is_told():
+def test_a_table_ends_with_the_errors():
     found = group(ours=run([0.1]))
     found["errors"] = {"theirs": "out of memory"}
     assert comparison_table(found)[-1] == "theirs: out of memory"
@@ -60,16 +60,16 @@ def test_large_ratios_have_fewer_digits():
         (None, "-"),
     ],
 )
-def test_bytes_have_the_unit_that_fits(bytes, text):
+def test_bytes_are_printed_with_a_unit(bytes, text):
     assert size_text(bytes) == text
 
 
-def test_multiply_adds_have_the_unit_that_fits():
+def test_multiply_adds_are_printed_with_a_unit():
     assert (macs_text(4.43e9), macs_text(4.5e6), macs_text(None)) == ("4.43 G", "4.5 M", "-")
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])
-def test_the_same_picture_has_the_same_bytes(tmp_path, ending):
+def test_the_same_figure_has_the_same_bytes(tmp_path, ending):
     pytest.importorskip("matplotlib")
     found = group(ours=run([0.1, 0.2]), theirs=run([0.3, 0.4]))
     paths = [tmp_path / f"{i}{ending}" for i in range(2)]
@@ -79,6 +79,6 @@ def test_the_same_picture_has_the_same_bytes(tmp_path, ending):
     assert paths[0].stat().st_size > 1000
 
 
-def test_another_kind_of_picture_is_refused():
+def test_another_file_format_raises():
     with pytest.raises(ValueError, match=r"\.png or \.svg, got 'a\.jpg'"):
         check_picture("a.jpg")

@@ -176,7 +176,7 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert check_device("cuda:1") == "cuda:1"
-    with pytest.raises(ValueError, match="there are 2, numbered from 0"):
+    with pytest.raises(ValueError, match="there are 2 GPUs, numbered from 0"):
         check_device("cuda:2")
 
 

@@ -24,9 +24,9 @@ Page = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _forgets_the_kernels() -> Iterator[None]:
-    library._outcome.cache_clear()
-    yield
-    library._outcome.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "installed", library.Library())
+        yield
 
 
 @pytest.fixture

@@ -86,6 +86,18 @@ def test_help_models_and_doctor_need_no_extra() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("words", [["--version"], ["bench", "--help"], ["trian"], ["eval", "--x"]])
+def test_help_and_mistakes_import_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from convattn.cli import main\n"
+        f"try: main({words})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_message_shows_no_name_that_a_terminal_would_act_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

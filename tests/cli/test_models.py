@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from convattn.cli import main, models
+from convattn import models
+from convattn.cli import main
 from convattn.models import count_macs, count_parameters, list_models
 
 
@@ -62,20 +63,6 @@ def test_single_paths_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str
         assert main(["models", *words]) == 0
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
         assert names == ["glnet_nano", "glnet_nano_attn", "glnet_nano_conv"]
-
-
-def test_the_page_is_printed_as_it_is(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "models_page", lambda: "# Models\n")
-    assert main(["models", "--markdown"]) == 0
-    assert capsys.readouterr().out == "# Models\n"
-
-
-@pytest.mark.parametrize("rest", ["glnet*", "--all", "--json"])
-def test_the_page_is_whole(capsys: pytest.CaptureFixture[str], rest: str) -> None:
-    assert main(["models", "--markdown", rest]) == 2
-    assert "--markdown prints the whole page" in capsys.readouterr().err
 
 
 def test_a_model_without_a_published_accuracy_is_not_said_to_have_no_paper(

@@ -1,4 +1,4 @@
-"""Ultralytics without a network: it reads these when it is imported."""
+"""Settings that Ultralytics reads when it is imported, so that it uses no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.environ["YOLO_AUTOINSTALL"] = "false"
 
 @pytest.fixture
 def squares(tmp_path) -> Path:
-    """Write a data set of grey images with a coloured square each, in YOLO's format."""
+    """Write a data set in YOLO's format: grey images with one coloured square each."""
     place_font()
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -43,7 +43,7 @@ def squares(tmp_path) -> Path:
 
 
 def place_font() -> None:
-    """Put a font where Ultralytics would download one to."""
+    """Copy a font to the place where Ultralytics would download one."""
     import matplotlib
     from ultralytics.utils import USER_CONFIG_DIR
 

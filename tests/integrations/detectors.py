@@ -1,4 +1,4 @@
-"""What the tests of Ultralytics' detectors share."""
+"""Helpers for the tests of Ultralytics' detectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def small() -> dict[str, Any]:
 
 
 def wake(model: Any) -> Any:
-    """Give every norm statistics and a scale that do something, and evaluate."""
+    """Set random norm statistics and scales, and switch to evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -34,7 +34,7 @@ def wake(model: Any) -> Any:
 
 
 def maps(model: Any, x: Tensor) -> list[Tensor]:
-    """Return what the detection head sees, which no decoding rounds."""
+    """Return the inputs of the detection head, before any decoding."""
     seen: list[Tensor] = []
     handle = model.model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""segmentation-models-pytorch finds our encoders through timm, with nothing of ours between."""
+"""segmentation-models-pytorch builds the backbones as encoders by timm's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import convattn
 
 smp: Any = pytest.importorskip("segmentation_models_pytorch")
 
-# a plain vision transformer has maps of one size only, which none but DPT's decoder takes
+# only DPT's decoder supports the equal map sizes of a plain vision transformer
 NANO = [name for name in convattn.list_models("*_nano") if "deit" not in name]
 LARGE = ["glnet_4g", "acmix_resnet50", "acmix_swin_tiny", "acmix_pvt_tiny", "san10", "acmix_san10"]
 
@@ -22,7 +22,7 @@ def test_unet_segments_images_whose_sides_are_odd_multiples_of_32(name):
     images = torch.rand(2, 3, 96, 160)
     masks = model(images)
     assert masks.shape == (2, 3, 96, 160)
-    # the maps of strides 4, 8, 16 and 32, after the image and a place for stride 2
+    # the image, an empty map at stride 2, then strides 4, 8, 16 and 32
     features: Any = convattn.create_model(name, features_only=True)
     assert model.encoder.out_channels == [3, 0, *features.feature_info.channels()]
     masks.mean().backward()
@@ -34,7 +34,7 @@ def test_unet_segments_images_whose_sides_are_odd_multiples_of_32(name):
     "readout", ["cat", *(pytest.param(r, marks=pytest.mark.slow) for r in ("add", "ignore"))]
 )
 @pytest.mark.parametrize("name", ["acmix_deit_nano", "acmix_pvt_nano", "glnet_nano"])
-def test_dpt_takes_maps_and_tokens(name, readout):
+def test_dpt_uses_maps_and_tokens(name, readout):
     model = smp.DPT(f"tu-{name}", encoder_weights=None, decoder_readout=readout, classes=3)
     masks = model(torch.rand(2, 3, 64, 96))
     assert masks.shape == (2, 3, 64, 96)
@@ -57,7 +57,7 @@ def test_depth_and_channels_can_be_chosen(name):
     ).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 1, 40, 56)).shape == (1, 1, 40, 56)
-    # the stages that are not used are not there
+    # unused stages are not built
     full = smp.Unet(f"tu-{name}", encoder_weights=None)
     assert count(model.encoder) < count(full.encoder)
 
@@ -68,7 +68,7 @@ def count(module: Any) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LARGE if name in convattn.list_models()])
-def test_the_papers_backbones_are_encoders(name):
+def test_backbones_of_the_papers_are_encoders(name):
     with torch.device("meta"):
         model = smp.Unet(f"tu-{name}", encoder_weights=None)
         assert model(torch.empty(2, 3, 224, 288)).shape == (2, 1, 224, 288)

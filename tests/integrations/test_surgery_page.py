@@ -1,4 +1,4 @@
-"""docs/surgery.md says what its command measures, and its code runs as it stands."""
+"""docs/surgery.md contains what its program measures, and its code runs unchanged."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_operators_go_into_well_known_networks(network):
 
 
 @pytest.mark.parametrize("operator", surgery.OPERATORS)
-def test_what_is_kept_can_learn(operator):
-    """A difference of zero says something: with its start taken away the operator is heard."""
+def test_the_operator_of_a_kept_convolution_changes_the_output(operator):
+    """With a factor other than zero the outputs differ, so a difference of zero is a result."""
     model = surgery.NETWORKS[0].build().eval()
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_what_is_kept_can_learn(operator):
         assert (model(x) - before).abs().max() > 1e-3
 
 
-def test_the_page_follows_its_template():
+def test_the_page_contains_its_template():
     fixed = [line for line in TEMPLATE.splitlines() if "{{" not in line]
     missing = [line for line in fixed if line not in PAGE.splitlines()]
     assert missing == []

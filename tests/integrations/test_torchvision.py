@@ -121,13 +121,13 @@ def test_frozen_layers_are_those_that_earlier_maps_depend_on(name):
     torch.testing.assert_close(after, frozen, rtol=0, atol=0)
 
 
-def test_what_is_not_frozen_is_in_training():
+def test_trainable_layers_are_in_training_mode():
     body = backbone_with_fpn("acmix_resnet_nano", trainable_layers=1).body
     assert body.training
     assert body.get_submodule("layer4").training
 
 
-def test_all_or_nothing_trains():
+def test_all_layers_or_none_can_be_trained():
     assert all(p.requires_grad for p in backbone_with_fpn("glnet_nano").body.parameters())
     everything = backbone_with_fpn("acmix_resnet_nano", trainable_layers=4).body
     assert all(p.requires_grad for p in everything.parameters())
@@ -135,7 +135,7 @@ def test_all_or_nothing_trains():
     assert not any(p.requires_grad for p in nothing.parameters())
 
 
-def test_bad_arguments_name_the_value_and_the_fix():
+def test_errors_name_the_value_and_the_fix():
     with pytest.raises(ValueError, match=r"trainable_layers must be from 0 to 4, .* got 5"):
         backbone_with_fpn("glnet_nano", trainable_layers=5)
     fraction: Any = 2.5

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-# installed with the tests, but its OpenCV needs a libGL that a bare machine may lack
+# a development requirement, but its OpenCV needs libGL, which may be missing
 ultralytics: Any = pytest.importorskip("ultralytics", exc_type=ImportError)
 
 from ultralytics.nn import tasks  # noqa: E402
@@ -37,7 +37,7 @@ def kind(name: str) -> type[nn.Module]:
 
 def parse_rows(rows: list[list[Any]], **config: Any) -> list[Any]:
     ours.register()
-    # Ultralytics reads a scale's row of the table even where it is the only one
+    # Ultralytics needs the table of scales even if it has one row
     config = {"nc": 2, "scales": {"n": [1.0, 1.0, 1024]}, "scale": "n", **config}
     model, _ = tasks.parse_model({**config, "backbone": rows, "head": []}, 3, verbose=False)
     return list(model)
@@ -62,7 +62,7 @@ def test_a_row_scales_width_and_depth_as_a_conv_does(name):
     assert (strided.op.out_chans, strided.op.kernel_size, strided.op.stride) == (16, 5, 2)
     assert isinstance(strided.act, nn.Identity)
     assert isinstance(repeats[0].act, nn.SiLU)
-    # X-volution's branches end in norms of their own
+    # the branches of X-volution end in norms
     norm = nn.Identity if "XVolution" in name else nn.BatchNorm2d
     assert isinstance(repeats[0].bn, norm)
     y = strided(repeats(stem(torch.rand(2, 3, 13, 18))))
@@ -70,7 +70,7 @@ def test_a_row_scales_width_and_depth_as_a_conv_does(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_counts_its_repeats_and_nothing_lands_in_the_operator(name):
+def test_a_block_scales_its_repeats_and_its_operators_have_default_options(name):
     rows = [[-1, 6, name, [256]]]
     (block,) = parse_rows(rows, scales={"n": [0.5, 0.25, 100]})
     default = kind(name)(block.c)
@@ -87,7 +87,7 @@ def test_a_block_counts_its_repeats_and_nothing_lands_in_the_operator(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_takes_the_arguments_of_the_one_it_is_built_on(name):
+def test_a_block_has_the_arguments_of_its_base_class(name):
     host = ours.MODULES[name][1].__name__
     arguments = [64, True] if host == "C2f" else [64, True, 0.25]
     rows = [[-1, 2, host, list(arguments)], [-1, 2, name, list(arguments)]]
@@ -102,7 +102,7 @@ def test_a_block_takes_the_arguments_of_the_one_it_is_built_on(name):
     assert [p.shape for p in direct.parameters()] == [p.shape for p in mixed.parameters()]
 
 
-def test_kernel_of_a_conv_is_three_where_nothing_is_said():
+def test_the_default_kernel_size_of_a_conv_is_three():
     (layer,) = parse_rows([[-1, 1, "ACmixConv", [32]]])
     assert layer.op.kernel_size == 3
 
@@ -112,7 +112,7 @@ def test_the_activation_of_the_model_is_used():
     assert isinstance(layer.act, nn.ReLU)
 
 
-def test_larger_scales_turn_on_what_they_turn_on_in_c3k2():
+def test_larger_scales_use_c3k_blocks_as_in_c3k2():
     scales = {"m": [1.0, 1.0, 512]}
     plain, mixed = parse_rows(
         [[-1, 1, "C3k2", [64, False]], [-1, 1, "C3k2ACmix", [64, False]]], scales=scales, scale="m"
@@ -122,14 +122,14 @@ def test_larger_scales_turn_on_what_they_turn_on_in_c3k2():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layers_know_their_place(name):
+def test_layers_have_the_attributes_of_parsed_layers(name):
     first, layer = parse_rows([[-1, 1, "Conv", [32, 3]], [-1, 1, name, [32]]])
     assert (layer.i, layer.f, first.i) == (1, -1, 0)
     assert layer.np == sum(p.numel() for p in layer.parameters())
     assert layer.type == f"convattn.integrations.ultralytics.{name}"
 
 
-def test_groups_are_refused_with_the_value():
+def test_groups_raise_with_the_value():
     with pytest.raises(ValueError, match=r"groups must be 1, got groups=4"):
         parse_rows([[-1, 1, "Conv", [32, 3]], [-1, 1, "ACmixConv", [32, 3, 1, None, 4]]])
 
@@ -141,7 +141,7 @@ def test_registering_again_changes_nothing():
     assert tasks.parse_model is parse_model
 
 
-def test_a_function_that_somebody_else_wrapped_is_not_ours(monkeypatch):
+def test_names_are_registered_after_parse_model_was_replaced(monkeypatch):
     ours.register()
     parse: Any = inspect.unwrap(tasks.parse_model)
 
@@ -153,7 +153,7 @@ def test_a_function_that_somebody_else_wrapped_is_not_ours(monkeypatch):
     assert type(parse_rows([[-1, 1, "ACmixConv", [32]]])[0]) is ours.ACmixConv
 
 
-def test_a_checkpoint_brings_the_names_of_its_yaml_along(monkeypatch):
+def test_unpickling_a_module_registers_the_names(monkeypatch):
     stored = pickle.dumps(parse_rows([[-1, 1, "GLMixConv", [32]]])[0])
     monkeypatch.setattr(tasks, "parse_model", inspect.unwrap(tasks.parse_model))
     pickle.loads(stored)
@@ -161,12 +161,12 @@ def test_a_checkpoint_brings_the_names_of_its_yaml_along(monkeypatch):
     rows = [[-1, 1, "C2fGLMix", [32]]]
     (layer,), _ = tasks.parse_model({**config, "backbone": rows}, 3, verbose=False)
     assert type(layer) is ours.C2fGLMix
-    # one that cannot be built any more can still be used
+    # a loaded module works even if the names cannot be registered
     monkeypatch.setattr(tasks, "parse_model", lambda d, ch, verbose=True: (nn.Sequential(), []))
     pickle.loads(stored)(torch.rand(2, 3, 9, 7))
 
 
-def test_the_configuration_is_left_as_it_was():
+def test_parsing_does_not_change_the_configuration():
     rows = [[-1, 1, "ACmixConv", [32]]]
     config = {"nc": 1, "scales": {"n": [1, 1, 64]}, "scale": "n", "backbone": rows, "head": []}
     before = copy.deepcopy(config)
@@ -175,9 +175,9 @@ def test_the_configuration_is_left_as_it_was():
     assert config == before
 
 
-def test_another_way_of_reading_is_named(monkeypatch):
+def test_an_incompatible_parse_model_raises(monkeypatch):
     monkeypatch.setattr(tasks, "parse_model", lambda d, ch, verbose=True: (nn.Sequential(), []))
-    with pytest.raises(RuntimeError, match=r"ultralytics .* does not read a model .*8\.4\.150"):
+    with pytest.raises(RuntimeError, match=r"ultralytics .* reads a model differently .*8\.4\.150"):
         ours.register()
     monkeypatch.setattr(tasks, "parse_model", lambda config, verbose: (nn.Sequential(), []))
     with pytest.raises(RuntimeError, match="parse_model does not begin with"):
@@ -214,7 +214,7 @@ def test_yaml_is_written_for_any_model(tmp_path):
     assert "C2fGLMix" in same.read_text()
     with pytest.raises(ValueError, match="did you mean 'glmix'"):
         ours.write_yaml("yolov8n.yaml", "GLMx", tmp_path)
-    with pytest.raises(ValueError, match=r"nothing to change in yolov5n\.yaml"):
+    with pytest.raises(ValueError, match=r"no layer of yolov5n\.yaml"):
         ours.write_yaml("yolov5n.yaml", "ACmix", tmp_path)
 
 
@@ -226,8 +226,8 @@ def test_recipe_is_found_at_every_scale(scale):
     assert sum(isinstance(m, ACmix) for m in model.modules()) >= 5
 
 
-def test_another_recipe_is_one_to_write():
-    written = r"write_yaml\('yolo11n\.yaml', 'glmix'\) makes that of another network"
+def test_an_unknown_recipe_names_write_yaml():
+    written = r"write_yaml\('yolo11n\.yaml', 'glmix'\) writes the YAML of another network"
     with pytest.raises(ValueError, match=f"unknown recipe 'yolo11n-glmix'.*{written}"):
         ours.recipe("yolo11n-glmix")
 
@@ -262,18 +262,18 @@ def test_detectors_are_copied_and_pickled(detector, tmp_path):
         torch.testing.assert_close(maps(model, x), expected, rtol=0, atol=0)
 
 
-# --- one epoch, as a user would train ---
+# --- training of one epoch through the public interface ---
 
 
 def one_epoch(yaml: Path, data: Path) -> Any:
     model = ultralytics.YOLO(yaml)
-    # nbs: a step after every batch; amp: its check downloads a model
+    # nbs=4: one optimizer step per batch; amp=True would download a model
     options = {"epochs": 1, "nbs": 4, "amp": False, "project": str(data.parent / "runs")}
     model.train(data=str(data), **options, **small())
     return model.trainer
 
 
-@pytest.mark.filterwarnings("ignore")  # tracing tells of every size that becomes a number
+@pytest.mark.filterwarnings("ignore")  # the tracer warns about sizes that become constants
 def test_recipe_trains_validates_and_exports(squares, monkeypatch):
     monkeypatch.chdir(squares.parent)
     trainer = one_epoch(ours.recipe(), squares)
@@ -320,7 +320,7 @@ def check(trainer: Any, data: Path) -> None:
     with torch.no_grad():
         expected = fused(x)[0]
     torch.testing.assert_close(torch.from_numpy(exported), expected, rtol=1e-3, atol=1e-3)
-    # the names of the file's operators: neither of the two that ONNX cannot hold
+    # the exported graph has only standard operators
     onnx = pytest.importorskip("onnx")
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert not kinds & {"AdaptiveAvgPool", "Col2Im", "Unfold"}

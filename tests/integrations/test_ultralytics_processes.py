@@ -1,4 +1,4 @@
-"""Processes that Ultralytics, or somebody else, starts: they know the names of our operators."""
+"""New processes, started by Ultralytics or by others, register the names of the operators."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def second_device(squares, monkeypatch):
             path = dist.generate_ddp_file(trainer)
             done.append(run(path, cwd=squares.parent))
             dist.ddp_cleanup(trainer, path)
-            raise InterruptedError  # what follows reads the files of a whole training
+            raise InterruptedError  # the rest of train() reads files of a complete training
 
         monkeypatch.chdir(squares.parent)
         monkeypatch.setattr(BaseTrainer, "train", start)
@@ -70,22 +70,22 @@ def operators(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("trainer", [None, Mine])
-def test_the_process_of_a_second_device_knows_the_names(trainer, second_device, squares):
+def test_the_process_of_a_second_device_registers_the_names(trainer, second_device, squares):
     done = second_device(ultralytics.YOLO(ours.recipe()), trainer=trainer)
     assert done.returncode == 0, done.stderr
     assert operators(squares.parent) == 5
 
 
-def test_it_knows_the_names_by_the_file_or_by_the_callbacks(second_device, monkeypatch):
+def test_the_file_or_the_callbacks_are_enough_to_register(second_device, monkeypatch):
     yolo = ultralytics.YOLO(ours.recipe())
-    yolo.reset_callbacks()  # to those of Ultralytics alone
+    yolo.reset_callbacks()  # only the callbacks of Ultralytics remain
     assert second_device(yolo).returncode == 0
     yolo = ultralytics.YOLO(ours.recipe())
     monkeypatch.setattr(dist, "generate_ddp_file", inspect.unwrap(dist.generate_ddp_file))
     assert second_device(yolo).returncode == 0
 
 
-def test_the_process_of_a_second_device_trains_what_was_replaced(second_device, squares):
+def test_the_process_of_a_second_device_trains_the_operators(second_device, squares):
     yolo = ultralytics.YOLO("yolo11n.yaml")
     convattn.replace(yolo.model, "acmix", where="model.8.m.*.m.*.cv2.conv", keep=True)
     done = second_device(yolo)
@@ -96,7 +96,7 @@ def test_the_process_of_a_second_device_trains_what_was_replaced(second_device, 
 BUILD = "from ultralytics.nn.tasks import DetectionModel; DetectionModel({path!r}, verbose=False)"
 
 
-def test_a_process_that_imports_the_file_knows_the_names(tmp_path):
+def test_importing_the_file_registers_the_names(tmp_path):
     code = f"import convattn.integrations.ultralytics; {BUILD.format(path=str(ours.recipe()))}"
     assert run("-c", code, cwd=tmp_path).returncode == 0
 
@@ -107,8 +107,8 @@ def build_here(path: str) -> None:
     DetectionModel(path, verbose=False)
 
 
-def test_a_spawned_process_knows_the_names(tmp_path):
-    """It imports the module of the function that it runs, and with it this package's part."""
+def test_a_spawned_process_registers_the_names(tmp_path):
+    """It imports this module to unpickle the target, and this module imports the integration."""
     context: Any = torch.multiprocessing.get_context("spawn")
     process = context.Process(target=build_here, args=(str(ours.recipe()),))
     process.start()
@@ -116,7 +116,7 @@ def test_a_spawned_process_knows_the_names(tmp_path):
     assert process.exitcode == 0
 
 
-def test_the_import_leaves_random_numbers_as_they_are(tmp_path):
+def test_the_import_does_not_change_the_random_state(tmp_path):
     code = (
         "import torch; state = torch.get_rng_state()\n"
         "import convattn.integrations.ultralytics\n"
@@ -126,7 +126,7 @@ def test_the_import_leaves_random_numbers_as_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_knows_the_names(squares):
+def test_the_command_registers_the_names(squares):
     path = ours.write_yaml("yolo11n.yaml", "ACmix", squares.parent)
     assert "python -m convattn.integrations.yolo" in path.read_text()
     options = {**small(), "device": "cpu", "amp": False, "epochs": 1, "data": squares}

@@ -48,15 +48,15 @@ def test_a_changed_detector_still_fuses(operator, keep):
     fused = maps(copy.deepcopy(model).fuse(verbose=False), x)
     torch.testing.assert_close(fused, changed, rtol=1e-3, atol=1e-4)
     assert model.fuse(verbose=False).is_fused()
-    # what is fused already has no norm to pass by
+    # a fused Conv has no norm and keeps its class
     convattn.replace(model, operator, where="model.3.conv", keep=keep)
     assert type(model.get_submodule("model.3")) is Conv
     assert all(m.isfinite().all() for m in maps(model, x))
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_convolution_that_is_a_layer_of_the_yaml_stays_one(keep):
-    """Ultralytics sets on each layer of a YAML where its input comes from."""
+def test_a_replaced_layer_of_the_yaml_keeps_the_attributes_of_parsed_layers(keep):
+    """Ultralytics stores the source of the input on each layer."""
     yaml = {
         "nc": 2,
         "scales": {"n": [1, 1, 1024]},
@@ -73,7 +73,7 @@ def test_a_convolution_that_is_a_layer_of_the_yaml_stays_one(keep):
 
 
 @pytest.mark.parametrize("base", ["yolov9t.yaml", "yolo26n.yaml"])
-def test_everything_can_be_replaced(base):
+def test_all_convolutions_can_be_replaced(base):
     model = wake(tasks.DetectionModel(base, verbose=False))
     x = torch.rand(1, 3, 64, 96)
     plain = maps(model, x)
@@ -105,7 +105,7 @@ def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
 
     yolo.add_callback("on_pretrain_routine_end", remember)
     yolo.train(trainer=ours.trainer(yolo), **options)
-    # it starts from the weights that were there; the data have one class, the network had 80
+    # training starts from the weights of the network; the head changes from 80 classes to one
     names = {name for name, value in before.state_dict().items() if name in seen}
     same = {n for n in names if seen[n].shape == before.state_dict()[n].shape}
     assert all("model.23.cv3" in n for n in set(before.state_dict()) - same)
@@ -127,13 +127,13 @@ def test_a_changed_detector_trains_with_its_trainer(squares, monkeypatch):
 
     again.train(trainer=Watched, **options)
     assert trainable
-    assert all(trainable)  # what a checkpoint holds is frozen
+    assert all(trainable)  # parameters in a checkpoint are frozen
     assert sum(isinstance(m, ConvBeside) for m in again.model.modules()) == 2
     images = str(squares.parent / "images" / "val" / "0.png")
     assert len(again.predict(images, imgsz=64, device=DEVICE, verbose=False)) == 1
 
 
-class _BeforeTheFirstStep(Exception):  # noqa: N818  # it is none
+class _BeforeTheFirstStep(Exception):  # noqa: N818  # not an error
     pass
 
 
@@ -157,9 +157,7 @@ def beside(model: Any) -> int:
 
 
 @pytest.mark.parametrize("where", [WHERE, "model.23.cv2.?.2"])
-def test_a_changed_detector_trains_as_it_is_whoever_forgets_its_trainer(
-    where, squares, monkeypatch
-):
+def test_train_without_a_trainer_keeps_the_operators(where, squares, monkeypatch):
     monkeypatch.chdir(squares.parent)
     monkeypatch.setattr(Model, "train", inspect.unwrap(Model.train))
     yolo = ultralytics.YOLO("yolo11n.yaml")
@@ -170,13 +168,13 @@ def test_a_changed_detector_trains_as_it_is_whoever_forgets_its_trainer(
     convattn.replace(yolo.model, "glmix", where=where, keep=True)
     yolo.save("changed.pt")
     assert beside(trained(yolo, squares)) == expected
-    # as in a process that knows nothing of this one
+    # as in a new process
     monkeypatch.setattr(Model, "train", inspect.unwrap(Model.train))
     assert beside(trained(ultralytics.YOLO("changed.pt"), squares)) == expected
     assert beside(trained(ultralytics.YOLO("plain.pt"), squares)) == 0
 
 
-def test_a_trainer_that_may_lose_what_was_replaced_is_warned_of(squares, monkeypatch, caplog):
+def test_another_trainer_warns_that_it_may_lose_operators(squares, monkeypatch, caplog):
     monkeypatch.chdir(squares.parent)
     monkeypatch.setattr(LOGGER, "propagate", True)
     yolo = ultralytics.YOLO("yolo11n.yaml")
@@ -184,4 +182,4 @@ def test_a_trainer_that_may_lose_what_was_replaced_is_warned_of(squares, monkeyp
     trained(yolo, squares, trainer=type("Mine", (ours.trainer(yolo),), {}))
     assert "trainer(yolo)" not in caplog.text
     trained(yolo, squares, trainer=DetectionTrainer)
-    assert "derive it from convattn.integrations.ultralytics.trainer(yolo)" in caplog.text
+    assert "derive the trainer from convattn.integrations.ultralytics.trainer(yolo)" in caplog.text

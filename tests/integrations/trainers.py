@@ -1,4 +1,4 @@
-"""A trainer of a user, in a module that imports nothing of this package."""
+"""A trainer of a user, in a module that does not import this package."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 
 class Mine(DetectionTrainer):
-    """Ultralytics' trainer by another name."""
+    """Ultralytics' trainer, unchanged."""

@@ -1,23 +1,20 @@
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.nn.utils import parametrize, prune
 
-from convattn.layers import ConvMlp, ffn
-from convattn.ops.convolution.gelu import has_kernel
+from convattn import ops
+from convattn.layers import ConvMlp
+from convattn.ops import tuned
 from tests.compare import assert_close
 from tests.layers.properties import LayerProperties, randomise
-from tests.memory import peak_memory
 
-needs_onednn = pytest.mark.skipif(
-    not has_kernel(torch.float32), reason="no oneDNN with activations"
-)
-FUSED = [dtype for dtype in (torch.float32, torch.bfloat16) if has_kernel(dtype)]
+LAYERS = ["fc1", "dwconv", "act", "fc2"]
 
 
 class TestConvMlp(LayerProperties):
@@ -61,145 +58,127 @@ def test_rejects(arguments, message):
         ConvMlp(dim, hidden_dim, kernel_size=kernel_size)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    "options", [{"padding_mode": "reflect", "padding": 1}, {"dilation": 2, "padding": 2}]
-)
-def test_another_convolution_is_computed_in_its_own_way(options):
-    mlp = randomise(ConvMlp(16, 24, dwconv=True)).eval()
-    mlp.reparameterize()
-    mlp.dwconv = randomise(nn.Conv2d(24, 24, 3, groups=24, **options))
-    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
-    assert_close(mlp(x), mlp.fc2(F.gelu(mlp.dwconv(mlp.fc1(x)))), torch.float32)
+def _map(images: int = 2) -> Tensor:
+    return torch.randn(images, 16, 9, 7).contiguous(memory_format=torch.channels_last)
 
 
-def _steps(mlp: nn.Module, x: Tensor) -> set[str]:
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
+def _paths(mlp: nn.Module, x: Tensor) -> list[str]:
+    with torch.inference_mode(), ops.record_paths() as taken:
         mlp(x)
-    return {event.key for event in seen.key_averages()}
+    return [choice.operator for choice in taken]
 
 
-@needs_onednn
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_trained_form_calls_its_layers(name):
+    mlp, seen = randomise(ConvMlp(16, 24, dwconv=True)).eval(), []
+    x = _map(5)
+    with torch.inference_mode():
+        plain = mlp(x)
+        layer = mlp.get_submodule(name)
+        with layer.register_forward_hook(lambda *call: seen.append(call[2])):
+            assert_close(mlp(x), plain, torch.float32)
+        assert [len(y) for y in seen] == [5]
+        layer.forward = lambda x: x[:, :1].expand(-1, 16 if name == "fc2" else 24, -1, -1)
+        assert (mlp(x) - plain).abs().max() > 1e-3
+        del layer.forward
+        mlp.set_submodule(name, nn.Sequential(layer))
+        assert_close(mlp(x), plain, torch.float32)
+
+
 @pytest.mark.parametrize("dwconv", [True, False])
-def test_the_deployed_network_has_no_pass_for_the_gelu(dwconv):
+def test_the_deployed_form_is_one_step(dwconv):
     mlp = randomise(ConvMlp(16, 24, dwconv=dwconv)).eval()
-    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
-    expected = mlp(x).detach()  # with gradients
-    mlp.reparameterize()
-    assert "aten::gelu" not in _steps(mlp, x)
+    x = _map()
     with torch.inference_mode():
+        expected = mlp(x)
+        names = list(mlp.state_dict())
+        assert _paths(mlp, x) == []
+        mlp.reparameterize()
+        assert _paths(mlp, x) == ["feed_forward", "conv2d_gelu"]
         assert_close(mlp(x), expected, torch.float32)
+    assert list(mlp.state_dict()) == names
 
 
-@pytest.mark.parametrize("name", ["fc1", "act"])
-def test_who_looks_between_sees_everything(name):
-    mlp, seen = randomise(ConvMlp(16, 24)), []
-    mlp.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[2]))
-    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        y = mlp(x)
-        assert_close(mlp.fc2(seen[0] if name == "act" else F.gelu(seen[0])), y, torch.float32)
+class _Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
 
 
-def test_another_activation_takes_the_place_of_the_gelu():
-    mlp = randomise(ConvMlp(16, 24))
-    mlp.act = nn.GELU(approximate="tanh")
-    x = torch.randn(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        z = F.gelu(mlp.fc1(x), approximate="tanh")
-        torch.testing.assert_close(mlp(x), mlp.fc2(z), rtol=0, atol=0)
+def _hook(layer: nn.Module) -> None:
+    layer.register_forward_hook(lambda _, __, y: 2 * y)
 
 
-class Parts:
-    """How many images each pass through the network had, and what it is given."""
+def _hook_before(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(lambda _, x: (2 * x[0],))
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.images: list[int] = []
-        hidden = ConvMlp._fused_hidden
 
-        def spy(mlp: ConvMlp, x: Tensor) -> Tensor:
-            self.images.append(x.shape[0])
-            return hidden(mlp, x)
+def _hook_backward(layer: nn.Module) -> None:
+    layer.register_full_backward_hook(lambda *_: None)
 
-        monkeypatch.setattr(ConvMlp, "_fused_hidden", spy)
 
-    def of(self, mlp: nn.Module, x: Tensor) -> list[int]:
-        self.images.clear()
-        mlp(x)
-        return list(self.images)
+def _replace_forward(layer: nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def _prune(layer: nn.Module) -> None:
+    if not isinstance(layer, nn.Conv2d):
+        pytest.skip("there is no weight")
+    prune.random_unstructured(layer, "weight", 0.5)
+
+
+def _parametrize(layer: nn.Module) -> None:
+    if not isinstance(layer, nn.Conv2d):
+        pytest.skip("there is no weight")
+    parametrize.register_parametrization(layer, "weight", _Doubled())
+
+
+@pytest.mark.parametrize("name", ["fc1", "act", "fc2"])
+@pytest.mark.parametrize(
+    "attach", [_hook, _hook_before, _hook_backward, _replace_forward, _prune, _parametrize]
+)
+def test_what_is_attached_to_a_layer_is_heeded_after_deployment(attach, name):
+    mlp, x = randomise(ConvMlp(16, 24)).eval(), _map()
+    attach(mlp.get_submodule(name))
+    with torch.no_grad():
+        expected = mlp(x)
+        mlp.reparameterize()
+        assert_close(mlp(x), expected, torch.float32)
+    assert _paths(mlp, x) == []
+
+
+OTHERS: list[tuple[str, Any]] = [
+    ("dwconv", lambda: nn.Conv2d(24, 24, 3, groups=24, padding=1, padding_mode="reflect")),
+    ("dwconv", lambda: nn.Conv2d(24, 24, 3, groups=24, padding=2, dilation=2)),
+    ("fc1", lambda: nn.Conv2d(16, 24, 3, padding=1)),
+    ("fc2", lambda: nn.Conv2d(24, 16, 1, groups=2)),
+    ("act", lambda: nn.GELU(approximate="tanh")),
+    ("act", nn.ReLU),
+]
+
+
+@pytest.mark.parametrize(("name", "other"), OTHERS)
+@torch.inference_mode()
+def test_another_layer_computes_in_its_own_way(name, other):
+    mlp, x = randomise(ConvMlp(16, 24, dwconv=True)).eval(), _map()
+    mlp.set_submodule(name, randomise(other()))
+    expected = mlp(x)
+    mlp.reparameterize()
+    assert_close(mlp(x), expected, torch.float32)
 
 
 @pytest.fixture
-def parts(monkeypatch):
-    """Parts of 130 pixels: two images of 9 x 7."""
-    monkeypatch.setattr(ffn, "PIXELS", 130)
-    return Parts(monkeypatch)
+def _parts_of_two_images(monkeypatch):
+    monkeypatch.setattr(tuned, "FFN_PIXELS", 130)
 
 
-@needs_onednn
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", FUSED)
-@pytest.mark.parametrize("options", [{}, {"dwconv": True}, {"dwconv": True, "kernel_size": 5}])
-def test_images_in_parts_give_what_all_at_once_give(options, dtype, memory_format, parts):
-    mlp = randomise(ConvMlp(16, 24, **options)).to(dtype).eval()
-    for deploy in (False, True):
-        if deploy:
-            mlp.reparameterize()
-        for images in (0, 1, 2, 5):
-            x = torch.randn(images, 16, 9, 7).to(dtype).contiguous(memory_format=memory_format)
-            whole = mlp(x).detach()  # with gradients
-            with torch.inference_mode():
-                y = mlp(x)
-                assert parts.of(mlp, x) == {0: [0], 1: [1], 2: [2], 5: [2, 2, 1]}[images]
-            assert_close(y, whole, dtype)
-            assert y.dtype == dtype
-            assert images == 0 or y.is_contiguous(memory_format=memory_format)
-
-
-@needs_onednn
-@torch.no_grad()
-def test_a_part_is_one_image_at_least_and_no_view_is_missed(parts):
-    mlp = randomise(ConvMlp(16, 24, dwconv=True)).eval()
-    x = torch.randn(3, 32, 40, 30)[:, ::2, ::2]
-    assert parts.of(mlp, x) == [1, 1, 1]
-    assert_close(mlp(x), mlp.fc2(mlp._hidden(x)), torch.float32)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["fc1", "dwconv", "act", "fc2"])
-def test_who_looks_at_a_layer_sees_all_images(name, parts):
-    mlp, seen = randomise(ConvMlp(16, 24, dwconv=True)), []
-    x = torch.randn(5, 16, 9, 7)
-    before = mlp(x)
-    with mlp.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[2])):
-        assert parts.of(mlp, x) == [5]
-    assert [len(y) for y in seen] == [5]
-    every = nn.modules.module.register_module_forward_hook(lambda *call: None)
-    with every:
-        assert parts.of(mlp, x) == [5]
-    if has_kernel(torch.float32):
-        assert parts.of(mlp, x) == [2, 2, 1]
-    assert_close(mlp(x), before, torch.float32)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["dwconv", "act", "fc2"])
-def test_a_layer_that_somebody_put_in_sees_all_images(name, parts):
-    mlp, x = randomise(ConvMlp(16, 24, dwconv=True)), torch.randn(5, 16, 9, 7)
-    before = mlp(x)
-    mlp.set_submodule(name, nn.Sequential(mlp.get_submodule(name)))
-    assert parts.of(mlp, x) == [5]
-    assert_close(mlp(x), before, torch.float32)
-
-
+@pytest.mark.usefixtures("_parts_of_two_images")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_gradients_exports_and_transforms_see_all_images(parts):
+def test_traces_and_transforms_of_the_deployed_form_take_other_sizes():
     mlp = randomise(ConvMlp(16, 24, dwconv=True))
+    mlp.reparameterize()
     x = torch.randn(5, 16, 9, 7)
-    assert parts.of(mlp, x) == [5]
     with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            assert parts.of(mlp, x) == [5]
         traced = torch.jit.trace(mlp, x, check_trace=False)
         other = torch.randn(7, 16, 11, 10)
         assert_close(traced(other), mlp(other), torch.float32)
@@ -208,26 +187,16 @@ def test_gradients_exports_and_transforms_see_all_images(parts):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_parts_of_two_images")
+@pytest.mark.parametrize("deploy", [False, True])
 @torch.no_grad()
-def test_compiled_code_is_one_graph_for_all_sizes_of_maps(monkeypatch):
-    monkeypatch.setattr(ffn, "PIXELS", 130)
+def test_compiled_code_is_one_graph_for_all_sizes_of_maps(deploy):
     torch._dynamo.reset()
     mlp = randomise(ConvMlp(16, 24, dwconv=True))
+    if deploy:
+        mlp.reparameterize()
     compiled = torch.compile(mlp, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for images, height, width in [(5, 9, 7), (2, 30, 20), (3, 4, 5)]:
             x = torch.randn(images, 16, height, width)
             assert_close(compiled(x), mlp(x), torch.float32)
-
-
-@needs_onednn
-@torch.inference_mode()
-def test_memory_does_not_grow_with_the_batch():
-    """Of the wide map that lies between the layers there are as many pixels as a part has."""
-    side, hidden = 32, 64
-    in_part = ffn.PIXELS // side**2
-    mlp = randomise(ConvMlp(16, hidden)).eval()
-    for images in (in_part, 4 * in_part):
-        x = torch.randn(images, 16, side, side).contiguous(memory_format=torch.channels_last)
-        mlp(x)
-        assert peak_memory(partial(mlp, x)) <= ffn.PIXELS * (hidden + 2 * 16) * 4

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import convattn
 from convattn import GLMix, GLMixBlock, ops
-from convattn.models._official import rename
+from convattn.models.official import rename
 from convattn.ops.reference import glmix as reference
 from tests.compare import assert_close
 from tests.golden import Fixture, relative_error
@@ -252,18 +252,33 @@ def test_a_stride_gives_the_pixels_that_are_kept(branches, clustering):
     assert_close(strided(x, context), full(x, context)[:, :, ::3, ::3], torch.float32)
 
 
-def test_a_stride_gives_slots_to_no_other_pixels(monkeypatch):
-    seen: list[torch.Size] = []
-    module = sys.modules["convattn.ops.glmix.slots"]
-    dispatch = ops.dispatch
+def test_a_stride_dispatches_slots_to_the_kept_pixels_alone():
+    counts = []
+    for stride in (1, 2):
+        mixer = GLMix(16, slots=4, stride=stride, branches="global")
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad(), ops.use_backend("reference"):
+            mixer(torch.randn(1, 16, 8, 6))
+        counts.append(counter.get_total_flops())
+    products = 2 * 2 * 4 * 16  # similarities and mixtures of each pixel, four slots, 16 channels
+    assert counts[0] - counts[1] == products * (8 * 6 - 4 * 3)
 
-    def spy(prototypes: Any, slots: Any, u: Any, *rest: Any, **options: Any) -> Any:
-        seen.append(u.shape)
-        return dispatch(prototypes, slots, u, *rest, **options)
 
-    monkeypatch.setattr(module, "dispatch", spy)
-    GLMix(16, slots=4, stride=2)(torch.randn(1, 16, 9, 7))
-    assert seen == [(1, 16, 5, 4)]
+@pytest.mark.parametrize("backend", ["native", "shared"])
+def test_a_path_without_gradients_says_how_to_train(backend):
+    mixer, x = GLMix(16, slots=4, backend=backend), torch.randn(1, 16, 8, 6)
+    with pytest.raises(ValueError, match=f"{backend!r} cannot .* gradient.*; use backend='auto'"):
+        mixer(x)
+
+
+def test_a_layer_computes_on_the_path_that_it_names():
+    mixer, x = GLMix(16, slots=4, backend="shared"), torch.randn(1, 16, 8, 6)
+    with torch.no_grad(), ops.record_paths() as taken:
+        y = mixer(x)
+        mixer.backend = "reference"
+        assert_close(y, mixer(x), torch.float32)
+    steps = [choice.path for choice in taken if choice.operator == "cluster_and_dispatch"]
+    assert steps == ["shared", "reference"]
 
 
 def test_the_local_branch_is_dilated():
@@ -333,6 +348,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"clustering": "k-means"}, "unknown clustering 'k-means'; did you mean 'kmeans'"),
     ({"branches": "paralel"}, "unknown branches 'paralel'; did you mean 'parallel'"),
     ({"backend": "spda"}, "unknown backend 'spda'; did you mean 'sdpa'"),
+    ({"backend": "shared", "clustering": "kmeans"}, "'shared' needs clustering 'soft', got "),
+    ({"backend": "native", "clustering": "static"}, "'native' needs clustering 'soft', got "),
     ({"kernel_size": 4}, "kernel_size must be odd, got 4; use 3 or 5"),
     ({"kmeans_iterations": 0}, "kmeans_iterations must be at least 1, got 0"),
     ({"slot_init": "learned", "clustering": "kmeans"}, "'kmeans' leaves learned slots without"),

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from timm.layers import Attention
+from torch import nn
 
 from convattn.layers.heads import HeadAttention
 from tests.compare import assert_close
@@ -22,3 +26,21 @@ def test_starts_where_timm_starts():
     theirs = Attention(24, 3, qkv_bias=True).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("layer", ["qkv", "proj"])
+@torch.inference_mode()
+def test_the_layers_are_called(layer):
+    attention, x = HeadAttention(8, 2).eval(), torch.randn(1, 5, 8)
+    attention.proj.bias.zero_()
+    attention.qkv.bias.zero_()
+    plain = attention(x)
+    linear: Any = attention.get_submodule(layer)
+    with linear.register_forward_hook(lambda _, __, y: torch.zeros_like(y)):
+        assert_close(attention(x), torch.zeros_like(x), torch.float32)
+    linear.forward = lambda x: torch.nn.functional.linear(x, 2 * linear.weight, linear.bias)
+    changed = attention(x)
+    del linear.forward
+    assert (changed - plain).abs().max() > 1e-4
+    attention.set_submodule(layer, nn.Sequential(linear))
+    assert_close(attention(x), plain, torch.float32)

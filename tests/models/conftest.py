@@ -1,4 +1,4 @@
-"""Models in evaluation whose norms do something, so that no path hides behind a zero or a one."""
+"""Models in evaluation with random norms, so that an error in a norm changes the output."""
 
 from __future__ import annotations
 

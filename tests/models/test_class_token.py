@@ -36,7 +36,7 @@ def test_maps_are_normed_only_at_the_end_and_hold_no_token(name, build):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_classifier_sees_the_token_or_what_is_pooled_of_the_positions(name, build):
+def test_the_classifier_reads_the_token_or_the_pooled_positions(name, build):
     model, x = build(name), torch.randn(2, 3, 64, 96)
     features = model.forward_features(x)
     assert model.head.global_pool.pool_type == "token"
@@ -63,7 +63,7 @@ def test_the_token_depends_on_every_pixel_of_the_image(name, build):
 
 
 @pytest.mark.parametrize("name", ["acmix_pvt_nano", "acmix_deit_nano"])
-def test_only_the_last_convolution_is_lost_on_the_token(name, build):
+def test_the_last_convolution_has_no_effect_on_the_token(name, build):
     model = build(name, num_classes=3).train()
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     last = f"stages.{len(model.stages) - 1}.blocks.0.mixer."
@@ -85,7 +85,7 @@ def test_the_convolution_alone_has_no_token_and_pools_its_map(name, build):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_map_comes_with_its_token_when_asked_for(name, build):
+def test_return_prefix_tokens_pairs_each_map_with_its_token(name, build):
     model, x = build(name), torch.randn(2, 3, 64, 96)
     features, maps = model.forward_intermediates(x, norm=True)
     final, pairs = model.forward_intermediates(x, norm=True, return_prefix_tokens=True)
@@ -137,7 +137,7 @@ def test_positions_and_token_do_not_decay(name, build):
 
 
 @pytest.mark.parametrize("name", ["glnet_nano", "pvt_nano"])
-def test_images_of_other_channels_are_named(name, build):
+def test_images_with_other_channels_are_refused(name, build):
     model = build(name)
     for call in (model, model.forward_intermediates):
         with pytest.raises(ValueError, match="in_chans=3 channels, got 4; build the model with"):
@@ -148,7 +148,7 @@ def test_images_of_other_channels_are_named(name, build):
 
 @pytest.mark.parametrize("name", ["acmix_resnet_nano", "glnet_nano", "pvt_nano"])
 class TestErrors:
-    def test_no_indices_are_named(self, name, build):
+    def test_empty_indices_are_refused(self, name, build):
         model = build(name)
         for call in (
             lambda: model.forward_intermediates(torch.randn(1, 3, 32, 32), indices=[]),
@@ -164,7 +164,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             build(name).reset_classifier(7, "")
 
-    def test_an_unknown_pooling_is_named(self, name):
+    def test_an_unknown_pooling_is_refused(self, name):
         arguments: dict[str, Any] = {"global_pool": "averag"}
         with pytest.raises(ValueError, match="unknown global_pool 'averag'; did you mean 'avg"):
             convattn.create_model(name, **arguments)

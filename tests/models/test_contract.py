@@ -1,9 +1,8 @@
-"""What timm expects of a backbone, held by every family on its smallest model."""
+"""timm's contract of a backbone, for the smallest model of every family."""
 
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import statistics
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.layers import set_scriptable
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
@@ -67,31 +65,31 @@ def test_state_dict_names_and_shapes_are_frozen(name):
     assert lines == frozen.read_text().splitlines()
 
 
-def test_takes_any_size_from_32_pixels_changing_from_call_to_call(name, build):
+def test_images_may_have_any_size_from_32_pixels_in_each_call(name, build):
     model = build(name, num_classes=7)
     for size in [(32, 32), (33, 47), (64, 40), (32, 32)]:
         assert model(torch.randn(2, 3, *size)).shape == (2, 7)
     assert model(torch.randn(1, 3, 35, 35)).shape == (1, 7)
 
 
-def test_an_image_does_not_see_the_rest_of_its_batch(name, build):
+def test_the_output_of_an_image_does_not_depend_on_its_batch(name, build):
     model, x = build(name, num_classes=7), torch.randn(3, 3, 40, 32)
     assert_close(model(x)[1:2], model(x[1:2]), torch.float32)
 
 
-def test_takes_grey_images(name, build):
+def test_images_may_have_one_channel(name, build):
     model = build(name, in_chans=1, num_classes=3)
     assert model.in_chans == 1
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
 
 
 def test_every_parameter_gets_a_gradient(name, build):
-    # A class token alone sees nothing of the last convolution.
+    # The last convolution has no effect on a class token.
     model = build(name, num_classes=5, global_pool="avg").train()
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     still = [n for n, p in model.named_parameters() if not p.grad.any()]
-    # The softmax over keys cancels what is the same for all of them.
+    # The softmax over keys cancels what is equal for all keys.
     assert [n for n in still if not n.endswith("pos_proj.bias")] == []
 
 
@@ -122,7 +120,7 @@ def test_features_are_the_outputs_of_the_stages(name, build):
         torch.testing.assert_close(ours, maps[index])
 
 
-def test_features_only_takes_out_indices(name, build):
+def test_out_indices_choose_the_maps(name, build):
     x = torch.randn(1, 3, 64, 64)
     model = build(name, features_only=True, out_indices=(1, 2))
     assert len(model(x)) == 2
@@ -158,12 +156,12 @@ def test_features_can_be_taken_from_a_traced_graph(name, build):
         ({"drop_path_rate": 1.5}, r"drop_path_rate must be .* less than 1, got 1\.5"),
     ],
 )
-def test_impossible_sizes_and_rates_are_named(name, change, message):
+def test_impossible_sizes_and_rates_are_refused(name, change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model(name, **change)
 
 
-def test_forward_intermediates_takes_what_timm_takes(name, build):
+def test_forward_intermediates_has_the_arguments_of_timm(name, build):
     model, x = build(name), torch.randn(1, 3, 64, 64)
     final, every = model.forward_intermediates(x)
     count = len(every)
@@ -283,10 +281,10 @@ def test_half_precision_keeps_dtype_and_value(name, build, dtype, bound):
     assert half.dtype == dtype
     with torch.autocast("cpu", dtype):
         mixed = model(x)
-    with torch.inference_mode():  # which takes other kernels
+    with torch.inference_mode():  # other kernels run
         inferred = [copy.deepcopy(model).to(dtype)(x.to(dtype, memory_format=f)) for f in LAYOUTS]
     for found in (half, mixed, *inferred):
-        # the median of nine images: with random weights the worst is far off on every path
+        # the median of nine images: with random weights one image may have a large error
         errors = [float(relative_error(*pair)) for pair in zip(found, expected, strict=True)]
         assert statistics.median(errors) < bound
 
@@ -329,24 +327,10 @@ def test_trained_weights_come_back_from_a_file(name, build, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
-def test_traces(name, build):
+def test_a_traced_model_computes_the_same(name, build):
     model, x = build(name, num_classes=5), torch.randn(1, 3, 32, 40)
     traced = torch.jit.trace(model, x, check_trace=False)  # compared below, on another image
     assert_close(traced(2 * x), model(2 * x), torch.float32)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.slow
-def test_scripts_and_the_saved_script_takes_any_size(name, build):
-    with set_scriptable(True):
-        model = build(name, num_classes=5)
-    stored = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), stored)
-    stored.seek(0)
-    scripted = torch.jit.load(stored)
-    for size in [(32, 32), (47, 64)]:
-        x = torch.randn(2, 3, *size)
-        assert_close(scripted(x), model(x), torch.float32)
 
 
 def test_drop_rates_act_in_training_alone(name, build):
@@ -384,7 +368,7 @@ def test_is_captured_as_one_graph_forward_and_backward(name, build, dynamic, bac
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error::UserWarning")  # of what Dynamo does not look into
+@pytest.mark.filterwarnings("error::UserWarning")  # of functions that Dynamo does not trace
 @pytest.mark.parametrize("training", [False, True])
 def test_half_precision_is_captured_as_one_graph(name, build, training):
     if name in BASELINES:
@@ -392,7 +376,7 @@ def test_half_precision_is_captured_as_one_graph(name, build, training):
     torch._dynamo.reset()
     model = build(name, num_classes=5).train(training).bfloat16()
     x = torch.randn(2, 3, 64, 64).bfloat16()
-    for mixed in (False, True):  # autocast, too, computes in half precision
+    for mixed in (False, True):  # autocast computes in half precision too
         with torch.set_grad_enabled(training), torch.autocast("cpu", enabled=mixed):
             y = torch.compile(model, fullgraph=True, backend="eager")(x)
         assert y.isfinite().all()

@@ -16,7 +16,7 @@ PARAMETERS = {"tiny": 5_717_416, "small": 22_050_664}
 
 
 def _timm_deit(**arguments: Any) -> Any:
-    """timm's DeiT with weights that let every part of it show."""
+    """Return timm's DeiT with random weights, so that every part changes the output."""
     torch.manual_seed(3)
     model: Any = timm.create_model("deit_tiny_patch16_224", depth=3, **arguments).eval()
     for parameter in model.parameters():
@@ -31,7 +31,7 @@ def _like(theirs: nn.Module, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 160), (240, 224)])
-def test_by_attention_alone_it_is_timms_deit(size):
+def test_attention_alone_computes_what_timms_deit_computes(size):
     theirs = _timm_deit(dynamic_img_size=True)
     x = torch.randn(2, 3, *size)
     assert_close(_like(theirs)(x), theirs(x), torch.float32)
@@ -52,7 +52,7 @@ def test_prefix_tokens_are_those_of_timms_deit(norm):
     theirs = _timm_deit()
     ours, x = _like(theirs), torch.randn(2, 3, 224, 224)
     named: Any = {"intermediates_only": True, "return_prefix_tokens": True}
-    # timm norms the tokens of every block, ours those of the last alone, as it does the maps
+    # timm norms the tokens of every block; this package norms the last map and its token alone
     found = ours.forward_intermediates(x, [-1] if norm else None, norm=norm, **named)
     expected = theirs.forward_intermediates(x, [2] if norm else None, norm=norm, **named)
     assert len(found) == (1 if norm else 3)
@@ -60,7 +60,7 @@ def test_prefix_tokens_are_those_of_timms_deit(norm):
         assert_close(pair, their_pair, torch.float32)
 
 
-def test_pooling_the_positions_is_timms_too():
+def test_pooled_positions_are_those_of_timms_deit():
     theirs = _timm_deit(global_pool="avg", fc_norm=False)
     x = torch.randn(2, 3, 224, 224)
     assert_close(_like(theirs, global_pool="avg")(x), theirs(x), torch.float32)
@@ -72,7 +72,7 @@ def test_has_the_published_number_of_parameters(size, count):
     assert sum(p.numel() for p in theirs.parameters()) == count
     assert convattn.models.count_parameters(f"acmix_deit_{size}_attn") == count
     config = VARIANTS[f"acmix_deit_{size}"]
-    # fc and the group convolution, alpha and beta
+    # fc, the group convolution, alpha and beta
     more = 12 * (9 * (3 * config.num_heads + 1) + 81 * config.embed_dim + 2)
     assert convattn.models.count_parameters(f"acmix_deit_{size}") == count + more
 
@@ -85,7 +85,7 @@ def test_every_variant_is_registered():
     }
 
 
-def test_every_block_mixes_by_acmix_with_global_attention():
+def test_every_block_has_acmix_with_global_attention():
     model: Any = convattn.create_model("acmix_deit_small", device="meta")
     blocks = [block for stage in model.stages for block in stage.blocks]
     assert len(blocks) == 12
@@ -109,7 +109,7 @@ def test_gives_a_map_after_every_block_of_features_the_last_three():
     )
 
 
-def test_what_does_not_fill_a_patch_is_not_seen(build):
+def test_pixels_that_do_not_fill_a_patch_have_no_effect(build):
     model, x = build("acmix_deit_nano", num_classes=3), torch.randn(1, 3, 47, 79)
     assert torch.equal(model(x), model(x[:, :, :32, :64]))
 
@@ -139,10 +139,12 @@ def test_each_ablation_is_a_keyword_and_changes_the_output(build, change):
     [
         ({"num_heads": 3}, "the nearest num_heads that fits is"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"output_stride": 32}, "DeiT has output stride 16 only, got output_stride=32"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number, got 0.0"),
         ({"mix": "both"}, "unknown mix 'both'"),
         ({"img_size": 15}, "img_size must be at least 16, got 15"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_deit_nano", **change)

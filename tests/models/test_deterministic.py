@@ -1,6 +1,6 @@
 """No gradient of a backbone comes from an operator that ``use_deterministic_algorithms`` refuses.
 
-PyTorch refuses such operators on CUDA alone. What a GPU would compute is read from meta tensors.
+PyTorch refuses such operators on CUDA alone. Meta tensors run the operators of a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import convattn
 
 NAMES = (*convattn.list_models("*_nano"), "acmix_deit_nano_conv", "acmix_pvt_nano_conv")
 
-# of the docstring of torch.use_deterministic_algorithms, in the spelling of gradients and operators
+# listed by torch.use_deterministic_algorithms; names of gradients and of operators
 REFUSED = re.compile(
     r"avg_?pool3d|adaptive_?(avg|max)_?pool|fractional_?max_?pool|max_?unpool|grid_?sampler"
     r"|upsample_?(linear|bilinear|bicubic|trilinear)|reflection_?pad|nll_?loss2d|ctc_?loss"
@@ -38,7 +38,7 @@ def gradients_of(y: Tensor) -> set[str]:
 
 
 class Names(TorchDispatchMode):
-    """Writes down the operators of the backward pass."""
+    """Records the operators of the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def deterministic():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_gradient_has_a_deterministic_form(name, device, deterministic):
     model = convattn.create_model(name, device=device)
-    # positions that were made for another size are interpolated
+    # another size than that of the position embedding, so that it is interpolated
     y = model(torch.rand(2, 3, 48, 80, device=device))
     names = gradients_of(y)
     with Names() as operators:
@@ -70,7 +70,7 @@ def test_every_gradient_has_a_deterministic_form(name, device, deterministic):
     assert [n for n in names | operators.seen if REFUSED.search(n)] == []
 
 
-def test_what_is_refused_would_be_seen():
+def test_the_pattern_finds_refused_operators():
     x = torch.rand(1, 1, 4, 4, requires_grad=True)
     y = torch.nn.functional.adaptive_avg_pool2d(x, 3)
     y = torch.nn.functional.interpolate(y, (5, 7), mode="bicubic", antialias=True)

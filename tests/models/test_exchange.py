@@ -1,4 +1,4 @@
-"""Weights leave a model and come back the ways that users of timm and of PyTorch expect."""
+"""Weights are saved and loaded in the formats of timm, of the Hugging Face hub and of PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_folder_of_the_hub_starts_other_classes_channels_and_pyramids(name, bu
     tuned: Any = convattn.create_model(source, pretrained=True, num_classes=3, in_chans=1).eval()
     grey = x[:, :1]
     assert tuned(grey).shape == (2, 3)
-    torch.testing.assert_close(  # a grey image weighs as much as three equal channels
+    torch.testing.assert_close(  # one channel counts as three equal ones
         tuned.forward_features(grey),
         model.forward_features(grey.expand(-1, 3, -1, -1)),
         rtol=1e-3,

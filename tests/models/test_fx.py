@@ -1,4 +1,4 @@
-"""What ``torch.fx`` reads computes what the network does: torchvision's features, quantisation."""
+"""Graphs of ``torch.fx``, for torchvision's features and quantisation, compute the same."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_torchvision_finds_the_maps_of_a_backbone(name, network):
     with torch.no_grad():
         network(x)
         handle.remove()
-        # a block that also has tokens: one node, which gives both
+        # a block with tokens is one node, which returns the map and the tokens
         found = create_feature_extractor(network, {block: "map"})(x)["map"]
     assert torch.equal(*((y[0] if isinstance(y, tuple) else y) for y in (found, seen[0])))
 
@@ -69,7 +69,7 @@ def test_a_changed_network_is_traced(operator, keep):
     model = torchvision.models.resnet18().eval()
     convattn.replace(model, operator, where="layer4.*.conv2", keep=keep)
     for name, parameter in model.named_parameters():
-        if name.endswith(("gamma", "attn_norm.weight")):  # what starts at zero hides nothing
+        if name.endswith(("gamma", "attn_norm.weight")):  # they start at zero
             nn.init.constant_(parameter, 0.5)
     assert_same(torch.fx.symbolic_trace(model), model)
     nodes = {"layer3": "before", "layer4.1.conv2": "operator"}
@@ -112,20 +112,42 @@ def test_a_layer_is_one_node(layer):
 
 @pytest.mark.parametrize("layer", LAYERS, ids=kind)
 def test_the_inside_of_a_layer_is_refused(layer):
-    with pytest.raises(TraceError, match=f"the inside of {kind(layer)}, which looks at the size"):
+    with pytest.raises(TraceError, match="looks at the size of x; trace a network that holds"):
         torch.fx.symbolic_trace(layer)
 
 
-def test_a_hook_that_would_be_called_twice_is_named():
-    layer = ACmix(8)
-    handle = layer.register_forward_hook(lambda _, __, y: 2 * y)
-    with pytest.raises(TraceError, match=r"'0' with its hooks.*'leaf_modules': \[ACmix\]"):
-        torch.fx.symbolic_trace(nn.Sequential(layer))
-    model = nn.Sequential(layer).eval()
-    extractor = create_feature_extractor(model, ["0"], tracer_kwargs={"leaf_modules": [ACmix]})
+@pytest.mark.parametrize("layer", LAYERS, ids=kind)
+def test_inputs_may_have_names(layer):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x=x)
+
+    model = Named().eval()
     x = torch.randn(1, 8, 5, 5)
-    assert torch.equal(extractor(x)["0"], model(x))
-    handle.remove()
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"tracer_kwargs": {"leaf_modules": [ACmix]}}])
+def test_hooks_are_called_once_when_the_graph_runs(options):
+    layer, seen = ACmix(8), []
+
+    def doubled(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+        seen.append("after")
+        return 2 * y
+
+    layer.register_forward_pre_hook(lambda *_: seen.append("before"))
+    layer.register_forward_hook(doubled)
+    model = nn.Sequential(layer).eval()
+    extractor = create_feature_extractor(model, ["0"], **options)
+    assert not seen
+    x = torch.randn(1, 8, 5, 5)
+    found = extractor(x)["0"]
+    assert seen == ["before", "after"]
+    assert torch.equal(found, model(x))
 
 
 class Attends(nn.Module):
@@ -133,6 +155,6 @@ class Attends(nn.Module):
         return convattn.ops.global_attention(x, x, x, num_heads=2)
 
 
-def test_a_function_says_how_it_becomes_one_node():
+def test_an_error_says_how_a_function_becomes_one_node():
     with pytest.raises(TraceError, match=r"leaf_modules.*torch\.fx\.wrap"):
         torch.fx.symbolic_trace(Attends())

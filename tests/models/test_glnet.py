@@ -87,7 +87,7 @@ def test_drop_path_grows_from_zero_to_the_papers_rate():
     assert rates == pytest.approx([0.15 * i / 29 for i in range(30)])
 
 
-def test_starts_as_published():
+def test_weights_start_as_published():
     model = convattn.create_model("glnet_nano", layer_scale=1e-4, slot_init="learned")
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -137,7 +137,7 @@ def test_trained_model_runs_on_another_slot_grid(build):
 
 
 @pytest.mark.parametrize("change", [{"slot_init": "learned"}, {"branches": "local"}])
-def test_slot_grid_needs_pooled_slots(build, change):
+def test_a_slot_grid_needs_pooled_slots(build, change):
     with pytest.raises(ValueError, match=r"slot grid \(2, 2\) needs pooled slots"):
         build("glnet_nano", **change).set_slot_grid((2, 2))
 
@@ -183,7 +183,7 @@ class TestTokenLabelling:
         torch.testing.assert_close(seen[0][..., 8:], stem.flip(0)[..., 8:])
 
     @pytest.mark.parametrize("box", [(0, 0, 3, 1), (1, 0, 0, 1), (-1, 0, 1, 1)])
-    def test_box_off_the_grid_raises(self, model, box):
+    def test_a_box_beyond_the_grid_is_refused(self, model, box):
         with pytest.raises(ValueError, match=r"final grid of \(2, 2\), got"):
             model.forward_token_labels(torch.randn(2, 3, 64, 64), box)
 
@@ -219,7 +219,7 @@ class TestTokenLabelling:
         ({"clustering": "hard"}, "unknown clustering 'hard'"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("glnet_nano", **change)
 

@@ -41,7 +41,7 @@ def test_reads_the_authors_wrappings(model, tmp_path, wrapper):
 @pytest.mark.parametrize(
     ("architecture", "key"), [("glnet_4g", "model"), ("glnet_16g", "model_ema")]
 )
-def test_takes_the_weights_that_the_authors_publish_unless_told(model, tmp_path, architecture, key):
+def test_the_weights_that_the_authors_publish_are_the_default(model, tmp_path, architecture, key):
     zeros = {k: torch.zeros_like(v) for k, v in published().items()}
     other = "model" if key == "model_ema" else "model_ema"
     torch.save({other: zeros, key: published()}, tmp_path / "both.pth")
@@ -71,12 +71,12 @@ def test_reports_and_prints_the_checksum(model, tmp_path, capsys):
     assert report.sha256 in capsys.readouterr().out
 
 
-def test_strips_what_parallel_training_puts_before_names(model):
+def test_prefixes_of_parallel_training_are_removed(model):
     convattn.load_official(model, {f"module.{k}": v for k, v in published().items()})
     assert matches(model)
 
 
-def test_counters_masks_and_integer_buffers_may_be_there_or_not(model):
+def test_counters_masks_and_integer_buffers_may_be_missing(model):
     extra = {
         "norm.num_batches_tracked": torch.tensor(7),
         "stages.0.attn_mask": torch.zeros(3, 3),
@@ -88,7 +88,7 @@ def test_counters_masks_and_integer_buffers_may_be_there_or_not(model):
     assert matches(model)
 
 
-def test_missing_left_over_and_misshapen_entries_raise_and_change_nothing(model):
+def test_missing_additional_and_misshapen_entries_raise_and_change_nothing(model):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = published()
     del state["norm.bias"]
@@ -107,7 +107,7 @@ def test_another_variant_is_refused():
 
 
 class Optimiser:
-    """Something a pickle can hold that is no tensor."""
+    """An object in a pickle that is not a tensor."""
 
 
 def test_pickle_that_needs_code_is_refused_by_name(model, tmp_path):
@@ -129,7 +129,7 @@ def test_file_without_weights_is_refused(model, tmp_path, content):
         convattn.load_official(model, tmp_path / "empty.pth")
 
 
-def test_absent_wrapper_is_named(model, tmp_path):
+def test_a_missing_wrapper_is_refused(model, tmp_path):
     torch.save({"model": published()}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="holds no weights under 'ema'"):
         convattn.load_official(model, tmp_path / "weights.pth", wrapper="ema")
@@ -190,13 +190,13 @@ def test_loads_a_bare_block_with_a_scalar_temperature():
         ("bad.safetensors", b"abc", r"bad\.safetensors is damaged or no safetensors file"),
     ],
 )
-def test_files_that_hold_something_else_are_named(model, tmp_path, file, content, message):
+def test_files_of_another_format_are_refused(model, tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         convattn.load_official(model, tmp_path / file)
 
 
-def test_a_half_downloaded_file_is_named(model, tmp_path):
+def test_half_of_a_file_is_refused(model, tmp_path):
     torch.save({"model": published()}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
@@ -221,7 +221,7 @@ def test_weights_of_another_kind_of_number_are_refused(model, dtype):
         convattn.load_official(model, published() | wrong)
 
 
-def test_a_model_without_memory_is_refused():
+def test_a_model_on_the_meta_device_is_refused():
     empty = convattn.create_model("glnet_nano", num_classes=10, device="meta")
     with pytest.raises(ValueError, match=r"on the meta device.*to_empty"):
         convattn.load_official(empty, published())

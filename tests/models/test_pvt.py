@@ -43,7 +43,7 @@ def test_a_published_file_is_loaded_strictly():
 def test_has_the_published_number_of_parameters(name, count):
     assert convattn.models.count_parameters(name) == count
     assert convattn.models.count_parameters(f"acmix_{name}_attn") == count
-    # fc and the group convolution, alpha and beta
+    # fc, the group convolution, alpha and beta
     more = convattn.models.count_parameters(f"acmix_{name}") - count
     config = VARIANTS[name]
     each = [
@@ -112,7 +112,7 @@ def test_positions_of_every_stage_follow_the_size(build):
             assert torch.equal(same_token[1:], token)
 
 
-def test_starts_as_published():
+def test_weights_start_as_published():
     model = convattn.create_model("acmix_pvt_nano", embed_dims=(32, 64, 80, 128))
     for name, parameter in model.named_parameters():
         if name.endswith(("cls_token", "pos_embed")) and parameter.numel() > 1000:
@@ -159,6 +159,6 @@ def test_each_ablation_is_a_keyword_and_changes_the_output(build, change):
         ({"img_size": 16}, "img_size must be at least 32, got 16"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("pvt_nano", **change)

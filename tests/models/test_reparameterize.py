@@ -1,4 +1,4 @@
-"""Deployed forms compute what the trained ones do, on every family and every registered name."""
+"""Deployed forms compute what the trained forms compute, for every registered model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from convattn.layers.attention.parts import PatchwiseAttention
 from convattn.layers.block import PreNormBlock
 from tests.golden import relative_error
 from tests.layers.properties import randomise
-from tests.models.test_contract import BASELINES, LAYOUTS
+from tests.models.test_contract import LAYOUTS
 
 NANO = convattn.list_models("*nano*")
 NORMED = [name for name in NANO if "resnet" in name or "glnet" in name]  # all norms fold in them
 
-# What a variant may have beside its family's smallest one.
+# Arguments that change the smallest model of a family.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((f"glnet_nano{path}", {"layer_scale": 0.1}) for path in ("", "_conv", "_attn")),
     *(("glnet_nano", {"global_pool": pool}) for pool in ("max", "avgmax", "catavgmax")),
@@ -51,7 +51,7 @@ def _id(value: str | dict[str, Any]) -> str:
     return value if isinstance(value, str) else "-".join(map(str, value.values())) or "default"
 
 
-# The smallest network of each family at once, its variants among the slow tests.
+# The smallest model of each family; its variants are slow tests.
 every_model = pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -65,7 +65,7 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def trained(name: str, **arguments: Any) -> Any:
-    """Norm statistics, scales and factors are random: nothing is hidden by a zero or a one."""
+    """Return a model with random norm statistics, scales and factors."""
     model = convattn.create_model(name, **{"num_classes": 5, **arguments})
     return randomise(model).double().eval()
 
@@ -79,7 +79,7 @@ def batch_norms(model: nn.Module) -> list[str]:
 
 
 class Calls(TorchDispatchMode):
-    """Counts what PyTorch is asked to compute, views left out."""
+    """Records the operators that run, without views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_the_deployed_form_computes_the_same(name, arguments):
 
 
 @every_model
-def test_what_timm_asks_of_a_model_is_the_same(name, arguments):
+def test_features_heads_and_maps_of_the_deployed_form_are_the_same(name, arguments):
     model = trained(name, **arguments)
     deployed = convattn.reparameterize(model)
     x = images(64, 64)
@@ -129,12 +129,12 @@ def test_what_timm_asks_of_a_model_is_the_same(name, arguments):
 
 
 @every_model
-def test_the_walker_of_timm_is_exact_too(name, arguments):
+def test_timms_reparameterize_model_computes_the_same(name, arguments):
     model = trained(name, **arguments)
     deployed = reparameterize_model(model)
     x = images(48, 33)
     assert relative_error(deployed(x), model(x)) < 1e-10
-    # which leaves the root alone: ours goes on where it ended
+    # timm does not reparameterize the root; convattn.reparameterize completes it
     assert relative_error(convattn.reparameterize(deployed)(x), model(x)) < 1e-10
 
 
@@ -164,7 +164,7 @@ def test_maps_of_the_deployed_form_can_be_taken_from_a_traced_graph(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NANO if "glnet" in name])
-def test_who_looks_at_the_classifier_of_the_deployed_form_sees_it(name):
+def test_a_hook_on_the_classifier_of_the_deployed_form_is_called(name):
     deployed, seen = convattn.reparameterize(trained(name)), []
     deployed.head.register_forward_hook(lambda *call: seen.append(call[2]))
     y = deployed(images(64, 64))
@@ -185,7 +185,7 @@ def test_the_deployed_form_has_nothing_left_to_fold(name, arguments):
 
 
 def _must_stay(model: nn.Module, norm: str) -> bool:
-    """Before a ReLU and after no layer, or after what takes no shift."""
+    """Whether a norm precedes a ReLU without a layer before it, or follows one without a shift."""
     if norm.endswith(("attn.mlp.0", "norm1")) or ("stages" in norm and norm.endswith("norm.0")):
         return True
     before = norm.replace("bn", "conv").replace("norm2", "mixer")
@@ -197,14 +197,14 @@ def _must_stay(model: nn.Module, norm: str) -> bool:
 
 
 @pytest.mark.parametrize("name", NORMED)
-def test_no_norm_is_computed_and_nothing_in_its_place(name):
+def test_the_deployed_form_computes_no_norm(name):
     model = trained(name)
     x = images(64, 64)
     before, after = calls(model, x), calls(convattn.reparameterize(model), x)
     norms = [call for call in before if "batch_norm" in call]
     assert len(norms) == len(batch_norms(model))
     assert not any("batch_norm" in call for call in after)
-    assert len(after) < len(before) - len(norms) + 2  # the last one of GLNet, on its means
+    assert len(after) < len(before) - len(norms) + 2  # GLNet's last norm works on the means
 
 
 @pytest.mark.parametrize("name", convattn.list_models("*_nano"))
@@ -214,9 +214,9 @@ def test_the_deployed_form_is_close_in_half_precision(name):
     exact = copy.deepcopy(model).double()
     x = images(64, 64).bfloat16()
     wanted = exact(x.double())
-    # as near to the exact one as the trained form, up to the rounding of the folded weights
+    # about the error of the trained form, and the rounding of the folded weights
     bound = 2 * relative_error(model(x), wanted) + 0.05
-    with torch.inference_mode():  # which takes other kernels
+    with torch.inference_mode():  # other kernels run
         inferred = [deployed(x.contiguous(memory_format=layout)) for layout in LAYOUTS]
     for found in (deployed(x), *inferred):
         assert found.dtype == torch.bfloat16
@@ -232,17 +232,14 @@ def test_the_deployed_form_is_copied_and_pickled(name):
         assert torch.equal(other(x), y)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [(name, {}) for name in convattn.list_models("*_nano") if name not in BASELINES]
-    + [("glnet_nano", {"layer_scale": 0.1}), ("glnet_nano", {"token_labelling": True})],
-)
-@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
-def test_the_deployed_form_is_scripted(name, arguments):
-    deployed = convattn.reparameterize(trained(name, **arguments))
+@every_family
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:FutureWarning")
+def test_the_deployed_form_is_traced(name):
+    deployed = convattn.reparameterize(trained(name))
     x = images(48, 32)
-    assert relative_error(torch.jit.script(deployed)(x), deployed(x)) < 1e-10
+    traced = torch.jit.trace(deployed, x, check_trace=False)  # compared on another image
+    # A traced graph computes scales from sizes in single precision.
+    assert relative_error(traced(2 * x), deployed(2 * x)) < 1e-6
 
 
 @pytest.mark.slow
@@ -256,7 +253,7 @@ def test_the_deployed_form_compiles_in_one_graph(name):
 
 
 @every_family
-def test_the_deployed_form_is_made_without_weights_too(name):
+def test_the_deployed_form_is_built_on_the_meta_device(name):
     deployed = convattn.reparameterize(convattn.create_model(name, num_classes=5, device="meta"))
     assert deployed(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 5)
 
@@ -264,7 +261,7 @@ def test_the_deployed_form_is_made_without_weights_too(name):
 @every_family
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_deployed_file_is_loaded_into_a_deployed_model(name, device):
-    """What another machine does: build, reparameterize, load."""
+    """Build, reparameterize and load, as another machine does."""
     deployed = convattn.reparameterize(trained(name).float())
     fresh = convattn.create_model(name, num_classes=5, device=device)
     fresh = convattn.reparameterize(fresh)
@@ -274,7 +271,7 @@ def test_a_deployed_file_is_loaded_into_a_deployed_model(name, device):
 
 
 @pytest.mark.parametrize("name", NORMED)
-def test_a_deployed_file_does_not_pass_for_a_trained_one(name):
+def test_a_trained_model_refuses_a_deployed_file(name):
     deployed = convattn.reparameterize(trained(name))
     with pytest.raises(RuntimeError, match=r"(?s)Missing key.*running_mean"):
         trained(name).load_state_dict(deployed.state_dict())
@@ -284,7 +281,7 @@ def test_a_deployed_file_does_not_pass_for_a_trained_one(name):
 @pytest.mark.parametrize("name", sorted(set(convattn.list_models()) - set(NANO)))
 def test_every_registered_model_deploys_exactly(name):
     model = convattn.create_model(name, num_classes=5)
-    # random matrices, and without their norms whole ones, overflow in deep models
+    # random matrices of full size overflow in deep models
     halves = {key: value / 2 for key, value in model.state_dict().items() if value.dim() > 1}
     randomise(model).load_state_dict(halves, strict=False)
     model.double().eval()

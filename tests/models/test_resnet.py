@@ -51,7 +51,7 @@ def mixers(model: torch.nn.Module) -> list[ACmix]:
     return [m for m in model.modules() if isinstance(m, ACmix)]
 
 
-def test_every_block_mixes_and_the_group_convolutions_start_at_the_shifts():
+def test_every_block_has_acmix_and_its_group_convolution_starts_at_the_shifts():
     model = convattn.create_model("acmix_resnet_nano")
     assert len(mixers(model)) == 4
     for mixer in mixers(model):
@@ -68,7 +68,7 @@ def test_every_block_mixes_and_the_group_convolutions_start_at_the_shifts():
         ("xvolution_resnet_nano", "layer3.0.conv2.v_proj"),
     ],
 )
-def test_what_stands_in_a_convolution_s_place_starts_as_timm_starts_convolutions(name, conv):
+def test_projections_of_operators_start_as_timms_convolutions(name, conv):
     weight = convattn.create_model(name).get_submodule(conv).get_parameter("weight")
     fan_out = weight.shape[0]
     assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
@@ -81,14 +81,14 @@ def test_alpha_and_beta_do_not_decay(build):
     assert build("baseline_resnet_nano").no_weight_decay() == set()
 
 
-def test_blocks_start_as_the_identity_unless_told_otherwise():
+def test_zero_init_last_starts_blocks_as_the_identity():
     for zero_init_last in (True, False):
         model = convattn.create_model("acmix_resnet_nano", zero_init_last=zero_init_last)
         norms = [p for n, p in model.named_parameters() if n.endswith("bn3.weight")]
         assert [bool(p.any()) for p in norms] == 4 * [not zero_init_last]
 
 
-def test_a_classifier_comes_back_to_a_pruned_network(build):
+def test_a_pruned_network_can_get_a_classifier(build):
     model, x = build("acmix_resnet_nano"), torch.randn(2, 3, 64, 32)
     model.prune_intermediate_layers([1])
     model.reset_classifier(6)
@@ -165,7 +165,7 @@ def test_each_variant_is_a_keyword(build, change):
         ({"attention": "window", "output_stride": 8}, "'window' takes no dilation"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_resnet_nano", **change)
 
@@ -195,7 +195,7 @@ def stages(model: Any) -> list[nn.Sequential]:
 
 class TestSinglePaths:
     @pytest.mark.parametrize(("suffix", "mix"), [("conv", "convolution"), ("attn", "attention")])
-    def test_have_one_path_alone(self, suffix, mix):
+    def test_single_paths_have_one_path(self, suffix, mix):
         model = convattn.create_model(f"acmix_resnet26_{suffix}", device="meta")
         assert {m.mix for m in mixers(model)} == {mix}
         names = {n.rsplit(".", 1)[-1] for n, _ in model.named_parameters()}
@@ -255,7 +255,7 @@ class TestXVolution:
                 weight.data.fill_(1.0)
         assert not torch.allclose(mixed(x), resnet(x), atol=1e-4)
 
-    def test_its_own_files_come_back_whole(self, build, tmp_path):
+    def test_saved_weights_are_loaded_again(self, build, tmp_path):
         model, x = build("xvolution_resnet_nano"), torch.randn(1, 3, 32, 32)
         torch.save(model.state_dict(), tmp_path / "own.pth")
         overlay = {"file": tmp_path / "own.pth"}
@@ -264,7 +264,7 @@ class TestXVolution:
         )
         torch.testing.assert_close(again.eval()(x), model(x))
 
-    def test_the_attention_starts_at_zero_whoever_starts_the_network_again(self):
+    def test_init_weights_starts_the_attention_at_zero(self):
         model: Any = convattn.create_model("xvolution_resnet_nano")
         model.init_weights()
         assert not model.layer3[0].conv2.attn_norm.weight.any()
@@ -294,7 +294,7 @@ class TestXVolution:
             ({"attention": "sa", "distance": 2}, "distance is for attention='pssa'"),
         ],
     )
-    def test_wrong_arguments_say_what_would_be_right(self, change, message):
+    def test_errors_name_the_wrong_argument_and_the_right_one(self, change, message):
         with pytest.raises(ValueError, match=message):
             convattn.create_model("xvolution_resnet_nano", **change)
 

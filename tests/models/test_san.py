@@ -14,7 +14,7 @@ from convattn.ops.fuse import shift_kernels
 from tests.compare import assert_close
 from tests.golden import Fixture, relative_error
 
-# Of SAN15 and of ACmix no reference is published: the formulas of the layers.
+# By the formulas of the layers; the counts of SAN15 and of ACmix are not published.
 PARAMETERS = {
     "san10": 11_841_124,
     "san15": 16_181_310,
@@ -23,7 +23,7 @@ PARAMETERS = {
     "acmix_san15": 16_414_134,
     "acmix_san19": 20_829_278,
 }
-# What the papers count includes norms and activations; matrices and convolutions alone are less.
+# The papers also count norms and activations, so that our figures are smaller.
 GIGA_MACS = {
     "san10": (1.9, 0.06),
     "san15": (2.6, 0.05),
@@ -212,7 +212,7 @@ def test_each_variant_is_a_keyword_and_changes_the_output(build, change):
 
 
 @pytest.mark.parametrize("change", [{"mix": "complement"}, {"shift": "fixed"}, {"shift": "tensor"}])
-def test_what_is_learnt_starts_at_what_is_fixed(build, change):
+def test_learned_variants_start_at_the_fixed_ones(build, change):
     x = torch.randn(1, 3, 40, 32)
     assert_close(build("acmix_san_nano", **change)(x), build("acmix_san_nano")(x), torch.float32)
 
@@ -228,6 +228,6 @@ def test_what_is_learnt_starts_at_what_is_fixed(build, change):
         ({"window_sizes": (3, 7, 7, 6, 7)}, "must be odd, got 6; use 5 or 7"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_san_nano", **change)

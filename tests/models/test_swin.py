@@ -96,7 +96,7 @@ def test_buffers_and_masks_of_a_published_file_are_ignored():
 
 
 @pytest.mark.parametrize("change", [{}, {"in_chans": 1}, {"num_classes": 3}])
-def test_timm_takes_a_published_file_with_its_buffers(change, tmp_path):
+def test_timm_loads_a_published_file_with_its_buffers(change, tmp_path):
     torch.save({"model": with_buffers()}, tmp_path / "published.pth")
     overlay = {"file": tmp_path / "published.pth", "num_classes": 10}
     model: Any = convattn.create_model(
@@ -118,7 +118,7 @@ def test_costs_what_the_paper_says(name, macs):
 
 
 def test_convolution_of_conv_swin_is_dense():
-    """39 M as in the paper; its 4.5 G are less than the weights cost at every position."""
+    """It has 39 M parameters as in the paper, and more multiply-adds than the paper's 4.5 G."""
     assert round(convattn.models.count_parameters("conv_swin_tiny") / 1e6) == 39
     model: Any = convattn.create_model("conv_swin_tiny", device="meta")
     blocks = [b for stage in model.stages for b in stage.blocks]
@@ -148,7 +148,7 @@ def test_attention_alone_has_as_many_parameters_as_swin(name, timms):
 
 
 def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of timm's Swin, whose stages begin with their merging, under published names."""
+    """Return the state of timm's Swin under published names: a stage ends with its merging."""
     renamed = {}
     for key, value in state.items():
         parts = key.split(".")
@@ -273,7 +273,7 @@ def test_maps_are_rounded_up(build, size):
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (5, 6)])
-def test_patches_and_merging_see_zeros_beyond_the_border(size):
+def test_patches_and_merging_pad_with_zeros(size):
     H, W = size
     for module, step in ((PatchEmbed(3, 8), 4), (PatchMerging(3, 8), 2)):
         x = torch.randn(2, 3, H, W)
@@ -312,7 +312,7 @@ def test_each_variant_is_a_keyword_and_changes_the_output(build, change):
 
 
 @pytest.mark.parametrize("change", [{"mix": "complement"}, {"shift": "fixed"}, {"shift": "tensor"}])
-def test_what_is_learnt_starts_at_what_is_fixed(build, change):
+def test_learned_variants_start_at_the_fixed_ones(build, change):
     x = torch.randn(1, 3, 40, 32)
     assert_close(build("acmix_swin_nano", **change)(x), build("acmix_swin_nano")(x), torch.float32)
 
@@ -332,18 +332,18 @@ def test_what_is_learnt_starts_at_what_is_fixed(build, change):
         ({"kernel_size": 4}, "must be odd, got 4; use 3 or 5"),
     ],
 )
-def test_wrong_arguments_say_what_would_be_right(change, message):
+def test_errors_name_the_wrong_argument_and_the_right_one(change, message):
     with pytest.raises(ValueError, match=message):
         convattn.create_model("acmix_swin_nano", **change)
 
 
-def test_features_are_of_as_many_stages_as_there_are():
+def test_there_is_a_feature_map_for_each_stage():
     model: Any = convattn.create_model("acmix_swin_nano", **DEMO, features_only=True)
     assert model.feature_info.reduction() == [4, 8, 16]
     assert [m.shape[2] for m in model(torch.randn(1, 3, 112, 112))] == [28, 14, 7]
 
 
-def test_a_classifier_that_comes_back_pools_again(build):
+def test_a_new_classifier_pools_in_the_usual_way(build):
     model, x = build("acmix_swin_nano", num_classes=0, global_pool=""), torch.randn(1, 3, 32, 64)
     model.reset_classifier(3)
     features = model.forward_features(x).mean((2, 3))

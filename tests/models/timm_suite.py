@@ -1,8 +1,9 @@
 """Runs timm's own tests/test_models.py on this package's models.
 
 ``python -m tests.models.timm_suite [PATTERN]`` takes the file from the source distribution of the
-timm that is installed, and puts this package's names in the place of timm's. Tests that are
-about single models of timm are left out.
+timm that is installed, and puts this package's names in the place of timm's. Tests of single models
+of timm are left out, and tests of TorchScript: timm has a list of models without it, which all
+models of this package would be on.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def test_file() -> Path:
 
 
 def our_names() -> list[str]:
-    """Return the names that this run is about."""
+    """Return the names of the models that this run tests."""
     return convattn.list_models(os.environ.get(_PATTERN, "*"))
 
 
@@ -91,7 +92,7 @@ def _patch(replacement: Callable[..., list[str]]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put our names in the place of timm's, before the file reads them."""
+    """Put our names in the place of timm's before the file asks for them."""
     torch.set_num_threads(1)  # the tests run side by side
     _patch(_list_models)
     for marker in _MARKERS:
@@ -99,13 +100,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of models of timm."""
+    """Leave out the tests of models of timm, and of TorchScript."""
     names = set(our_names())
     ours: list[pytest.Item] = []
     others: list[pytest.Item] = []
     for item in items:
         name = getattr(getattr(item, "callspec", None), "params", {}).get("model_name")
-        (ours if name in names else others).append(item)
+        (ours if name in names and "torchscript" not in item.name else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = ours
 

@@ -163,7 +163,7 @@ def test_a_choice_without_tensors_compares_sizes(operator):
     class Fold(Call):
         groups: int
 
-    fold = Operator(
+    fold: Operator[Fold] = Operator(
         "fold",
         Path("reference", lambda groups: "layers"),
         Path("one", lambda groups: "one layer", "less work", prefers=lambda call: call.groups < 4),

@@ -10,13 +10,32 @@ import torch
 from torch import Tensor
 
 import convattn  # noqa: F401  # whose operators are listed
+from convattn.ops.convolution.depthwise import DepthwiseCall
+from convattn.ops.convolution.feed_forward import FeedForwardCall
+from convattn.ops.convolution.gelu import ConvGeluCall
 from convattn.ops.dispatch import OPERATORS, Call
+from convattn.ops.glmix.calls import ClusterAndDispatchCall, ClusteringCall, DispatchCall
+from convattn.ops.glmix.directions import DirectionsCall
 from convattn.ops.global_.attention import GlobalCall
 from convattn.ops.patchwise.aggregate import PatchCall
+from convattn.ops.resampling.bins import BinsCall
+from convattn.ops.resampling.resize import ResizeCall
 from convattn.ops.sliding.attention import SlidingCall
+from convattn.ops.tokens.heads import HeadsCall
+from convattn.ops.tokens.layer_norm import AddLayerNormCall, LayerNormCall
+from convattn.ops.tokens.linear import LinearCall
 from convattn.ops.windows.attention import MapWindowCall, WindowCall
 from convattn.ops.xvolution.pixel_shift import ShiftCall
 from tests.compare import assert_close
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _pixels(x: Callable[..., Tensor]) -> Tensor:
+    return x(1, 8, 3, 5).permute(0, 2, 3, 1)
+
 
 Build = Callable[[Callable[..., Tensor]], Call]
 EXAMPLES: dict[str, Build] = {
@@ -31,6 +50,28 @@ EXAMPLES: dict[str, Build] = {
     ),
     "global_attention": lambda x: GlobalCall(x(2, 8, 7, 5), x(2, 8, 3, 4), x(2, 8, 3, 4), 2, None),
     "patchwise_aggregate": lambda x: PatchCall(x(2, 4, 9, 4, 3), x(2, 8, 7, 5), 3, 2, 1),
+    "soft_clustering": lambda x: ClusteringCall(x(2, 5, 8), x(2, 8, 7, 6), 2.5),
+    "dispatch": lambda x: DispatchCall(x(2, 5, 8), x(2, 5, 8), x(2, 8, 7, 6), 2.5),
+    "cluster_and_dispatch": lambda x: ClusterAndDispatchCall(
+        x(2, 5, 8), x(2, 8, 7, 6), 2.5, lambda slots: slots.flip(1) + slots, 1
+    ),
+    "scaled_directions": lambda x: DirectionsCall(x(2, 5, 8), 2.5),
+    "average_bins": lambda x: BinsCall(x(2, 8, 7, 6), (3, 4)),
+    "resize": lambda x: ResizeCall(_wide(x(2, 8, 7, 6)), (5, 9), "bicubic"),
+    "attend_heads": lambda x: HeadsCall(x(2, 11, 48), 2),
+    "linear": lambda x: LinearCall(x(2, 11, 8), x(6, 8, scale=0.3), x(6)),
+    "layer_norm_2d": lambda x: LayerNormCall(_pixels(x), x(8), x(8), (8,), 1e-6),
+    "add_layer_norm_2d": lambda x: AddLayerNormCall(_pixels(x), _pixels(x), x(8), x(8), (8,), 1e-6),
+    "conv2d_gelu": lambda x: ConvGeluCall(x(2, 8, 7, 5), x(6, 8, 1, 1, scale=0.3), x(6), 0, 1),
+    "depthwise_conv2d": lambda x: DepthwiseCall(
+        x(2, 8, 7, 5), x(8, 1, 5, 5, scale=0.2), x(8), 1, 2, 1
+    ),
+    "feed_forward": lambda x: FeedForwardCall(
+        x(3, 8, 7, 5),
+        *(x(12, 8, 1, 1, scale=0.3), x(12)),
+        *(x(12, 1, 3, 3, scale=0.3), x(12)),
+        *(x(8, 12, 1, 1, scale=0.3), x(8)),
+    ),
     "pixel_shift_attention": lambda x: ShiftCall(
         x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 8, 7, 5), 2, 3, 1, 2, 0.1
     ),
@@ -79,13 +120,14 @@ def test_every_path_says_why_it_is_there():
 @pytest.mark.parametrize(("name", "path"), PATHS)
 def test_a_path_computes_what_the_reference_does_or_refuses(name, path, dtype, grad):
     call: Any = _call(name, dtype, grad=grad)
-    sentence = OPERATORS[name]._by_name[path].refuses(call)
-    if sentence is not None:
-        with pytest.raises(ValueError, match="cannot compute this call"):
-            OPERATORS[name](call, path)
-        return
-    found = _results(name, path, call)
-    expected = _results(name, "reference", _call(name, torch.float64, grad=grad))
+    with torch.set_grad_enabled(grad):
+        sentence = OPERATORS[name]._by_name[path].refuses(call)
+        if sentence is not None:
+            with pytest.raises(ValueError, match="cannot compute this call"):
+                OPERATORS[name](call, path)
+            return
+        found = _results(name, path, call)
+        expected = _results(name, "reference", _call(name, torch.float64, grad=grad))
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:

@@ -22,7 +22,6 @@ from convattn.layers.attention.choice import (
 from convattn.layers.attention.part import AttentionPart
 from convattn.layers.bare import is_bare
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
-from convattn.layers.one_node import as_one_node, is_traced
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.layout import check_tokens
 
@@ -159,8 +158,6 @@ class ACmix(Conv2dLike):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
-        if is_traced(x):
-            return as_one_node(self, x)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
         way = self.convolution.way(x)

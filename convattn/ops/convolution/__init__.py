@@ -1,1 +1,1 @@
-"""Convolutions with a path of their own: depth-wise, and with a GELU after it."""
+"""Convolutions with paths of their own: depth-wise, followed by a GELU, feed-forward networks."""

@@ -1,45 +1,95 @@
-"""Depth-wise convolution whose weight gradient does not stall.
+"""Depth-wise convolution with a fast gradient of its weight.
 
-oneDNN has a fast kernel for the gradient of a 3x3 depth-wise weight, and none for wider ones: in
-bfloat16 a 5x5 takes 20 times as long as its forward pass. The wide weight's gradient is that of
-the 3x3 weights which cover it, each on the map moved by where it lies.
+oneDNN has a fast kernel for the gradient of a 3x3 depth-wise weight, and none for larger ones: in
+bfloat16 the gradient of a 5x5 weight takes 20 times as long as the forward pass. It is computed
+from gradients of 3x3 weights that cover the larger one, each of a shifted map.
 
-| path     | computes                                                      |
-|----------|---------------------------------------------------------------|
-| "threes" | the gradient of the weight three by three                     |
-| "aten"   | ``conv2d``                                                    |
+| path        | computes                                                      |
+|-------------|---------------------------------------------------------------|
+| "threes"    | the gradient of the weight, 3x3 of its elements at a time     |
+| "reference" | ``conv2d``                                                    |
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.old_dispatch import Case, Rule, choose, describe
+from convattn.ops.dispatch import Call, Operator, Path, autocasts
 from convattn.ops.processor import onednn_computes
 
 
-def _threes(case: Case) -> bool:
-    return (
-        case.device == "cpu"
-        and case.dtype == torch.bfloat16
-        and case.grad
-        and case.stride == 1
-        and case.window > 3
-        and not case.exporting
-        and not torch.compiler.is_compiling()
-        and not case.transformed
-        and onednn_computes(case.dtype)
-    )
+@dataclass
+class DepthwiseCall(Call):
+    """Arguments of `depthwise_conv2d`, in the type that autocast chooses."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def kernel_size(self) -> int:
+        """K."""
+        return self.weight.shape[-1]
 
 
-# One core with AVX-512, the local branches of GLNet-STL, kernel 5.
-RULES: tuple[Rule, ...] = (
-    ("threes", _threes, "weight gradient in bfloat16 6.2x to 6.7x; float32 1.1x to 1.25x, left"),
-    ("aten", lambda _: True, "the kernels of PyTorch: with AVX2 alone 1.5x to 2x"),
+def _threes_refuse(call: DepthwiseCall) -> str | None:
+    if call.stride != 1 or call.kernel_size < 3:
+        return (
+            "it computes kernels of 3x3 at least with stride 1, got "
+            f"{call.kernel_size}x{call.kernel_size} with stride {call.stride}"
+        )
+    if call.x.dtype != call.weight.dtype:
+        return "the map and the weight must have one type"
+    if call.compiling:
+        return "its backward pass is no operator of PyTorch"
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
+    return None
+
+
+def _threes_pay(call: DepthwiseCall) -> bool:
+    half = call.dtype == torch.bfloat16 and call.device == "cpu"
+    wide = call.kernel_size > 3 and call.stride == 1
+    return half and wide and call.grad and not call.compiling and onednn_computes(call.dtype)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, dilation: int
+) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+
+
+def _convolve_by_threes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, dilation: int
+) -> Tensor:
+    y: Tensor = _Depthwise.apply(x, weight, bias, padding, dilation)
+    return y
+
+
+# Measured on one core with AVX-512, in the local branches of GLNet-STL, kernel 5.
+DEPTHWISE: Operator[DepthwiseCall] = Operator(
+    "depthwise_conv2d",
+    Path(
+        "reference",
+        _convolve,
+        "PyTorch's operator: with AVX2 alone, in bfloat16, 1.5x to 2x as fast as threes",
+    ),
+    Path(
+        "threes",
+        _convolve_by_threes,
+        "weight gradient in bfloat16 6.2x to 6.7x; float32 1.1x to 1.25x, not taken",
+        _threes_refuse,
+        _threes_pay,
+    ),
+    named=False,
 )
 
 
@@ -47,15 +97,12 @@ def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:
     """``conv2d(x, weight, bias, stride, padding, dilation)`` for a weight (C, 1, k, k)."""
-    if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+    if x.is_cpu and x.dtype != torch.float64 and autocasts("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    case = describe(*tensors, stride=stride, window=weight.shape[-1])
-    if choose(RULES, case) == "aten" or weight.dtype != x.dtype:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
-    return _Depthwise.apply(x, weight, bias, padding, dilation)
+    y: Tensor = DEPTHWISE(DepthwiseCall(x, weight, bias, stride, padding, dilation))
+    return y
 
 
 class _Depthwise(torch.autograd.Function):
@@ -70,21 +117,23 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            gradients = _gradients(grad, x, weight, ctx.padding, ctx.dilation, wanted)
+        needed = list(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled():  # a gradient of the gradient is required
+            gradients = _gradients(grad, x, weight, ctx.padding, ctx.dilation, needed)
             return *gradients, None, None
-        of_x, of_weight, of_bias = wanted
-        first = [of_x, False, False]
-        grad_x = _gradients(grad, x, weight, ctx.padding, ctx.dilation, first)[0] if of_x else None
-        grad_weight = None
-        if of_weight:
+        grad_x = grad_weight = grad_bias = None
+        if needed[0]:
+            only_x = [True, False, False]
+            grad_x = _gradients(grad, x, weight, ctx.padding, ctx.dilation, only_x)[0]
+        if needed[1]:
             grad_weight = weight_gradient(grad, x, weight, ctx.padding, ctx.dilation)
-        return grad_x, grad_weight, grad.sum((0, 2, 3)) if of_bias else None, None, None
+        if needed[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
-    """Gradient of the weight (C, 1, k, k) with k > 3, three rows and columns at a time."""
+    """Return the gradient of a weight (C, 1, k, k), k at least 3, for 3x3 elements at a time."""
     k = weight.shape[-1]
     starts = [*range(0, k - 3, 3), k - 3]
     height, width = (n + 2 * dilation for n in grad.shape[2:])
@@ -100,10 +149,10 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilat
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int, wanted: list[bool]
+    grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int, needed: list[bool]
 ) -> Any:
     C = x.shape[1]
-    around, apart = [padding] * 2, [dilation] * 2
+    paddings, dilations = [padding] * 2, [dilation] * 2
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, [C], [1, 1], around, apart, False, [0, 0], C, wanted
+        grad, x, weight, [C], [1, 1], paddings, dilations, False, [0, 0], C, needed
     )

@@ -1,26 +1,53 @@
-"""A convolution and the GELU behind it, in one pass over the map where a kernel does both.
+"""A convolution followed by a GELU.
 
-| path     | computes                                                                  |
-|----------|---------------------------------------------------------------------------|
-| "onednn" | oneDNN's convolution with the activation on its results, without gradients |
-| "aten"   | ``gelu(conv2d(x, weight, bias))``                                         |
+| path        | computes                                                                   |
+|-------------|----------------------------------------------------------------------------|
+| "onednn"    | oneDNN's convolution, which applies the GELU to its results; no gradients  |
+| "reference" | ``gelu(conv2d(x, weight, bias))``                                          |
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
-from convattn.ops.old_dispatch import Case, Rule, choose, describe, unwatched
+from convattn.ops.dispatch import Call, Operator, Path
+from convattn.ops.kernels.native.conditions import DTYPES, refuses_tensors
 from convattn.ops.processor import onednn_computes
 
+_NAME = "_convolution_pointwise"
 
-def is_onednn(case: Case) -> bool:
-    """Whether oneDNN convolves such tensors here, and no gradient or other observer needs more."""
-    return (
-        case.dtype in (torch.float32, torch.bfloat16) and unwatched(case) and has_kernel(case.dtype)
-    )
+
+def _count_flops(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *_: Any,
+    out_shape: Sequence[int],
+    **__: Any,
+) -> int:
+    return conv_flop_count(list(x_shape), list(weight_shape), list(out_shape))
+
+
+# PyTorch has the operator without a formula.
+if hasattr(torch.ops.mkldnn, _NAME) and getattr(torch.ops.mkldnn, _NAME) not in flop_registry:
+    register_flop_formula(getattr(torch.ops.mkldnn, _NAME))(_count_flops)
+
+
+@dataclass
+class ConvGeluCall(Call):
+    """Arguments of `conv2d_gelu`."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    padding: int
+    groups: int
 
 
 def has_kernel(dtype: torch.dtype) -> bool:
@@ -29,30 +56,54 @@ def has_kernel(dtype: torch.dtype) -> bool:
     return bool(switched_on and onednn_computes(dtype))
 
 
-_NAME = "_convolution_pointwise"
+def _onednn_refuses(call: ConvGeluCall) -> str | None:
+    refusal = refuses_tensors(call)
+    if refusal is not None:
+        return refusal
+    if not has_kernel(call.dtype):
+        return f"oneDNN does not convolve {call.dtype} on this machine"
+    if not call.alike:
+        return "the map, the weight and the bias must have one type"
+    # The kernel keeps the layout of channels-last maps, and converts others twice.
+    if not call.x.is_contiguous(memory_format=torch.channels_last):
+        return "it needs a map with channels last"
+    return None if call.x.numel() > 0 else "the map has no pixel"
 
-# Measured on one core with AVX-512, batch 8, the FFNs of GLNet: the map between is written once.
-RULES: tuple[Rule, ...] = (
-    ("onednn", is_onednn, "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more"),
-    ("aten", lambda _: True, "gradients need what is before the GELU"),
+
+def _onednn_pays(call: ConvGeluCall) -> bool:
+    return call.device == "cpu" and call.dtype in DTYPES and not call.compiling
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int, groups: int) -> Tensor:
+    convolve = getattr(torch.ops.mkldnn, _NAME)
+    y: Tensor = convolve(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
+    return y
+
+
+def _in_two_steps(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int, groups: int
+) -> Tensor:
+    return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
+
+
+# Measured on one core with AVX-512, batch 8, in the FFNs of GLNet.
+CONV_GELU: Operator[ConvGeluCall] = Operator(
+    "conv2d_gelu",
+    Path("reference", _in_two_steps, "gradients need the input of the GELU"),
+    Path(
+        "onednn",
+        _fused,
+        "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more",
+        _onednn_refuses,
+        _onednn_pays,
+    ),
+    named=False,
 )
-
-
-def fuses(*tensors: Tensor) -> bool:
-    """Whether a convolution of these is fused: on a CPU, and nobody differentiates or watches."""
-    return choose(RULES, describe(*tensors)) == "onednn"
 
 
 def conv2d_gelu(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 0, groups: int = 1
 ) -> Tensor:
     """``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))`` with the exact GELU."""
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    alike = all(t.dtype == x.dtype for t in tensors)
-    # The kernel keeps channels-last maps; one in the other layout it would turn there and back.
-    # The layout is asked last: inside of a function transform a map has none.
-    fused = alike and x.numel() > 0 and fuses(*tensors)
-    if not (fused and x.is_contiguous(memory_format=torch.channels_last)):
-        return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
-    convolve = getattr(torch.ops.mkldnn, _NAME)
-    return convolve(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, "gelu", [], "none")
+    y: Tensor = CONV_GELU(ConvGeluCall(x, weight, bias, padding, groups))
+    return y

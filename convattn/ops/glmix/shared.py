@@ -1,55 +1,119 @@
-"""GLMix's two similarity steps on one set of similarities: what gathers the slots gives them back.
+"""The paths "shared" and "native" of GLMix: similarities once, for clustering and dispatching.
 
-B batch, C channels, P = HW pixels, M slots; ``keys`` (B, M, C) and tiles as in `_glmix_tiled.py`.
-Clustering and dispatching compare the same slots with the same pixels: ``e = exp(keys . u / |u|)``
-(B, P, M) serves both, multiplied and exponentiated once. Its columns divided by their sums gather,
-its rows divided by theirs give back. No maximum is taken off, as logits are cosines times the
-inverse temperature: `fits` says up to which.
+B batch, C channels, P = HW pixels, M slots; ``keys`` (B, M, C) and tiles as in `tiled.py`. Both
+steps compare the same slots with the same pixels: ``e = exp(keys . u / |u|)`` (B, P, M) serves
+both. Its columns divided by their sums are the weights of clustering, its rows divided by theirs
+those of dispatching. No maximum is subtracted from the logits, which are cosines times the inverse
+temperature: up to `MAX_SCALE` their exponentials, and sums over any map, are numbers of float32.
+
+Two steps on rows have a kernel in C, which the path "native" takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from convattn.ops.glmix.tiled import inverse_length, tiles, wide_dtype
-from convattn.ops.kernels.native import rows
-from convattn.ops.old_dispatch import describe
+from convattn.ops.dispatch import no_autocast
+from convattn.ops.glmix import tiled
+from convattn.ops.glmix.calls import ClusterAndDispatchCall
+from convattn.ops.glmix.checks import check_attended
+from convattn.ops.glmix.directions import inverse_length, scaled_directions
+from convattn.ops.glmix.precision import in_one_dtype, result_type, wide_dtype
+from convattn.ops.glmix.tiled import tiles, to_pixels
+from convattn.ops.kernels.native import conditions, rows
 from convattn.ops.reference.glmix import MIN_NORM
 
-KEPT = 2**24  # similarities that are kept from one step to the other
-MAX_SCALE = 20.0  # exp(+-20), and sums over any map, are far within the range of float32
+MAX_KEPT = 2**24  # similarities that "auto" keeps from one step to the other: 64 MiB in float32
+MAX_SCALE = 20.0
+
+_COMPILED = "it reads the value of the scale, which a compiled or exported program does not have"
 
 
-def fits(keys: Tensor, pixels: int, scale: Tensor | float) -> bool:
-    """Whether the similarities may be kept, and need no maximum taken off."""
-    if type(keys) is not Tensor:
-        return False  # the scale that made them, or the map, might have no value
-    return keys.shape[0] * keys.shape[1] * pixels <= KEPT and abs(float(scale)) <= MAX_SCALE
+def refuses(call: ClusterAndDispatchCall) -> str | None:
+    """Return why the path "shared" cannot compute a call, or None where it can."""
+    if not call.on_cpu:
+        return f"it computes maps on the CPU, got {call.devices}"
+    if call.grad:
+        return "it has no gradient, and gradients are enabled; torch.no_grad() disables them"
+    if call.compiling:
+        return _COMPILED
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
+    if not call.plain:
+        return "it computes tensors of PyTorch's own classes, not of subclasses"
+    return _limits_refuse(call)
 
 
-@dataclass(frozen=True)
-class Kept:
+def natively_refuses(call: ClusterAndDispatchCall) -> str | None:
+    """Return why the path "native" cannot compute a call, or None where it can."""
+    return conditions.refuses(call) or _limits_refuse(call)
+
+
+def _limits_refuse(call: ClusterAndDispatchCall) -> str | None:
+    if call.compiling:
+        return _COMPILED
+    if call.stride != 1:
+        return f"it dispatches to all pixels of the map, got stride={call.stride}"
+    scale = float(call.scale)
+    if not abs(scale) <= MAX_SCALE:
+        return f"it takes exponentials for scales of up to {MAX_SCALE:g}, got scale={scale:g}"
+    return None
+
+
+def prefers(call: ClusterAndDispatchCall) -> bool:
+    """Return whether no gradient is required, and there are few enough similarities to keep."""
+    if call.grad or call.stride != 1 or not tiled.prefers(call):
+        return False
+    images, slots, _ = call.prototypes.shape
+    return images * slots * call.pixels <= MAX_KEPT
+
+
+class _Kept(NamedTuple):
     """The similarities of a tile (b, P', M), and 1 / their sums over the slots (b, P')."""
 
     similarities: Tensor
-    shares: Tensor
+    inverse_sums: Tensor
 
 
-def cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[Kept]]:
-    """Return the slots (B, M, C), and what `disperse` needs tile by tile.
+def _path(
+    similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
+    scale_rows: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[..., Tensor]:
+    """Return `cluster_and_dispatch` by two functions on the rows of a tile."""
 
-    Args:
-        keys: the slots' directions times the inverse temperature (B, M, C).
-        tokens: pixels (B, P, C).
-    """
+    def run(
+        prototypes: Tensor,
+        u: Tensor,
+        *,
+        scale: Tensor | float,
+        attend: Callable[[Tensor], Tensor],
+        stride: int,
+    ) -> Tensor:
+        device, dtype = u.device.type, result_type(u)
+        keys, tokens = in_one_dtype(dtype, scaled_directions(prototypes, scale), to_pixels(u))
+        with no_autocast(device):
+            slots, kept = _cluster(keys, tokens, similarities)
+        slots = check_attended(attend(slots.to(dtype)), prototypes, u)
+        with no_autocast(device):
+            mixed = _dispatch(kept, slots.to(keys.dtype), tokens, scale_rows)
+            mixed = mixed.to(result_type(slots))
+        return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
+
+    return run
+
+
+def _cluster(
+    keys: Tensor,
+    tokens: Tensor,
+    similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
+) -> tuple[Tensor, list[_Kept]]:
+    """Return the slots (B, M, C), and what is kept of each tile."""
     slots = torch.empty_like(keys, memory_format=torch.contiguous_format)
-    native = rows.takes(describe(tokens)) and tokens.stride()[1:] == (tokens.shape[2], 1)
-    similarities = _native_similarities if native else _similarities
-    kept: list[Kept] = []
+    kept: list[_Kept] = []
     for images, runs in tiles(keys, tokens):
         k, pixels = keys[images].mT, [tokens[images, run] for run in runs]
         parts, totals = zip(*(similarities(k, u) for u in pixels), strict=True)
@@ -59,32 +123,43 @@ def cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[Kept]]:
     return slots, kept
 
 
-def disperse(kept: list[Kept], slots: Tensor, like: Tensor) -> Tensor:
-    """Give slots (B, M, C) back to pixels like those (B, P, C); what was kept is used up."""
-    mixed = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    places = ((images, run) for images, runs in tiles(slots, like) for run in runs)
-    native = rows.takes(describe(like))
+def _dispatch(
+    kept: list[_Kept],
+    slots: Tensor,
+    tokens: Tensor,
+    scale_rows: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the mixtures of slots (B, P, C); the similarities that were kept are overwritten."""
+    mixed = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    places = ((images, run) for images, runs in tiles(slots, tokens) for run in runs)
     for tile, (images, run) in zip(kept, places, strict=True):
-        e, shares = tile.similarities, tile.shares
-        e = rows.scale_(e, shares) if native else e.mul_(shares.to(e.dtype).unsqueeze(2))
-        torch.bmm(e, slots[images], out=mixed[images, run])
+        torch.bmm(scale_rows(*tile), slots[images], out=mixed[images, run])
     return mixed
 
 
-def _similarities(k: Tensor, u: Tensor) -> tuple[Kept, Tensor]:
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(list(parts)).sum(0, dtype=wide_dtype(parts[0]))
+
+
+def _similarities(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
     """Return the similarities of a tile, and their sums over its pixels (b, M)."""
     e = torch.bmm(u, k).mul_(inverse_length(u).to(u.dtype).unsqueeze(2)).exp_()
     wide = wide_dtype(e)
-    return Kept(e, e.sum(2, dtype=wide).reciprocal_()), e.sum(1, dtype=wide)
+    return _Kept(e, e.sum(2, dtype=wide).reciprocal_()), e.sum(1, dtype=wide)
 
 
-def _native_similarities(k: Tensor, u: Tensor) -> tuple[Kept, Tensor]:
+def _scale_rows(e: Tensor, scales: Tensor) -> Tensor:
+    return e.mul_(scales.to(e.dtype).unsqueeze(2))
+
+
+def _similarities_natively(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
+    u = u.contiguous()  # a tile of a map whose channels are not last is copied
     e = torch.bmm(u, k)
-    shares, totals = rows.similarities_(e, u, MIN_NORM)
-    return Kept(e, shares), totals
+    inverse_sums, totals = rows.similarities_(e, u, MIN_NORM)
+    return _Kept(e, inverse_sums), totals
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return (
-        parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0, dtype=wide_dtype(parts[0]))
-    )
+share = _path(_similarities, _scale_rows)
+share_natively = _path(_similarities_natively, rows.scale_)

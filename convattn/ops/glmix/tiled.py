@@ -1,41 +1,71 @@
-"""GLMix's two similarity steps, tile by tile: no (M, HW) map is stored, forward or backward.
+"""The path "tiled" of GLMix: no (M, HW) similarity map is stored, forward or backward.
 
 B batch, C channels, P = HW pixels, M slots. ``keys`` (B, M, C) are the slots' directions times the
-inverse temperature, so that the logits are ``keys . u / |u|``: the length divides logits instead
-of pixels, and no copy of the map is made. A tile is a group of images where their maps are small,
-or a run of pixels of one image; its logits stay in the cache. Backward computes them again.
+inverse temperature, so that the logits are ``keys . u / |u|``: the logits are divided by the length
+of a pixel, not the pixels, so that the map is not copied. A tile is a group of images where their
+maps are small, or a run of pixels of one image; its logits stay in the cache. The backward pass
+computes them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convattn.ops.kernels.native import rows
-from convattn.ops.old_dispatch import describe
+from convattn.ops import tuned
+from convattn.ops.dispatch import no_autocast
+from convattn.ops.glmix.calls import MapCall
+from convattn.ops.glmix.directions import inverse_length, scaled_directions
+from convattn.ops.glmix.precision import in_one_dtype, result_type, wide_dtype
+from convattn.ops.processor import multiplies
 from convattn.ops.reference.glmix import MIN_NORM
-
-TILE_LOGITS = 2**19  # measured from 2^17 to 2^22: products of a good size, logits in the cache
-TILE_PIXELS = 2**12  # of float16's weights the largest is no less than 1 / TILE_PIXELS
 
 Tile = tuple[slice, list[slice]]  # images, and the runs of pixels that cover them
 
 
-def cluster(keys: Tensor, tokens: Tensor) -> Tensor:
-    """``softmax_p(keys . u / |u|) u`` for tokens (B, P, C) of any strides: (B, M, C)."""
-    if _wants_gradient(keys, tokens):
-        return _Cluster.apply(keys, tokens)
-    return _cluster(keys, tokens)[0]
+def refuses(call: MapCall) -> str | None:
+    """Return why the path cannot compute a call, or None where it can."""
+    if call.compiling:
+        return "its loops over tiles would fix the sizes of a compiled or exported program"
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
+    return None
 
 
-def disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
-    """``softmax_m(keys . u / |u|) slots`` for tokens (B, P, C) of any strides: (B, P, C)."""
-    if _wants_gradient(keys, slots, tokens):
-        return _Disperse.apply(keys, slots, tokens)
-    return _disperse(keys, slots, tokens)
+def prefers(call: MapCall) -> bool:
+    """Return whether batched products are fast: on a CPU, in types that it multiplies."""
+    if call.device != "cpu" or call.symbolic:
+        return False
+    return call.dtype != torch.float16 and multiplies(call.dtype)
+
+
+def soft_clustering(slots: Tensor, u: Tensor, *, scale: Tensor | float) -> Tensor:
+    """Cluster the map (B, C, H, W) into slots (B, M, C)."""
+    dtype = result_type(u)
+    keys, tokens = in_one_dtype(dtype, scaled_directions(slots, scale), to_pixels(u))
+    with no_autocast(u.device.type):
+        if _requires_grad(keys, tokens):
+            clustered: Tensor = _Cluster.apply(keys, tokens)
+        else:
+            clustered = _cluster(keys, tokens)[0]
+        return clustered.to(dtype)
+
+
+def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, *, scale: Tensor | float) -> Tensor:
+    """Dispatch slots (B, M, C) to the pixels of the map (B, C, H, W)."""
+    dtype = result_type(slots)
+    parts = in_one_dtype(dtype, scaled_directions(prototypes, scale), slots, to_pixels(u))
+    with no_autocast(u.device.type):
+        mixed: Tensor = _Dispatch.apply(*parts) if _requires_grad(*parts) else _dispatch(*parts)
+        return mixed.to(dtype).transpose(1, 2).unflatten(2, u.shape[-2:])
+
+
+def to_pixels(u: Tensor) -> Tensor:
+    """Return the tokens (B, P, C) of a map: a view of one that is dense in either layout."""
+    return u.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class _Cluster(torch.autograd.Function):
@@ -48,23 +78,23 @@ class _Cluster(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         keys, tokens, slots, shares = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody will differentiate the gradient
+        if torch.is_grad_enabled():  # the gradient will be differentiated
             return _differentiable(_plain_cluster, (keys, tokens), grad)
         return _cluster_backward(keys, tokens, slots, shares, grad)
 
 
-class _Disperse(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
         ctx.save_for_backward(keys, slots, tokens)
-        return _disperse(keys, slots, tokens)
+        return _dispatch(keys, slots, tokens)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         if torch.is_grad_enabled():
-            return _differentiable(_plain_disperse, ctx.saved_tensors, grad)
+            return _differentiable(_plain_dispatch, ctx.saved_tensors, grad)
         keys, slots, tokens = ctx.saved_tensors
-        return _disperse_backward(keys, slots, tokens, grad)
+        return _dispatch_backward(keys, slots, tokens, grad)
 
 
 def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +113,7 @@ def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cluster_runs(keys: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # Each tile has a softmax of its own, and weighs what its log-sum-exp says, added up online.
+    # Each tile has its own softmax. The mean of the tiles is weighted by their log-sum-exp.
     wide = wide_dtype(keys)
     mean, total = torch.zeros_like(keys, dtype=wide), None
     tops = []
@@ -99,7 +129,7 @@ def _cluster_runs(keys: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.to(keys.dtype), torch.stack(tops, -1).softmax(-1).to(keys.dtype)
 
 
-def _disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
+def _dispatch(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
     mixed = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     for images, runs in tiles(keys, tokens):
         k, s = keys[images].mT, slots[images]
@@ -120,7 +150,7 @@ def _cluster_backward(
         k = keys[images]
         for i, run in enumerate(runs):
             u = tokens[images, run]
-            # In a tile the weights are its softmax times its share, which the gradient takes.
+            # The weights of a tile are its softmax times its share, by which `g` is multiplied.
             g = grad[images] * shares[images, :, i].unsqueeze(-1)
             mean = (g.to(wide) * slots[images].to(wide)).sum(-1, keepdim=True).to(dtype)
             both = torch.cat([k, g], 1)
@@ -138,7 +168,7 @@ def _cluster_backward(
     return grad_keys.to(dtype), grad_tokens
 
 
-def _disperse_backward(
+def _dispatch_backward(
     keys: Tensor, slots: Tensor, tokens: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, wide = keys.dtype, wide_dtype(keys)
@@ -162,7 +192,7 @@ def _disperse_backward(
 
 
 def _tangential(gradient: Tensor, u: Tensor, radial: Tensor) -> Tensor:
-    """Take from the gradient by ``u`` what would only make it longer: cosines do not see that."""
+    """Subtract the part of the gradient along ``u``: cosines do not depend on the length."""
     return gradient.addcmul_(u, radial.to(u.dtype).unsqueeze(-1), value=-1)
 
 
@@ -170,8 +200,8 @@ def tiles(keys: Tensor, tokens: Tensor) -> Iterator[Tile]:
     """Divide a batch into images at a time, and their pixels into runs."""
     B, P = tokens.shape[:2]
     M = keys.shape[1]
-    pixels = min(P, TILE_PIXELS, max(1, TILE_LOGITS // M))
-    images = max(1, TILE_LOGITS // (M * P)) if pixels == P else 1
+    pixels = min(P, tuned.SLOT_TILE_PIXELS, max(1, tuned.SLOT_TILE_LOGITS // M))
+    images = max(1, tuned.SLOT_TILE_LOGITS // (M * P)) if pixels == P else 1
     runs = [slice(p, p + pixels) for p in range(0, P, pixels)]
     for b in range(0, B, images):
         yield slice(b, b + images), runs
@@ -181,40 +211,13 @@ def _logits(keys: Tensor, u: Tensor) -> Tensor:
     return torch.bmm(keys, u.mT).mul_(inverse_length(u).to(u.dtype).unsqueeze(1))
 
 
-def inverse_length(u: Tensor) -> Tensor:
-    """``1 / |u|`` (B, P) in float32 at least; 0 where a vector has no direction."""
-    length = torch.linalg.vector_norm(u, dim=-1, dtype=wide_dtype(u))
-    return torch.threshold_(length, MIN_NORM, torch.inf).reciprocal_()
-
-
-def directions(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; those without a direction become zero."""
-    # Half precision overflows in the squares: the norm is taken in float32 at least.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
-    inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
-    return (x * inverse).to(x.dtype)
-
-
-def scaled_directions(slots: Tensor, scale: Tensor | float) -> Tensor:
-    """The directions of slots times the inverse temperature: what tokens are compared with."""
-    case = describe(slots, scale) if isinstance(scale, Tensor) else describe(slots)
-    if rows.takes(case) and slots.numel() > 0:
-        return rows.directions(slots, MIN_NORM, float(scale))
-    return scale * directions(slots)
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the type of `x`, or float32 where that is wider."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     if not parts:  # no images
         return torch.empty_like(like)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _wants_gradient(*tensors: Tensor) -> bool:
+def _requires_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -222,7 +225,7 @@ def _plain_cluster(keys: Tensor, tokens: Tensor) -> Tensor:
     return _plain_logits(keys, tokens).softmax(2) @ tokens
 
 
-def _plain_disperse(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
+def _plain_dispatch(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
     return _plain_logits(keys, tokens).softmax(1).mT @ slots
 
 
@@ -232,9 +235,11 @@ def _plain_logits(keys: Tensor, tokens: Tensor) -> Tensor:
     return keys @ (tokens * inverse.to(tokens.dtype)).mT
 
 
-def _differentiable(function: Any, saved: tuple[Tensor, ...], grad: Tensor) -> Any:
-    """Gradients that can be differentiated again; the similarity maps are stored for that."""
+def _differentiable(
+    function: Callable[..., Tensor], saved: tuple[Tensor, ...], grad: Tensor
+) -> Any:
+    """Return gradients that can be differentiated; they store the similarity maps."""
     result = function(*saved)
-    wanted = [t for t in saved if t.requires_grad]
-    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
-    return tuple(next(found) if t.requires_grad else None for t in saved)
+    leaves = [t for t in saved if t.requires_grad]
+    gradients = iter(torch.autograd.grad(result, leaves, grad, create_graph=True))
+    return tuple(next(gradients) if t.requires_grad else None for t in saved)

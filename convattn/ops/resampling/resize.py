@@ -1,15 +1,29 @@
-"""Interpolation of a map, where a gradient is wanted by one matrix along each axis.
+"""Interpolation of a map.
 
-PyTorch's own interpolation has no deterministic gradient on CUDA; a product of matrices has one.
+| path        | computes                                                               |
+|-------------|------------------------------------------------------------------------|
+| "products"  | a product with a matrix along each axis: its gradient is deterministic |
+| "reference" | ``interpolate``, whose gradient is not deterministic on CUDA           |
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.old_dispatch import exporting, no_autocast
+from convattn.ops.dispatch import Call, Operator, Path, no_autocast
+
+
+@dataclass
+class ResizeCall(Call):
+    """Arguments of `resize`; ``x`` is in float32 or float64."""
+
+    x: Tensor
+    size: tuple[int, int]
+    mode: str
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -24,15 +38,8 @@ def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         (B, C, *size), in float32 or float64.
     """
     x = x if x.dtype == torch.float64 else x.float()  # half has no bicubic
-    if not differentiated(x):
-        return _interpolate(x, size, mode)
-    rows, columns = (_weights(x, n, side, mode) for n, side in zip(size, x.shape[2:], strict=True))
-    return along_axes(x, rows, columns).permute(0, 3, 1, 2)
-
-
-def differentiated(x: Tensor) -> bool:
-    """Whether a gradient of ``x`` is wanted; not of what is exported, with one way for all."""
-    return x.requires_grad and torch.is_grad_enabled() and not exporting()
+    resized: Tensor = RESIZE(ResizeCall(x, size, mode))
+    return resized
 
 
 def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -46,12 +53,30 @@ def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return columns @ y
 
 
+def _multiply(x: Tensor, *, size: tuple[int, int], mode: str) -> Tensor:
+    rows, columns = (_weights(x, n, side, mode) for n, side in zip(size, x.shape[2:], strict=True))
+    return along_axes(x, rows, columns).permute(0, 3, 1, 2)
+
+
 def _weights(like: Tensor, size: int, given: int, mode: str) -> Tensor:
     """Return the matrix (size, given) of interpolation along an axis: that of unit vectors."""
     units = torch.eye(given, dtype=like.dtype, device=like.device)[None, None]
-    return _interpolate(units, (size, given), mode)[0, 0]
+    return _interpolate(units, size=(size, given), mode=mode)[0, 0]
 
 
-def _interpolate(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def _interpolate(x: Tensor, *, size: tuple[int, int], mode: str) -> Tensor:
     antialias = mode == "bicubic"
     return F.interpolate(x, size=size, mode=mode, align_corners=False, antialias=antialias)
+
+
+RESIZE: Operator[ResizeCall] = Operator(
+    "resize",
+    Path("reference", _interpolate, "PyTorch's operator; an exported program has it alone"),
+    Path(
+        "products",
+        _multiply,
+        "deterministic gradients on CUDA",
+        prefers=lambda call: call.grad and not call.exporting,
+    ),
+    named=False,
+)

@@ -16,7 +16,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from convattn.ops.registration import empty_channels_last, register
+from convattn.ops.registration import empty_channels_last, register_sliding_window
 from convattn.ops.sliding.tiling import tile_map
 from convattn.ops.sliding.workspace import Workspace
 
@@ -155,4 +155,4 @@ class _BackwardBuffers(_Buffers):
             sums.add_(torch.bmm(logits, query_tiles, out=self.grad_strip))
 
 
-attend_in_strips = register("strips", strips_forward, strips_backward)
+attend_in_strips = register_sliding_window("strips", strips_forward, strips_backward)

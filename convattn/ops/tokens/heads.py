@@ -2,83 +2,144 @@
 
 B batch, N tokens, C channels of h heads with d = C / h channels each.
 
-| path       | computes                                                                |
-|------------|-------------------------------------------------------------------------|
-| "native"   | in C, without gradients: `convattn.ops.kernels.native`                  |
-| "products" | batched products and a softmax; weights are stored where gradients are wanted |
-| "sdpa"     | ``scaled_dot_product_attention``                                        |
+| path        | computes                                                                |
+|-------------|-------------------------------------------------------------------------|
+| "native"    | in C, without gradients: `convattn.ops.kernels.native`                  |
+| "products"  | batched products and a softmax of some images at a time, without gradients |
+| "sdpa"      | ``scaled_dot_product_attention``                                        |
+| "reference" | batched products and a softmax, whose weights are stored for gradients  |
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.ops import tuned
+from convattn.ops.dispatch import Call, Operator, Path
+from convattn.ops.kernels.native import conditions
 from convattn.ops.kernels.native import heads as native
-from convattn.ops.kernels.native import rows
-from convattn.ops.old_dispatch import Case, Rule, choose, describe
 from convattn.ops.processor import multiplies
 
-TILE_LOGITS = 2**19  # images at a time, without gradients
-MAX_STORED = 64  # tokens whose (N, N) weights are no larger than their queries, keys and values
+
+@dataclass
+class HeadsCall(Call):
+    """Arguments of `attend_heads`."""
+
+    qkv: Tensor
+    num_heads: int
+
+    @property
+    def tokens(self) -> int:
+        """N; a symbol where sizes are symbols."""
+        return self.qkv.shape[1]
 
 
-def _products(case: Case) -> bool:
-    return (
-        case.device == "cpu"
-        and case.dtype == torch.bfloat16
-        and not case.exporting
-        and not torch.compiler.is_compiling()
-        and multiplies(case.dtype)
-        and isinstance(case.height, int)
-        and (not case.grad or case.height <= MAX_STORED)
-    )
+def _native_refuses(call: HeadsCall) -> str | None:
+    refusal = conditions.refuses(call)
+    if refusal is not None:
+        return refusal
+    if call.tokens > native.MOST_TOKENS:
+        return f"its sums are exact to {native.MOST_TOKENS} tokens, got {call.tokens}"
+    return None if call.qkv.numel() > 0 else "there is no token"
 
 
-def _native(case: Case) -> bool:
-    return rows.takes(case) and 0 < case.height <= native.MOST_TOKENS
+def _products_pay(call: HeadsCall) -> bool:
+    """Whether the processor multiplies bfloat16: products are faster than "sdpa" then."""
+    half = call.device == "cpu" and call.dtype == torch.bfloat16
+    return half and not call.compiling and multiplies(call.dtype)
 
 
-# With AVX-512, heads of 32 channels; on one core where nothing else is said.
-RULES: tuple[Rule, ...] = (
-    ("products", lambda case: case.transformed, "sdpa has no jvp and no second derivative"),
-    ("native", _native, "two cores, 196 tokens of 256 channels: 1.0 ms, products 1.3, sdpa 2.4"),
-    ("products", _products, "bfloat16 against sdpa: 64 tokens 2x, backward 6x; 196 tokens 1.7x"),
-    (
-        "sdpa",
-        lambda _: True,
-        "float32: as fast, or faster; bfloat16 with AVX2 alone 8x; CUDA: not measured",
+def _products_refuse(call: HeadsCall) -> str | None:
+    if call.grad or call.transformed:
+        return "it overwrites what a gradient needs"
+    if call.compiling or not call.plain:
+        return "its tiles are those of one size"
+    return None if call.tokens > 0 else "there is no token"
+
+
+def _sdpa_refuses(call: HeadsCall) -> str | None:
+    if call.transformed:
+        return "it has no forward mode, and no derivative of its gradient"
+    return None
+
+
+def _sdpa_pays(call: HeadsCall) -> bool:
+    """Whether "reference" is not faster, which stores weights for gradients."""
+    return not (_products_pay(call) and call.grad and call.tokens <= tuned.MAX_STORED_TOKENS)
+
+
+def _split(qkv: Tensor, num_heads: int) -> Tensor:
+    """Return ``qkv`` as (3, B, h, N, d)."""
+    return qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _join(y: Tensor, num_heads: int) -> Tensor:
+    """Return the heads (B h, N, d) as tokens (B, N, C)."""
+    return y.unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)
+
+
+def _attend_natively(qkv: Tensor, *, num_heads: int) -> Tensor:
+    return native.attend_tokens(qkv.contiguous(), num_heads)
+
+
+def _attend_in_tiles(qkv: Tensor, *, num_heads: int) -> Tensor:
+    q, k, v = _split(qkv, num_heads).flatten(1, 2).unbind(0)
+    scale, N = q.shape[2] ** -0.5, q.shape[1]
+    size = num_heads * max(1, tuned.HEADS_TILE_LOGITS // (num_heads * N**2))
+    y, workspace = torch.empty_like(q), q.new_empty(min(size, len(q)), N, N)
+    for a, b, c, out in zip(*(x.split(size) for x in (q, k, v, y)), strict=True):
+        weights = workspace[: len(a)]
+        torch.baddbmm(weights, a, b.mT, beta=0, alpha=scale, out=weights)
+        torch.bmm(torch.softmax(weights, -1, out=weights), c, out=out)
+    return _join(y, num_heads)
+
+
+def _attend_by_sdpa(qkv: Tensor, *, num_heads: int) -> Tensor:
+    q, k, v = _split(qkv, num_heads).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _attend(qkv: Tensor, *, num_heads: int) -> Tensor:
+    q, k, v = _split(qkv, num_heads).flatten(1, 2).unbind(0)
+    weights = torch.bmm(q * q.shape[2] ** -0.5, k.mT).softmax(-1)
+    return _join(torch.bmm(weights, v), num_heads)
+
+
+# Measured with AVX-512 and heads of 32 channels, on one CPU core unless a path says otherwise.
+HEADS: Operator[HeadsCall] = Operator(
+    "attend_heads",
+    Path("reference", _attend, "bfloat16 with gradients, 64 tokens: 6x as fast backward as sdpa"),
+    Path(
+        "native",
+        _attend_natively,
+        "two cores, 196 tokens of 256 channels: 1.0 ms, products 1.3, sdpa 2.4",
+        _native_refuses,
+        lambda call: not call.compiling,
     ),
+    Path(
+        "products",
+        _attend_in_tiles,
+        "bfloat16 against sdpa: 64 tokens 2x, 196 tokens 1.7x",
+        _products_refuse,
+        _products_pay,
+    ),
+    Path(
+        "sdpa",
+        _attend_by_sdpa,
+        "float32: as fast as products, or faster; bfloat16 with AVX2 alone 8x; CUDA: not measured",
+        _sdpa_refuses,
+        _sdpa_pays,
+    ),
+    named=False,
 )
 
 
 def attend_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, N, 3C): tokens (B, N, C)."""
-    case = describe(qkv)
-    path = choose(RULES, case)
-    parts = qkv.unflatten(2, (3, num_heads, -1))  # an error where the heads do not fit
-    if path == "native" and qkv.numel() > 0:
-        return native.attend_tokens(qkv.contiguous(), num_heads)
-    parts = parts.permute(2, 0, 3, 1, 4)
-    if path == "sdpa":
-        q, k, v = parts.unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    B = qkv.shape[0]
-    q, k, v = parts.flatten(1, 2).unbind(0)  # dense, as the products take them
-    scale = q.shape[2] ** -0.5
-    if case.grad or case.transformed:
-        answers = torch.bmm(torch.bmm(q * scale, k.mT).softmax(-1), v)
-    else:
-        answers = _without_gradients(q, k, v, scale, num_heads)
-    return answers.unflatten(0, (B, num_heads)).transpose(1, 2).flatten(2)
-
-
-def _without_gradients(q: Tensor, k: Tensor, v: Tensor, scale: float, num_heads: int) -> Tensor:
-    size = num_heads * max(1, TILE_LOGITS // (num_heads * q.shape[1] ** 2))
-    answers, room = torch.empty_like(q), q.new_empty(min(size, len(q)), q.shape[1], k.shape[1])
-    for a, b, c, out in zip(*(x.split(size) for x in (q, k, v, answers)), strict=True):
-        weights = room[: len(a)]
-        torch.baddbmm(weights, a, b.mT, beta=0, alpha=scale, out=weights)
-        torch.bmm(torch.softmax(weights, -1, out=weights), c, out=out)
-    return answers
+    qkv.unflatten(2, (3, num_heads, -1))  # raises where the heads do not fit
+    y: Tensor = HEADS(HeadsCall(qkv, num_heads))
+    return y

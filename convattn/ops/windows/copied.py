@@ -98,5 +98,6 @@ def _mask(layout: Layout, bias: Tensor | None, q: Tensor, images: int) -> Tensor
     if not layout.padded and not layout.shifted:
         return mask
     pixels = layout.window_size**2
-    mask = mask_of(layout, q.new_zeros(1, 1, pixels, pixels) if mask is None else mask)
+    mask = q.new_zeros(1, 1, pixels, pixels) if mask is None else mask
+    mask = mask_of(layout, mask, q.device)
     return mask.expand(images, -1, -1, -1, -1).flatten(0, 1)

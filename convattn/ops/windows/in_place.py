@@ -62,7 +62,9 @@ def _attend(
         pixels = layout.window_size**2
         if mask is None:
             mask = q.new_zeros(1, 1, pixels, heads.whole(pixels), dtype=torch.float32)
-        mask = mask_of(layout, mask)  # symmetric, so that it is right for the transposed bias too
+        mask = mask_of(
+            layout, mask, q.device
+        )  # symmetric, so that it is right for the transposed bias too
     q, k, v = (_with_channels_last(x) for x in (q, k, v))
     scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
     return heads.attend_windows(

@@ -99,15 +99,16 @@ def merge(out: Tensor, layout: Layout) -> Tensor:
     return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def mask_of(layout: Layout, bias: Tensor) -> Tensor:
+def mask_of(layout: Layout, bias: Tensor, device: torch.device) -> Tensor:
     """Return what is added to the logits of each window: (n, N or 1, L, L).
 
     Args:
         layout: of the windows.
         bias: (1, N or 1, L, L); if its last dimension is longer, so is that of the mask.
+        device: of the queries, which must be that of the bias.
     """
     rows, columns = (
-        _segments(gap, windows, layout.window_size, bias.device)
+        _segments(gap, windows, layout.window_size, device)
         for gap, windows in zip(layout.gaps, layout.grid, strict=True)
     )
     segments = 3 * rows[:, None, :, None] + columns[None, :, None, :]

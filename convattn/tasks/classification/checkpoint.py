@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import convattn
 from convattn.data import Preprocess, ValueRange, check_range, nfc
 from convattn.models import create_model
 from convattn.tasks.classification.files import replacing
+from convattn.version import __version__
 
 FORMAT = "convattn-classification-1"
 _KEY = "convattn"
@@ -49,7 +49,7 @@ class ModelCard:
     data_options: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    version: str = convattn.__version__
+    version: str = __version__
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(map(nfc, self.class_names)))
@@ -174,6 +174,6 @@ def _build(card: ModelCard, weights: Mapping[str, Tensor], path: Path) -> nn.Mod
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {path} do not fit {card.model}; they were written by convattn "
-            f"{card.version}, this is {convattn.__version__}: {str(error).splitlines()[-1].strip()}"
+            f"{card.version}, this is {__version__}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return model.eval()

@@ -30,8 +30,8 @@ from convattn.data import (
     shown,
     spread,
 )
-from convattn.data.names import counted
 from convattn.data.value_range import named
+from convattn.names import counted
 from convattn.tasks.classification.checkpoint import (
     Checkpoint,
     ModelCard,

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-import convattn
 from convattn.data import BrokenFile
 from convattn.machine import git_commit, package_version, processor_name
+from convattn.ops.kernels.native.library import describe as cpu_kernels
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.files import replacing
 from convattn.tasks.classification.settings import load_recipe, make_config, save_config
+from convattn.version import __version__
 
 METRICS = (
     "epoch",
@@ -119,7 +120,7 @@ class RunFolder:
 def environment() -> dict[str, Any]:
     """Return versions, machine and commit, such as a reader needs to repeat a run."""
     return {
-        "convattn": convattn.__version__,
+        "convattn": __version__,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         **{name: package_version(name) for name in _PACKAGES},
@@ -127,6 +128,7 @@ def environment() -> dict[str, Any]:
         "processor": processor_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": cpu_kernels(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

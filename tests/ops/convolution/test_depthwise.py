@@ -1,5 +1,8 @@
+"""Depth-wise convolutions: every path against PyTorch's."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,19 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convattn.ops.convolution import depthwise as _depthwise
-from convattn.ops.convolution.depthwise import depthwise_conv2d
+from convattn import ops
+from convattn.ops.convolution.depthwise import DEPTHWISE, DepthwiseCall, depthwise_conv2d
 from convattn.ops.processor import onednn_computes
 from tests.compare import assert_close, assert_same, values_and_gradients
 
 SIZES = [(9, 7), (1, 1), (2, 11), (5, 5)]
 
 
-@pytest.fixture
-def _threes(monkeypatch):
-    rules = (("threes", lambda case: case.grad, ""), ("aten", lambda _: True, ""))
-    monkeypatch.setattr(_depthwise, "RULES", rules)
+@pytest.fixture(params=DEPTHWISE.backends)
+def path(request) -> Iterator[str]:
+    with ops.use_backend(request.param), ops.record_paths() as taken:
+        yield request.param
+    assert {choice.path for choice in taken} == {request.param}
 
 
 def _tensors(k: int, size: tuple[int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -37,11 +42,11 @@ def _theirs(k: int, dilation: int = 1) -> Any:
     return lambda x, w, b=None: F.conv2d(x, w, b, 1, padding, dilation, groups=6)
 
 
-@pytest.mark.usefixtures("_threes")
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("k", [5, 7, 9, 11])
 @pytest.mark.parametrize("size", SIZES)
-def test_is_the_convolution_with_its_gradients(size, k, dilation):
+def test_every_path_is_the_convolution_with_its_gradients(size, k, dilation):
     tensors = _tensors(k, size)
     assert_same(_ours(k, dilation), _theirs(k, dilation), tensors)
     assert_same(_ours(k, dilation), _theirs(k, dilation), tensors[:2])
@@ -49,22 +54,22 @@ def test_is_the_convolution_with_its_gradients(size, k, dilation):
     assert_same(_ours(k, dilation), _theirs(k, dilation), tensors)
 
 
-@pytest.mark.usefixtures("_threes")
+@pytest.mark.usefixtures("path")
 def test_gradients_match_finite_differences_twice():
     tensors = [t.requires_grad_() for t in _tensors(5, (3, 4))]
     torch.autograd.gradcheck(_ours(5), tensors)
     torch.autograd.gradgradcheck(_ours(5), tensors)
 
 
-@pytest.mark.usefixtures("_threes")
-@pytest.mark.parametrize("wanted", range(3))
-def test_each_tensor_alone_may_want_a_gradient(wanted):
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("required", range(3))
+def test_each_tensor_alone_may_require_a_gradient(required):
     tensors, found = _tensors(5, (6, 7)), []
     for function in (_ours(5), _theirs(5)):
-        leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+        leaves = [t.clone().requires_grad_(i == required) for i, t in enumerate(tensors)]
         function(*leaves).square().sum().backward()
         assert all((leaf.grad is not None) == leaf.requires_grad for leaf in leaves)
-        found.append(leaves[wanted].grad)
+        found.append(leaves[required].grad)
     assert_close(found[0], found[1], torch.float64)
 
 
@@ -78,30 +83,68 @@ def test_bfloat16_follows_float32():
 
 
 @pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="PyTorch's gradient is faster here")
-def test_training_in_bfloat16_asks_for_no_wide_weight_gradient(monkeypatch):
-    asked: list[tuple[int, ...]] = []
-    gradients = _depthwise._gradients
+@pytest.mark.parametrize(
+    ("dtype", "k", "grad", "path"),
+    [
+        (torch.bfloat16, 5, True, "threes"),
+        (torch.bfloat16, 5, False, "reference"),
+        (torch.bfloat16, 3, True, "reference"),
+        (torch.float32, 5, True, "reference"),
+    ],
+)
+def test_auto_takes_threes_to_train_large_kernels_in_bfloat16(dtype, k, grad, path):
+    tensors = [t.requires_grad_(grad) for t in _tensors(k, (6, 6), dtype)]
+    with ops.record_paths() as taken:
+        _ours(k)(*tensors)
+    assert [choice.path for choice in taken] == [path]
 
-    def spy(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Any:
-        asked.append((*weight.shape[2:], rest[-1][1]))
-        return gradients(grad, x, weight, *rest)
 
-    monkeypatch.setattr(_depthwise, "_gradients", spy)
+@pytest.mark.skipif(not onednn_computes(torch.bfloat16), reason="PyTorch's gradient is faster here")
+def test_training_in_bfloat16_computes_the_gradients_of_3x3_weights():
     with torch.autocast("cpu", torch.bfloat16):
         y = _ours(5)(*(t.requires_grad_() for t in _tensors(5, (6, 6), torch.float32)))
     assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert asked == [(5, 5, False), *[(3, 3, True)] * 4]
+    with WeightGradients() as kernels:
+        y.float().sum().backward()
+    assert kernels.sizes == [(3, 3)] * 4
 
 
-def test_a_stride_is_taken_as_it_is():
+class WeightGradients(TorchDispatchMode):
+    """Notes the sizes of the kernels whose gradients are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
+            self.sizes.append(tuple(args[2].shape[2:]))
+        return func(*args, **(kwargs or {}))
+
+
+REFUSED = {
+    "stride 2": (torch.float32, 5, 2),
+    "3x3 at least": (torch.float32, 1, 1),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_threes_says_why_it_cannot(sentence):
+    dtype, k, stride = REFUSED[sentence]
+    x, weight, bias = _tensors(k, (6, 6), dtype)
+    call = DepthwiseCall(x, weight, bias, stride, k // 2, 1)
+    with pytest.raises(ValueError, match=f"backend 'threes' cannot compute .*{sentence}"):
+        DEPTHWISE.choose(call, "threes")
+
+
+def test_a_stride_is_that_of_the_convolution():
     x, weight, bias = _tensors(5, (9, 8), torch.bfloat16)
     y = depthwise_conv2d(x.requires_grad_(), weight, bias, 2, 2, 1)
     assert_close(y, F.conv2d(x, weight, bias, 2, 2, groups=6), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_autocast_does_what_it_does_to_a_convolution(dtype):
+def test_autocast_changes_types_as_it_does_for_a_convolution(dtype):
     tensors = _tensors(5, (6, 6), dtype)
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = _ours(5)(*tensors), _theirs(5)(*tensors)
@@ -109,7 +152,7 @@ def test_autocast_does_what_it_does_to_a_convolution(dtype):
     assert torch.equal(ours, theirs)
 
 
-def test_forward_mode_takes_the_path_that_knows_it():
+def test_forward_mode_has_its_derivative():
     x, weight, bias = (t.requires_grad_() for t in _tensors(5, (6, 6), torch.bfloat16))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))

@@ -1,3 +1,5 @@
+"""A convolution followed by a GELU: every path against both steps."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+from convattn import ops
 from convattn.ops import processor as _processor
-from convattn.ops.convolution.gelu import conv2d_gelu, has_kernel
+from convattn.ops.convolution.gelu import CONV_GELU, ConvGeluCall, conv2d_gelu, has_kernel
 from tests.compare import assert_close, assert_same
 
 needs_onednn = pytest.mark.skipif(
@@ -33,22 +36,25 @@ def _plain(
     return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
 
 
-def _operators(*tensors: Tensor, padding: int = 0, groups: int = 1) -> set[str]:
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+def _taken(*tensors: Tensor, padding: int = 0, groups: int = 1) -> str:
+    with ops.record_paths() as taken:
         conv2d_gelu(*tensors, padding=padding, groups=groups)
-    return {event.key for event in seen.key_averages()}
+    (choice,) = taken
+    return choice.path
 
 
 @pytest.mark.parametrize(("kernel", "padding", "groups"), [(1, 0, 1), (3, 1, 12), (5, 2, 4)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", ["auto", *CONV_GELU.backends])
 @torch.inference_mode()
-def test_is_the_convolution_and_the_gelu(dtype, kernel, padding, groups):
+def test_every_path_is_the_convolution_and_the_gelu(path, dtype, kernel, padding, groups):
     x, weight, bias = _tensors(kernel, groups, dtype)
     wide = torch.promote_types(dtype, torch.float32)
     for b in (bias, None):
         expected = _plain((x, weight, b), wide, padding, groups)
         for laid in (x, x.contiguous()):
-            y = conv2d_gelu(laid, weight, b, padding=padding, groups=groups)
+            with ops.use_backend(path):
+                y = conv2d_gelu(laid, weight, b, padding=padding, groups=groups)
             assert y.dtype == dtype
             scale = expected.abs().amax()
             assert_close(y.to(wide) / scale, expected / scale, dtype)
@@ -67,19 +73,45 @@ def test_has_its_gradients():
 
 @needs_onednn
 @pytest.mark.parametrize("dtype", [d for d in (torch.float32, torch.bfloat16) if has_kernel(d)])
-def test_inference_passes_over_the_map_once(dtype):
+def test_auto_takes_onednn_without_gradients(dtype):
     for kernel, groups in ((1, 1), (3, 12)):
         tensors = _tensors(kernel, groups, dtype)
         with torch.inference_mode():
-            assert "aten::gelu" not in _operators(*tensors, padding=kernel // 2, groups=groups)
+            assert _taken(*tensors, padding=kernel // 2, groups=groups) == "onednn"
         tensors[1].requires_grad_()
-        assert "aten::gelu" in _operators(*tensors, padding=kernel // 2, groups=groups)
+        assert _taken(*tensors, padding=kernel // 2, groups=groups) == "reference"
 
 
 @torch.no_grad()
-def test_without_onednn_there_are_two_passes():
+def test_without_onednn_there_are_two_steps():
     with torch.backends.mkldnn.flags(enabled=False):
-        assert "aten::gelu" in _operators(*_tensors(1, 1, torch.float32))
+        assert _taken(*_tensors(1, 1, torch.float32)) == "reference"
+
+
+@pytest.mark.parametrize("path", CONV_GELU.backends)
+@torch.no_grad()
+def test_every_path_is_counted_as_a_convolution(path):
+    tensors = _tensors(3, 4, torch.float32)
+    with ops.use_backend(path), FlopCounterMode(display=False) as counter:
+        y = conv2d_gelu(*tensors, padding=1, groups=4)
+    assert counter.get_total_flops() == 2 * y.numel() * tensors[1][0].numel()
+
+
+X, W, B = _tensors(1, 1, torch.float32)
+REFUSED = {
+    "it has no gradient": (X, W.clone().requires_grad_(), B),
+    "float32 and bfloat16, got torch.float64": (X.double(), W.double(), B.double()),
+    "must have one type": (X, W, B.bfloat16()),
+    "channels last": (X.contiguous(), W, B),
+    "has no pixel": (X[:0], W, B),
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_onednn_says_why_it_cannot(sentence):
+    with pytest.raises(ValueError, match=f"backend 'onednn' cannot compute .*{sentence}"):
+        CONV_GELU.choose(ConvGeluCall(*REFUSED[sentence], 0, 1), "onednn")
 
 
 @pytest.fixture
@@ -94,17 +126,17 @@ def _processor_without_bfloat16(monkeypatch):
 @needs_onednn
 @pytest.mark.usefixtures("_processor_without_bfloat16")
 @torch.no_grad()
-def test_a_type_that_the_processor_does_not_convolve_takes_two_passes():
-    assert has_kernel(torch.float32)
-    assert not has_kernel(torch.bfloat16)
-    assert "aten::gelu" not in _operators(*_tensors(1, 1, torch.float32))
+def test_a_type_that_the_processor_does_not_convolve_takes_two_steps():
+    assert _taken(*_tensors(1, 1, torch.float32)) == "onednn"
     tensors = _tensors(1, 1, torch.bfloat16)
-    assert "aten::gelu" in _operators(*tensors)
+    assert _taken(*tensors) == "reference"
+    with pytest.raises(ValueError, match=r"oneDNN does not convolve torch\.bfloat16"):
+        CONV_GELU.choose(ConvGeluCall(tensors[0], tensors[1], None, 0, 1), "onednn")
     assert_close(conv2d_gelu(*tensors).float(), _plain(tensors, torch.float32), torch.bfloat16)
 
 
 @torch.no_grad()
-def test_autocast_decides_about_the_type():
+def test_autocast_chooses_the_type():
     tensors = _tensors(1, 1, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv2d_gelu(*tensors)
@@ -119,7 +151,7 @@ def test_no_image_gives_no_image():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
-def test_forward_mode_sees_the_derivative():
+def test_forward_mode_has_its_derivative():
     x, weight, bias = _tensors(1, 1, torch.float32)
 
     def ours(x: Tensor) -> Tensor:

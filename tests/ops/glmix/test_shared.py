@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
 from convattn.layers.glmix import GLMix
-from convattn.ops import use_backend
-from convattn.ops.glmix import shared, tiled
-from convattn.ops.kernels.native import rows
+from convattn.ops import tuned, use_backend
+from convattn.ops.dispatch import Choice
+from convattn.ops.kernels.native import library
 from tests.compare import assert_close
 from tests.memory import peak_memory
 from tests.ops.glmix.test_slots import SLOTS
@@ -45,127 +45,163 @@ class TestClusterAndDispatch(OperatorProperties):
         return _inputs(shape, dtype)
 
 
-@pytest.fixture(params=["whole", "no compiler", "groups of images", "runs of pixels"])
+SHARING = [
+    "shared",
+    pytest.param(
+        "native", marks=pytest.mark.skipif(not library.available(), reason="no C compiler")
+    ),
+]
+
+
+@pytest.fixture(params=["whole", "groups of images", "runs of pixels"])
 def _tile(request, monkeypatch):
-    if request.param == "no compiler":
-        monkeypatch.setattr(rows, "available", lambda: False)
-    elif request.param != "whole":
-        monkeypatch.setattr(tiled, "TILE_LOGITS", 2 * 54 * SLOTS)
+    if request.param != "whole":
+        monkeypatch.setattr(tuned, "SLOT_TILE_LOGITS", 2 * 54 * SLOTS)
     if request.param == "runs of pixels":
-        monkeypatch.setattr(tiled, "TILE_PIXELS", 7)
+        monkeypatch.setattr(tuned, "SLOT_TILE_PIXELS", 7)
 
 
-@pytest.fixture
-def kept(monkeypatch) -> list[shared.Kept]:
-    """What the shared path keeps, of all its calls."""
-    calls: list[shared.Kept] = []
-    plain = shared.cluster
-
-    def cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, list[shared.Kept]]:
-        slots, kept = plain(keys, tokens)
-        calls.extend(kept)
-        return slots, kept
-
-    monkeypatch.setattr(shared, "cluster", cluster)
-    return calls
+def _explained(*tensors: Tensor, stride: int = 1, backend: str = "auto") -> Choice:
+    slots, u, scale = tensors
+    return ops.explain(
+        ops.cluster_and_dispatch, slots, u, scale, _attend, stride=stride, backend=backend
+    )
 
 
 @pytest.mark.usefixtures("_tile")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 8, 6, 9), (0, 8, 3, 3)])
 @pytest.mark.parametrize("scale", [0.0, 2.5, -19.0])
-def test_without_gradients_similarities_are_shared(shape, dtype, scale, kept):
+@pytest.mark.parametrize("backend", SHARING)
+def test_a_path_that_shares_similarities_matches_the_reference(backend, shape, dtype, scale):
     tensors = _inputs(shape, dtype, scale)
     with torch.no_grad():
-        actual = _mixed(*tensors, backend="shared")
+        if backend == "native" and dtype in (torch.float64, torch.float16):
+            with pytest.raises(ValueError, match="it computes float32 and bfloat16, got"):
+                _mixed(*tensors, backend=backend)
+            return
+        actual = _mixed(*tensors, backend=backend)
         expected = _mixed(*(t.double() for t in tensors), backend="reference")
-    assert sum(tile.similarities.numel() for tile in kept) == shape[0] * SLOTS * shape[2] * shape[3]
     assert actual.dtype == dtype
     assert_close(actual.double(), expected, dtype)
 
 
+@torch.no_grad()
+def test_similarities_are_shared_where_no_gradient_is_required():
+    tensors = _inputs((2, 8, 6, 9), torch.float64)
+    assert _explained(*tensors).path == "shared"
+    if library.available():
+        assert _explained(*(t.float() for t in tensors)).path == "native"
+
+
 @pytest.mark.usefixtures("_tile")
-def test_slots_of_the_whole_batch_and_a_plain_scale_will_do(kept):
+def test_slots_of_the_whole_batch_and_a_scale_that_is_a_number_are_taken():
     slots, u, scale = _inputs((3, 8, 6, 9), torch.float64)
     with torch.no_grad():
-        actual = ops.cluster_and_dispatch(slots[:1], u, float(scale), _attend)
+        actual = ops.cluster_and_dispatch(slots[:1], u, float(scale), _attend, backend="shared")
         expected = _mixed(slots[:1].expand(3, -1, -1), u, scale, backend="reference")
-    assert kept
     assert_close(actual, expected, torch.float64)
 
 
+@pytest.mark.parametrize("backend", SHARING)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_autocast_reaches_the_attention_between(layout, kept):
+def test_autocast_reaches_the_attention_between_the_steps(layout, backend):
     linear = nn.Linear(8, 8)
     slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
     u = u.contiguous(memory_format=layout)
     with torch.no_grad():
         expected = ops.cluster_and_dispatch(slots, u, scale, linear, backend="reference")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = ops.cluster_and_dispatch(slots, u, scale, linear, backend="shared")
-    assert all(tile.similarities.dtype == torch.bfloat16 for tile in kept)
-    assert kept
+            actual = ops.cluster_and_dispatch(slots, u, scale, linear, backend=backend)
+    assert actual.dtype == torch.bfloat16
     assert_close(actual.float(), expected, torch.bfloat16)
 
 
-def test_vectors_without_direction_give_no_nan(kept):
+@pytest.mark.parametrize("backend", SHARING)
+def test_vectors_without_direction_give_no_nan(backend):
     u = torch.zeros(1, 8, 3, 3)
+    slots = torch.zeros(1, SLOTS, 8)
     with torch.no_grad():
-        y = ops.cluster_and_dispatch(torch.zeros(1, SLOTS, 8), u, 5.0, lambda s: s + 1)
-    assert kept
+        y = ops.cluster_and_dispatch(slots, u, 5.0, lambda s: s + 1, backend=backend)
     torch.testing.assert_close(y, torch.ones_like(u))
 
 
-def test_what_is_no_number_stays_none():
+@pytest.mark.parametrize("backend", SHARING)
+def test_a_nan_reaches_its_image_alone(backend):
     slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
     u[0, 3, 2, 2] = torch.nan
     with torch.no_grad():
-        y = _mixed(slots, u, scale)
+        y = _mixed(slots, u, scale, backend=backend)
     assert y[0].isnan().all()
     assert y[1].isfinite().all()
 
 
-def _large_scale(tensors: list[Tensor]) -> list[Tensor]:
-    return [*tensors[:2], torch.tensor([1e3], dtype=tensors[2].dtype)]
+@pytest.mark.parametrize("backend", SHARING)
+def test_a_path_that_cannot_share_similarities_says_why(backend):
+    slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
+    with pytest.raises(ValueError, match=f"{backend!r} cannot compute this call .*gradient"):
+        _mixed(slots, u, scale, backend=backend)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="scales of up to 20, got scale=1000;"):
+            _mixed(slots, u, scale * 400, backend=backend)
+        with pytest.raises(ValueError, match="scales of up to 20, got scale=nan;"):
+            _mixed(slots, u, scale * torch.nan, backend=backend)
+        with pytest.raises(ValueError, match="all pixels of the map, got stride=2;"):
+            ops.cluster_and_dispatch(slots, u, scale, _attend, stride=2, backend=backend)
+        with pytest.raises(ValueError, match="on the CPU, got meta;"):
+            _mixed(*(t.to("meta") for t in (slots, u, scale)), backend=backend)
+        with pytest.raises(ValueError, match=r"no rule for torch\.func"):
+            torch.func.vmap(lambda u: _mixed(slots[:1], u[None], scale, backend=backend)[0])(u)
 
 
-def _wants_gradients(tensors: list[Tensor]) -> list[Tensor]:
-    return [t.requires_grad_() for t in tensors]
+def _export_shared(slots: Tensor, u: Tensor, scale: Tensor) -> None:
+    class Mixed(nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return _mixed(*tensors, backend="shared")
+
+    torch.export.export(Mixed(), (slots, u, scale))
 
 
-@pytest.mark.parametrize("backend", ["auto", "shared"])
-@pytest.mark.parametrize("change", [_large_scale, _wants_gradients])
-def test_where_they_cannot_be_shared_they_are_computed_twice(change, backend, kept):
-    tensors = change(_inputs((2, 8, 6, 9), torch.float64))
-    actual, expected = (_mixed(*tensors, backend=b) for b in (backend, "reference"))
-    assert not kept
-    assert_close(actual, expected, torch.float64)
+@torch.no_grad()
+def test_a_path_that_shares_similarities_is_not_exported():
+    with pytest.raises(Exception, match="a compiled or exported program does not have"):
+        _export_shared(*_inputs((2, 8, 6, 9), torch.float32))
 
 
-def test_a_gradient_wanted_of_the_attention_alone_is_given(kept):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_similarities_are_computed_twice_where_they_cannot_be_shared(dtype):
+    slots, u, scale = _inputs((2, 8, 6, 9), dtype)
+    assert _explained(slots, u, scale).path == "tiled"
+    leaves = [t.clone().requires_grad_() for t in (slots, u, scale)]
+    assert_close(_mixed(*leaves), _mixed(slots, u, scale, backend="reference"), dtype)
+    with torch.no_grad():
+        assert _explained(slots, u, 400 * scale).path == "tiled"
+        assert _explained(slots, u, scale, stride=2).path == "tiled"
+        half = [t.half() for t in (slots, u, scale)]
+        assert _explained(*half).path == "sdpa"
+
+
+def test_a_gradient_required_of_the_attention_alone_is_computed():
     linear = nn.Linear(8, 8).double()
     slots, u, scale = _inputs((2, 8, 6, 9), torch.float64)
     ops.cluster_and_dispatch(slots, u, scale, linear).sum().backward()
-    assert not kept
     assert linear.weight.grad is not None
     assert linear.weight.grad.any()
 
 
-def test_no_more_is_kept_than_there_is_room_for(monkeypatch, kept):
-    monkeypatch.setattr(shared, "KEPT", 2 * 54 * SLOTS)
-    with torch.no_grad():
-        for images, fits in [(2, True), (3, False)]:
-            kept.clear()
-            _mixed(*_inputs((images, 8, 6, 9), torch.float32))
-            assert bool(kept) == fits
+@torch.no_grad()
+def test_more_than_16_million_similarities_are_not_kept():
+    u, scale = torch.ones(1).expand(1, 8, 2048, 1024), torch.ones(1)
+    for slots, path in [(8, "shared"), (9, "tiled")]:
+        choice = _explained(torch.ones(1).expand(1, slots, 8), u, scale)
+        assert choice.path == ("native" if path == "shared" and library.available() else path)
 
 
 @pytest.mark.parametrize("stride", [2, 3])
-def test_a_stride_gives_to_every_so_many_pixels(stride, kept):
+def test_a_stride_dispatches_to_every_so_many_pixels(stride):
     slots, u, scale = _inputs((2, 8, 7, 9), torch.float64)
     with torch.no_grad():
         actual = ops.cluster_and_dispatch(slots, u, scale, _attend, stride=stride)
-    assert not kept
     assert_close(actual, _mixed(slots, u, scale)[:, :, ::stride, ::stride], torch.float64)
 
 
@@ -187,7 +223,7 @@ def test_similarities_are_multiplied_once():
     u = torch.randn(2, 16, 9, 9)
     with torch.no_grad():
         counts = []
-        for backend in ("tiled", "auto"):
+        for backend in ("tiled", "shared"):
             with use_backend(backend), _Counted() as calls:
                 mixer(u)
             counts.append((calls["aten.bmm"], calls["aten._softmax"], calls["aten.exp_"]))
@@ -221,34 +257,34 @@ def test_little_more_than_one_set_of_similarities_is_in_memory():
     assert peak_memory(run) < 1.3 * similarities + 4 * u.numel()
 
 
-def test_a_model_with_values_takes_a_map_that_has_none(kept):
+def test_a_model_with_values_takes_a_map_that_has_none():
     mixer = GLMix(8, slots=4, num_heads=2).eval()
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         assert mixer(torch.randn(2, 8, 6, 9)).shape == (2, 8, 6, 9)
-    assert not kept
 
 
 @pytest.mark.parametrize(
     ("dtype", "exact_as"), [(torch.float64, torch.float32), (torch.bfloat16, torch.bfloat16)]
 )
-def test_slots_that_come_back_in_another_type_give_it_to_the_map(dtype, exact_as, kept):
+@pytest.mark.parametrize("backend", SHARING)
+def test_the_map_has_the_type_of_the_attended_slots(dtype, exact_as, backend):
     slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
     with torch.no_grad():
         actual, expected = (
             ops.cluster_and_dispatch(slots, u, scale, lambda s: s.to(dtype), backend=backend)
-            for backend in ("auto", "reference")
+            for backend in (backend, "reference")
         )
-    assert kept
     assert actual.dtype == expected.dtype == dtype
     assert_close(actual.float(), expected.float(), exact_as)
 
 
-def test_as_many_slots_must_come_back():
+@pytest.mark.parametrize("backend", [*SHARING, "tiled", "sdpa", "reference"])
+def test_the_attended_slots_are_as_many_as_the_prototypes(backend):
     slots, u, scale = _inputs((2, 8, 6, 9), torch.float32)
     with torch.no_grad(), pytest.raises(ValueError, match=f"equally many, got {SLOTS} and 2"):
-        ops.cluster_and_dispatch(slots, u, scale, lambda s: s[:, :2])
+        ops.cluster_and_dispatch(slots, u, scale, lambda s: s[:, :2], backend=backend)
     with torch.no_grad(), pytest.raises(ValueError, match=r"attended slots must have shape \(2, "):
-        ops.cluster_and_dispatch(slots, u, scale, lambda s: s[..., :2])
+        ops.cluster_and_dispatch(slots, u, scale, lambda s: s[..., :2], backend=backend)
 
 
 def test_an_unknown_backend_suggests_the_nearest():

@@ -13,8 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
-from convattn.ops import use_backend
-from convattn.ops.glmix import tiled
+from convattn.ops import tuned, use_backend
 from tests.compare import assert_close, assert_same
 from tests.memory import LargestTensor, largest_tensor, saved_for_backward
 from tests.ops.glmix.test_slots import TestDispatch as Dispatch
@@ -24,18 +23,24 @@ from tests.ops.glmix.test_slots import TestSoftClustering as SoftClustering
 @pytest.fixture
 def _small_tiles(monkeypatch):
     """Five slots: seven pixels a tile, so that most maps have many and the last one is partial."""
-    monkeypatch.setattr(tiled, "TILE_LOGITS", 40)
-    monkeypatch.setattr(tiled, "TILE_PIXELS", 7)
+    monkeypatch.setattr(tuned, "SLOT_TILE_LOGITS", 40)
+    monkeypatch.setattr(tuned, "SLOT_TILE_PIXELS", 7)
 
 
 @pytest.fixture
 def _grouped_images(monkeypatch):
     """Two images of 13 x 2 or 6 x 9 pixels a tile, of a batch of three."""
-    monkeypatch.setattr(tiled, "TILE_LOGITS", 2 * 54 * 5)
+    monkeypatch.setattr(tuned, "SLOT_TILE_LOGITS", 2 * 54 * 5)
 
 
 class _Tiled:
-    test_compiles_whole = None  # while compiling it is the path of the other classes
+    @pytest.mark.skip("its loops over tiles fix the sizes: it refuses to be compiled")
+    def test_compiles_whole(self):
+        raise NotImplementedError
+
+    def test_function_transforms_have_every_derivative(self):
+        with pytest.raises(ValueError, match=r"'tiled' cannot .* no rule for torch\.func"):
+            super().test_function_transforms_have_every_derivative()  # type: ignore[misc]
 
     def fast(self, *tensors: Tensor) -> Tensor:
         with use_backend("tiled"):
@@ -135,19 +140,27 @@ def test_per_image_gradients_and_vmap_take_the_path_that_knows_them():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_forward_mode_takes_the_path_that_knows_it(monkeypatch, trained):
-    # PyTorch's flash kernel knows no forward mode, its formula does
+def test_forward_mode_takes_sdpa(trained):
+    # PyTorch's flash kernel has no forward mode, its formula has
     tensors = [t.requires_grad_(trained) for t in _inputs(2)]
-    taken: list[str] = []
-    monkeypatch.setattr(tiled, "cluster", lambda *_: taken.append("tiled"))
     u = tensors[2]
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), ops.record_paths() as taken:
         tensors[2] = forward_ad.make_dual(u, torch.ones_like(u))
         actual, expected = (
             forward_ad.unpack_dual(_both(tensors, b)).tangent for b in ("auto", "reference")
         )
-    assert not taken
+    steps = [c.path for c in taken if c.operator in ("soft_clustering", "dispatch")]
+    assert steps == ["sdpa", "sdpa", "reference", "reference"]
     assert_close(actual, expected, torch.float64)
+
+
+def test_a_compiled_call_takes_sdpa_and_a_named_tiled_path_says_why_not():
+    tensors = [t.float() for t in _inputs()]
+    torch._dynamo.reset()
+    compiled = torch.compile(_both, backend="eager", fullgraph=True)
+    assert_close(compiled(tensors, "auto"), _both(tensors, "reference"), torch.float32)
+    with pytest.raises(Exception, match="would fix the sizes of a compiled or exported program"):
+        compiled(tensors, "tiled")
 
 
 def test_float16_is_computed_wider():
@@ -238,7 +251,7 @@ def test_less_than_a_similarity_map_is_kept_for_backward():
 def test_what_is_kept_for_backward_is_the_map_and_the_slots(side):
     kept = saved_for_backward(_clustering_and_back("tiled", side))
     u, slots = 16 * side**2 * 4, 64 * 16 * 4
-    tiles = -(-(side**2) // tiled.TILE_PIXELS)
+    tiles = -(-(side**2) // tuned.SLOT_TILE_PIXELS)
     assert kept <= u + 8 * slots + 64 * tiles * 4
 
 
@@ -250,7 +263,7 @@ def test_tiles_do_not_grow_with_the_map():
     slots, u = torch.randn(1, 64, 2), torch.randn(1, 2, 256, 256)
     with torch.inference_mode(), LargestTensor() as largest:
         ops.soft_clustering(slots, u, 1.0, backend="tiled")
-    assert largest.bytes <= tiled.TILE_LOGITS * 4
+    assert largest.bytes <= tuned.SLOT_TILE_LOGITS * 4
 
 
 @pytest.mark.slow

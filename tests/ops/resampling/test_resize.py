@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from convattn import ops
 from convattn.ops.resampling.resize import resize
 from tests.compare import assert_same
 
@@ -26,6 +27,15 @@ def test_values_and_gradients_are_those_of_interpolate(mode, size, dtype):
     x = torch.randn(2, 3, 7, 10, dtype=dtype)
     assert_same(lambda x: resize(x, size, mode), lambda x: interpolate(x, size, mode), [x])
     assert torch.equal(resize(x, size, mode), interpolate(x, size, mode))  # no gradient is wanted
+
+
+def test_products_are_taken_where_a_gradient_is_required():
+    x = torch.randn(1, 3, 7, 10)
+    assert ops.explain(resize, x, (5, 6), "bilinear").path == "reference"
+    x.requires_grad_()
+    assert ops.explain(resize, x, (5, 6), "bilinear").path == "products"
+    with ops.use_backend("reference"):
+        assert torch.equal(resize(x, (5, 6), "bilinear"), interpolate(x, (5, 6), "bilinear"))
 
 
 @pytest.mark.parametrize("mode", MODES)

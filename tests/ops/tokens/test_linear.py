@@ -1,17 +1,17 @@
-"""Linear layers of tokens: a 1x1 convolution where that is faster, and the same numbers."""
+"""Linear layers of tokens: every path against PyTorch's."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from convattn.layers.heads import HeadAttention
+from convattn import ops
 from convattn.ops.convolution.gelu import has_kernel
-from convattn.ops.tokens.linear import linear
+from convattn.ops.tokens.linear import LINEAR, LinearCall, linear
 from tests.compare import assert_close, assert_same
 
 needs_onednn = pytest.mark.skipif(not has_kernel(torch.float32), reason="no oneDNN")
@@ -24,39 +24,43 @@ def _inputs(batch: int, tokens: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.fixture
-def _two_threads(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("path", LINEAR.backends)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_path_is_a_linear_layer(dtype, path, bias):
+    x, weight, offset = _inputs(2, 7, dtype)
+    given = offset if bias else None
+    expected = F.linear(x.double(), weight.double(), None if given is None else given.double())
+    with torch.inference_mode(), ops.use_backend(path), ops.record_paths() as taken:
+        y = linear(x, weight, given)
+    assert [choice.path for choice in taken] == [path]
+    assert y.is_contiguous()
+    assert y.dtype == dtype
+    assert_close(y.double(), expected, dtype)
 
 
 @needs_onednn
 @pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "tokens", "path"),
     [
         (torch.float32, 7, "conv"),
-        (torch.bfloat16, 512, "conv" if has_kernel(torch.bfloat16) else "aten"),
-        (torch.bfloat16, 511, "aten"),
-        (torch.float64, 512, "aten"),
+        (torch.bfloat16, 512, "conv" if has_kernel(torch.bfloat16) else "reference"),
+        (torch.bfloat16, 511, "reference"),
+        (torch.float64, 512, "reference"),
     ],
 )
-def test_tokens_are_convolved_where_that_is_faster(dtype, tokens, path, bias, monkeypatch):
-    plain, convolved = F.conv2d, [False]
-
-    def conv2d(*args: Any) -> Tensor:
-        convolved[0] = True
-        return plain(*args)
-
-    monkeypatch.setattr(F, "conv2d", conv2d)
-    x, weight, offset = _inputs(2, tokens, dtype)
-    given = offset if bias else None
-    with torch.inference_mode():
-        y = linear(x, weight, given)
-        expected = F.linear(x.double(), weight.double(), None if given is None else given.double())
-    assert y.is_contiguous()
-    assert y.dtype == dtype
-    assert_close(y.double(), expected, dtype)
-    assert convolved == [path == "conv"]
+def test_auto_convolves_what_is_faster_convolved(dtype, tokens, path):
+    assert LINEAR.choose(LinearCall(*_inputs(2, tokens, dtype))).name == path
+    torch.set_num_threads(1)
+    assert LINEAR.choose(LinearCall(*_inputs(2, tokens, dtype))).name == "reference"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -64,42 +68,40 @@ def test_gradients_are_those_of_a_linear_layer(dtype):
     assert_same(linear, F.linear, _inputs(2, 5, dtype))
 
 
-@pytest.mark.usefixtures("_two_threads")
-def test_an_empty_batch_and_tokens_of_any_layout_are_taken():
+@pytest.mark.parametrize("path", LINEAR.backends)
+@torch.inference_mode()
+def test_tokens_of_any_shape_and_layout_are_computed(path):
     x, weight, bias = _inputs(2, 6, torch.float32)
-    with torch.inference_mode():
+    with ops.use_backend(path):
         assert linear(x[:0], weight, bias).shape == (0, 6, 20)
-        turned = x.transpose(0, 1)
-        assert_close(linear(turned, weight, bias), F.linear(turned, weight, bias), torch.float32)
+        for tokens in (x.transpose(0, 1), x[0], x[0, 0], x[None]):
+            expected = F.linear(tokens, weight, bias)
+            assert_close(linear(tokens, weight, bias), expected, torch.float32)
 
 
-class Doubled(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-@pytest.mark.usefixtures("_two_threads")
-def test_a_layer_that_is_watched_or_replaced_is_called():
-    torch.manual_seed(0)
-    attention, x, seen = HeadAttention(8, 2).eval(), torch.randn(1, 5, 8), []
-    with torch.inference_mode():
-        plain = attention(x)
-        attention.qkv.register_forward_hook(lambda *_: seen.append(1))
-        assert_close(attention(x), plain, torch.float32)
-        assert seen == [1]
-        double = Doubled(8, 8)
-        double.load_state_dict(attention.proj.state_dict())
-        attention.proj = double
-        assert_close(attention(x), 2 * plain, torch.float32)
-
-
-@needs_onednn
-@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("stride", [1, 7, 72])
+@torch.inference_mode()
 def test_the_stride_of_a_single_image_does_not_matter(stride):
     _, weight, bias = _inputs(1, 6, torch.float32)
     x = torch.randn(77).as_strided((1, 6, 12), (stride, 12, 1))
-    with torch.inference_mode():
+    with ops.use_backend("conv"):
         y = linear(x, weight, bias)
     assert y.stride()[1:] == (20, 1)
     assert_close(y, F.linear(x, weight, bias), torch.float32)
+
+
+X, W, B = _inputs(2, 5, torch.float32)
+REFUSED = {
+    "it has no gradient": (X, W.clone().requires_grad_(), B),
+    "float32 and bfloat16, got torch.float64": (X.double(), W.double(), B.double()),
+    "tokens \\(B, N, C\\), got \\(5, 12\\)": (X[0], W, B),
+    "must have one type": (X, W, B.bfloat16()),
+    "contiguous tokens": (X.transpose(0, 1), W, B),
+    "there is no token": (X[:0], W, B),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_the_convolution_says_why_it_cannot(sentence):
+    with pytest.raises(ValueError, match=f"backend 'conv' cannot compute .*{sentence}"):
+        LINEAR.choose(LinearCall(*REFUSED[sentence]), "conv")

@@ -17,6 +17,16 @@ def refuses(call: Call, *, refuses_gradients: bool = True) -> str | None:
         call: what the operator is called with.
         refuses_gradients: whether the kernel has no backward pass.
     """
+    return refuses_tensors(call, refuses_gradients=refuses_gradients) or why_not_available()
+
+
+def refuses_tensors(call: Call, *, refuses_gradients: bool = True) -> str | None:
+    """Return why a path for PyTorch's own tensors on the CPU cannot compute a call, or None.
+
+    Args:
+        call: what the operator is called with.
+        refuses_gradients: whether the path has no backward pass.
+    """
     if not call.on_cpu:
         return f"it computes tensors on the CPU, got {call.devices}"
     if refuses_gradients and call.grad:
@@ -29,6 +39,6 @@ def refuses(call: Call, *, refuses_gradients: bool = True) -> str | None:
         return "an exported program has PyTorch's operators alone"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
-    if call.autocast:
+    if torch.is_autocast_enabled("cpu"):  # of `call.autocast` a third of the time
         return "autocast chooses the types of PyTorch's operators alone"
-    return why_not_available()
+    return None

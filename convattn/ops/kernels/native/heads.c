@@ -5,12 +5,12 @@
        l_ij = scale q_i . k_j + mask_ij,  y_i = sum_j exp(l_ij) v_j / sum_j exp(l_ij)
 
    One task is a head of a window of an image; tokens without windows are one window of one row. Its
-   queries are cut into rows of [channel][token], so that the lanes of a vector are queries: keys
-   and values are numbers that all lanes share, and no sum goes across them. A group of QUERIES
-   vectors takes all keys: its logits stay in the first cache.
+   queries are copied to rows of [channel][token], so that the lanes of a vector are queries: keys
+   and values are numbers that all lanes share, and no sum goes across lanes. A group of QUERIES
+   vectors attends to all keys: its logits stay in the first cache.
 
    Where the processor multiplies pairs of bfloat16, a word of 32 bits is such a pair: of channels
-   for the logits, of keys for the answers. The loops are the same, over half as many words. */
+   for the logits, of keys for the outputs. The loops are the same, over half as many words. */
 
 #include "vectors.h"
 
@@ -23,15 +23,14 @@
 #define CHANNELS 4
 #endif
 
-/* Strides of a map: channel leads from head to head, and a head's channels lie one after another. */
+/* In maps, `channel` is the stride from head to head; a head's channels lie one after another. */
 typedef struct {
     int64_t batch, heads, width; /* B, N, d */
     int64_t down, across;        /* windows of an image */
     int64_t rows, columns;       /* of a window: T = rows columns */
     int64_t threads;
     double scale;
-    const float *mask; /* (windows or 1, heads or 1, keys, queries), or none */
-    int64_t mask_window, mask_head, mask_key; /* strides */
+    int64_t mask_window, mask_head, mask_key; /* strides of the mask */
 } task_t;
 
 #if defined(__AVX512BF16__)
@@ -62,28 +61,31 @@ INLINE vec add_product(vec sum, vec a, float b, int pairs) {
 
 typedef struct {
     float *queries, *keys, *values, *logits, *sums;
-} room_t;
+} parts_t;
 
-static int64_t divide(const task_t *t, float *at, room_t *room) {
+static int64_t divide(const task_t *t, float *at, parts_t *parts) {
     float *start = at;
     int64_t tokens = t->rows * t->columns;
     int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
-    room->queries = at, at += t->width * lanes;
-    room->keys = at, at += (tokens + KEYS) * padded;
-    room->values = at, at += (tokens + KEYS) * padded;
-    room->logits = at, at += tokens * QUERIES * LANES;
-    room->sums = at, at += padded * QUERIES * LANES;
+    parts->queries = at, at += t->width * lanes;
+    parts->keys = at, at += (tokens + KEYS) * padded;
+    parts->values = at, at += (tokens + KEYS) * padded;
+    parts->logits = at, at += tokens * QUERIES * LANES;
+    parts->sums = at, at += padded * QUERIES * LANES;
     return round_up(at - start, LANES);
 }
 
-int64_t heads_room(const task_t *t) {
-    room_t room;
-    return LANES + t->threads * divide(t, NULL, &room);
+int64_t heads_abi(void) { return ABI(sizeof(task_t)); }
+
+/* Return how many floats the workspace of all threads has. */
+int64_t heads_workspace(const task_t *t) {
+    parts_t parts;
+    return LANES + t->threads * divide(t, NULL, &parts);
 }
 
 /* logits[j][r] = mask + scale times the sum of q[r] k[j] over `words`, for `keys` keys. */
 INLINE void score_block(const float *q, int64_t lanes, const float *k, int64_t padded,
-                        int64_t words, const float *mask, int64_t by_key, float scale,
+                        int64_t words, const float *mask, int64_t mask_key, float scale,
                         float *logits, int rows, int keys, int pairs) {
     vec sum[QUERIES][KEYS];
     UNROLL for (int r = 0; r < rows; r++)
@@ -100,19 +102,19 @@ INLINE void score_block(const float *q, int64_t lanes, const float *k, int64_t p
     UNROLL for (int j = 0; j < keys; j++)
         UNROLL for (int r = 0; r < rows; r++) {
             vec logit = sum[r][j] * scale;
-            if (mask) logit += load(mask + j * by_key + r * LANES);
+            if (mask) logit += load(mask + j * mask_key + r * LANES);
             store(logits + (j * QUERIES + r) * LANES, logit);
         }
 }
 
 INLINE void score(const float *q, int64_t lanes, const float *k, int64_t padded, int64_t words,
-                  int64_t tokens, const float *mask, int64_t by_key, float scale, float *logits,
+                  int64_t tokens, const float *mask, int64_t mask_key, float scale, float *logits,
                   int rows, int pairs) {
     int64_t j = 0;
-#define PART(keys)                                                                            \
-    for (; j + keys <= tokens; j += keys)                                                     \
-        score_block(q, lanes, k + j * padded, padded, words, mask ? mask + j * by_key : NULL, \
-                    by_key, scale, logits + j * QUERIES * LANES, rows, keys, pairs);
+#define PART(keys)                                                                              \
+    for (; j + keys <= tokens; j += keys)                                                       \
+        score_block(q, lanes, k + j * padded, padded, words, mask ? mask + j * mask_key : NULL, \
+                    mask_key, scale, logits + j * QUERIES * LANES, rows, keys, pairs);
     PART(KEYS) PART(1)
 #undef PART
 }
@@ -137,20 +139,20 @@ INLINE void sum_block(const float *p, const float *v, int64_t padded, int64_t wo
             store(sums + (c * QUERIES + r) * LANES, sum[r][c] * factor[r]);
 }
 
-/* The exponentials of logits less the largest of a query; return 1 / their sum. */
+/* Replace logits by exp(logit - largest of the query); return 1 / their sum. */
 INLINE vec weigh(float *logits, int64_t tokens) {
-    vec most = load(logits), total = all(0);
-    for (int64_t j = 1; j < tokens; j++) most = larger(load(logits + j * QUERIES * LANES), most);
+    vec largest = load(logits), total = all(0);
+    for (int64_t j = 1; j < tokens; j++)
+        largest = larger(load(logits + j * QUERIES * LANES), largest);
     for (int64_t j = 0; j < tokens; j++) {
-        vec e = exponential(load(logits + j * QUERIES * LANES) - most);
+        vec e = exponential(load(logits + j * QUERIES * LANES) - largest);
         total += e;
         store(logits + j * QUERIES * LANES, e);
     }
     return 1 / total;
 }
 
-/* The weights of each two keys become pairs, in the first one's place of every two; the last key of
-   an odd number has nothing beside it. */
+/* Make pairs of the weights of each two keys; of an odd number, the last is paired with 0. */
 INLINE void pair_weights(float *weights, int64_t tokens) {
     for (int64_t j = 0; j < tokens; j += 2) {
         vec second = j + 1 < tokens ? load(weights + (j + 1) * QUERIES * LANES) : all(0);
@@ -158,23 +160,23 @@ INLINE void pair_weights(float *weights, int64_t tokens) {
     }
 }
 
-/* The sums of some vectors of queries, of which `first` is the first query. */
-INLINE void group(const task_t *t, const room_t *room, const float *mask, int64_t first, int rows,
+/* Outputs of `rows` vectors of queries, of which `first` is the first query. */
+INLINE void group(const task_t *t, const parts_t *parts, const float *mask, int64_t first, int rows,
                   int pairs) {
     int64_t tokens = t->rows * t->columns;
     int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
-    score(room->queries + first, lanes, room->keys, padded, pairs ? t->width / 2 : t->width, tokens,
-          mask ? mask + first : NULL, t->mask_key, t->scale, room->logits, rows, pairs);
+    score(parts->queries + first, lanes, parts->keys, padded, pairs ? t->width / 2 : t->width,
+          tokens, mask ? mask + first : NULL, t->mask_key, t->scale, parts->logits, rows, pairs);
     vec factor[QUERIES];
     UNROLL for (int r = 0; r < rows; r++) {
-        factor[r] = weigh(room->logits + r * LANES, tokens);
-        if (pairs) pair_weights(room->logits + r * LANES, tokens);
+        factor[r] = weigh(parts->logits + r * LANES, tokens);
+        if (pairs) pair_weights(parts->logits + r * LANES, tokens);
     }
     int64_t c = 0, words = pairs ? (tokens + 1) / 2 : tokens;
-#define PART(wide)                                                                            \
-    for (; c + wide <= t->width; c += wide)                                                   \
-        sum_block(room->logits, room->values + c, padded, words, factor,                      \
-                  room->sums + c * QUERIES * LANES, rows, wide, pairs);
+#define PART(wide)                                                         \
+    for (; c + wide <= t->width; c += wide)                                \
+        sum_block(parts->logits, parts->values + c, padded, words, factor, \
+                  parts->sums + c * QUERIES * LANES, rows, wide, pairs);
     PART(CHANNELS) PART(1)
 #undef PART
 }
@@ -206,13 +208,13 @@ static void copy_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t
     }
 }
 
-/* The same tokens in words of pairs. */
+/* The same tokens as words that hold pairs of channels. */
 static tokens_t paired(tokens_t x, map_t *words) {
     *words = (map_t){x.map->data, 0, 0, x.map->row / 2, x.map->column / 2, 0};
     return (tokens_t){words, x.start / 2, x.columns, x.width / 2};
 }
 
-/* Words of pairs of tokens, channel by channel. */
+/* Copy tokens to words that hold a channel of two tokens. */
 static void pair_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t padded) {
     const uint16_t *data = from->map->data;
     for (int64_t j = 0; j < tokens; j += 2) {
@@ -240,7 +242,7 @@ static void cut_queries(const tokens_t *from, int64_t tokens, float *to, int64_t
         }
 }
 
-static void paste_answers(const float *sums, const tokens_t *to, int64_t tokens, int64_t first) {
+static void write_outputs(const float *sums, const tokens_t *to, int64_t tokens, int64_t first) {
     for (int64_t c = 0; c < to->width; c += LANES) {
         vec square[LANES];
         UNROLL for (int k = 0; k < LANES; k++)
@@ -254,11 +256,10 @@ static void paste_answers(const float *sums, const tokens_t *to, int64_t tokens,
 
 /* ---- tasks ---- */
 
-INLINE void attend(const task_t *t, const room_t *room, const map_t *maps, int64_t image,
-                   int64_t window, int64_t head, int pairs) {
+INLINE void attend(const task_t *t, const parts_t *parts, const map_t *maps, const float *mask,
+                   int64_t image, int64_t window, int64_t head, int pairs) {
     int64_t tokens = t->rows * t->columns;
     int64_t lanes = round_up(tokens, LANES), padded = round_up(t->width, LANES);
-    const float *mask = t->mask;
     if (mask) mask += window * t->mask_window + head * t->mask_head;
     tokens_t q = tokens_of(t, &maps[0], image, window, head);
     tokens_t k = tokens_of(t, &maps[1], image, window, head);
@@ -266,26 +267,26 @@ INLINE void attend(const task_t *t, const room_t *room, const map_t *maps, int64
     tokens_t y = tokens_of(t, &maps[3], image, window, head);
     map_t words[2];
     if (pairs) q = paired(q, &words[0]), k = paired(k, &words[1]);
-    cut_queries(&q, tokens, room->queries, lanes);
-    copy_tokens(&k, tokens, room->keys, padded);
+    cut_queries(&q, tokens, parts->queries, lanes);
+    copy_tokens(&k, tokens, parts->keys, padded);
     if (pairs)
-        pair_tokens(&v, tokens, room->values, padded);
+        pair_tokens(&v, tokens, parts->values, padded);
     else
-        copy_tokens(&v, tokens, room->values, padded);
+        copy_tokens(&v, tokens, parts->values, padded);
     int64_t vectors = lanes / LANES, groups = (vectors + QUERIES - 1) / QUERIES;
     for (int64_t g = 0; g < groups; g++) { /* of nearly the same size */
         int64_t first = g * vectors / groups, rows = (g + 1) * vectors / groups - first;
         switch (rows) {
-            case 1: group(t, room, mask, first * LANES, 1, pairs); break;
-            case 2: group(t, room, mask, first * LANES, 2, pairs); break;
-            case 3: group(t, room, mask, first * LANES, 3, pairs); break;
+            case 1: group(t, parts, mask, first * LANES, 1, pairs); break;
+            case 2: group(t, parts, mask, first * LANES, 2, pairs); break;
+            case 3: group(t, parts, mask, first * LANES, 3, pairs); break;
         }
         for (int64_t r = 0; r < rows; r++)
-            paste_answers(room->sums + r * LANES, &y, tokens, (first + r) * LANES);
+            write_outputs(parts->sums + r * LANES, &y, tokens, (first + r) * LANES);
     }
 }
 
-/* Whether pairs of channels are words in memory. */
+/* Whether pairs of channels are aligned words in memory. */
 static int fits_pairs(const task_t *t, const map_t *maps) {
     if (t->width % 2) return 0;
     for (int i = 0; i < 3; i++) {
@@ -297,21 +298,21 @@ static int fits_pairs(const task_t *t, const map_t *maps) {
 
 int omp_get_thread_num(void);
 
-/* Maps: q, k, v, answers. */
-void heads(const task_t *t, const map_t *maps, float *space) {
+/* Maps: q, k, v, y. Mask: (windows or 1, heads or 1, keys, queries), or NULL. */
+void heads(const task_t *t, const map_t *maps, const float *mask, float *workspace) {
     int64_t windows = t->down * t->across;
     int pairs = HAS_PAIRS && fits_pairs(t, maps);
 #pragma omp parallel num_threads(t->threads)
     {
-        room_t room;
-        int64_t size = divide(t, NULL, &room);
-        float *start = (float *)round_up((int64_t)space, 4 * LANES);
-        divide(t, start + omp_get_thread_num() * size, &room);
+        parts_t parts;
+        int64_t size = divide(t, NULL, &parts);
+        float *start = (float *)round_up((int64_t)workspace, 4 * LANES);
+        divide(t, start + omp_get_thread_num() * size, &parts);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < t->batch * windows * t->heads; i++) {
             int64_t image = i / t->heads / windows, window = i / t->heads % windows;
-            pairs ? attend(t, &room, maps, image, window, i % t->heads, 1)
-                  : attend(t, &room, maps, image, window, i % t->heads, 0);
+            pairs ? attend(t, &parts, maps, mask, image, window, i % t->heads, 1)
+                  : attend(t, &parts, maps, mask, image, window, i % t->heads, 0);
         }
     }
 }

@@ -1,53 +1,29 @@
 """Attention of few tokens and of the pixels of windows by `heads.c`, without gradients.
 
-Products and exponentials are float32. They are called by address, where `rows.takes` says that
-nobody minds.
+Products and exponentials are float32. Each is an operator of PyTorch for a CPU.
 """
 
 from __future__ import annotations
 
-import ctypes
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.kernels.native.library import library
-from convattn.ops.kernels.native.maps import Map
+from convattn.ops.kernels.native.kernels import HEADS_TASK, MAPS, Kernels, is_half, workspace
+from convattn.ops.kernels.native.library import kernels
+from convattn.ops.registration import check_no_gradient, define, empty_channels_last
 
 MOST_TOKENS = 2048  # sums of more would lose digits of float32
 _LANES = 16  # the most that a vector has
 
 
-class _Task(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "batch", "heads", "width", "down", "across", "rows", "columns", "threads",
-            )
-        ),
-        ("scale", ctypes.c_double),
-        ("mask", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("mask_window", "mask_head", "mask_key")),
-    )  # fmt: skip
-
-
 def attend_tokens(qkv: Tensor, num_heads: int) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` of every head, for dense ``qkv`` (B, T, 3C): (B, T, C)."""
-    B, T, width = qkv.shape
-    C = width // 3
-    d = C // num_heads
-    out = qkv.new_empty(B, T, C)
-    half, start = qkv.dtype == torch.bfloat16, qkv.data_ptr()
-    maps = [
-        Map(start + i * C * qkv.element_size(), T * width, d, T * width, width, half)
-        for i in range(3)
-    ]
-    maps.append(Map(out.data_ptr(), T * C, d, T * C, C, half))
-    task = _Task(B, num_heads, d, 1, 1, 1, T, torch.get_num_threads(), d**-0.5)
-    _run(task, maps)
-    return out
+    """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, T, 3C): (B, T, C)."""
+    check_no_gradient("attend_tokens", qkv)
+    y: Tensor = _attend_tokens(qkv, num_heads)
+    return y
 
 
 def attend_windows(
@@ -60,7 +36,7 @@ def attend_windows(
     window_size: int,
     scale: float,
 ) -> Tensor:
-    """Attend in the K x K windows of maps (B, C, H, W) that those fill, channels last.
+    """Attend in the K x K windows of maps (B, C, H, W) that windows fill, channels last.
 
     Args:
         q: queries; the channels of a pixel lie one after another, as in ``k`` and ``v``.
@@ -72,23 +48,9 @@ def attend_windows(
         window_size: K.
         scale: factor of the products.
     """
-    B, C, H, W = q.shape
-    d = C // num_heads
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
-    maps = [_windows_of(x, d) for x in (q, k, v, out)]
-    grid = H // window_size, W // window_size
-    threads = torch.get_num_threads()
-    task = _Task(B, num_heads, d, *grid, window_size, window_size, threads, scale)
-    if mask is not None:
-        mask = mask.contiguous()
-        windows, heads = (
-            stride if size > 1 else 0
-            for stride, size in zip(mask.stride()[:2], mask.shape[:2], strict=True)
-        )
-        task.mask = mask.data_ptr()
-        task.mask_window, task.mask_head, task.mask_key = windows, heads, mask.shape[3]
-    _run(task, maps)
-    return out
+    check_no_gradient("attend_windows", q, k, v, mask)
+    y: Tensor = _attend_windows(q, k, v, mask, num_heads, window_size, scale)
+    return y
 
 
 def lanes(x: Tensor) -> Tensor:
@@ -101,16 +63,92 @@ def whole(size: int) -> int:
     return size + -size % _LANES
 
 
-def _windows_of(x: Tensor, head_dim: int) -> Map:
+def _compute_tokens(qkv: Tensor, num_heads: int) -> Tensor:
+    qkv = qkv.contiguous()
+    B, T, width = qkv.shape
+    C, half = width // 3, is_half(qkv)
+    d = C // num_heads
+    out = qkv.new_empty(B, T, C)
+    start, step = qkv.data_ptr(), C * qkv.element_size()
+    strides = T * width, d, T * width, width, half
+    maps = MAPS[4].pack(
+        *(start, *strides),
+        *(start + step, *strides),
+        *(start + 2 * step, *strides),
+        *(out.data_ptr(), T * C, d, T * C, C, half),
+    )
+    task = B, num_heads, d, 1, 1, 1, T, torch.get_num_threads(), d**-0.5, 0, 0, 0
+    _run(qkv, task, maps, None)
+    return out
+
+
+def _compute_windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    scale: float,
+) -> Tensor:
+    B, C, H, W = q.shape
+    d, half = C // num_heads, is_half(q, k, v)
+    if H % window_size or W % window_size or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"maps must have one shape, which windows of {window_size} pixels fill, got "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    out = empty_channels_last(q)
+    maps = MAPS[4].pack(
+        *_describe(q, d, half),
+        *_describe(k, d, half),
+        *_describe(v, d, half),
+        *_describe(out, d, half),
+    )
+    strides = (0, 0, 0)
+    if mask is not None:
+        mask = mask.float().contiguous()
+        by_window, by_head, by_key, _ = mask.stride()
+        windows, heads = mask.shape[:2]
+        strides = by_window if windows > 1 else 0, by_head if heads > 1 else 0, by_key
+    threads = torch.get_num_threads()
+    grid = H // window_size, W // window_size
+    task = B, num_heads, d, *grid, window_size, window_size, threads, scale, *strides
+    _run(q, task, maps, mask)
+    return out
+
+
+def _describe(x: Tensor, head_dim: int, half: bool) -> tuple[int, ...]:
     image, channel, row, column = x.stride()
     if channel != 1 and x.shape[1] > 1:
         raise ValueError(f"channels must lie one after another, got strides {x.stride()}")
-    return Map(x.data_ptr(), image, head_dim, row, column, x.dtype == torch.bfloat16)
+    return x.data_ptr(), image, head_dim, row, column, half
 
 
-def _run(task: _Task, maps: list[Map]) -> None:
-    compiled = library()
-    room = compiled.heads_room
-    room.restype = ctypes.c_int64
-    space = torch.empty(room(ctypes.byref(task)), dtype=torch.float32, device="cpu")
-    compiled.heads(ctypes.byref(task), (Map * len(maps))(*maps), ctypes.c_void_p(space.data_ptr()))
+def _run(like: Tensor, task: tuple[float, ...], maps: bytes, mask: Tensor | None) -> None:
+    native = kernels()
+    packed, size = _prepare(native, task)
+    memory = workspace(like, size)
+    native.heads(packed, maps, 0 if mask is None else mask.data_ptr(), memory.data_ptr())
+
+
+@lru_cache(maxsize=256)
+def _prepare(native: Kernels, task: tuple[float, ...]) -> tuple[bytes, int]:
+    """Return the task as the C code reads it, and how many floats its workspace has."""
+    packed = HEADS_TASK.pack(*task)
+    return packed, native.heads_workspace(packed)
+
+
+_attend_tokens = define(
+    "attend_tokens(Tensor qkv, SymInt num_heads) -> Tensor",
+    _compute_tokens,
+    lambda qkv, _: qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3),
+    lambda qkv, *_, **__: 4 * qkv[0] * qkv[1] ** 2 * (qkv[2] // 3),
+)
+_attend_windows = define(
+    "attend_windows(Tensor q, Tensor k, Tensor v, Tensor? mask, SymInt num_heads, "
+    "SymInt window_size, float scale) -> Tensor",
+    _compute_windows,
+    lambda q, *_: empty_channels_last(q),
+    lambda q, k, v, mask, heads, size, *_, **__: 4 * q[0] * q[1] * q[2] * q[3] * size**2,
+)

@@ -1,7 +1,7 @@
-/* What a sliding window multiplies, in rows of columns whose lanes are neighbouring queries.
+/* Products of sliding windows, in rows of columns; the lanes of a vector are neighbouring queries.
 
-   Products take ROWS rows of queries at once: one key serves them all, for PLACES columns of the
-   window, and one value CHANNELS channels. */
+   ROWS rows of queries are multiplied together: they share the keys of PLACES columns of the
+   window, and the values of CHANNELS channels. */
 
 #include "vectors.h"
 
@@ -15,15 +15,15 @@
 #endif
 
 /* out[r][t] = sum over channels of q[r] and the key at shift[t]: rows x places vectors. */
-INLINE void score_block(const float *q, int64_t by_query, int64_t q_step, const float *k,
+INLINE void score_block(const float *q, int64_t query_stride, int64_t q_step, const float *k,
                         int64_t k_step, const int64_t *shift, int64_t width, float *out,
-                        int64_t by_row, int64_t by_place, int rows, int places) {
+                        int64_t row_stride, int64_t place_stride, int rows, int places) {
     vec sum[ROWS][PLACES];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int t = 0; t < places; t++) sum[r][t] = all(0);
     for (int64_t c = 0; c < width; c++, q += q_step, k += k_step) {
         vec query[ROWS];
-        UNROLL for (int r = 0; r < rows; r++) query[r] = load(q + r * by_query);
+        UNROLL for (int r = 0; r < rows; r++) query[r] = load(q + r * query_stride);
         UNROLL for (int t = 0; t < places; t++) {
             vec key = load(k + shift[t]);
             UNROLL for (int r = 0; r < rows; r++) sum[r][t] += query[r] * key;
@@ -31,16 +31,17 @@ INLINE void score_block(const float *q, int64_t by_query, int64_t q_step, const 
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int t = 0; t < places; t++)
-            store(out + r * by_row + t * by_place, sum[r][t]);
+            store(out + r * row_stride + t * place_stride, sum[r][t]);
 }
 
-/* A row of keys under some rows of queries, at all columns of the window. */
-static void score(const float *q, int64_t by_query, int64_t q_step, const float *k, int64_t k_step,
-                  const int64_t *shift, int64_t width, float *out, int64_t by_row,
-                  int64_t by_place, int rows, int64_t places) {
-#define BLOCK(r, t)                                                                           \
-    case 8 * r + t:                                                                           \
-        score_block(q, by_query, q_step, k, k_step, shift, width, out, by_row, by_place, r, t); \
+/* Logits of some rows of queries with a row of keys, at all columns of the window. */
+static void score(const float *q, int64_t query_stride, int64_t q_step, const float *k,
+                  int64_t k_step, const int64_t *shift, int64_t width, float *out,
+                  int64_t row_stride, int64_t place_stride, int rows, int64_t places) {
+#define BLOCK(r, t)                                                                    \
+    case 8 * r + t:                                                                    \
+        score_block(q, query_stride, q_step, k, k_step, shift, width, out, row_stride, \
+                    place_stride, r, t);                                               \
         break;
 #define BLOCKS(t) BLOCK(1, t) BLOCK(2, t) BLOCK(3, t)
     while (places > 0) {
@@ -51,13 +52,13 @@ static void score(const float *q, int64_t by_query, int64_t q_step, const float 
             BLOCKS(5) BLOCKS(6) BLOCKS(7)
 #endif
         }
-        places -= now, shift += now, out += now * by_place;
+        places -= now, shift += now, out += now * place_stride;
     }
 #undef BLOCKS
 #undef BLOCK
 }
 
-/* A row of what is summed, and its weights in those rows of a group that it counts for. */
+/* A row of values, and its weights in the rows [first, end) of a group. */
 typedef struct {
     const float *row, *weights[ROWS];
     int first, end;
@@ -80,7 +81,7 @@ INLINE void add_block(vec sum[ROWS][CHANNELS], const term_t *term, int64_t x, in
 
 INLINE void sum_block(const term_t *terms, int64_t count, int64_t x, int64_t from, int64_t step,
                       const int64_t *place, const int64_t *shift, int64_t places, float *out,
-                      int64_t by_row, int64_t out_step, int wide) {
+                      int64_t row_stride, int64_t out_step, int wide) {
     vec sum[ROWS][CHANNELS];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int c = 0; c < wide; c++) sum[r][c] = all(0);
@@ -95,28 +96,29 @@ INLINE void sum_block(const term_t *terms, int64_t count, int64_t x, int64_t fro
 #undef PART
     }
     UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int c = 0; c < wide; c++) store(out + r * by_row + c * out_step, sum[r][c]);
+        UNROLL for (int c = 0; c < wide; c++)
+            store(out + r * row_stride + c * out_step, sum[r][c]);
 }
 
-/* All channels of a vector of columns that begins at x, in the rows of a group. */
+/* Weighted sums of all channels, of a vector of columns that begins at x, in a group's rows. */
 static void sum(const term_t *terms, int64_t count, int64_t x, int64_t width, int64_t step,
                 const int64_t *place, const int64_t *shift, int64_t places, float *out,
-                int64_t by_row, int64_t out_step) {
+                int64_t row_stride, int64_t out_step) {
     int64_t c = 0;
-#define PART(wide)                                                                            \
-    for (; c + wide <= width; c += wide)                                                      \
-        sum_block(terms, count, x, c * step, step, place, shift, places, out + c * out_step,  \
-                  by_row, out_step, wide);
+#define PART(wide)                                                                          \
+    for (; c + wide <= width; c += wide)                                                    \
+        sum_block(terms, count, x, c * step, step, place, shift, places, out + c * out_step, \
+                  row_stride, out_step, wide);
     PART(CHANNELS) PART(4) PART(1)
 #undef PART
 }
 
-/* Softmax over the places, in each lane that is kept; 0 in the others. */
+/* Softmax over the places, in each lane of the mask `kept`; 0 in the others. */
 static void softmax(float *logits, int64_t step, int64_t places, ivec kept) {
-    vec most = load(logits), total = all(0);
-    for (int64_t t = 1; t < places; t++) most = larger(load(logits + t * step), most);
+    vec largest = load(logits), total = all(0);
+    for (int64_t t = 1; t < places; t++) largest = larger(load(logits + t * step), largest);
     for (int64_t t = 0; t < places; t++) {
-        vec e = exponential(load(logits + t * step) - most);
+        vec e = exponential(load(logits + t * step) - largest);
         total += e;
         store(logits + t * step, e);
     }
@@ -127,13 +129,13 @@ static void softmax(float *logits, int64_t step, int64_t places, ivec kept) {
     }
 }
 
-/* changes = weights (changes - sum of weights changes): the gradient of a softmax, in each lane. */
-static void softmax_backward(const float *weights, float *changes, int64_t step, int64_t places,
+/* grads = weights (grads - sum of weights grads): gradient of a softmax, in each kept lane. */
+static void softmax_backward(const float *weights, float *grads, int64_t step, int64_t places,
                              ivec kept) {
     vec total = all(0);
-    for (int64_t t = 0; t < places; t++) total += load(weights + t * step) * load(changes + t * step);
+    for (int64_t t = 0; t < places; t++) total += load(weights + t * step) * load(grads + t * step);
     for (int64_t t = 0; t < places; t++) {
-        vec change = load(weights + t * step) * (load(changes + t * step) - total);
-        store(changes + t * step, (vec)((ivec)change & kept));
+        vec grad = load(weights + t * step) * (load(grads + t * step) - total);
+        store(grads + t * step, (vec)((ivec)grad & kept));
     }
 }

@@ -1,12 +1,14 @@
-/* What is done to each row of a matrix: layer norm, GLMix's similarities.
+/* Operations on each row of a matrix: layer norm, GLMix's directions, similarities and scales.
 
    Rows lie one after another, in float32 or bfloat16; everything is computed in float32. */
 
 #include "vectors.h"
 
-#define CHUNK 128       /* rows that a thread takes at a time */
-#define SMALL (1 << 14) /* elements that are not worth a second thread */
-#define KEPT 24         /* vectors of a row that stay in registers */
+#define CHUNK 128       /* rows of a task */
+#define SMALL (1 << 14) /* elements for which one thread is faster */
+#define KEPT 24         /* vectors of a row that stay in registers, at most */
+
+int64_t rows_abi(void) { return ABI(0); }
 
 #define EACH(i, count) for (int64_t i = 0; i < (count); i += LANES)
 #define EVERY(i, vectors) _Pragma("GCC unroll 24") for (int i = 0; i < vectors; i++)
@@ -24,7 +26,7 @@ INLINE float sum_of(vec v) {
 #endif
 }
 
-/* The lanes of a vector that begins at i and lie within the row; the others get x. */
+/* Replace by x the lanes of a vector, which begins at i, that lie beyond the row. */
 INLINE vec within(vec v, int64_t i, int64_t width, float x) {
 #if LANES == 16
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -36,8 +38,8 @@ INLINE vec within(vec v, int64_t i, int64_t width, float x) {
 
 /* ---- layer norm: y = (x - mean) / sqrt(variance + eps) * weight + bias ---- */
 
-INLINE void add_row(const map_t *x, const map_t *more, const map_t *total, int64_t width) {
-    EACH(i, width) write(total, i, width - i, read(x, i, width - i) + read(more, i, width - i));
+INLINE void add_row(const map_t *x, const map_t *branch, const map_t *total, int64_t width) {
+    EACH(i, width) write(total, i, width - i, read(x, i, width - i) + read(branch, i, width - i));
 }
 
 INLINE void norm_row(const map_t *x, const map_t *y, int64_t width, const float *weight,
@@ -58,7 +60,7 @@ INLINE void norm_row(const map_t *x, const map_t *y, int64_t width, const float 
     EACH(i, width) write(y, i, width - i, load(kept + i) * factor * load(weight + i) + load(bias + i));
 }
 
-/* The same for a row of so many whole vectors, which stay in registers. */
+/* The same for a row of a known number of whole vectors, which stay in registers. */
 INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, const float *bias,
                        float eps, int vectors) {
     vec v[KEPT], sum = all(0), squares = all(0);
@@ -74,18 +76,19 @@ INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, cons
     }
 }
 
-/* x, or the total of x and more, which is written too. */
-INLINE void norm_rows(const map_t *x, const map_t *more, const map_t *total, const map_t *y,
-                      int64_t rows, int64_t width, const float *weight, const float *bias, float eps,
-                      int64_t threads, int half) {
+/* Norm of x, or of x + branch, which is written to total. */
+INLINE void norm_rows(const map_t *x, const map_t *branch, const map_t *total, const map_t *y,
+                      int64_t rows, int64_t width, const float *weight, const float *bias,
+                      float eps, int64_t threads, int half) {
 #pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
     for (int64_t chunk = 0; chunk < (rows + CHUNK - 1) / CHUNK; chunk++) {
         float kept[width + LANES];
         int64_t end = (chunk + 1) * CHUNK < rows ? (chunk + 1) * CHUNK : rows;
         for (int64_t row = chunk * CHUNK; row < end; row++) {
             map_t from = row_of(x, row, width, half), to = row_of(y, row, width, half);
-            if (more->data) {
-                map_t other = row_of(more, row, width, half), sum = row_of(total, row, width, half);
+            if (branch->data) {
+                map_t other = row_of(branch, row, width, half),
+                      sum = row_of(total, row, width, half);
                 add_row(&from, &other, &sum, width);
                 from = sum;
             }
@@ -102,11 +105,11 @@ INLINE void norm_rows(const map_t *x, const map_t *more, const map_t *total, con
     }
 }
 
-/* half: whether everything is bfloat16; more and total: none, or both. */
-void rows_layer_norm(void *x, void *more, void *total, void *weight, void *bias, void *y,
+/* half: whether all tensors are bfloat16, or else float32; branch and total: both, or neither. */
+void rows_layer_norm(void *x, void *branch, void *total, void *weight, void *bias, void *y,
                      int64_t rows, int64_t width, float eps, int64_t half, int64_t threads) {
     map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
-    map_t other = {.data = more, .half = half}, sum = {.data = total, .half = half};
+    map_t other = {.data = branch, .half = half}, sum = {.data = total, .half = half};
     map_t scale = {.data = weight, .half = half}, shift = {.data = bias, .half = half};
     float factors[width + LANES], terms[width + LANES];
     EACH(i, width) {
@@ -119,19 +122,19 @@ void rows_layer_norm(void *x, void *more, void *total, void *weight, void *bias,
 
 /* ---- GLMix: e = exp(product / |u|), its sums over slots and over pixels ---- */
 
-INLINE float inverse_length(const map_t *u, int64_t channels, float least) {
+INLINE float inverse_length(const map_t *u, int64_t channels, float min_norm) {
     vec squares = all(0);
     EACH(i, channels) {
         vec v = read(u, i, channels - i);
         squares += v * v;
     }
     float length = __builtin_sqrtf(sum_of(squares));
-    return length <= least ? 0 : 1 / length;
+    return length <= min_norm ? 0 : 1 / length;
 }
 
 INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t pixels,
-                         int64_t slots, int64_t channels, int64_t step, float least, float *shares,
-                         float *totals, int64_t threads, int half) {
+                         int64_t slots, int64_t channels, int64_t step, float min_norm,
+                         float *inverse_sums, float *totals, int64_t threads, int half) {
     int64_t chunks = (pixels + CHUNK - 1) / CHUNK, padded = (slots + LANES - 1) / LANES * LANES;
 #pragma omp parallel for num_threads(threads) if (images * pixels * slots > SMALL)
     for (int64_t task = 0; task < images * chunks; task++) {
@@ -143,7 +146,7 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
             map_t row = row_of(e, image * pixels + p, slots, half);
             map_t pixel = {.data = (char *)u->data + (image * step + p * channels) * (half ? 2 : 4),
                            .half = half};
-            float inverse = inverse_length(&pixel, channels, least);
+            float inverse = inverse_length(&pixel, channels, min_norm);
             vec sum = all(0);
             EACH(m, slots) {
                 vec v = read(&row, m, slots - m) * inverse;
@@ -154,66 +157,67 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
                 sum += v;
                 store(total + m, load(total + m) + v);
             }
-            shares[image * pixels + p] = 1 / sum_of(sum);
+            inverse_sums[image * pixels + p] = 1 / sum_of(sum);
         }
     }
 }
 
-/* Return the floats of room that the sums over pixels of an image need. */
-int64_t rows_room(int64_t pixels, int64_t slots) {
+/* Return how many floats the workspace of an image has: sums over the pixels of each chunk. */
+int64_t rows_workspace(int64_t pixels, int64_t slots) {
     return (pixels + CHUNK - 1) / CHUNK * ((slots + LANES - 1) / LANES * LANES);
 }
 
-/* e: products of pixels and slots (images, pixels, slots), which become exponentials; u: the pixels,
-   `step` elements from image to image; shares (images, pixels): 1 / sums over slots; totals (images,
-   slots): sums over pixels, those of each chunk in `room` first. */
-void rows_similarities(void *e, void *u, float *shares, float *totals, float *room, int64_t images,
-                       int64_t pixels, int64_t slots, int64_t channels, int64_t step, float least,
-                       int64_t half, int64_t threads) {
+/* e: products of pixels and slots (images, pixels, slots), replaced by exponentials; u: the pixels,
+   `step` elements from image to image; inverse_sums (images, pixels): 1 / sums over slots; totals
+   (images, slots): sums over pixels, of each chunk in `workspace` first. */
+void rows_similarities(void *e, void *u, float *inverse_sums, float *totals, float *workspace,
+                       int64_t images, int64_t pixels, int64_t slots, int64_t channels,
+                       int64_t step, float min_norm, int64_t half, int64_t threads) {
     map_t at = {.data = e, .half = half}, from = {.data = u, .half = half};
     if (half)
-        similar_rows(&at, &from, images, pixels, slots, channels, step, least, shares, room, threads,
-                     1);
+        similar_rows(&at, &from, images, pixels, slots, channels, step, min_norm, inverse_sums,
+                     workspace, threads, 1);
     else
-        similar_rows(&at, &from, images, pixels, slots, channels, step, least, shares, room, threads,
-                     0);
+        similar_rows(&at, &from, images, pixels, slots, channels, step, min_norm, inverse_sums,
+                     workspace, threads, 0);
     int64_t chunks = (pixels + CHUNK - 1) / CHUNK, padded = (slots + LANES - 1) / LANES * LANES;
     memset(totals, 0, 4 * images * slots);
     for (int64_t task = 0; task < images * chunks; task++)
         for (int64_t m = 0; m < slots; m++)
-            totals[task / chunks * slots + m] += room[task * padded + m];
+            totals[task / chunks * slots + m] += workspace[task * padded + m];
 }
 
-INLINE void direct_rows(const map_t *x, const map_t *y, int64_t rows, int64_t width, float least,
+INLINE void direct_rows(const map_t *x, const map_t *y, int64_t rows, int64_t width, float min_norm,
                         float factor, int64_t threads, int half) {
 #pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
     for (int64_t row = 0; row < rows; row++) {
         map_t from = row_of(x, row, width, half), to = row_of(y, row, width, half);
-        float length = factor * inverse_length(&from, width, least);
+        float length = factor * inverse_length(&from, width, min_norm);
         EACH(i, width) write(&to, i, width - i, read(&from, i, width - i) * length);
     }
 }
 
-/* y = factor x / |x| for every row, 0 where |x| is not above `least`. */
-void rows_directions(void *x, void *y, int64_t rows, int64_t width, float least, float factor,
+/* y = factor x / |x| for every row, 0 where |x| is not above `min_norm`. */
+void rows_directions(void *x, void *y, int64_t rows, int64_t width, float min_norm, float factor,
                      int64_t half, int64_t threads) {
     map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
-    half ? direct_rows(&from, &to, rows, width, least, factor, threads, 1)
-         : direct_rows(&from, &to, rows, width, least, factor, threads, 0);
+    half ? direct_rows(&from, &to, rows, width, min_norm, factor, threads, 1)
+         : direct_rows(&from, &to, rows, width, min_norm, factor, threads, 0);
 }
 
-INLINE void scale_rows(const map_t *x, int64_t rows, int64_t width, const float *by,
+INLINE void scale_rows(const map_t *x, int64_t rows, int64_t width, const float *scales,
                        int64_t threads, int half) {
 #pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
     for (int64_t row = 0; row < rows; row++) {
         map_t at = row_of(x, row, width, half);
-        EACH(i, width) write(&at, i, width - i, read(&at, i, width - i) * by[row]);
+        EACH(i, width) write(&at, i, width - i, read(&at, i, width - i) * scales[row]);
     }
 }
 
-/* Multiply every row by a number of its own. */
-void rows_scale(void *x, const float *by, int64_t rows, int64_t width, int64_t half,
+/* Multiply every row by its own number. */
+void rows_scale(void *x, const float *scales, int64_t rows, int64_t width, int64_t half,
                 int64_t threads) {
     map_t at = {.data = x, .half = half};
-    half ? scale_rows(&at, rows, width, by, threads, 1) : scale_rows(&at, rows, width, by, threads, 0);
+    half ? scale_rows(&at, rows, width, scales, threads, 1)
+         : scale_rows(&at, rows, width, scales, threads, 0);
 }

@@ -6,38 +6,24 @@ threads there are.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from convattn.ops.kernels.native.library import library, why_not_available
-from convattn.ops.kernels.native.maps import Map
+from convattn.ops.kernels.native.kernels import DTYPES, MAPS, SLIDING_TASK, Kernels, workspace
+from convattn.ops.kernels.native.library import kernels, why_not_available
 from convattn.ops.positions import ceil_divide
-from convattn.ops.registration import empty_channels_last, register
+from convattn.ops.registration import empty_channels_last, register_sliding_window
 
-DTYPES = (torch.float32, torch.bfloat16)
-MOST_WINDOW = 32
-MOST_REACH = 40  # pixels from a window's first to its last: of wider ones, most is the halo
-# Floats of a thread's room, forward and backward: what stays in a core's second cache. Bands of
-# more rows copy less of the halo.
-ROOM = (1 << 17, 1 << 18)
-_ROWS = 3  # that a product takes at once
-
-
-class _Task(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "batch", "heads", "width", "height", "breadth", "rows", "columns",
-                "window", "stride", "dilation", "band", "threads",
-            )
-        ),
-        ("scale", ctypes.c_double),
-    )  # fmt: skip
+MAX_WINDOW = 32
+MAX_REACH = 40  # pixels from a window's first to its last: of wider ones, most is the halo
+# Floats of a thread's workspace, forward and backward: what stays in a core's second cache. Bands
+# of more rows copy less of the halo.
+WORKSPACE = (1 << 17, 1 << 18)
+_ROWS = 3  # of queries that are multiplied together
+_NO_MAP = (0,) * 6
 
 
 def native_forward(
@@ -51,16 +37,23 @@ def native_forward(
     dilation: int,
     scale: float,
 ) -> Tensor:
-    """Return the answers in q's type."""
+    """Return the outputs in q's type."""
     out = empty_channels_last(q)
-    k, v = k.to(q.dtype), v.to(q.dtype)
-    sizes = _sizes(q, k, num_heads, window_size, stride, dilation)
-    _run(sizes, scale, [q, k, v, _origin(position), out], backward=False)
+    k, v = _in_type_of(q, k), _in_type_of(q, v)
+    half, origin = q.dtype == torch.bfloat16, _origin(position)
+    maps = MAPS[5].pack(
+        *(q.data_ptr(), *q.stride(), half),
+        *(k.data_ptr(), *k.stride(), half),
+        *(v.data_ptr(), *v.stride(), half),
+        *_describe_origin(origin),
+        *(out.data_ptr(), *out.stride(), half),
+    )
+    _run(q, k, (num_heads, window_size, stride, dilation, scale), maps, backward=False)
     return out
 
 
 def native_backward(
-    gradient: Tensor,
+    grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -71,37 +64,37 @@ def native_backward(
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients by q, k and v; that by the position is a sum of that by k."""
-    by_q = empty_channels_last(q)
-    # Added to from several rows of queries: in float32, and rounded once.
-    by_k, by_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
-    kinds = k.dtype, v.dtype
-    gradient, k, v = (x.to(q.dtype) for x in (gradient, k, v))
-    sizes = _sizes(q, k, num_heads, window_size, stride, dilation)
-    maps = [q, k, v, _origin(position), gradient, by_q, by_k, by_v]
-    _run(sizes, scale, maps, backward=True)
-    return by_q, by_k.to(kinds[0]), by_v.to(kinds[1])
+    """Return the gradients of q, k and v; that of the position is a sum of that of k."""
+    grad_q = empty_channels_last(q)
+    # Several rows of queries add to them: in float32, and rounded once.
+    grad_k, grad_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
+    dtypes = k.dtype, v.dtype
+    grad, k, v = (_in_type_of(q, x) for x in (grad, k, v))
+    half, origin = q.dtype == torch.bfloat16, _origin(position)
+    maps = MAPS[8].pack(
+        *(n for x in (q, k, v) for n in (x.data_ptr(), *x.stride(), half)),
+        *_describe_origin(origin),
+        *(n for x in (grad, grad_q) for n in (x.data_ptr(), *x.stride(), half)),
+        *(n for x in (grad_k, grad_v) for n in (x.data_ptr(), *x.stride(), False)),
+    )
+    _run(q, k, (num_heads, window_size, stride, dilation, scale), maps, backward=True)
+    return grad_q, grad_k.to(dtypes[0]), grad_v.to(dtypes[1])
 
 
 def refuses(dtype: torch.dtype, window_size: int, dilation: int) -> str | None:
     """Return why the kernels cannot compute in this type with such a window; None if they can."""
     if dtype not in DTYPES:
         return f"it computes float32 and bfloat16, got {dtype}"
-    if window_size > MOST_WINDOW or dilation * (window_size - 1) > MOST_REACH:
+    if window_size > MAX_WINDOW or dilation * (window_size - 1) > MAX_REACH:
         return (
-            f"it has windows of up to {MOST_WINDOW} pixels, at most {MOST_REACH} from the first to "
+            f"it has windows of up to {MAX_WINDOW} pixels, at most {MAX_REACH} from the first to "
             f"the last, got window_size={window_size}, dilation={dilation}"
         )
     return why_not_available()
 
 
-def _sizes(
-    q: Tensor, k: Tensor, num_heads: int, window_size: int, stride: int, dilation: int
-) -> tuple[int, ...]:
-    B, C, *answered = q.shape
-    size = k.shape[2:]
-    stride = min(stride, max(size))  # a longer one answers the first pixel alone, too
-    return B, num_heads, C // num_heads, *size, *answered, window_size, stride, dilation
+def _in_type_of(q: Tensor, x: Tensor) -> Tensor:
+    return x if x.dtype == q.dtype else x.to(q.dtype)
 
 
 def _origin(position: Tensor | None) -> Tensor | None:
@@ -110,52 +103,54 @@ def _origin(position: Tensor | None) -> Tensor | None:
     return position.float().contiguous(memory_format=torch.channels_last)
 
 
-def _run(
-    sizes: tuple[int, ...], scale: float, maps: Sequence[Tensor | None], *, backward: bool
-) -> None:
-    if not sizes[0]:
+def _describe_origin(origin: Tensor | None) -> tuple[int, ...]:
+    if origin is None:
+        return _NO_MAP
+    image, channel, row, column = origin.stride()
+    if len(origin) == 1:  # all images share one position
+        image = 0
+    return origin.data_ptr(), image, channel, row, column, False
+
+
+def _run(q: Tensor, k: Tensor, options: tuple[float, ...], maps: bytes, *, backward: bool) -> None:
+    if not q.numel():
         return
-    plan, room = _plan(sizes, torch.get_num_threads(), backward)
-    task = _Task.from_buffer_copy(plan)
-    task.scale = scale
-    space = torch.empty(room, dtype=torch.float32, device="cpu")
-    library().sliding(
-        ctypes.byref(task),
-        (Map * len(maps))(*(_describe(x) for x in maps)),
-        ctypes.c_void_p(space.data_ptr()),
-        ctypes.c_int64(backward),
-    )
-
-
-def _describe(x: Tensor | None) -> Map:
-    if x is None:
-        return Map()
-    image, *strides = x.stride()
-    shared = x.shape[0] == 1  # one position for all images
-    return Map(x.data_ptr(), 0 if shared else image, *strides, x.dtype == torch.bfloat16)
+    native, limit = kernels(), WORKSPACE[backward]
+    key = q.shape, k.shape, options, torch.get_num_threads(), limit, backward
+    task, size = _plan(native, *key)
+    memory = workspace(q, size)
+    native.sliding(task, maps, memory.data_ptr(), backward)
 
 
 @lru_cache(maxsize=256)
-def _plan(sizes: tuple[int, ...], threads: int, backward: bool) -> tuple[bytes, int]:
-    """Return the task, without its scale, and the floats of its room."""
-    batch, heads, *_, rows, _, _, _, _ = sizes
-    most = rows
+def _plan(
+    native: Kernels,
+    q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...],
+    options: tuple[Any, ...],
+    threads: int,
+    limit: int,
+    backward: bool,
+) -> tuple[bytes, int]:
+    """Return the task as the C code reads it, and how many floats its workspace has."""
+    (batch, channels, rows, columns), (H, W) = q_shape, k_shape[2:]
+    heads, window_size, stride, dilation, scale = options
+    stride = min(stride, max(H, W))  # with a longer one, too, the first pixel alone is a query
+    sizes = batch, heads, channels // heads, H, W, rows, columns, window_size, stride, dilation
+    largest = rows
     if backward:  # a head of an image is a task
         threads = min(threads, batch * heads)
     else:  # bands are: a few for each thread, so that none waits for long
-        most = ceil_divide(rows, ceil_divide(4 * threads, batch * heads))
-    band = ceil_divide(most, _ROWS) * _ROWS
+        largest = ceil_divide(rows, ceil_divide(4 * threads, batch * heads))
+    band = ceil_divide(largest, _ROWS) * _ROWS
 
-    def room(band: int, threads: int) -> int:
-        needed = library().sliding_room
-        needed.restype = ctypes.c_int64
-        task = _Task(*sizes, band, threads)
-        return int(needed(ctypes.byref(task), ctypes.c_int64(backward)))
+    def pack(band: int, threads: int) -> tuple[bytes, int]:
+        task = SLIDING_TASK.pack(*sizes, band, threads, scale)
+        return task, native.sliding_workspace(task, backward)
 
-    while band > _ROWS and room(band, 1) > ROOM[backward]:
+    while band > _ROWS and pack(band, 1)[1] > limit:
         band -= _ROWS
-    band = min(band, rows)
-    return bytes(_Task(*sizes, band, threads)), room(band, threads)
+    return pack(min(band, rows), threads)
 
 
-attend_natively = register("native", native_forward, native_backward, library="convattn_kernels")
+attend_natively = register_sliding_window("native", native_forward, native_backward)

@@ -1,6 +1,6 @@
 /* Vectors of floats, as GCC and Clang write them for every processor.
 
-   Maps come in float32 or bfloat16 and with any strides; everything is computed in float32. */
+   Maps are float32 or bfloat16 and have any strides; everything is computed in float32. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +15,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
-#pragma clang diagnostic ignored "-Wpass-failed" /* it says which loops it leaves as they are */
+/* clang warns of loops that it does not unroll */
+#pragma clang diagnostic ignored "-Wpass-failed"
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
@@ -25,6 +26,11 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+/* Change it with every change of a signature or a struct, here and in `kernels.py`. */
+#define ABI_VERSION 1
+#define ABI(task_size) \
+    ((int64_t)ABI_VERSION << 32 | (int64_t)(task_size) << 16 | (int64_t)sizeof(map_t))
 
 /* A map (B, C, H, W) and its strides, in elements. */
 typedef struct {
@@ -47,7 +53,7 @@ INLINE vec where(ivec which, vec a, vec b) {
     return (vec)((which & (ivec)a) | (~which & (ivec)b));
 }
 
-/* The larger of each two lanes; not a number where the second is none. */
+/* The larger of each two lanes; NaN where the second is NaN. */
 INLINE vec larger(vec a, vec b) {
 #if LANES == 16
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -93,7 +99,7 @@ INLINE ivec first_lanes(int64_t count) {
     return lane < (int32_t)(count < LANES ? count : LANES);
 }
 
-/* Read up to a vector of elements that lie one after another; the others are 0. */
+/* Read up to a vector of elements that lie one after another; the other lanes are 0. */
 INLINE vec read(const map_t *map, int64_t at, int64_t count) {
     if (map->half) {
         const uint16_t *p = (const uint16_t *)map->data + at;
@@ -105,7 +111,7 @@ INLINE vec read(const map_t *map, int64_t at, int64_t count) {
     return count < LANES ? read_floats(p, count) : load(p);
 }
 
-/* To bfloat16, the nearest, the even one in doubt. The instruction takes what is below 2^-126 for 0. */
+/* Round to the nearest bfloat16, ties to even. The instruction rounds numbers below 2^-126 to 0. */
 INLINE hvec round_to_half(vec v) {
 #if defined(__AVX512BF16__)
     return (hvec)_mm512_cvtneps_pbh((__m512)v);
@@ -167,9 +173,9 @@ INLINE void transpose(vec *a) {
     }
 }
 
-/* e^x of numbers up to 87, within 2 units in the last place; below -87, where it is next to 0, it
-   is 0. With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). A
-   number that is none stays so: it is multiplied, not added to as bits. */
+/* e^x of numbers up to 87, within 2 units in the last place; below -87, where it is nearly 0, it is
+   0. With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). NaN
+   stays NaN: the power is a factor, and its bits are not added to the exponent's. */
 INLINE vec exponential(vec x) {
     const float integers = 12582912 + 127; /* from 12582912 on floats have no fractions */
     ivec tiny = x < -87;

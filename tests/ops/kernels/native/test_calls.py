@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
 from convattn.bench.memory import peak_memory
@@ -21,7 +22,7 @@ from tests.memory import saved_for_backward
 pytestmark = pytest.mark.skipif(not library.available(), reason="no C compiler")
 
 SINGLE, HALF = torch.float32, torch.bfloat16
-ANSWER, DERIVE = "native_forward", "native_backward"
+ANSWER, DERIVE = "sliding_window_native", "sliding_window_native_backward"
 
 
 def _maps(*dtypes: torch.dtype, shape: tuple[int, ...] = (2, 8, 11, 20)) -> list[Tensor]:
@@ -214,13 +215,42 @@ class TestCost:
         kept = saved_for_backward(lambda: _attend(stride=stride)(*maps))
         assert kept <= 3 * maps[0].nbytes
 
-    def test_a_thread_has_as_much_room_as_one_cache(self):
-        sizes = 8, 4, 16, 56, 56, 56, 56, 7, 1, 1
-        for backward in (False, True):
-            rooms = [sliding._plan(sizes, threads, backward)[1] for threads in (1, 2, 8)]
-            assert rooms[0] <= sliding.ROOM[backward] + 16
-            assert rooms[2] < 8.1 * rooms[0]
+    @pytest.mark.parametrize("backward", [False, True])
+    def test_the_workspace_of_a_thread_fits_in_a_cache(self, monkeypatch, backward):
+        q, k, v = _maps(shape=(8, 64, 56, 56))
+        arguments = (q, k, v, None, 4, 7, 1, 1, 0.25)
+        sizes = []
+        for threads in (1, 2, 8):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            sizes.append(_workspace(backward, arguments))
+        assert 0 < sizes[0] <= 4 * (sliding.WORKSPACE[backward] + 16)
+        assert sizes[2] < 8.1 * sizes[0]
 
-    def test_threads_that_have_nothing_to_do_have_no_room(self):
-        sizes = 1, 2, 16, 56, 56, 56, 56, 7, 1, 1
-        assert sliding._plan(sizes, 64, True) == sliding._plan(sizes, 2, True)
+    def test_threads_without_a_task_have_no_workspace(self, monkeypatch):
+        q, k, v = _maps(shape=(1, 32, 56, 56))
+        arguments = (q, k, v, None, 2, 7, 1, 1, 0.25)
+        sizes = []
+        for threads in (2, 64):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            sizes.append(_workspace(True, arguments))
+        assert sizes[0] == sizes[1]
+
+
+def _workspace(backward: bool, arguments: tuple[Any, ...]) -> int:
+    """Return the largest one-dimensional tensor in bytes that a kernel allocates."""
+    function: Callable[..., Any] = sliding.native_backward if backward else sliding.native_forward
+    largest = 0
+
+    class Allocations(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dim() == 1:
+                largest = max(largest, out.nbytes)
+            return out
+
+    with Allocations():
+        function(*([torch.randn_like(arguments[0])] if backward else []), *arguments)
+    return largest

@@ -58,9 +58,12 @@ class Native(SlidingWindow):
         options = {"window_size": 7, "stride": 1, "dilation": 1} | self.options()
         q = q[:, :, :: options["stride"], :: options["stride"]].detach().requires_grad_()
         arguments = (q, k, v, position, 2, *options.values(), 0.5)
-        kernels = torch.ops.convattn_kernels
-        torch.library.opcheck(kernels.native_forward, arguments)
-        torch.library.opcheck(kernels.native_backward, (torch.randn_like(q), *arguments))
+        operators = torch.ops.convattn
+        torch.library.opcheck(operators.sliding_window_native.default, arguments)
+        derivative = operators.sliding_window_native_backward.default
+        torch.library.opcheck(derivative, (torch.randn_like(q), *arguments))
+        detached = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+        torch.library.opcheck(operators.sliding_window_native.no_gradient, tuple(detached))
 
     def test_gradients_of_gradients_are_those_of_the_reference(self):
         def slopes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -109,15 +112,9 @@ def build(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if command:
             patch.setenv("CC", command)
-        _forget()
-        library.library()
+            patch.setattr(library, "installed", library.Library())
+        library.kernels()
         yield
-    _forget()
-
-
-def _forget() -> None:
-    library._outcome.cache_clear()
-    sliding._plan.cache_clear()
 
 
 GEOMETRY = {
@@ -199,10 +196,8 @@ def test_bands_and_threads_change_no_bit(batch, threads, small, size, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
         if small:  # forward alone: a key's gradient is added up band by band
-            patch.setattr(sliding, "ROOM", (1, sliding.ROOM[1]))
-        sliding._plan.cache_clear()
+            patch.setattr(sliding, "WORKSPACE", (1, sliding.WORKSPACE[1]))
         parts = values_and_gradients(_attend("native", **options), tensors)
-    sliding._plan.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
@@ -211,10 +206,8 @@ def test_gradients_in_bands_match_the_reference(batch, size, **options):
     tensors = [torch.randn(batch, 6, *size) for _ in range(3)]
     options["num_heads"] = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sliding, "ROOM", (1, 1))
-        sliding._plan.cache_clear()
+        patch.setattr(sliding, "WORKSPACE", (1, 1))
         assert_same(_attend("native", **options), _attend("reference", **options), tensors)
-    sliding._plan.cache_clear()
 
 
 @pytest.mark.parametrize("which", [1, 2])

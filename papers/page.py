@@ -1,23 +1,40 @@
-"""The page `docs/models.md`: every model beside what its paper prints, with every difference."""
+"""Print the page docs/models.md, or write it: every model beside the figures of its paper.
+
+    python -m papers.page > docs/models.md
+    python -m papers.page --write
+
+It takes a minute.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 
-from convattn.models._complexity import PaperRow, count_macs, count_parameters, paper_rows
-from convattn.models._registry import create_model, is_single_path, list_models
+from convattn.models import (
+    PaperRow,
+    count_macs,
+    count_parameters,
+    create_model,
+    is_single_path,
+    list_models,
+    paper_rows,
+)
 
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HERE = Path(__file__).parent
-# Headings and the names under them, in the page's order. A name belongs where it fits first.
+# Headings and the names under them, in the order of the page. The first that fits a name has it.
 _NANO, _SINGLE, _BASELINES = "Nano models", "One path alone", "Baselines"
 _FAMILIES = (
     ("ResNet-ACmix", ("acmix_resnet*",)),
@@ -29,28 +46,29 @@ _FAMILIES = (
     ("GLNet", ("glnet*",)),
     (_BASELINES, ("baseline_*", "san*", "pvt*", "swin*", "conv_swin*")),
 )
+_TABLE = files("convattn.models") / "papers.csv"
 _THREE_READINGS = ("paper says", "published code does", "we do")
 _INTRO = """# Models
 
-Made by `convattn models --markdown` from the registry and the tables in `convattn/models`; change
-those.
+Made by `python -m papers.page` from the registry, `convattn/models/papers.csv` and the tables in
+`papers`; change those.
 
 Parameters are counted with 1,000 classes. Multiply-adds are those of one image of 224 x 224 pixels
 (32 x 32 for the nano models): half of what `torch.utils.flop_counter` counts with every operator in
-matrix or convolution form. Papers write "FLOPs". The accuracies are the papers', on ImageNet-1k: we
-have not trained on it. Numbers in the last column lead to the table of figures that differ, which
-has an entry for every figure of ours that does not round to the paper's.
+matrix or convolution form. Papers call them "FLOPs". The accuracies are the papers', on
+ImageNet-1k, on which we have not trained. Numbers in the last column lead to the table of figures
+that differ, which has an entry for every figure of ours that does not round to the paper's.
 """
 _ABOUT = {
     "X-volution": """\
-Of ImageNet, its paper prints gains over the ResNet; see below. Those ResNets are timm's `resnet34`
-and `baseline_resnet50`.""",
+The paper prints gains over ResNets on ImageNet; see below. Those ResNets are timm's `resnet34` and
+`baseline_resnet50`.""",
     _BASELINES: """\
 On the same skeletons, so that a comparison changes one thing. `swin_*` are timm's.""",
     _SINGLE: """\
 `NAME_conv` and `NAME_attn`: ACmix with its convolution or its attention alone, GLMix with its local
-or its global branch; the attention blocks of a GLNet stay. The attention of ACmix alone is the
-network that it was put into: Swin, PVT, SAN, the vision transformer.""",
+or its global branch; the attention blocks of a GLNet do not change. With the attention of ACmix
+alone the networks are Swin, PVT, SAN and the vision transformer.""",
     _NANO: "For images of 32 to 64 pixels, and for tests. No paper has them.",
 }
 
@@ -69,7 +87,7 @@ class Published(NamedTuple):
     macs: str  # thousand millions
 
 
-def models_page() -> str:
+def page() -> str:
     """Return the page, in Markdown."""
     parts = [_INTRO]
     for heading, names in _sections():
@@ -89,7 +107,7 @@ def unexplained() -> list[str]:
     return [
         f"{key}: {figure}"
         for key, ours, paper in _printed()
-        for figure in _differing(ours, paper)
+        for figure in differing_figures(ours, paper)
         if not _explanations(key, figure)
     ]
 
@@ -97,11 +115,13 @@ def unexplained() -> list[str]:
 def explained_in_vain() -> list[str]:
     """Return the entries of the differences about figures that do not differ, or of no model."""
     differing = {
-        (key, figure) for key, ours, paper in _printed() for figure in _differing(ours, paper)
+        (key, figure)
+        for key, ours, paper in _printed()
+        for figure in differing_figures(ours, paper)
     }
     return [
         f"{key}: {entry['figure']}"
-        for entry in _differences()["figures"]
+        for entry in differences()["figures"]
         for key in entry["models"]
         if (key, entry["figure"]) not in differing
     ]
@@ -109,7 +129,7 @@ def explained_in_vain() -> list[str]:
 
 def ablation_rows() -> list[dict[str, str]]:
     """Return the rows of ACmix's ablations, each with the model and the change that it is here."""
-    return _csv("ablations.csv")
+    return _rows(_HERE / "ablations.csv")
 
 
 def _printed() -> Iterator[tuple[str, Figures, Published]]:
@@ -120,7 +140,8 @@ def _printed() -> Iterator[tuple[str, Figures, Published]]:
         yield key, _figures(key), _of_ablation(ablation)
 
 
-def _differing(ours: Figures, paper: Published) -> Iterator[str]:
+def differing_figures(ours: Figures, paper: Published) -> Iterator[str]:
+    """Yield which of our figures do not round to the paper's, in the digits of the paper."""
     for figure, number, printed in (
         ("parameters", ours.parameters / 1e6, paper.parameters),
         ("multiply-adds", ours.macs / 1e9, paper.macs),
@@ -136,11 +157,12 @@ def _sections() -> list[tuple[str, list[str]]]:
     sections: dict[str, list[str]] = {heading: [] for heading, _ in _FAMILIES}
     sections |= {_SINGLE: [], _NANO: []}
     for name in sorted([*names, *others], key=_by_size):
-        sections[_heading(name)].append(name)
+        sections[heading_of(name)].append(name)
     return [(heading, found) for heading, found in sections.items() if found]
 
 
-def _heading(name: str) -> str:
+def heading_of(name: str) -> str:
+    """Return the heading under which the page has a model."""
     if "nano" in name:
         return _NANO
     if is_single_path(name):
@@ -216,7 +238,7 @@ def _ablations() -> str:
 
 
 def _xvolution() -> str:
-    rows = _csv("xvolution.csv")
+    rows = _rows(_HERE / "xvolution.csv")
     keys = ("task", "method", "backbone", "attention", "metric", "value")
     lines = [
         (_names([row["name"]] if row["name"] else []), *(row[k] for k in keys)) for row in rows
@@ -227,7 +249,7 @@ def _xvolution() -> str:
 def _checkpoints() -> str:
     lines = [
         (_names(entry["models"]), f"`{entry['key']}`" if entry["key"] else "", entry["published"])
-        for entry in _differences()["checkpoints"]
+        for entry in differences()["checkpoints"]
     ]
     return (
         "`convattn.load_official(model, PATH)` reads them strictly: nothing missing, nothing left "
@@ -239,25 +261,27 @@ def _checkpoints() -> str:
 def _figures_that_differ() -> str:
     lines = [
         (str(number), _names(entry["models"]), entry["figure"], *_three(entry))
-        for number, entry in enumerate(_differences()["figures"], start=1)
+        for number, entry in enumerate(differences()["figures"], start=1)
     ]
     return _table(("", "models", "figure", *_THREE_READINGS), lines)
 
 
 def _networks() -> str:
-    lines = [(entry["topic"], *_three(entry)) for entry in _differences()["networks"]]
+    lines = [(entry["topic"], *_three(entry)) for entry in differences()["networks"]]
     return _table(("", *_THREE_READINGS), lines)
 
 
 def _numbers(key: str, paper: Published) -> str:
-    found = [n for what in _differing(_figures(key), paper) for n in _explanations(key, what)]
+    found = [
+        n for what in differing_figures(_figures(key), paper) for n in _explanations(key, what)
+    ]
     return ", ".join(map(str, sorted(found)))
 
 
 def _explanations(key: str, figure: str) -> list[int]:
     return [
         number
-        for number, entry in enumerate(_differences()["figures"], start=1)
+        for number, entry in enumerate(differences()["figures"], start=1)
         if key in entry["models"] and figure == entry["figure"]
     ]
 
@@ -273,18 +297,18 @@ def _figures(key: str) -> Figures:
 
 @cache
 def _published(name: str) -> Published:
-    row = next(row for row in _csv("papers.csv") if row["name"] == name)
+    row = next(row for row in _rows(_TABLE) if row["name"] == name)
     return Published(row["params_m"], row["macs_g"])
 
 
 @cache
-def _differences() -> dict[str, Any]:
+def differences() -> dict[str, Any]:
+    """Return the entries of differences.yaml: figures, networks and checkpoints."""
     return yaml.safe_load((_HERE / "differences.yaml").read_text(encoding="utf-8"))
 
 
-def _csv(name: str) -> list[dict[str, str]]:
-    with (_HERE / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _rows(table: Traversable) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
 def _of_ablation(row: dict[str, str]) -> Published:
@@ -311,3 +335,23 @@ def _three(entry: dict[str, str]) -> tuple[str, ...]:
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m papers.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--write", action="store_true", help="write the page")
+    if parser.parse_args(argv).write:
+        PAGE.write_text(page(), encoding="utf-8")
+        print(PAGE)
+    else:
+        print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,19 +1,26 @@
-"""The page of the models: complete, up to date, and without an unexplained difference."""
+"""The page docs/models.md is complete and up to date, and explains every difference."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import convattn
-from convattn.models import _page, models_page, paper_rows
-from convattn.models._official import _wrappers
-from convattn.models._page import Figures, Published
-
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+from convattn.models import paper_rows
+from papers.page import (
+    PAGE,
+    Figures,
+    Published,
+    ablation_rows,
+    differences,
+    differing_figures,
+    explained_in_vain,
+    heading_of,
+    main,
+    unexplained,
+)
 
 
 def sections() -> dict[str, str]:
@@ -27,14 +34,15 @@ def rows(section: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_is_what_the_command_prints():
-    assert PAGE.read_text(encoding="utf-8") == models_page()
+def test_the_page_is_what_the_command_prints(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out == PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_every_figure_that_differs_is_explained_and_no_other():
-    assert _page.unexplained() == []
-    assert _page.explained_in_vain() == []
+    assert unexplained() == []
+    assert explained_in_vain() == []
 
 
 def test_every_model_is_there_once():
@@ -45,7 +53,7 @@ def test_every_model_is_there_once():
     assert sorted(names) == sorted({*convattn.list_models(), *timms})
 
 
-def test_models_stand_under_their_kind():
+def test_models_are_listed_under_their_family():
     found = sections()
     assert all("nano" in row[0] for row in rows(found["Nano models"]))
     assert all(row[0].endswith(("_conv`", "_attn`")) for row in rows(found["One path alone"]))
@@ -64,42 +72,45 @@ def test_a_row_has_our_figures_and_the_papers():
     ]
 
 
-def test_numbers_lead_to_entries_about_the_model():
+def test_numbers_lead_to_entries_of_the_model():
     found = sections()
     lines = [line.split("|") for line in found["Figures that differ"].splitlines()]
     entries = {cells[1].strip(): cells[2] for cells in lines if len(cells) > 2}
-    for heading in ("ResNet-ACmix", "Swin-ACmix", "GLNet", "Baselines"):
-        for row in rows(found[heading]):
+    for section in ("ResNet-ACmix", "Swin-ACmix", "GLNet", "Baselines"):
+        for row in rows(found[section]):
             for number in filter(None, row[-1].split(", ")):
                 assert row[0] in entries[number]
 
 
 @pytest.mark.parametrize(
-    ("ours", "paper", "differing"),
+    ("ours", "paper", "expected"),
     [
         (Figures(13_740_000, 2_340_000_000), Published("13.7", "2.3"), []),
         (Figures(13_760_000, 2_340_000_000), Published("13.7", "2.3"), ["parameters"]),
         (Figures(13_400_000, 2_360_000_000), Published("13", "2.3"), ["multiply-adds"]),
     ],
 )
-def test_a_figure_differs_where_it_does_not_round_to_the_papers(ours, paper, differing):
-    assert list(_page._differing(ours, paper)) == differing
+def test_a_figure_differs_where_it_does_not_round_to_the_papers(ours, paper, expected):
+    assert list(differing_figures(ours, paper)) == expected
 
 
 def test_a_model_of_no_heading_is_named():
     with pytest.raises(ValueError, match="resnet18 belongs under no heading"):
-        _page._heading("resnet18")
+        heading_of("resnet18")
 
 
 def test_ablations_are_models_that_can_be_built():
-    for row in _page.ablation_rows():
+    for row in ablation_rows():
         change: dict[str, Any] = dict([row["change"].split("=")]) if row["change"] else {}
         convattn.create_model(row["name"], device="meta", **change)
-    assert len(_page.ablation_rows()) == 10
+    assert len(ablation_rows()) == 10
 
 
-def test_checkpoints_are_under_the_key_that_is_looked_at_first():
-    for entry in _page._differences()["checkpoints"]:
+def test_weights_are_read_first_under_the_key_of_the_published_file():
+    file = {key: {"epoch": 3} for key in ("state_dict", "model", "model_ema", "state_dict_ema")}
+    for entry in differences()["checkpoints"]:
         for name in entry["models"]:
             model = convattn.create_model(name, device="meta")
-            assert entry["key"] in ("", _wrappers(model)[0])
+            if entry["key"]:
+                with pytest.raises(ValueError, match=f"holds no weights under '{entry['key']}'"):
+                    convattn.load_official(model, file)
