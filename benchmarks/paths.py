@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convattn.ops.acmix.convolution import ConvolutionCall
+from convattn.ops.acmix.folding import FoldCall
 from convattn.ops.acmix.from_map import MapCall
 from convattn.ops.convolution.depthwise import DepthwiseCall
 from convattn.ops.convolution.feed_forward import FeedForwardCall
@@ -117,6 +119,12 @@ def _convolution(
     return MapCall(x(1, channels, 14, 14), outputs, stride, alone)
 
 
+def _from_qkv(x: Make, heads: int) -> ConvolutionCall:
+    q, k, v = (x(1, 8 * heads, 14, 14) for _ in range(3))
+    weights = x(9, 3 * heads, 1, 1), x(8 * heads, 9, 3, 3)
+    return ConvolutionCall(q, k, v, *weights, None, head_dim=8, stride=1, dilation=1)
+
+
 _ACMIX = ("ACmix: convolution", "convolution_path")
 _SLIDING = "sliding_window_attention"
 ENTRIES = (
@@ -145,6 +153,20 @@ ENTRIES = (
         "256, 4 heads, no attention",
         _ACMIX[1],
         lambda x: _convolution(x, 256, 4, alone=True),
+    ),
+    Entry("ACmix: q, k and v", "4 heads", "acmix_convolution", lambda x: _from_qkv(x, 4)),
+    Entry("ACmix: q, k and v", "8 heads", "acmix_convolution", lambda x: _from_qkv(x, 8)),
+    Entry(
+        "ACmix deployed",
+        "64, 4 heads",
+        "fold_map_convolution",
+        lambda x: FoldCall(64, 16, 9, 4, 3, 1),
+    ),
+    Entry(
+        "ACmix deployed",
+        "256, 4 heads",
+        "fold_map_convolution",
+        lambda x: FoldCall(256, 64, 9, 4, 3, 1),
     ),
     Entry("heads of GLNet", "64 tokens", "attend_heads", lambda x: HeadsCall(x(8, 64, 288), 3)),
     Entry("heads of GLNet", "196 tokens", "attend_heads", lambda x: HeadsCall(x(8, 196, 1152), 12)),
