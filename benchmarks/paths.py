@@ -18,13 +18,16 @@ from convattn.ops.convolution.feed_forward import FeedForwardCall
 from convattn.ops.convolution.gelu import ConvGeluCall
 from convattn.ops.dispatch import OPERATORS, Call
 from convattn.ops.glmix.calls import ClusterAndDispatchCall, ClusteringCall, DispatchCall
+from convattn.ops.glmix.directions import DirectionsCall
+from convattn.ops.global_.attention import GlobalCall
+from convattn.ops.patchwise.aggregate import PatchCall
 from convattn.ops.resampling.bins import BinsCall
 from convattn.ops.resampling.resize import ResizeCall
 from convattn.ops.sliding.attention import SlidingCall
 from convattn.ops.tokens.heads import HeadsCall
-from convattn.ops.tokens.layer_norm import LayerNormCall
+from convattn.ops.tokens.layer_norm import AddLayerNormCall, LayerNormCall
 from convattn.ops.tokens.linear import LinearCall
-from convattn.ops.windows.attention import WindowCall
+from convattn.ops.windows.attention import MapWindowCall, WindowCall
 from convattn.ops.xvolution.pixel_shift import ShiftCall
 
 _F32, _BF16 = torch.float32, torch.bfloat16
@@ -72,6 +75,20 @@ def _windows(x: Make) -> WindowCall:
     return WindowCall(q, k, v, None, num_heads=1, window_size=7, shift=(0, 0), scale=None)
 
 
+def _map_windows(x: Make) -> MapWindowCall:
+    tensors = x(1, 8, 56, 56), x(24, 8, 1, 1), None, None
+    return MapWindowCall(*tensors, num_heads=1, window_size=7, shift=(0, 0), scale=None)
+
+
+def _global(x: Make) -> GlobalCall:
+    q, k, v = (x(1, 8, 14, 14) for _ in range(3))
+    return GlobalCall(q, k, v, num_heads=1, scale=None)
+
+
+def _patches(x: Make) -> PatchCall:
+    return PatchCall(x(1, 2, 9, 14, 14), x(1, 8, 14, 14), kernel_size=3, stride=1, dilation=1)
+
+
 def _shift(x: Make) -> ShiftCall:
     q, k, v = (x(1, 8, 28, 28) for _ in range(3))
     return ShiftCall(q, k, v, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
@@ -102,6 +119,11 @@ def _linear(x: Make, tokens: int) -> LinearCall:
 def _norm(x: Make) -> LayerNormCall:
     pixels = x(1, 64, 56, 56).permute(0, 2, 3, 1)
     return LayerNormCall(pixels, x(64), x(64), shape=(64,), eps=1e-6)
+
+
+def _sum_and_norm(x: Make) -> AddLayerNormCall:
+    pixels, branch = (x(1, 64, 56, 56).permute(0, 2, 3, 1) for _ in range(2))
+    return AddLayerNormCall(pixels, branch, x(64), x(64), shape=(64,), eps=1e-6)
 
 
 def _conv_gelu(x: Make) -> ConvGeluCall:
@@ -142,8 +164,14 @@ ENTRIES = (
         "resize",
         lambda x: ResizeCall(x(1, 8, 14, 14), (16, 16), "bilinear"),
     ),
+    Entry(
+        "directions of slots", "any", "scaled_directions", lambda x: DirectionsCall(x(1, 64, 8), 1)
+    ),
     Entry("pixel shift", "any", "pixel_shift_attention", _shift),
     Entry("windows", "any", "window_attention", _windows),
+    Entry("windows of a map", "any", "map_window_attention", _map_windows),
+    Entry("global attention", "any", "global_attention", _global),
+    Entry("patch-wise aggregation", "any", "patchwise_aggregate", _patches),
     Entry(_ACMIX[0], "64 channels", _ACMIX[1], lambda x: _convolution(x, 64, 4)),
     Entry(_ACMIX[0], "128, stride 2", _ACMIX[1], lambda x: _convolution(x, 128, 4, stride=2)),
     Entry(_ACMIX[0], "192, 6 heads", _ACMIX[1], lambda x: _convolution(x, 192, 6)),
@@ -175,6 +203,7 @@ ENTRIES = (
     Entry("linear layers of heads", "512 tokens", "linear", lambda x: _linear(x, 512)),
     Entry("linear layers of heads", "1568 tokens", "linear", lambda x: _linear(x, 1568)),
     Entry("layer norm", "any", "layer_norm_2d", _norm),
+    Entry("sum and layer norm", "any", "add_layer_norm_2d", _sum_and_norm),
     Entry("convolution and GELU", "any", "conv2d_gelu", _conv_gelu),
     Entry("feed-forward network", "8 of 28x28", "feed_forward", lambda x: _feed_forward(x, 28)),
     Entry("feed-forward network", "8 of 56x56", "feed_forward", lambda x: _feed_forward(x, 56)),

@@ -120,7 +120,8 @@ class Call:
     @property
     def autocast(self) -> bool:
         """Whether autocast chooses the types of PyTorch's operators on this device."""
-        return autocasts(self.device)
+        device = self.device
+        return torch.is_autocast_enabled("cpu") if device == "cpu" else autocasts(device)
 
     @property
     def plain(self) -> bool:

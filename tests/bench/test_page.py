@@ -117,8 +117,8 @@ def test_paths_are_those_that_the_tables_choose():
     assert found["sliding window 7x7", "18x18"]["GPU"] == "`dense`"
     assert found["sliding window 7x7", "9x9 and smaller"]["float32"] == "`dense`"
     wide = found["depth-wise convolution", "5x5"]
-    threes = "`threes`" if has_kernel(torch.bfloat16) else "`aten`"
-    assert (wide["bfloat16"], wide["bfloat16, gradients"]) == ("`aten`", threes)
+    threes = "`threes`" if has_kernel(torch.bfloat16) else "`reference`"
+    assert (wide["bfloat16"], wide["bfloat16, gradients"]) == ("`reference`", threes)
     for operator in OPERATORS.values():
         said = [f"`{path.name}` - {path.because}" for path in operator.paths]
         assert any(all(words in text for words in said) for text in reasons()), operator.name

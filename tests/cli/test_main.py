@@ -89,7 +89,7 @@ def test_help_models_and_doctor_need_no_extra() -> None:
 @pytest.mark.parametrize("words", [["--version"], ["bench", "--help"], ["trian"], ["eval", "--x"]])
 def test_help_and_mistakes_import_no_torch(words: list[str]) -> None:
     code = (
-        "import sys; from convattn.cli import main\n"
+        "import sys; sys.argv[0] = 'bin/convattn'; from convattn.cli import main\n"
         f"try: main({words})\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"

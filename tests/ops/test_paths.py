@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import convattn  # noqa: F401  # whose operators are listed
+from convattn.ops.acmix.convolution import ConvolutionCall
 from convattn.ops.convolution.depthwise import DepthwiseCall
 from convattn.ops.convolution.feed_forward import FeedForwardCall
 from convattn.ops.convolution.gelu import ConvGeluCall
@@ -72,11 +73,18 @@ EXAMPLES: dict[str, Build] = {
         *(x(12, 1, 3, 3, scale=0.3), x(12)),
         *(x(8, 12, 1, 1, scale=0.3), x(8)),
     ),
+    "acmix_convolution": lambda x: ConvolutionCall(
+        *(x(1, 8, 4, 3, scale=0.5), x(1, 8, 4, 3, scale=0.5), x(1, 8, 4, 3, scale=0.5)),
+        *(x(9, 6, scale=0.3), x(8, 9, 3, 3, scale=0.1), x(9, scale=0.5)),
+        *(4, 1, 1),
+    ),
     "pixel_shift_attention": lambda x: ShiftCall(
         x(2, 8, 7, 5), x(2, 8, 7, 5), x(2, 8, 7, 5), 2, 3, 1, 2, 0.1
     ),
 }
-PATHS = [(name, path) for name, operator in OPERATORS.items() for path in operator.backends]
+# Their calls have sizes alone, not the weights that a path folds: tests/ops/acmix has their tests.
+CHOICES = ("convolution_path", "fold_map_convolution")
+PATHS = [(name, path) for name in EXAMPLES for path in OPERATORS[name].backends]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
@@ -107,7 +115,7 @@ def _results(name: str, path: str, call: Call) -> list[Tensor]:
 
 
 def test_every_operator_has_an_example():
-    assert set(EXAMPLES) == set(OPERATORS)
+    assert {*EXAMPLES, *CHOICES} == set(OPERATORS)
 
 
 def test_every_path_says_why_it_is_there():
