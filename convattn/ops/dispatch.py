@@ -29,8 +29,9 @@ from convattn.checks import check_choice
 
 _log = logging.getLogger("convattn.paths")
 
-# Before 2.14 `is_exporting()` is also True in all that `torch.compile` traces.
-_COMPILED_LOOKS_EXPORTED = torch.__version__ < "2.14"
+# Before 2.14 `is_exporting()` is also True in all that `torch.compile` traces, and what it traces
+# cannot read a context variable.
+_OLD_COMPILER = torch.__version__ < "2.14"
 
 
 class Call:
@@ -241,6 +242,8 @@ class Operator(Generic[CallT]):
             ValueError: the path that is named is unknown, or refuses the call.
         """
         path = self._named_path(call, backend) or self._preferred(call)
+        if torch.compiler.is_compiling():
+            return path
         watcher = _watcher.get()
         if watcher is not None or _LOGS:
             self._tell(watcher, call, path, backend)
@@ -259,7 +262,7 @@ class Operator(Generic[CallT]):
 
     def _named_path(self, call: CallT, backend: str) -> Path[CallT] | None:
         if backend == "auto":
-            override = _override.get()
+            override = _current_override()
             path = None if override is None else self._by_name.get(override)
             if path is None or (not self.named and path.refuses(call)):
                 return None
@@ -291,8 +294,6 @@ class Operator(Generic[CallT]):
         return f"asked after {taken.name!r}"
 
     def _tell(self, watcher: Watcher | None, call: CallT, path: Path[CallT], backend: str) -> None:
-        if torch.compiler.is_compiling():
-            return
         choice = self.explain(call, backend)
         if watcher is not None:
             watcher.see(choice)
@@ -334,6 +335,7 @@ class _Stopper(Watcher):
 
 # Context variables: threads that serve two models do not see each other's.
 _override: ContextVar[str | None] = ContextVar("convattn_backend", default=None)
+_last_override: str | None = None  # of any thread
 _watcher: ContextVar[Watcher | None] = ContextVar("convattn_watcher", default=None)
 _LOGS = "paths" in os.environ.get("CONVATTN_LOG", "").split(",")
 _logged: set[str] = set()
@@ -394,16 +396,28 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: no operator has a path of that name.
     """
-    known = sorted(
-        {path for operator in OPERATORS.values() for path in operator.backends}
-        | {"folded", "grouped", "taps", "sdpa", "shared", "shifted"}
-    )
+    known = sorted({path for operator in OPERATORS.values() for path in operator.backends})
     check_choice("backend", name, ("auto", *known))
-    token = _override.set(None if name == "auto" else name)
+    global _last_override
+    before, _last_override = _last_override, None if name == "auto" else name
+    token = _override.set(_last_override)
     try:
         yield
     finally:
         _override.reset(token)
+        _last_override = before
+
+
+def _current_override() -> str | None:
+    if _OLD_COMPILER and torch.compiler.is_compiling():
+        return _read_override(_last_override)
+    return _override.get()
+
+
+@torch.compiler.assume_constant_result
+def _read_override(last: str | None) -> str | None:
+    """Return the override while code is compiled, which is compiled again when ``last`` changes."""
+    return _override.get()
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -439,7 +453,7 @@ def exporting() -> bool:
 
 def is_torch_export() -> bool:
     """Return whether ``torch.export`` traces the operators."""
-    if _COMPILED_LOOKS_EXPORTED:
+    if _OLD_COMPILER:
         return torch.compiler._is_exporting_flag
     return torch.compiler.is_exporting()
 
