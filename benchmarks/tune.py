@@ -37,9 +37,16 @@ class Tuning:
     works: dict[str, Work]
 
 
-def _sliding(channels: int, size: int, backend: str, *, grad: bool = False) -> Work:
+def _sliding(
+    channels: int,
+    size: int,
+    backend: str,
+    *,
+    grad: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Work:
     maps = [
-        torch.randn(8, channels, size, size)
+        torch.randn(8, channels, size, size, dtype=dtype)
         .to(memory_format=torch.channels_last)
         .requires_grad_(grad)
         for _ in range(3)
@@ -115,6 +122,11 @@ def tunings() -> dict[str, Tuning]:
     """Return how each constant is measured."""
     bands = {f"(256, {n}x{n})": _sliding(256, n, "bands") for n in (14, 18)}
     tiles = {f"({c}, {n}x{n})": _sliding(c, n, "tiled") for c, n in ((64, 56), (128, 28))}
+    native = {f"(64, {n}x{n})": _sliding(64, n, "native", grad=True) for n in (56, 28)}
+    dense = {
+        f"(256, {n}x{n}), float64": _sliding(256, n, "auto", dtype=torch.float64)
+        for n in (14, 18, 26)
+    }
     shares = {f"({n}x{n})": _sliding(256, n, "auto") for n in (8, 11, 14, 17)}
     strips = {f"({c}, {n}x{n})": _sliding(c, n, "strips") for c, n in ((64, 56), (256, 14))}
     backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
@@ -136,6 +148,12 @@ def tunings() -> dict[str, Tuning]:
         "PROJECTED_OUTPUTS": Tuning((1, 4, 8), trained),
         "SLOT_TILE_LOGITS": Tuning(tuple(1 << n for n in (17, 18, 19, 20, 22)), slots),
         "SLOT_TILE_PIXELS": Tuning((1 << 10, 1 << 11, 1 << 12, 1 << 13), slots),
+        "DENSE_MARGIN": Tuning((0, 4, 12), dense),
+        "NATIVE_MARGIN": Tuning((0, 2, 4), shares),
+        "NATIVE_WORKSPACE": Tuning(
+            ((1 << 16, 1 << 17), (1 << 17, 1 << 18), (1 << 18, 1 << 19)), native
+        ),
+        "SIMILARITIES_KEPT": Tuning((0, 2**22, 2**24), slots),
         "STRIP_LOGITS": Tuning((1 << 16, 1 << 18, 1 << 20), strips),
         "STRIP_SPANS": Tuning((((2, 4), (2, 4)), ((2, 8), (2, 4)), ((4, 8), (4, 4))), strips),
         "STRIP_SPANS_BACKWARD": Tuning(

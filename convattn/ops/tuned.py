@@ -8,6 +8,20 @@ from __future__ import annotations
 
 # ---- sliding windows ----
 
+# "native" is preferred for maps of more pixels than a square whose side is this much longer than
+# the window, as smaller maps leave vectors of queries half empty: 9 x 9 for 7 x 7 windows. Two
+# cores, (512, 7x7): dense 0.47 ms, native 0.71.
+NATIVE_MARGIN = 2
+
+# "dense" and "bands" are preferred for maps of up to a tile of T = K queries with its halo and this
+# margin along one axis: 18 x 18 pixels for 7 x 7 windows. Two cores, (256, 14x14): dense 1.8 ms in
+# bands, strips 3.0, tiled 4.0.
+DENSE_MARGIN = 4
+
+# Floats of a thread's workspace of "native", forward and backward: what stays in the second cache
+# of a core. Bands of more rows copy less of the halo.
+NATIVE_WORKSPACE = (1 << 17, 1 << 18)
+
 # Rows of queries of a band of "bands"; one band is worth its call where it sees at most this share
 # of the rows of keys. Two cores, (256, 14x14): two rows 2.0 ms, three 2.4, all at once 2.8;
 # (256, 18x18): 4.6, 5.3, 7.3.
@@ -58,6 +72,10 @@ MERGED_OUTPUTS = 16
 # leave the cache. Logits were measured from 2^17 to 2^22.
 SLOT_TILE_LOGITS = 2**19
 SLOT_TILE_PIXELS = 2**12
+
+# Similarities that "native" and "shared" keep from clustering to dispatching, at most: 64 MiB in
+# float32. "tiled" keeps none.
+SIMILARITIES_KEPT = 2**24
 
 # ---- tokens ----
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convattn.ops import tuned
 from convattn.ops.dispatch import no_autocast
 from convattn.ops.glmix import tiled
 from convattn.ops.glmix.calls import ClusterAndDispatchCall
@@ -27,7 +28,6 @@ from convattn.ops.glmix.tiled import tiles, to_pixels
 from convattn.ops.kernels.native import conditions, rows
 from convattn.ops.reference.glmix import MIN_NORM
 
-MAX_KEPT = 2**24  # similarities that "auto" keeps from one step to the other: 64 MiB in float32
 MAX_SCALE = 20.0
 
 _COMPILED = "it reads the value of the scale, which a compiled or exported program does not have"
@@ -69,7 +69,7 @@ def prefers(call: ClusterAndDispatchCall) -> bool:
     if call.grad or call.stride != 1 or not tiled.prefers(call):
         return False
     images, slots, _ = call.prototypes.shape
-    return images * slots * call.pixels <= MAX_KEPT
+    return images * slots * call.pixels <= tuned.SIMILARITIES_KEPT
 
 
 class _Kept(NamedTuple):

@@ -62,7 +62,7 @@ class SlidingCall(Call):
 
 def _is_small(call: SlidingCall) -> bool:
     """Whether the map has no more pixels than a tile with its halo: 18 x 18 for 7 x 7 windows."""
-    return call.pixels <= (2 * call.window_size + 4) ** 2
+    return call.pixels <= (2 * call.window_size + tuned.DENSE_MARGIN) ** 2
 
 
 def _fills_vectors(call: SlidingCall) -> bool:
@@ -71,7 +71,7 @@ def _fills_vectors(call: SlidingCall) -> bool:
         return False
     if call.grad and call.dtype == torch.bfloat16:
         return True
-    return call.pixels > (call.window_size + 2) ** 2
+    return call.pixels > (call.window_size + tuned.NATIVE_MARGIN) ** 2
 
 
 def _bands_pay(call: SlidingCall) -> bool:

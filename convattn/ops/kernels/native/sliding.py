@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convattn.ops import tuned
 from convattn.ops.kernels.native.kernels import DTYPES, MAPS, SLIDING_TASK, Kernels, workspace
 from convattn.ops.kernels.native.library import kernels, why_not_available
 from convattn.ops.positions import ceil_divide
@@ -19,9 +20,6 @@ from convattn.ops.registration import empty_channels_last, register_sliding_wind
 
 MAX_WINDOW = 32
 MAX_REACH = 40  # pixels from a window's first to its last: of wider ones, most is the halo
-# Floats of a thread's workspace, forward and backward: what stays in a core's second cache. Bands
-# of more rows copy less of the halo.
-WORKSPACE = (1 << 17, 1 << 18)
 _ROWS = 3  # of queries that are multiplied together
 _NO_MAP = (0,) * 6
 
@@ -115,7 +113,7 @@ def _describe_origin(origin: Tensor | None) -> tuple[int, ...]:
 def _run(q: Tensor, k: Tensor, options: tuple[float, ...], maps: bytes, *, backward: bool) -> None:
     if not q.numel():
         return
-    native, limit = kernels(), WORKSPACE[backward]
+    native, limit = kernels(), tuned.NATIVE_WORKSPACE[backward]
     key = q.shape, k.shape, options, torch.get_num_threads(), limit, backward
     task, size = _plan(native, *key)
     memory = workspace(q, size)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convattn import ops
 from convattn.bench.memory import peak_memory
+from convattn.ops import tuned
 from convattn.ops.kernels.native import library, sliding
 from tests.calls import Calls
 from tests.compare import assert_close, assert_same, values_and_gradients
@@ -223,7 +224,7 @@ class TestCost:
         for threads in (1, 2, 8):
             monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
             sizes.append(_workspace(backward, arguments))
-        assert 0 < sizes[0] <= 4 * (sliding.WORKSPACE[backward] + 16)
+        assert 0 < sizes[0] <= 4 * (tuned.NATIVE_WORKSPACE[backward] + 16)
         assert sizes[2] < 8.1 * sizes[0]
 
     def test_threads_without_a_task_have_no_workspace(self, monkeypatch):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convattn import ops
-from convattn.ops.kernels.native import library, sliding
+from convattn.ops import tuned
+from convattn.ops.kernels.native import library
 from tests.compare import assert_close, assert_same, values_and_gradients
 from tests.ops.properties import SHAPES
 from tests.ops.sliding.test_attention import SlidingWindow
@@ -196,7 +197,7 @@ def test_bands_and_threads_change_no_bit(batch, threads, small, size, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
         if small:  # forward alone: a key's gradient is added up band by band
-            patch.setattr(sliding, "WORKSPACE", (1, sliding.WORKSPACE[1]))
+            patch.setattr(tuned, "NATIVE_WORKSPACE", (1, tuned.NATIVE_WORKSPACE[1]))
         parts = values_and_gradients(_attend("native", **options), tensors)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
@@ -206,7 +207,7 @@ def test_gradients_in_bands_match_the_reference(batch, size, **options):
     tensors = [torch.randn(batch, 6, *size) for _ in range(3)]
     options["num_heads"] = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sliding, "WORKSPACE", (1, 1))
+        patch.setattr(tuned, "NATIVE_WORKSPACE", (1, 1))
         assert_same(_attend("native", **options), _attend("reference", **options), tensors)
 
 
