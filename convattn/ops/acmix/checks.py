@@ -103,27 +103,3 @@ def check_square(maps: int) -> int:
     if kernel_size**2 != maps or kernel_size % 2 == 0:
         raise ValueError(f"fc_weight must give K^2 maps of an odd K, got {maps}")
     return kernel_size
-
-
-def check_projections(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> None:
-    """Raise unless the weights and biases are those of three 1x1 convolutions of a map."""
-    if not len(weights) == len(biases) == 3:
-        raise ValueError(
-            f"weights and biases must be three each, of q, k and v (a bias may be None), got "
-            f"{len(weights)} and {len(biases)}"
-        )
-    check_map(x, "x")
-    for name, weight, bias in zip("qkv", weights, biases, strict=True):
-        check_tensor(f"weight of {name}", weight)
-        if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 1, 1):
-            raise ValueError(
-                f"the weight of {name} must have shape (channels of {name}, {x.shape[1]}, 1, 1) "
-                f"for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}"
-            )
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"the bias of {name} must have shape ({weight.shape[0]},), one for each channel "
-                f"of {name}, got {tuple(bias.shape)}"
-            )

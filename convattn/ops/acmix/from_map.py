@@ -27,11 +27,11 @@ from convattn.ops import tuned
 from convattn.ops.acmix.checks import (
     check_kernels,
     check_layer,
-    check_projections,
     check_widths,
 )
 from convattn.ops.acmix.convolution import acmix_convolution, convolve
 from convattn.ops.acmix.folding import connected
+from convattn.ops.attention_checks import check_projections
 from convattn.ops.dispatch import Call, Operator, Path
 
 

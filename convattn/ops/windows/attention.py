@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_divisible, check_positive
-from convattn.ops.acmix.checks import check_projections
-from convattn.ops.attention_checks import check_heads, check_windows
+from convattn.ops.attention_checks import check_heads, check_projections, check_windows
 from convattn.ops.dispatch import Call, Operator, Path
 from convattn.ops.kernels.native import conditions
 from convattn.ops.kernels.native.heads import MOST_TOKENS
