@@ -7,17 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from timm.layers import FrozenBatchNormAct2d
 from timm.models import get_notrace_functions, is_notrace_module
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from convattn.deploy.copying import computed_memo
-from convattn.layers.foldable import attachment, may_fold_inside, replaced_methods
-from convattn.layers.folding import fold_norm, left_of
+from convattn.layers.foldable import attachment, may_fold_inside, replaced_steps
+from convattn.layers.folding import NORMS, fold_norm, left_of
 
-_NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _OWN_FOLDING = ("fuse", "forward_fuse", "switch_to_deploy", "absorb_affine")
 
 
@@ -32,7 +28,7 @@ def fold_neighbours(model: nn.Module) -> None:
             continue
         after = model.get_submodule(norm)
         around = model.get_submodule(host)
-        if replaced_methods(around) and not may_fold_inside(around, after):
+        if replaced_steps(around) and not may_fold_inside(around, after):
             continue
         if fold_norm(model.get_submodule(layer), after):
             parent, _, name = norm.rpartition(".")
@@ -45,7 +41,7 @@ def _pairs(part: nn.Module, name: str) -> Iterator[tuple[str, str, str]]:
     A module whose ``forward`` was replaced is traced by its class, which is not what it computes;
     the modules in it are traced apart too.
     """
-    if not any(isinstance(module, _NORMS) for module in part.modules()):
+    if not any(isinstance(module, NORMS) for module in part.modules()):
         return
     if _looks_after_itself(part):
         return
@@ -55,7 +51,7 @@ def _pairs(part: nn.Module, name: str) -> Iterator[tuple[str, str, str]]:
     if graph is not None:
         for layer, norm in _adjacent(graph, part):
             yield prefix + layer, prefix + norm, name
-        if not replaced_methods(part):
+        if not replaced_steps(part):
             called = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
             apart = [child for child in called if attachment(part.get_submodule(child))]
     for child in apart:
@@ -73,16 +69,38 @@ def _adjacent(graph: fx.Graph, root: nn.Module) -> Iterator[tuple[str, str]]:
     )
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for (layer, norm), count in together.items():
-        if not isinstance(root.get_submodule(norm), _NORMS) or {layer, norm} & read:
+        if not isinstance(root.get_submodule(norm), NORMS) or {layer, norm} & read:
             continue
         if not _can_take(root.get_submodule(layer)):
             continue
         if number[layer] == number[norm] == count:
             yield layer, norm
+    for node in calls:
+        if node.args and isinstance(root.get_submodule(str(node.target)), NORMS):
+            adapter = _adapter_before(node.args[0], root)
+            if adapter:
+                yield adapter, str(node.target)
 
 
 def _only_user(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1
+
+
+def _adapter_before(node: Any, root: nn.Module) -> str | None:
+    """Return the name of the module that gives a node, if it seems to be an adapter of a layer.
+
+    It holds a layer that could take a norm over, and no norm. The adapter itself does not take it
+    over, and `fold_norm` notes why.
+    """
+    if not isinstance(node, fx.Node):
+        return None
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    name = str(node.target) if node.op == "call_module" else str(stack[-1][0]) if stack else ""
+    module = root.get_submodule(name)
+    norms = any(isinstance(part, NORMS) for part in module.modules())
+    if module is root or _can_take(module) or norms:
+        return None
+    return name if any(map(_can_take, module.children())) else None
 
 
 def _can_take(layer: nn.Module) -> bool:
@@ -98,7 +116,7 @@ class _Tracer(fx.Tracer):
         self.start = root
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, _NORMS) or _looks_after_itself(m) or is_notrace_module(type(m)):
+        if isinstance(m, NORMS) or _looks_after_itself(m) or is_notrace_module(type(m)):
             return True
         if m is not self.start and (isinstance(m, nn.Conv2d) or attachment(m)):
             return True

@@ -51,11 +51,7 @@ class PreNormBlock(OneNode):
     ) -> None:
         super().__init__()
         check_positive("dim", dim)
-        if not isinstance(mlp_ratio, int | float):
-            raise TypeError(f"mlp_ratio must be a number, got {mlp_ratio!r}")
-        if mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
-        check_rate("drop_path", drop_path)
+        check_branches(mlp_ratio, drop_path)
         self.dim = dim
         self.pos_embed = depthwise(dim, 3) if pos_embed else None
         self.norm1 = LayerNorm2d(dim, eps=norm_eps)
@@ -84,20 +80,24 @@ class PreNormBlock(OneNode):
         if self.pos_embed is None:
             self.folded = True
         elif not self.folded:
-            self.folded = may_fold_inside(self, self.pos_embed) and fold_identity(self.pos_embed)
-        if self._may_fold(self.ls1, "scale_mix", "mix") and self.scale_mix(self.ls1.gamma):
+            self.folded = self._may_fold_away(self.pos_embed) and fold_identity(self.pos_embed)
+        if self._may_fold_scale(self.ls1, "scale_mix") and self.scale_mix(self.ls1.gamma):
             self.ls1 = nn.Identity()
-        if self._may_fold(self.ls2) and fold_factor(self.mlp, self.ls2.gamma):
+        if self._may_fold_scale(self.ls2) and fold_factor(self.mlp, self.ls2.gamma):
             self.ls2 = nn.Identity()
-        if may_fold_inside(self, self.norm2):
+        if self._may_fold_away(self.norm2):
             self.norm2 = fuse_with_sum(self.norm2)
 
-    def _may_fold(
-        self, scale: nn.Module, fold: str = "reparameterize", *steps: str
+    def _may_fold_away(self, layer: nn.Module, fold: str = "reparameterize") -> bool:
+        free = () if fold == "scale_mix" else ("mix", "scale_mix")
+        return may_fold_inside(self, layer, fold, free)
+
+    def _may_fold_scale(
+        self, scale: nn.Module, fold: str = "reparameterize"
     ) -> TypeGuard[LayerScale2d]:
         if isinstance(scale, nn.Identity):
             return False
-        return may_fold_inside(self, scale, fold, *steps) and may_fold(scale)
+        return self._may_fold_away(scale, fold) and may_fold(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W) of the same dtype."""
@@ -108,6 +108,15 @@ class PreNormBlock(OneNode):
         mixed = self.drop_path1(self.ls1(self.mix(self.norm1(x), context)))
         x, normed = add_and_norm(x, _in_type_of(x, mixed), self.norm2)
         return x + _in_type_of(x, self.drop_path2(self.ls2(self.mlp(normed))))
+
+
+def check_branches(mlp_ratio: float, drop_path: float) -> None:
+    """Raise unless the options of a block's residual branches are numbers in range."""
+    if not isinstance(mlp_ratio, int | float):
+        raise TypeError(f"mlp_ratio must be a number, got {mlp_ratio!r}")
+    if mlp_ratio <= 0:
+        raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
+    check_rate("drop_path", drop_path)
 
 
 def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:

@@ -230,7 +230,7 @@ class ConvBeside(nn.Module):
         return True
 
     def _absorb(self, scale: Tensor) -> bool:
-        return hasattr(type(self.op), "absorb_affine") and fold_factor(self.op, scale)
+        return hasattr(self.op, "absorb_affine") and fold_factor(self.op, scale)
 
 
 def _are_alike(conv: nn.Conv2d, other: nn.Conv2d) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from convattn.checks import check_map, check_odd, check_positive
 from convattn.layers.depthwise import depthwise
 from convattn.layers.foldable import may_fold_inside, may_read
-from convattn.layers.folding import fold_identity, fold_scale, fold_shift, may_scale
+from convattn.layers.folding import fold_affine, fold_identity
 from convattn.layers.one_node import OneNode
 from convattn.ops.convolution.feed_forward import feed_forward
 
@@ -74,25 +74,19 @@ class ConvMlp(OneNode):
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
         """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
-        if not may_scale(self.fc2):
-            return False
-        fold_scale(self.fc2, scale)
-        fold_shift(self.fc2, shift)
-        return True
+        return fold_affine(self.fc2, scale, shift)
 
     def _may_fuse(self) -> bool:
         """Return whether the layers compute what `feed_forward` does."""
         fc1, middle, act, fc2 = self.fc1, self.dwconv, self.act, self.fc2
+        layers = [layer for layer in (fc1, act, fc2, middle) if layer is not None]
+        if not (may_fold_inside(self) and may_read(*layers)):
+            return False
         if type(act) is not nn.GELU or act.approximate != "none":
             return False
         if not (_keeps_size(fc1, 1) and _keeps_size(fc2, 1)):
             return False
-        layers = [fc1, act, fc2]
-        if middle is not None:
-            if not _keeps_size(middle, middle.kernel_size[0], groups=fc1.out_channels):
-                return False
-            layers.append(middle)
-        return may_fold_inside(self) and may_read(*layers)
+        return middle is None or _keeps_size(middle, middle.kernel_size[0], fc1.out_channels)
 
 
 def _keeps_size(conv: nn.Module, kernel_size: int, groups: int = 1) -> bool:

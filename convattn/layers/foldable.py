@@ -23,13 +23,18 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torchvision.ops import FrozenBatchNorm2d
 
-from convattn.layers.bare import is_bare
 from convattn.layers.depthwise import WideDepthwise
 from convattn.layers.linear import Linear
 
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # names of the parameters that fold
 _LIBRARIES = ("torch", "timm", "torchvision", "convattn")  # their classes are architecture
+# Methods that change or show a module, and compute no outputs.
+_MANAGE = {"reset_parameters", *(n for n in vars(nn.Module) if n[0] != "_")} - {"forward"}
+# Methods that a class may override without a change of what folding methods assume.
+_FREE = {"take_over", "init_weights", "reparameterize", "absorb_affine", "_load_from_state_dict"}
+_FREE |= _MANAGE
+_BASES = (nn.Module, object)
 
 # What the classes compute that are folded; others may compute something else.
 _KNOWN = (
@@ -67,6 +72,20 @@ def attachment(module: nn.Module) -> str | None:
     return changed
 
 
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of a module runs the ``forward`` of its class alone, without hooks.
+
+    It takes part in every call of ACmix, and so is faster than `attachment`.
+    """
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 def may_fold(*modules: nn.Module) -> bool:
     """Whether layers may be folded; the last one is what would be folded away."""
     return _note(modules, why_not_folded)
@@ -77,16 +96,21 @@ def may_read(*modules: nn.Module) -> bool:
     return _note(modules, lambda module: _unfit(module) or attachment(module))
 
 
-def may_reach_into(*modules: nn.Module) -> bool:
-    """Whether factors of the outputs of modules may go into layers inside of the modules.
+def may_reach_into(module: nn.Module, kind: type[nn.Module] = nn.Module) -> bool:
+    """Whether factors of the outputs of a module may go into layers inside of it.
 
-    The caller knows the classes of the modules.
+    Args:
+        module: the module.
+        kind: the class that the caller knows the code of: the module must be an instance.
     """
-    return _note(modules, lambda module: attachment(module) or _places(module))
+    return _note((module,), lambda m: _stranger(m, kind) or attachment(m) or _places(m))
 
 
 def may_fold_inside(
-    module: nn.Module, goes: nn.Module | None = None, fold: str = "reparameterize", *steps: str
+    module: nn.Module,
+    goes: nn.Module | None = None,
+    fold: str = "reparameterize",
+    free: tuple[str, ...] = (),
 ) -> bool:
     """Whether a module computes what its method that folds assumes.
 
@@ -96,9 +120,9 @@ def may_fold_inside(
         module: the module, which folds layers in it.
         goes: what would be folded away; None for the module itself.
         fold: the method that folds.
-        *steps: further methods, beside ``forward``, that the method knows the code of.
+        free: methods that a derived class may override: the folding assumes nothing of them.
     """
-    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, *steps), goes)
+    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, free), goes)
 
 
 def may_fold_itself(module: nn.Module) -> bool:
@@ -126,6 +150,15 @@ def replaced_methods(module: nn.Module) -> list[str]:
     return [n for n, value in attributes if callable(value) and callable(getattr(kind, n, None))]
 
 
+def replaced_steps(module: nn.Module) -> list[str]:
+    """Return the names of replaced methods that may change what the module computes.
+
+    A replaced ``train`` or ``eval`` does where it keeps the module in training.
+    """
+    harmless = _MANAGE - {"train", "eval"} if module.training else _MANAGE
+    return [name for name in replaced_methods(module) if name not in harmless]
+
+
 def hooks_of(module: nn.Module, kinds: tuple[str, ...] | None = None) -> str:
     """Name the hooks of a module by their kinds, without those that compute its tensors.
 
@@ -147,7 +180,7 @@ class Folding:
     """What is known of a model while it is folded: what has several places, and what is left."""
 
     places: Counter[nn.Module]
-    noted: dict[nn.Module, tuple[str, nn.Module]] = field(default_factory=dict)
+    noted: dict[nn.Module, tuple[str, set[nn.Module]]] = field(default_factory=dict)
 
     def left(self, model: nn.Module) -> dict[str, str]:
         """Return the names of the layers that were left for something attached, with reasons."""
@@ -155,8 +188,8 @@ class Folding:
         names = {module: name for name, module in model.named_modules()}
         return {
             names[module] or "the model": reason
-            for module, (reason, goes) in self.noted.items()
-            if module in present and goes in present
+            for module, (reason, kept) in self.noted.items()
+            if module in present and kept & present
         }
 
 
@@ -185,7 +218,8 @@ def _note(
     state = _current.get()
     if state is not None and not any(map(_is_architecture, reasons)):
         for module, reason in reasons.items():
-            state.noted[module] = (reason, goes or modules[-1])
+            kept = state.noted.setdefault(module, (reason, set()))[1]
+            kept.add(modules[-1] if goes is None else goes)
     return not reasons
 
 
@@ -207,19 +241,34 @@ def _unfit(module: nn.Module) -> str | None:
     known = kind.forward in _KNOWN and kind.__call__ is nn.Module.__call__
     if isinstance(module, nn.Conv2d):
         known = known and kind._conv_forward is nn.Conv2d._conv_forward
-    return None if known else f"it is a {kind.__name__}, which may compute something else"
+    return None if known else _stranger(module)
 
 
-def _overridden(module: nn.Module, fold: str, *steps: str) -> str | None:
-    """Return which class overrides what a folding method of another class knows the code of."""
+def _stranger(module: nn.Module, *kinds: type[nn.Module]) -> str | None:
+    """Return that a module is of no class whose code is known, or None."""
+    if isinstance(module, kinds):
+        return None
+    return f"it is a {type(module).__name__}, which may compute something else"
+
+
+def _overridden(module: nn.Module, fold: str, free: tuple[str, ...] = ()) -> str | None:
+    """Return which class overrides a method that the folding method of a base class relies on.
+
+    The classes of this package are known. Of another class every method counts that replaces one
+    of the folding class, but for those that compute no outputs.
+    """
     if type(module).forward in _KNOWN:
         return None
-    for kind in type(module).__mro__:
-        if fold in vars(kind):
-            return None
-        for step in ("forward", *steps):
-            if step in vars(kind):
-                return f"{kind.__name__} has a {step} of its own"
+    kinds = type(module).__mro__
+    index = next((i for i, kind in enumerate(kinds) if fold in vars(kind)), len(kinds))
+    known = {n for kind in kinds[index:] if kind not in _BASES for n in vars(kind) if n[:2] != "__"}
+    steps = (known | {"forward", "__call__"}) - _FREE - set(free)
+    for kind in kinds[:index]:
+        if kind.__module__.partition(".")[0] == "convattn" or kind in _BASES:
+            continue
+        for name, value in vars(kind).items():
+            if name in steps and (callable(value) or isinstance(value, property)):
+                return f"{kind.__name__} has a {name} of its own"
     return None
 
 
@@ -234,7 +283,7 @@ def _changed(module: nn.Module) -> str | None:
     """Return what computes something else than the class of a module and its parameters."""
     for tensor, step in computed_tensors(module).items():
         return f"{step} computes its {tensor}"
-    replaced = replaced_methods(module)
+    replaced = replaced_steps(module)
     if replaced:
         return f"its {', '.join(replaced)} was replaced on the instance"
     for name in _FOLDED:

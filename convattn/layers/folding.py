@@ -20,7 +20,7 @@ from convattn.layers.foldable import may_fold, may_fold_inside, may_reach_into
 from convattn.ops import fuse
 
 _WITH_ACT = (BatchNormAct2d, FrozenBatchNormAct2d)  # timm's: in evaluation a norm, then ``act``
-_NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 
 
 @torch.no_grad()
@@ -68,6 +68,21 @@ def fold_factor(layer: nn.Module, scale: Tensor) -> bool:
 def may_scale(*layers: nn.Module) -> bool:
     """Whether layers are convolutions or linear layers that may be folded."""
     return may_fold(*layers) and all(isinstance(layer, nn.Conv2d | nn.Linear) for layer in layers)
+
+
+def fold_affine(layer: nn.Module, scale: Tensor, shift: Tensor) -> bool:
+    """Make the outputs of a convolution or a linear layer ``scale * y + shift``; see `fold_norm`.
+
+    Args:
+        layer: what computes y.
+        scale: (C,).
+        shift: (C,).
+    """
+    if not may_scale(layer):
+        return False
+    fold_scale(layer, scale)
+    fold_shift(layer, shift)
+    return True
 
 
 def fold_norm(layer: nn.Module, norm: nn.Module) -> bool:
@@ -132,8 +147,15 @@ def fold_pair(parent: nn.Module, layer: str, norm: str) -> bool:
     return folded
 
 
-def fold_sequence(modules: nn.Sequential) -> None:
-    """Fold each batch norm of a sequence into the layer before it, or else the layer after it."""
+def fold_sequence(modules: nn.Module) -> None:
+    """Fold each batch norm of a sequence into the layer before it, or else the layer after it.
+
+    What is no ``nn.Sequential``, such as an adapter around one, stays as it is.
+    """
+    if not isinstance(modules, nn.Sequential):
+        if any(map(has_statistics, modules.modules())):
+            may_fold_inside(modules)  # which notes the reason
+        return
     names = list(modules._modules)
     for before, after in pairwise(names):
         first, second = modules.get_submodule(before), modules.get_submodule(after)
@@ -149,7 +171,7 @@ def fold_sequence(modules: nn.Sequential) -> None:
 def has_statistics(norm: nn.Module) -> bool:
     """Whether a module is a batch norm that uses running statistics in evaluation."""
     like: Any = norm  # one of several classes that agree in their names
-    if not isinstance(norm, _NORMS) or like.running_mean is None or like.running_var is None:
+    if not isinstance(norm, NORMS) or like.running_mean is None or like.running_var is None:
         return False
     return not is_lazy(like.running_mean)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from convattn.layers.folding import fold_scale, fold_shift, may_scale
+from convattn.layers.foldable import may_read
+from convattn.layers.folding import fold_affine
 from convattn.layers.linear import Linear
 from convattn.ops.tokens.heads import attend_heads
 
@@ -23,8 +24,8 @@ class HeadAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, dim) to (B, N, dim)."""
@@ -33,8 +34,11 @@ class HeadAttention(nn.Module):
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
         """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
-        if not may_scale(self.proj):
-            return False
-        fold_scale(self.proj, scale)
-        fold_shift(self.proj, shift)
-        return True
+        return fold_affine(self.proj, scale, shift)
+
+    def reparameterize(self) -> None:
+        """Let the linear layers take the path that is fastest; see `Linear`."""
+        for name in ("qkv", "proj"):
+            layer = getattr(self, name)
+            if may_read(layer) and type(layer) is nn.Linear:
+                setattr(self, name, Linear.like(layer))

@@ -1,4 +1,4 @@
-"""The linear layers of attention heads."""
+"""The linear layers of attention heads in the deployed form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class Linear(nn.Linear):
 
     See `convattn.ops.tokens.linear`.
     """
+
+    @classmethod
+    def like(cls, layer: nn.Linear) -> Linear:
+        """Return a layer that has the parameters of a linear layer."""
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        made = cls(*sizes, device="meta")
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, C_in) to (B, N, C_out)."""

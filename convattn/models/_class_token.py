@@ -11,18 +11,17 @@ from timm.layers import ClassifierHead, DropPath, SelectAdaptivePool2d, trunc_no
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from convattn.checks import check_rate
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import prepend_tokens
+from convattn.layers.block import NORM_EPS, check_branches
 from convattn.layers.ffn import ConvMlp
+from convattn.layers.foldable import may_fold_inside
 from convattn.layers.norm import LayerNorm2d, add_and_norm, fuse_with_sum
 from convattn.layers.one_node import OneNode
 from convattn.models._backbone import POOLS
 from convattn.models._pyramid import Pyramid, Stage, recompute
 from convattn.models._start import start_transformer
 from convattn.ops.resampling.resize import resize
-
-NORM_EPS = 1e-6
 
 
 class PositionEmbedding(OneNode):
@@ -78,6 +77,7 @@ class TokenBlock(OneNode):
         drop_path: rate at which a branch of an image is dropped in training.
 
     Raises:
+        TypeError: a ratio that is no number.
         ValueError: a ratio or a rate out of range.
 
     ViT (arXiv 2010.11929), section 3.1.
@@ -87,9 +87,7 @@ class TokenBlock(OneNode):
         self, dim: int, mixer: ACmix, *, mlp_ratio: float = 4.0, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio!r}")
-        check_rate("drop_path", drop_path)
+        check_branches(mlp_ratio, drop_path)
         self.dim = dim
         self.norm1 = LayerNorm2d(dim, eps=NORM_EPS)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
@@ -112,7 +110,8 @@ class TokenBlock(OneNode):
 
     def reparameterize(self) -> None:
         """Let the second norm add the branch before it, in one step."""
-        self.norm2 = fuse_with_sum(self.norm2)
+        if may_fold_inside(self, self.norm2):
+            self.norm2 = fuse_with_sum(self.norm2)
 
     def _residuals(self, x: Tensor, mixed: Tensor) -> Tensor:
         x, normed = add_and_norm(x, self.drop_path1(mixed).to(x.dtype), self.norm2)

@@ -39,8 +39,7 @@ class Stage(nn.Module):
 
     def reparameterize(self) -> None:
         """Fold the batch norms of the transition into its convolutions, exactly and for good."""
-        if isinstance(self.downsample, nn.Sequential):
-            fold_sequence(self.downsample)
+        fold_sequence(self.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H', W')."""
@@ -119,8 +118,7 @@ class Pyramid(Backbone):
 
     def reparameterize(self) -> None:
         """Fold the batch norms of the stem into its convolutions, exactly and for good."""
-        if isinstance(self.stem, nn.Sequential):
-            fold_sequence(self.stem)
+        fold_sequence(self.stem)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normed map (B, num_features, H/32, W/32) of images (B, in_chans, H, W)."""

@@ -11,9 +11,9 @@ from torch import nn
 from convattn.checks import check_positive
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import GlobalAttention
+from convattn.layers.block import NORM_EPS
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._class_token import (
-    NORM_EPS,
     PositionEmbedding,
     TokenBlock,
     TokenPyramid,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice
 from convattn.layers.attention.block import AttentionBlock
-from convattn.layers.foldable import attachment, replaced_methods
+from convattn.layers.foldable import attachment, replaced_steps
 from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import check_stages
@@ -132,7 +132,7 @@ class GLNet(Pyramid):
             self.norm = affine
             pools = (self.head, *self.head.global_pool.modules())
             plain = type(self).forward_features is Pyramid.forward_features
-            changed = not plain or replaced_methods(self) or any(map(attachment, pools))
+            changed = not plain or replaced_steps(self) or any(map(attachment, pools))
             self.folded = not changed
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import nn
 from convattn.checks import check_positive
 from convattn.layers.acmix.acmix import ACmix
 from convattn.layers.attention.parts import SpatialReductionAttention
+from convattn.layers.block import NORM_EPS
 from convattn.layers.norm import LayerNorm2d
 from convattn.models._backbone import check_stages
 from convattn.models._class_token import (
-    NORM_EPS,
     PositionEmbedding,
     TokenBlock,
     TokenPyramid,

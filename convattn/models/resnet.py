@@ -290,7 +290,7 @@ def _fold_norms(block: nn.Module) -> None:
     for i in ("1", "2", "3"):
         if hasattr(block, f"conv{i}"):
             fold_pair(block, f"conv{i}", f"bn{i}")
-    if isinstance(block.downsample, nn.Sequential):
+    if isinstance(block.downsample, nn.Module):
         fold_sequence(block.downsample)
 
 

@@ -8,6 +8,7 @@ from timm.layers import Attention
 from torch import nn
 
 from convattn.layers.heads import HeadAttention
+from convattn.layers.linear import Linear
 from tests.compare import assert_close
 
 
@@ -44,3 +45,22 @@ def test_the_layers_are_called(layer):
     assert (changed - plain).abs().max() > 1e-4
     attention.set_submodule(layer, nn.Sequential(linear))
     assert_close(attention(x), plain, torch.float32)
+
+
+def test_dynamic_quantization_finds_the_layers():
+    """PyTorch exchanges layers by their exact class."""
+    assert {type(HeadAttention(8, 2).qkv), type(HeadAttention(8, 2).proj)} == {nn.Linear}
+
+
+def test_the_deployed_form_has_the_same_parameters_and_takes_the_faster_path():
+    attention = HeadAttention(8, 2).double().eval()
+    before, x = attention.state_dict(), torch.randn(1, 5, 8, dtype=torch.float64)
+    expected = attention(x)
+    attention.reparameterize()
+    assert isinstance(attention.qkv, Linear)
+    assert isinstance(attention.proj, Linear)
+    assert not attention.proj.training
+    after = attention.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert_close(attention(x), expected, torch.float64)

@@ -20,8 +20,8 @@ from convattn.layers.attention.choice import (
     without_attention,
 )
 from convattn.layers.attention.part import AttentionPart
-from convattn.layers.bare import is_bare
 from convattn.layers.conv2d_like import Conv2dLike, ConvSize, fewer_heads
+from convattn.layers.foldable import is_bare
 from convattn.layers.scalars import accept_scalars
 from convattn.ops.layout import check_tokens
 
@@ -185,7 +185,7 @@ class ACmix(Conv2dLike):
         check_map(x, "x", self.in_chans)
         if self.mix == "convolution":
             raise ValueError("tokens need an attention, and mix='convolution' has none")
-        if not self.attn.supports_tokens:
+        if not (self.attn.supports_tokens and hasattr(type(self.attn), "forward_tokens")):
             raise NotImplementedError(
                 f"{type(self.attn).__name__} has no forward_tokens of its own, so that it takes no "
                 "tokens; use attention='global' or 'spatial_reduction'"
@@ -235,13 +235,15 @@ class ACmix(Conv2dLike):
         if way != "projected":
             if self.mix == "convolution" or self._attends_map():
                 return None
-            if attn.skips_queries and is_pointwise(self.q_proj):
+            known = isinstance(attn, AttentionPart)  # an adapter may need every query
+            if known and attn.skips_queries and is_pointwise(self.q_proj):
                 queries = x[:, :, :: attn.stride, :: attn.stride]
         return self.projections(queries, attn.context(x))
 
     def _attends_map(self) -> bool:
         attn = self.attn
-        readable = attn.attends_map and attn.one_map and is_bare(attn)
+        known = isinstance(attn, AttentionPart)  # an adapter shows what its part declares
+        readable = known and attn.attends_map and attn.one_map and is_bare(attn)
         return readable and self.projections.are_readable()
 
     def _attend(self, x: Tensor, qkv: _Projected | None) -> Tensor | None:

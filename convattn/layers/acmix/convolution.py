@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from convattn.layers.acmix.deployed import MapConvolution, deployed_layers, deployed_map
 from convattn.layers.acmix.projections import is_pointwise
-from convattn.layers.bare import is_bare
-from convattn.layers.foldable import may_fold, may_read
+from convattn.layers.foldable import is_bare, may_fold, may_read
 from convattn.layers.folding import fold_scale
 from convattn.ops.acmix.convolution import (
     ACMIX_CONVOLUTION,
@@ -206,10 +205,22 @@ class ConvolutionPath:
 
     def _is_readable(self) -> bool:
         """Whether the weights of ``fc`` and ``dep_conv`` say all that calls of them compute."""
-        layer = self.layer
-        conv = layer.dep_conv
-        known = conv is None or (type(conv) in (nn.Conv2d, ShiftConv2d) and is_bare(conv))
-        return known and is_pointwise(layer.fc)
+        conv = self.layer.dep_conv
+        return (conv is None or self._is_group_convolution(conv)) and is_pointwise(self.layer.fc)
+
+    def _is_group_convolution(self, conv: nn.Conv2d) -> bool:
+        """Whether a call of ``dep_conv`` computes what this path computes from its weight."""
+        if type(conv) not in (nn.Conv2d, ShiftConv2d) or not is_bare(conv):
+            return False
+        layer, stride = self.layer, self.layer.attn.stride
+        padding = layer.dilation * (layer.kernel_size // 2)
+        sizes = (stride, stride), (padding, padding), (layer.dilation, layer.dilation)
+        return (
+            (conv.stride, conv.padding, conv.dilation) == sizes
+            and conv.groups == layer.head_dim
+            and conv.padding_mode == "zeros"
+            and conv.bias is None
+        )
 
     def _kernels(self, like: Tensor) -> Tensor:
         """Return those of the group convolution (C, K^2, K, K), like a map in type and device."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.layers.acmix.projections import is_pointwise
+from convattn.layers.attention.part import AttentionPart
 from convattn.layers.foldable import may_fold, may_fold_inside, may_reach_into
 from convattn.layers.folding import fold_scale, fold_shift
 from convattn.ops.fuse import widened
@@ -102,9 +103,9 @@ def _last_layer(layer: ACmix) -> nn.Conv2d | None:
     That is the output projection of the attention or, without one, ``v_proj``.
     """
     attn = layer.attn
-    proj = getattr(attn, "proj", None)
-    if not attn.linear_in_values or not may_reach_into(attn):
+    if not may_reach_into(attn, AttentionPart) or not attn.linear_in_values:
         return None
+    proj = getattr(attn, "proj", None)
     if proj is not None and not may_fold(proj):
         return None
     last = layer.v_proj if proj is None or isinstance(proj, nn.Identity) else proj

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from convattn.layers.bare import is_bare
+from convattn.layers.foldable import is_bare
 
 
 @dataclass

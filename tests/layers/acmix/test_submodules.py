@@ -78,3 +78,24 @@ def test_a_layer_and_its_parameters_have_one_name():
     assert {id(p) for p in layer.parameters()} == {
         id(p) for _, p in layer.named_parameters(remove_duplicate=False)
     }
+
+
+@pytest.mark.parametrize("attention", ["sliding_window", "patchwise"])
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"dilation": 2, "padding": 2}, {"padding_mode": "circular"}, {"groups": 1}],
+)
+def test_a_group_convolution_of_other_options_is_called(attention, options):
+    layer = trained(attention=attention, window_size=3)
+    old = layer.dep_conv
+    options = {"padding": 1, "groups": old.groups, "bias": False, **options}
+    sizes = old.in_channels, old.out_channels, 3
+    layer.dep_conv = randomise(nn.Conv2d(*sizes, **options)).double()
+    with torch.no_grad():
+        y = layer(maps())
+        handle = layer.dep_conv.register_forward_hook(lambda *_: None)  # and so it is called
+        expected = layer(maps())
+        handle.remove()
+        assert_close(y, expected, torch.float64)
+        layer.reparameterize()
+        assert_close(layer(maps()), expected, torch.float64)
