@@ -105,7 +105,7 @@ def check_available() -> None:
     if not AVAILABLE:
         raise ModuleNotFoundError(
             "backend 'triton' needs the package triton, which comes with PyTorch for GPUs; "
-            "backend 'auto' does without; `convattn doctor` shows what is installed",
+            "backend 'auto' takes another path; `convattn doctor` shows what is installed",
             name="triton",
         )
 
