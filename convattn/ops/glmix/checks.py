@@ -16,7 +16,7 @@ def check_grid(grid: tuple[int, int]) -> None:
 
 
 def check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
-    """Return slots (B, M, C); raise unless they are those of the map ``u``, or (1, M, C)."""
+    """Return slots (B, M, C); raise an error unless they are (B or 1, M, C) for the map ``u``."""
     check_map(u, "u")
     check_tensor(name, slots)
     B, C = u.shape[:2]
@@ -50,7 +50,7 @@ def check_scale(scale: Tensor | float) -> None:
 
 
 def check_attended(slots: Tensor, prototypes: Tensor, u: Tensor) -> Tensor:
-    """Return the attended slots (B, M, C); raise unless they are as many as the prototypes."""
+    """Return the attended slots (B, M, C); raise an error unless each prototype has one."""
     slots = check_slots(slots, u, "attended slots")
     check_number(slots, prototypes)
     return slots

@@ -54,7 +54,7 @@ def _conv_pays(call: LinearCall) -> bool:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     B, N, C = x.shape
-    # Channels last, also of one image: the stride of the batch may be any number there.
+    # The strides are set explicitly: with one image, the batch stride of x may have any value.
     row = x.as_strided((B, C, 1, N), (N * C, 1, N * C, C))
     return F.conv2d(row, weight[:, :, None, None], bias).squeeze(2).transpose(1, 2)
 
@@ -75,6 +75,6 @@ LINEAR: Operator[LinearCall] = Operator(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias`` for tokens (B, N, C)."""
+    """Return ``x weight^T + bias`` for tokens (B, N, C)."""
     y: Tensor = LINEAR(LinearCall(x, weight, bias))
     return y
