@@ -90,7 +90,7 @@ def _strips_refuse(call: SlidingCall) -> str | None:
     if not call.on_cpu and call.device != "meta":
         return f"it computes tensors on the CPU, got {call.devices}"
     if call.exporting:
-        return "an exported program has PyTorch's operators alone"
+        return "an exported program has PyTorch's operators only"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     return None
