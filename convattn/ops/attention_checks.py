@@ -53,7 +53,7 @@ def queries_of_stride(q: Tensor, k: Tensor, stride: int) -> Tensor:
         return q[:, :, ::stride, ::stride] if stride > 1 else q
     size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
     if tuple(q.shape[2:]) != size:
-        also = f", or {size} for the queries of stride={stride} alone" if stride > 1 else ""
+        also = f", or {size} for only the queries of stride={stride}" if stride > 1 else ""
         raise ValueError(
             f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
             f"k {tuple(k.shape)}"

@@ -64,7 +64,7 @@ def fold_fc_group_conv(fc_weight: Tensor, dep_weight: Tensor, *, groups: int) ->
     Raises:
         ValueError: shapes that do not fit.
 
-    ACmix (arXiv 2111.14556), the convolution path. The published code keeps the two layers apart.
+    ACmix (arXiv 2111.14556), the convolution path. The published code does not fold the layers.
     """
     check_divisible("outputs of dep_weight", dep_weight.shape[0], "groups", groups)
     if fc_weight.shape[0] != dep_weight.shape[1]:
@@ -91,7 +91,7 @@ def batch_norm_factors(
         eps: the constant that is added to the variance.
 
     Returns:
-        scale (C,) and shift (C,), in float32 at least.
+        scale (C,) and shift (C,), in float32 or float64.
     """
     scale = (widened(variance) + eps).rsqrt()
     if weight is not None:
@@ -110,7 +110,7 @@ def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
         scale: (C,) or (1,).
 
     Returns:
-        The scaled weight, in float32 at least.
+        The scaled weight, in float32 or float64.
     """
     return widened(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
 
@@ -131,7 +131,7 @@ def affine_before(
         groups: of the convolution.
 
     Returns:
-        The weight and the bias (C_out,), in float32 at least.
+        The weight and the bias (C_out,), in float32 or float64.
 
     Raises:
         ValueError: factors for another number of inputs.
@@ -164,7 +164,7 @@ def add_identity(weight: Tensor) -> Tensor:
         weight: (C, 1, K, K) with K odd.
 
     Returns:
-        Kernels (C, 1, K, K), in float32 at least.
+        Kernels (C, 1, K, K), in float32 or float64.
 
     Raises:
         ValueError: kernels that are not depth-wise or have no centre.

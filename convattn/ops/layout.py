@@ -19,7 +19,7 @@ def to_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """View tokens (B, N, HW, d) as a map (B, C, H, W), the heads one after another in C."""
+    """View tokens (B, N, HW, d) as a map (B, C, H, W); the channels of a head are adjacent in C."""
     return tokens.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (height, width))
 
 

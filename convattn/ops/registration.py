@@ -75,11 +75,11 @@ def check_no_gradient(name: str, *tensors: Tensor | None) -> None:
 def register_sliding_window(name: str, forward: Forward, backward: Backward) -> Forward:
     """Register a path of ``ops.sliding_window_attention``, and return the function that calls it.
 
-    ``torch.compile`` sees one operator, and backward keeps nothing but the maps. Where no gradient
-    is required the operator is called alone.
+    ``torch.compile`` traces the path as one operator, and only the maps are stored for the backward
+    pass. If no gradient is required, the operator is called without an autograd formula.
 
     Args:
-        name: of the path; its operators are ``sliding_window_NAME`` and
+        name: name of the path; its operators are ``sliding_window_NAME`` and
             ``sliding_window_NAME_backward``.
         forward: computes the outputs.
         backward: computes grad_q, grad_k and grad_v. The gradient of the position is a sum of

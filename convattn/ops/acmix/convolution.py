@@ -2,8 +2,8 @@
 
 B batch, H W size of the map, J groups of d channels each (those of q, then of k, then of v), M =
 K^2 maps per channel, N outputs per channel, K kernel, s stride. Maps are (B, C, H, W) with the
-groups one after another in C; the result has its channels in the order (d, N), as published
-checkpoints do.
+channels of each group adjacent in C. The channels of the result have the order (d, N), as in
+published checkpoints.
 
 | path        | computes                                                                        |
 |-------------|---------------------------------------------------------------------------------|

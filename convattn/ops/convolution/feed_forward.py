@@ -44,7 +44,7 @@ def _parts_refuse(call: FeedForwardCall) -> str | None:
     return refuses_tensors(call)
 
 
-def _parts_pay(call: FeedForwardCall) -> bool:
+def _prefers_parts(call: FeedForwardCall) -> bool:
     if call.device != "cpu" or call.dtype not in DTYPES or call.compiling:
         return False
     return has_kernel(call.dtype) and _images_of_a_part(call.x) < len(call.x)
@@ -80,7 +80,9 @@ def _in_parts(x: Tensor, *weights: Any) -> Tensor:
 FEED_FORWARD: Operator[FeedForwardCall] = Operator(
     "feed_forward",
     Path("reference", _at_once, "as fast as parts in bfloat16 and for small maps"),
-    Path("parts", _in_parts, "large maps in float32: 6 to 7 % faster", _parts_refuse, _parts_pay),
+    Path(
+        "parts", _in_parts, "large maps in float32: 6 to 7 % faster", _parts_refuse, _prefers_parts
+    ),
     named=False,
 )
 

@@ -70,7 +70,7 @@ def _onednn_refuses(call: ConvGeluCall) -> str | None:
     return None if call.x.numel() > 0 else "the map has no pixel"
 
 
-def _onednn_pays(call: ConvGeluCall) -> bool:
+def _prefers_onednn(call: ConvGeluCall) -> bool:
     return call.device == "cpu" and call.dtype in DTYPES and not call.compiling
 
 
@@ -95,7 +95,7 @@ CONV_GELU: Operator[ConvGeluCall] = Operator(
         _fused,
         "FFN in bfloat16 1.5x at (96, 56x56), 1.1x at (384, 14x14); in float32 more",
         _onednn_refuses,
-        _onednn_pays,
+        _prefers_onednn,
     ),
     named=False,
 )

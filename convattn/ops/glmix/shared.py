@@ -35,7 +35,7 @@ _COMPILED = "it needs the value of the scale, which is unknown in a compiled or 
 
 
 def refuses(call: ClusterAndDispatchCall) -> str | None:
-    """Return why the path "shared" cannot compute a call, or None where it can."""
+    """Return why the path "shared" cannot compute a call, or None if it can."""
     if not call.on_cpu:
         return f"it computes maps on the CPU, got {call.devices}"
     if call.grad:
@@ -50,7 +50,7 @@ def refuses(call: ClusterAndDispatchCall) -> str | None:
 
 
 def natively_refuses(call: ClusterAndDispatchCall) -> str | None:
-    """Return why the path "native" cannot compute a call, or None where it can."""
+    """Return why the path "native" cannot compute a call, or None if it can."""
     return conditions.refuses(call) or _limits_refuse(call)
 
 

@@ -27,7 +27,7 @@ Tile = tuple[slice, list[slice]]  # images, and the ranges of pixels that cover 
 
 
 def refuses(call: MapCall) -> str | None:
-    """Return why the path cannot compute a call, or None where it can."""
+    """Return why the path cannot compute a call, or None if it can."""
     if call.compiling:
         return "its loops over tiles would fix the sizes of a compiled or exported program"
     if call.transformed:

@@ -1,7 +1,7 @@
 """The reference paths of the attention operators: unfolding, loops over windows, einsum.
 
 B batch, C channels, N heads of d = C / N channels, K window, s stride, r dilation; maps are
-(B, C, H, W) with the N heads one after another in C.
+(B, C, H, W) with the channels of each head adjacent in C.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ MIN_NORM = 1e-6
 
 
 def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Average each bin of the grid, one after another."""
+    """Average each bin of the grid in a loop."""
     H, W = x.shape[-2:]
     rows, columns = grid
     slots = [x[:, :, r, c].mean(dim=(2, 3)) for r in _bins(H, rows) for c in _bins(W, columns)]

@@ -53,7 +53,7 @@ def _multiply(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
     return along_axes(wide, rows, columns).flatten(1, 2).to(x.dtype)
 
 
-def _products_pay(call: BinsCall) -> bool:
+def _prefers_products(call: BinsCall) -> bool:
     """Return whether the gradient of pooling is slow or nondeterministic, or not exportable."""
     if call.grad and not call.exporting:
         return call.device == "cpu" or torch.are_deterministic_algorithms_enabled()
@@ -77,7 +77,7 @@ AVERAGE_BINS: Operator[BinsCall] = Operator(
         _multiply,
         "forward and backward 2.4 ms, PyTorch's pooling 14.6; on CUDA PyTorch's gradient is not "
         "deterministic; exports have no such pooling",
-        prefers=_products_pay,
+        prefers=_prefers_products,
     ),
     named=False,
 )

@@ -1,7 +1,7 @@
 """Sliding-window attention: the public function and its paths.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
+r dilation. Maps are (B, C, H, W) with the channels of each head adjacent in C.
 
 | path        | computes                                                                 |
 |-------------|--------------------------------------------------------------------------|
@@ -74,7 +74,7 @@ def _fills_vectors(call: SlidingCall) -> bool:
     return call.pixels > (call.window_size + 2) ** 2
 
 
-def _bands_pay(call: SlidingCall) -> bool:
+def _prefers_bands(call: SlidingCall) -> bool:
     """Whether the windows of a band contain only a part of the rows of a small map on a CPU."""
     if call.device != "cpu" or call.compiling or call.grad or not _is_small(call):
         return False
@@ -133,7 +133,7 @@ SLIDING: Operator[SlidingCall] = Operator(
         _on_moved_keys(attend_in_bands),
         "two cores, (256, 14x14): 2.0 ms, dense 2.8",
         _bands_refuse,
-        _bands_pay,
+        _prefers_bands,
     ),
     Path(
         "dense",

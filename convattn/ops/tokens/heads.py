@@ -47,7 +47,7 @@ def _native_refuses(call: HeadsCall) -> str | None:
     return None if call.qkv.numel() > 0 else "there is no token"
 
 
-def _products_pay(call: HeadsCall) -> bool:
+def _prefers_products(call: HeadsCall) -> bool:
     """Whether the CPU has bfloat16 instructions: then "products" is faster than "sdpa"."""
     half = call.device == "cpu" and call.dtype == torch.bfloat16
     return half and not call.compiling and multiplies(call.dtype)
@@ -67,9 +67,9 @@ def _sdpa_refuses(call: HeadsCall) -> str | None:
     return None
 
 
-def _sdpa_pays(call: HeadsCall) -> bool:
+def _prefers_sdpa(call: HeadsCall) -> bool:
     """Whether "sdpa" is at least as fast as "reference", which stores weights for gradients."""
-    return not (_products_pay(call) and call.grad and call.tokens <= tuned.MAX_STORED_TOKENS)
+    return not (_prefers_products(call) and call.grad and call.tokens <= tuned.MAX_STORED_TOKENS)
 
 
 def _split(qkv: Tensor, num_heads: int) -> Tensor:
@@ -125,14 +125,14 @@ HEADS: Operator[HeadsCall] = Operator(
         _attend_in_tiles,
         "bfloat16: 64 tokens 2x as fast as sdpa, 196 tokens 1.7x",
         _products_refuse,
-        _products_pay,
+        _prefers_products,
     ),
     Path(
         "sdpa",
         _attend_by_sdpa,
         "float32: as fast as products, or faster; bfloat16 without AVX-512: 8x; CUDA: not measured",
         _sdpa_refuses,
-        _sdpa_pays,
+        _prefers_sdpa,
     ),
     named=False,
 )

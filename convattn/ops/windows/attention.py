@@ -1,7 +1,7 @@
 """Attention inside the windows of a grid: the public functions and their paths.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window. Maps are (B, C,
-H, W) with the N heads one after another in C.
+H, W) with the channels of each head adjacent in C.
 
 | path        | computes                                                                        |
 |-------------|---------------------------------------------------------------------------------|
@@ -77,7 +77,7 @@ def _native_refuses(call: AnyCall) -> str | None:
     return conditions.refuses(call)
 
 
-def _products_pay(call: AnyCall) -> bool:
+def _prefers_products(call: AnyCall) -> bool:
     """Whether "products" is faster than "sdpa", or a transform needs derivatives sdpa lacks."""
     if call.transformed:
         return True
@@ -118,14 +118,14 @@ WINDOWS: Operator[WindowCall] = Operator(
     "window_attention",
     Path("reference", reference.window_attention, "the formula"),
     Path("native", attend_in_place, _NATIVE, _native_refuses, _not_compiling),
-    Path("products", in_copied_windows(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("products", in_copied_windows(attend_by_products), _PRODUCTS, prefers=_prefers_products),
     Path("sdpa", in_copied_windows(attend_by_sdpa), _SDPA),
 )
 MAP_WINDOWS: Operator[MapWindowCall] = Operator(
     "map_window_attention",
     Path("reference", _from_projections, "the formula"),
     Path("native", attend_map_in_place, _NATIVE, _native_refuses, _not_compiling),
-    Path("products", in_copied_map(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("products", in_copied_map(attend_by_products), _PRODUCTS, prefers=_prefers_products),
     Path("sdpa", in_copied_map(attend_by_sdpa), _SDPA),
 )
 

@@ -46,7 +46,7 @@ def attend_cosine(a: Tensor, k: Tensor, v: Tensor | None, scale: Tensor) -> tupl
         scale: t (1,).
 
     Returns:
-        (B, n, C) and lse (B, n), in base 2 and float32 at least.
+        (B, n, C) and lse (B, n), in base 2 and float32 or float64.
     """
     plan = _plan(a, a.shape[1], k.shape[1])
     values = k if v is None else v
@@ -167,8 +167,8 @@ def _plan(x: Tensor, own: int, passing: int) -> _Plan:
     chunk = next((c for c in (64, 32) if c <= block and channels % c == 0), 32)
     number = ceil_divide(own, block)
     programs_of_part = number * ceil_divide(channels, block_c) * len(x)
-    wanted = PROGRAMS // max(programs_of_part, 1)  # an empty batch has no program
-    parts = max(min(wanted, passing // (LEAST * block)), 1)
+    target_parts = PROGRAMS // max(programs_of_part, 1)  # an empty batch has no program
+    parts = max(min(target_parts, passing // (LEAST * block)), 1)
     part = ceil_divide(ceil_divide(passing, parts), block) * block
     blocks = {
         "CHANNELS": channels,

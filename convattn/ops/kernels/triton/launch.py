@@ -13,7 +13,7 @@ ACCUMULATORS = {torch.float64: triton.language.float64}
 
 
 def accumulator(dtype: torch.dtype) -> triton.language.dtype:
-    """Return the type in which products of ``dtype`` are summed: float32 at least."""
+    """Return the type in which products of ``dtype`` are summed: float32 or float64."""
     return ACCUMULATORS.get(dtype, triton.language.float32)
 
 

@@ -65,7 +65,7 @@ def attend_neighbours(
 
     Returns:
         The map (B, C, ceil(H / s), ceil(W / s)) and lse (B, N, ceil(H / s), ceil(W / s)), in base 2
-        and float32 at least.
+        and float32 or float64.
     """
     out, lse = _outputs(q, num_heads)
     tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
