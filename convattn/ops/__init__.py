@@ -1,4 +1,4 @@
-"""Functions on tensors, without parameters: torch is all they need."""
+"""Functions on tensors, without parameters. They need no package but torch."""
 
 from convattn.ops.acmix.convolution import acmix_convolution as acmix_convolution
 from convattn.ops.acmix.convolution import folded_convolution as folded_convolution

@@ -181,7 +181,7 @@ def test_explain_says_what_runs_and_why_not_the_others():
     assert choice.operator == "sliding_window_attention"
     assert choice.path == "dense"
     assert "has windows of up to 32 pixels" in choice.others["native"]
-    assert choice.others["tiled"] == "asked after 'dense'"
+    assert choice.others["tiled"] == "it comes after 'dense' in the order of the paths"
     assert "(cpu, float32, (1, 8, 20, 20)) takes 'dense'" in str(choice)
     assert "not 'native': it cannot: it has windows" in str(choice)
 
@@ -204,7 +204,7 @@ def test_record_paths_lists_every_choice_in_order():
         ("global_attention", "sdpa"),
         ("sliding_window_attention", "tiled"),
     ]
-    assert taken[1].because == "it is the one that was named"
+    assert taken[1].because == "the caller named this path"
 
 
 def test_a_variable_writes_each_choice_once():
