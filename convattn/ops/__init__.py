@@ -5,6 +5,7 @@ from convattn.ops.acmix.convolution import folded_convolution as folded_convolut
 from convattn.ops.acmix.convolution import shift_convolution as shift_convolution
 from convattn.ops.acmix.from_map import convolution_path as convolution_path
 from convattn.ops.acmix.from_map import map_convolution as map_convolution
+from convattn.ops.dispatch import checkpoint_contexts as checkpoint_contexts
 from convattn.ops.dispatch import explain as explain
 from convattn.ops.dispatch import record_paths as record_paths
 from convattn.ops.dispatch import use_backend as use_backend

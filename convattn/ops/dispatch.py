@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import NoneType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,8 +32,8 @@ from convattn.checks import check_choice
 
 _log = logging.getLogger("convattn.paths")
 
-# Before PyTorch 2.14, `torch.compiler.is_exporting()` is also True while `torch.compile` traces, and
-# traced code cannot read a context variable.
+# Before PyTorch 2.14, `torch.compiler.is_exporting()` is also True while `torch.compile` traces,
+# and traced code cannot read a context variable.
 _OLD_COMPILER = torch.__version__ < "2.14"
 
 
@@ -202,21 +203,12 @@ class Operator(Generic[CallT]):
         name: the name of the function that calls the operator.
         reference: the path that computes every call, by the formula.
         *paths: the faster paths, in the order in which "auto" tests them; the reference is last.
-        named: whether the function has an argument ``backend``. Without this argument, only
-            `use_backend` names a path, and a path that refuses the call is not taken.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reference: Path[CallT],
-        *paths: Path[CallT],
-        named: bool = True,
-    ) -> None:
+    def __init__(self, name: str, reference: Path[CallT], *paths: Path[CallT]) -> None:
         self.name = name
-        self.paths = (*paths, reference)
         self.reference = reference
-        self.named = named
+        self.paths = (*paths, reference)
         self._by_name = {path.name: path for path in self.paths}
         OPERATORS[name] = self
 
@@ -225,11 +217,15 @@ class Operator(Generic[CallT]):
         """The names of the paths."""
         return tuple(self._by_name)
 
+    def __getitem__(self, name: str) -> Path[CallT]:
+        """Return the path with this name."""
+        return self._by_name[name]
+
     def __call__(self, call: CallT, backend: str = "auto") -> Any:
         """Compute a call on the path that `choose` returns.
 
         Raises:
-            ValueError: the named path is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
         path = self.choose(call, backend)
         return path.run(*call.tensors, **call.options)
@@ -239,42 +235,47 @@ class Operator(Generic[CallT]):
 
         Args:
             call: the arguments of the operator.
-            backend: the path's name; "auto" takes the path that `use_backend` names, or else the
-                preferred path.
+            backend: the path's name; "auto" takes the path that `use_backend` names, if it does not
+                refuse the call, or else the preferred path.
 
         Raises:
-            ValueError: the named path is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
-        path = self._named_path(call, backend) or self._preferred(call)
+        path, because = self._select(call, backend)
         if torch.compiler.is_compiling():
             return path
         watcher = _watcher.get()
-        if watcher is not None or _LOGS:
-            self._tell(watcher, call, path, backend)
+        if watcher is not None:
+            watcher(self._choice(call, path, because))
+        if _LOGS:
+            _log_once(str(self._choice(call, path, because)))
         return path
 
     def explain(self, call: CallT, backend: str = "auto") -> Choice:
         """Return which path a call takes, why, and why the other paths are not taken.
 
         Raises:
-            ValueError: the named path is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
-        path = self._named_path(call, backend) or self._preferred(call)
-        because = path.because if backend == "auto" else "the caller named this path"
-        others = {p.name: self._against(p, path, call) for p in self.paths if p is not path}
-        return Choice(self.name, path.name, because, others, _described(call))
+        return self._choice(call, *self._select(call, backend))
 
-    def _named_path(self, call: CallT, backend: str) -> Path[CallT] | None:
-        if backend == "auto":
-            override = _current_override()
-            path = None if override is None else self._by_name.get(override)
-            if path is None or (not self.named and path.refuses(call)):
-                return None
-        else:
-            path = self._by_name.get(backend)
-            if path is None:
-                check_choice("backend", backend, ("auto", *self._by_name))
-                raise AssertionError("an unknown backend is an error")
+    def _select(self, call: CallT, backend: str) -> tuple[Path[CallT], str]:
+        """Return the path, and who named it; "" for the preferred path."""
+        if backend != "auto":
+            return self._named(call, backend), "the argument backend names this path"
+        override = _current_override() if call.tensors else None
+        if override is not None:
+            path = self._by_name.get(override)
+            if path is not None and path.refuses(call) is None:
+                return path, "use_backend names this path"
+        for path in self.paths:
+            if path.prefers(call) and path.refuses(call) is None:
+                return path, ""
+        return self.reference, ""
+
+    def _named(self, call: CallT, backend: str) -> Path[CallT]:
+        check_choice("backend", backend, ("auto", *self._by_name))
+        path = self._by_name[backend]
         reason = path.refuses(call)
         if reason is not None:
             raise ValueError(
@@ -283,75 +284,54 @@ class Operator(Generic[CallT]):
             )
         return path
 
-    def _preferred(self, call: CallT) -> Path[CallT]:
-        for path in self.paths:
-            if path.prefers(call) and path.refuses(call) is None:
-                return path
-        return self.reference
+    def _choice(self, call: CallT, taken: Path[CallT], named: str) -> Choice:
+        others = {
+            p.name: self._against(p, taken, named, call) for p in self.paths if p is not taken
+        }
+        return Choice(self.name, taken.name, named or taken.because, others, _described(call))
 
-    def _against(self, path: Path[CallT], taken: Path[CallT], call: CallT) -> str:
+    def _against(self, path: Path[CallT], taken: Path[CallT], named: str, call: CallT) -> str:
         reason = path.refuses(call)
         if reason is not None:
             return f"it cannot: {reason}"
+        if named:
+            return f"it can, but {taken.name!r} is named"
         if not path.prefers(call):
             return f"not measured to be faster here ({path.because})"
         return f"it comes after {taken.name!r} in the order of the paths"
-
-    def _tell(self, watcher: Watcher | None, call: CallT, path: Path[CallT], backend: str) -> None:
-        choice = self.explain(call, backend)
-        if watcher is not None:
-            watcher.see(choice)
-        if _LOGS and str(choice) not in _logged:
-            _logged.add(str(choice))
-            _log.info("%s", choice)
 
 
 # All operators by name; the tests and the performance page read this dictionary.
 OPERATORS: dict[str, Operator[Any]] = {}
 
 
-class Watcher:
-    """Receives every choice of a path."""
-
-    def see(self, choice: Choice) -> None:
-        """Handle one choice."""
-        raise NotImplementedError
-
-
-class _Recorder(Watcher):
-    def __init__(self) -> None:
-        self.taken: list[Choice] = []
-
-    def see(self, choice: Choice) -> None:
-        self.taken.append(choice)
-
-
-class _Explained(Exception):  # noqa: N818  # not an error: it ends the call in `explain`
+class _Explained(BaseException):  # `except Exception` in the explained function does not catch it
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
         self.choice = choice
 
 
-class _Stopper(Watcher):
-    def see(self, choice: Choice) -> None:
-        raise _Explained(choice)
-
-
 # Context variables: each thread and each asynchronous task has its own values.
 _override: ContextVar[str | None] = ContextVar("convattn_backend", default=None)
 _last_override: str | None = None  # of any thread
-_watcher: ContextVar[Watcher | None] = ContextVar("convattn_watcher", default=None)
+_watcher: ContextVar[Callable[[Choice], None] | None] = ContextVar("convattn_paths", default=None)
 _LOGS = "paths" in os.environ.get("CONVATTN_LOG", "").split(",")
-_logged: set[str] = set()
 if _LOGS:  # pragma: no cover
     _log.addHandler(logging.StreamHandler())
     _log.setLevel(logging.INFO)
+
+
+@lru_cache(maxsize=1024)
+def _log_once(choice: str) -> None:
+    _log.info("%s", choice)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
     """Return which path a function of this package takes for these arguments, and why.
 
     ``print(explain(sliding_window_attention, q, k, v, num_heads=4))``
+
+    The function runs up to its first operator: a batch norm before it updates its statistics.
 
     Args:
         function: an operator's function, or a layer. If a layer calls several operators, the first
@@ -363,7 +343,11 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
         TypeError: the function calls no operator.
         ValueError: the arguments are invalid, or name a path that refuses the call.
     """
-    token = _watcher.set(_Stopper())
+
+    def stop(choice: Choice) -> None:
+        raise _Explained(choice)
+
+    token = _watcher.set(stop)
     try:
         function(*args, **kwargs)
     except _Explained as explained:
@@ -383,20 +367,33 @@ def record_paths() -> Iterator[list[Choice]]:
     Calls inside code that ``torch.compile`` has compiled are not listed: the paths were chosen when
     the code was traced.
     """
-    recorder = _Recorder()
-    token = _watcher.set(recorder)
+    taken: list[Choice] = []
+    outer = _watcher.get()
+
+    def record(choice: Choice) -> None:
+        taken.append(choice)
+        if outer is not None:
+            outer(choice)
+
+    token = _watcher.set(record)
     try:
-        yield recorder.taken
+        yield taken
     finally:
         _watcher.reset(token)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Take the path ``name`` in each operator that has this path and whose backend is "auto".
+    """Take the path ``name`` in each call with ``backend="auto"`` that the path can compute.
 
-    ``with use_backend("reference"): ...`` computes a whole model by the formulas. The context
-    applies to the thread, or the asynchronous task, that enters it.
+    ``with use_backend("reference"): ...`` computes a whole model by the formulas. An operator
+    without a path of this name, or whose path refuses the call, takes its preferred path; `explain`
+    and `record_paths` show it.
+
+    The context applies to the thread, or the asynchronous task, that enters it. A forward pass that
+    ``torch.utils.checkpoint`` computes again may run on another thread: pass
+    ``context_fn=checkpoint_contexts``, as the backbones of this package do. What is folded, once,
+    by ``reparameterize`` does not depend on it.
 
     Raises:
         ValueError: no operator has a path with this name.

@@ -211,7 +211,6 @@ FOLD_MAP_CONVOLUTION: Operator[FoldCall] = Operator(
         "one core: (64, 56x56) 15 ms, connected 16; (128, 56x56), stride 2: 16, connected 48",
         prefers=_is_dense_faster,
     ),
-    named=False,
 )
 
 

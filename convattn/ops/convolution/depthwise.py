@@ -89,7 +89,6 @@ DEPTHWISE: Operator[DepthwiseCall] = Operator(
         _threes_refuse,
         _prefers_threes,
     ),
-    named=False,
 )
 
 

@@ -83,7 +83,6 @@ FEED_FORWARD: Operator[FeedForwardCall] = Operator(
     Path(
         "parts", _in_parts, "large maps in float32: 6 to 7 % faster", _parts_refuse, _prefers_parts
     ),
-    named=False,
 )
 
 

@@ -97,7 +97,6 @@ CONV_GELU: Operator[ConvGeluCall] = Operator(
         _onednn_refuses,
         _prefers_onednn,
     ),
-    named=False,
 )
 
 

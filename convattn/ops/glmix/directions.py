@@ -62,7 +62,6 @@ DIRECTIONS: Operator[DirectionsCall] = Operator(
         conditions.refuses,
         prefers=lambda call: not call.compiling,
     ),
-    named=False,
 )
 
 

@@ -79,5 +79,4 @@ AVERAGE_BINS: Operator[BinsCall] = Operator(
         "deterministic; exports have no such pooling",
         prefers=_prefers_products,
     ),
-    named=False,
 )

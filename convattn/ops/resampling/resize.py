@@ -78,5 +78,4 @@ RESIZE: Operator[ResizeCall] = Operator(
         "deterministic gradients on CUDA",
         prefers=lambda call: call.grad and not call.exporting,
     ),
-    named=False,
 )

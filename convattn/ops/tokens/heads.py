@@ -134,7 +134,6 @@ HEADS: Operator[HeadsCall] = Operator(
         _sdpa_refuses,
         _prefers_sdpa,
     ),
-    named=False,
 )
 
 

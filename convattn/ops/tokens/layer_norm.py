@@ -116,7 +116,6 @@ LAYER_NORM: Operator[LayerNormCall] = Operator(
         _native_refuses,
         _is_eager,
     ),
-    named=False,
 )
 ADD_LAYER_NORM: Operator[AddLayerNormCall] = Operator(
     "add_layer_norm_2d",
@@ -128,7 +127,6 @@ ADD_LAYER_NORM: Operator[AddLayerNormCall] = Operator(
         _native_refuses,
         _is_eager,
     ),
-    named=False,
 )
 
 

@@ -70,7 +70,6 @@ LINEAR: Operator[LinearCall] = Operator(
         _conv_refuses,
         _prefers_conv,
     ),
-    named=False,
 )
 
 

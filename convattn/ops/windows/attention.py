@@ -63,6 +63,11 @@ class MapWindowCall(Call):
     shift: tuple[int, int]
     scale: float | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of q, k and v, which autocast may choose."""
+        return torch.get_autocast_dtype(self.device) if self.autocast else self.x.dtype
+
 
 AnyCall = WindowCall | MapWindowCall
 

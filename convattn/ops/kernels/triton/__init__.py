@@ -93,6 +93,8 @@ def refuses(call: Call) -> str | None:
             "it needs tensors on a GPU, got cpu (TRITON_INTERPRET=1, set before Python starts, "
             "computes the same there, slowly)"
         )
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
     return None
 
 
