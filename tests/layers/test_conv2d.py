@@ -183,9 +183,9 @@ def test_attentions_without_a_choice_of_heads_are_given_none():
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kernel_size": 2}, "kernel_size must be odd, got 2; use 1 or 3"),
-    ({"kernel_size": (1, 3)}, r"square: kernel_size must be one number, got \(1, 3\)"),
-    ({"stride": (1, 2)}, r"square: stride must be one number, got \(1, 2\)"),
-    ({"dilation": (1, 2)}, r"square: dilation must be one number, got \(1, 2\)"),
+    ({"kernel_size": (1, 3)}, r"both axes: kernel_size must be one number, got \(1, 3\)"),
+    ({"stride": (1, 2)}, r"both axes: stride must be one number, got \(1, 2\)"),
+    ({"dilation": (1, 2)}, r"both axes: dilation must be one number, got \(1, 2\)"),
     ({"groups": 4}, "groups must be 1, got groups=4 of 8 channels; leave grouped"),
     ({"padding": 0}, r"padding must be 1 for kernel_size=3 and dilation=1, got \(0, 0\)"),
     ({"padding": (1, 0)}, r"padding must be 1 .*, got \(1, 0\)"),

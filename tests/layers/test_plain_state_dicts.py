@@ -15,7 +15,7 @@ import convattn
 from tests.layers.properties import randomise
 from tests.test_surgery import every_operator, narrow_resnet, narrow_timm_resnet, small
 
-pytestmark = pytest.mark.filterwarnings("ignore:the state dict is one of the network before")
+pytestmark = pytest.mark.filterwarnings("ignore:the state dict was saved before")
 
 WHERE = "layer[34].*.conv2"
 OWN = ("op.", "gamma", "q_proj.", "k_proj.", "v_proj.", "weighting.", "attn_norm.")

@@ -114,7 +114,7 @@ def test_some_parts_support_tokens(name):
     if part.supports_tokens:
         assert part.forward_tokens(*maps(part), *tokens)[1].shape == (2, 16, 2, 1)
     else:
-        with pytest.raises(NotImplementedError, match="takes no tokens"):
+        with pytest.raises(NotImplementedError, match="does not support tokens"):
             part.forward_tokens(*maps(part), *tokens)
 
 
@@ -245,5 +245,5 @@ def test_tokens_need_a_forward_of_tokens_as_new_as_the_forward():
             return super().forward(q, k, v).square()
 
     layer = ACmix(16, attention=Written(16))
-    with pytest.raises(NotImplementedError, match="Written has no forward_tokens of its own"):
+    with pytest.raises(NotImplementedError, match="Written does not define forward_tokens"):
         layer.forward_tokens(torch.zeros(1, 16, 4, 4), torch.zeros(1, 1, 16))
