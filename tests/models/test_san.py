@@ -59,14 +59,14 @@ def test_computes_what_the_published_code_computes(dtype, bound, tmp_path):
         (lambda state: state.pop("bn3.running_var"), r"1 missing \(stages\.3\.norm\.0\.running_v"),
         (
             lambda state: state.update({"layer4.1.conv.bias": torch.zeros(2048)}),
-            r"1 left over \(stages\.4\.blocks\.1\.expand\.bias\)",
+            r"1 unexpected \(stages\.4\.blocks\.1\.expand\.bias\)",
         ),
         (
             lambda state: state.update({"conv2.weight": torch.zeros(512, 64, 1, 1)}),
             r"stages\.2\.downsample\.1\.weight \(512, 64, 1, 1\) instead of \(512, 256, 1, 1\)",
         ),
     ],
-    ids=["missing", "left over", "shape"],
+    ids=["missing", "unexpected", "shape"],
 )
 def test_published_file_must_hold_exactly_the_models_weights(
     change: Callable[[dict[str, Tensor]], Any], message: str
