@@ -23,14 +23,14 @@ class Scaled(nn.Module):
         return {"maps": [x, self.factor * x], "labels": x.long(), "name": "scaled"}
 
 
-def test_it_is_the_largest_of_all_outputs():
+def test_parity_is_the_largest_difference_of_all_outputs():
     x = torch.randn(3, 4)
     assert parity(Scaled(1.0), x, deployed=Scaled(1.5)) == pytest.approx(0.5)
     assert parity(Scaled(2.0), x, deployed=Scaled(2.0)) == 0
     assert parity(Scaled(0.0), 0 * x, deployed=Scaled(0.0)) == 0
 
 
-def test_a_backbone_knows_its_own_input_and_keeps_its_mode():
+def test_a_backbone_has_a_default_input_and_keeps_its_mode():
     model: Any = randomise(convattn.create_model("acmix_resnet_nano", in_chans=4)).double()
     model.bn1.eval()
     assert 0 < parity(model) < 1e-12

@@ -110,7 +110,7 @@ def test_takes_exactly_the_arguments_of_a_convolution(layer_class):
         (8, 12, 1, 2, "valid"),
     ],
 )
-def test_stands_where_a_convolution_was_made(layer_class, arguments):
+def test_has_the_arguments_and_output_shape_of_a_convolution(layer_class, arguments):
     x = torch.randn(2, 8, 9, 6)
     layer = layer_class(*arguments)
     assert layer(x).shape == nn.Conv2d(*arguments)(x).shape
@@ -197,7 +197,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @every_class
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_what_an_operator_cannot_do_is_named(layer_class, change, message):
+def test_unsupported_arguments_of_a_convolution_raise(layer_class, change, message):
     arguments = {"kernel_size": 3, "padding": 1, **change}
     with pytest.raises(ValueError, match=message):
         layer_class(8, 8, **arguments)
@@ -243,7 +243,7 @@ def test_a_convolution_that_is_taken_over_is_the_result():
     assert torch.equal(layer(x), conv(x))
 
 
-def test_what_is_beside_a_convolution_starts_at_zero_and_learns():
+def test_an_added_operator_starts_at_zero_and_learns():
     conv = nn.Conv2d(8, 12, 3, 2, 1)
     layer = ConvBeside(conv, ACmix.from_conv2d(conv))
     x = torch.randn(2, 8, 9, 7)
@@ -255,7 +255,7 @@ def test_what_is_beside_a_convolution_starts_at_zero_and_learns():
     assert_close(layer(x), conv(x) + layer.op(x), torch.float32)
 
 
-def test_what_is_beside_a_convolution_keeps_the_type_that_it_gives():
+def test_an_added_operator_keeps_the_dtype_of_the_convolution():
     conv = nn.Conv2d(8, 12, 3, 2, 1)
     layer = ConvBeside(conv, GLMix.from_conv2d(conv))
     x = torch.randn(2, 8, 9, 7)

@@ -48,7 +48,7 @@ def test_starts_as_the_convolution_alone(attention, training):
     assert torch.equal(layer(x), layer.conv_norm(layer.conv(x)))
 
 
-def test_starts_at_zero_whoever_resets_its_norms():
+def test_reset_parameters_sets_the_attention_scale_to_zero():
     layer: Any = XVolution(8)
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -126,7 +126,7 @@ def test_the_convolution_is_dilated(attention):
     assert_close(layer(x), layer.conv_norm(conv(x)), torch.float32)
 
 
-def test_prints_what_it_is():
+def test_repr_shows_the_arguments():
     text = "16, 24, kernel_size=3, stride=2, dilation=1, num_heads=4, attention=pssa, distance=1"
     assert XVolution(16, 24, stride=2).extra_repr() == text
 

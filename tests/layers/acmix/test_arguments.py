@@ -48,7 +48,7 @@ def test_rejects(arguments, message):
 @pytest.mark.parametrize(
     ("attention", "kind"), [(nn.Conv2d(16, 16, 1), "Conv2d"), (None, "NoneType"), (3, "int")]
 )
-def test_rejects_what_is_no_attention(attention, kind):
+def test_rejects_an_attention_of_another_type(attention, kind):
     message = f"attention must be a name or an AttentionPart, got {kind}"
     with pytest.raises(TypeError, match=message):
         ACmix(16, attention=attention)

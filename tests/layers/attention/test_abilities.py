@@ -192,14 +192,14 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("base", BASES)
-def test_a_forward_of_its_own_has_no_inherited_ability(base, way):
+def test_a_subclass_with_its_own_forward_inherits_no_ability(base, way):
     kind = WAYS[way](base)
     expected = dict.fromkeys(ABILITIES, False) | {"one_map": base.one_map}
     for part in (kind(16), type("Further", (kind,), {})(16)):
         assert is_declared(part) == expected
 
 
-def test_a_step_of_its_own_may_not_be_linear():
+def test_an_overridden_method_resets_the_linear_abilities():
     class Sharpened(GlobalAttention):
         def restore(self, y: Tensor) -> Tensor:
             return y.square()
@@ -210,7 +210,7 @@ def test_a_step_of_its_own_may_not_be_linear():
     assert not part.weights_sum_to_one
 
 
-def test_a_forward_of_its_own_may_declare_what_it_can():
+def test_a_subclass_with_its_own_forward_may_declare_abilities():
     class Halved(SlidingWindowAttention):
         skips_queries = linear_in_values = True
 

@@ -121,7 +121,7 @@ def test_patchwise_weights_come_from_query_and_patch():
     assert_close(part(q, k, v), expected, torch.float64)
 
 
-def test_a_part_without_an_answer_says_so():
+def test_a_part_without_forward_raises():
     with pytest.raises(NotImplementedError):
         AttentionPart((1, 1, 1))(*_qkv(1, 2, 3, 3))
 
