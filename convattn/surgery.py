@@ -114,7 +114,7 @@ def replace(
 
     Raises:
         TypeError: an option is unknown or is decided by the convolution, such as the stride; or
-            the model is scripted or is no `nn.Module`.
+            the model is scripted or is not an `nn.Module`.
         ValueError: nothing matches (the message shows the nearest names), no match can be replaced
             (the message shows the reasons), or the model is itself a convolution.
     """

@@ -1,4 +1,4 @@
-"""Backbones with a class token beside the feature map."""
+"""Backbones with a class token in addition to the feature map."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def unwrap(content: Any, name: str, wrappers: Sequence[str]) -> tuple[str, dict[
         )
     strange = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if strange:
-        raise ValueError(f"{name} holds entries that are no tensors: {listed(strange)}")
+        raise ValueError(f"{name} holds entries that are not tensors: {listed(strange)}")
     bare = {_without_prefixes(str(k)): v for k, v in state.items()}
     if len(bare) < len(state):
         raise ValueError(f"{name} holds entries that differ in {_PREFIXES} alone")

@@ -167,7 +167,7 @@ def test_a_norm_folds_where_it_always_follows_its_layer_alone(name):
     assert parity(model, x, deployed=deployed) < 1e-12
 
 
-def test_parts_of_what_cannot_be_traced_fold():
+def test_parts_of_an_untraceable_model_are_folded():
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -176,7 +176,7 @@ def test_heads_divide_the_channels(channels, heads):
         ACmix.from_conv2d(conv, num_heads=11)
 
 
-def test_attentions_without_a_choice_of_heads_are_given_none():
+def test_num_heads_is_not_passed_to_attentions_without_heads():
     conv = nn.Conv2d(8, 16, 3, padding=1)
     assert ACmix.from_conv2d(conv, attention="patchwise")(torch.randn(2, 8, 9, 7)).shape[1] == 16
 

@@ -150,7 +150,7 @@ def test_channels_follow_the_type_of_the_map():
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("weighting", [True, False])
 @pytest.mark.parametrize("attention", ["pssa", "sa"])
-def test_xvolution_takes_over_the_norm_after_it(attention, weighting, norms):
+def test_the_norm_after_xvolution_is_folded(attention, weighting, norms):
     layer = randomise(XVolution(8, 8, attention=attention, weighting=weighting)).double().eval()
     if not norms:  # as ``replace(keep=True)`` leaves it
         layer.take_over(conv(8, 8, 3, padding=1))
@@ -171,7 +171,7 @@ def test_xvolution_is_left_alone_around_a_convolution_of_another_kind():
 
 @pytest.mark.parametrize("branches", ["parallel", "sequential", "local", "global"])
 @pytest.mark.parametrize("outputs", [8, 12])
-def test_glmix_takes_over_the_norm_after_it(branches, outputs):
+def test_the_norm_after_glmix_is_folded(branches, outputs):
     layer = randomise(GLMix(8, outputs, branches=branches, stride=2)).double().eval()
     after = norm(outputs)
     y = after(layer(x))

@@ -292,7 +292,7 @@ def test_the_local_branch_is_dilated():
 @pytest.mark.parametrize(
     ("channels", "heads"), [(16, 1), (32, 1), (37, 1), (48, 1), (80, 2), (96, 3), (128, 4)]
 )
-def test_heads_have_about_32_channels_where_nothing_is_said(channels, heads):
+def test_heads_have_about_32_channels_by_default(channels, heads):
     assert GLMix(channels).slot_attn.num_heads == heads
 
 

@@ -107,7 +107,7 @@ def test_the_names_of_the_state_dict_are_frozen():
 
 
 @pytest.mark.parametrize(("distance", "reaches"), [(None, 2), (1, 1), (4, 4)])
-def test_displacements_are_dilated_with_the_convolution_if_nothing_is_said(distance, reaches):
+def test_displacements_have_the_dilation_of_the_convolution_by_default(distance, reaches):
     layer = randomise(XVolution(16, dilation=2, distance=distance, weighting=False)).eval()
     nn.init.zeros_(layer.get_parameter("conv.weight"))
     x = torch.randn(1, 16, 13, 13, requires_grad=True)

@@ -131,7 +131,7 @@ def test_a_single_path_lacks_exactly_the_parameters_of_the_other(name, gone):
     assert len(whole - alone) == 5 * len(gone)
 
 
-def test_stages_hold_what_was_published():
+def test_stages_have_the_published_blocks():
     model: Any = convattn.create_model("san19", device="meta")
     assert [len(stage.blocks) for stage in model.stages] == [3, 3, 4, 6, 3]
     sizes = [mixer.attn.window_size for mixer in mixers(model)]

@@ -226,7 +226,7 @@ def test_the_learnt_factors_start_at_a_half():
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
-def test_at_the_start_all_shifts_but_the_random_one_are_alike(kernel_size):
+def test_all_shifts_except_random_are_equal_at_initialization(kernel_size):
     x = torch.randn(2, 16, 9, 7).double()
     outputs = {}
     for shift in SHIFTS:

@@ -204,7 +204,7 @@ NORMS = [torch.zeros(16), torch.linspace(-2, 2, 16), torch.full((16,), 3.0)]
         {"attention": _Squared(16), "mix": "sum"},
     ],
 )
-def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale):
+def test_a_following_norm_is_folded_exactly_or_not_at_all(options, scale):
     layer = trained(**options)
     scale, shift = scale.double(), torch.randn(16).double()
     for size in [(9, 7), (1, 2)]:
@@ -241,7 +241,7 @@ def test_which_layers_a_following_norm_is_folded_into(options, takes):
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "convolution"])
 @pytest.mark.parametrize("attention", ["global", "spatial_reduction"])
 @pytest.mark.parametrize("proj", [True, False])
-def test_a_norm_that_is_taken_over_reaches_tokens_too(attention, mix, proj):
+def test_a_folded_norm_also_applies_to_tokens(attention, mix, proj):
     part: Any = GlobalAttention if attention == "global" else SpatialReductionAttention
     layer = trained(16, attention=part(16, proj=proj), mix=mix)
     x, tokens = torch.randn(2, 16, 6, 5).double(), torch.randn(2, 3, 16).double()
