@@ -1,4 +1,4 @@
-"""Whether a layer may be replaced by what it computes."""
+"""Check whether a call of a module may be replaced by other code with the same result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether nobody sees, or changes, what a module computes when it is called."""
+    """Return whether a module has no hooks and no ``forward`` replaced on the instance."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks

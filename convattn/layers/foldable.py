@@ -1,9 +1,9 @@
-"""Whether a layer may be folded: one predicate for all that puts weights in the place of a call.
+"""The conditions under which a layer may be folded, or its weights read instead of a call.
 
-A layer is folded if its class computes what the arithmetic assumes, if nothing is attached to it,
-and if it has one place in the model. Everything else is left as it is, and `folding` collects the
-reasons. Hooks of all modules (``register_module_forward_hook``) belong to no layer: they do not
-stop the folding, nor do hooks of state dicts and of parameters.
+A layer is folded if its class computes the known formula, if nothing is attached to it, such as a
+hook, and if it occurs once in the model. All other layers stay unchanged, and `folding` collects
+the reasons. Three kinds of hooks do not prevent folding: global hooks
+(``register_module_forward_hook``), hooks of state dicts, and hooks of parameters.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from convattn.layers.depthwise import WideDepthwise
 from convattn.layers.linear import Linear
 
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # names of the parameters that fold
-_LIBRARIES = ("torch", "timm", "torchvision", "convattn")  # their classes are architecture
+_FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # the names of parameters that are folded
+_LIBRARIES = (
+    "torch",
+    "timm",
+    "torchvision",
+    "convattn",
+)  # their classes are not attachments
 
-# What the classes compute that are folded; others may compute something else.
+# The forward methods of the classes that are folded. Another forward may compute something else.
 _KNOWN = (
     nn.Conv2d.forward,
     nn.Linear.forward,
@@ -50,7 +55,7 @@ _KNOWN = (
 
 
 def why_not_folded(module: nn.Module) -> str | None:
-    """Return why a layer is not folded, nor anything into it; None if it may be folded.
+    """Return why a layer may not be folded, and no layer into it; None if it may be folded.
 
     Args:
         module: a convolution, a linear layer, a batch norm, a layer scale, or a module with
@@ -60,7 +65,7 @@ def why_not_folded(module: nn.Module) -> str | None:
 
 
 def attachment(module: nn.Module) -> str | None:
-    """Return what is attached to a module and would be lost if it were folded, or None."""
+    """Return what is attached to a module and would be lost by folding, or None."""
     changed = _changed(module)
     if changed is None and not is_bare(module):
         return f"it has {hooks_of(module, _CALL_HOOKS)}"
@@ -68,46 +73,46 @@ def attachment(module: nn.Module) -> str | None:
 
 
 def may_fold(*modules: nn.Module) -> bool:
-    """Whether layers may be folded; the last one is what would be folded away."""
+    """Return whether layers may be folded; the last layer is the one that folding removes."""
     return _note(modules, why_not_folded)
 
 
 def may_read(*modules: nn.Module) -> bool:
-    """Whether weights of layers may be read in place of calls; the layers stay as they are."""
+    """Return whether the weights of layers may be read instead of calling the layers."""
     return _note(modules, lambda module: _unfit(module) or attachment(module))
 
 
 def may_reach_into(*modules: nn.Module) -> bool:
-    """Whether factors of the outputs of modules may go into layers inside of the modules.
+    """Return whether factors of modules' outputs may be folded into layers inside the modules.
 
-    The caller knows the classes of the modules.
+    The caller has checked the classes of the modules.
     """
     return _note(modules, lambda module: attachment(module) or _places(module))
 
 
 def may_fold_inside(
-    module: nn.Module, goes: nn.Module | None = None, fold: str = "reparameterize", *steps: str
+    module: nn.Module, removed: nn.Module | None = None, fold: str = "reparameterize", *steps: str
 ) -> bool:
-    """Whether a module computes what its method that folds assumes.
+    """Return whether a module computes what its folding method assumes.
 
-    Hooks on the module do not matter: what goes in and comes out stays the same.
+    Hooks on the module are allowed: folding does not change its inputs and outputs.
 
     Args:
-        module: the module, which folds layers in it.
-        goes: what would be folded away; None for the module itself.
-        fold: the method that folds.
-        *steps: further methods, beside ``forward``, that the method knows the code of.
+        module: the module, which folds the layers inside it.
+        removed: the layer that folding removes; None for the module itself.
+        fold: the name of the folding method.
+        *steps: names of methods, in addition to ``forward``, whose code the folding method assumes.
     """
-    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, *steps), goes)
+    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, *steps), removed)
 
 
 def may_fold_itself(module: nn.Module) -> bool:
-    """Whether a module of another package may fold: its own code does not look for attachments."""
+    """Return whether a module of another package may fold itself: its code checks no hooks."""
     return _note((module,), lambda m: _changed(m) or _attached_inside(m))
 
 
 def computed_tensors(module: nn.Module) -> dict[str, str]:
-    """Return the names of tensors that are computed at every call, and by what."""
+    """Return the tensors that are computed at every call: name -> class that computes it."""
     found: dict[str, str] = {}
     if is_parametrized(module):
         for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
@@ -127,11 +132,14 @@ def replaced_methods(module: nn.Module) -> list[str]:
 
 
 def hooks_of(module: nn.Module, kinds: tuple[str, ...] | None = None) -> str:
-    """Name the hooks of a module by their kinds, without those that compute its tensors.
+    """Count the hooks of a module by kind, except hooks that compute its tensors.
 
     Args:
         module: the module.
         kinds: names of the attributes that hold hooks; None for all.
+
+    Returns:
+        Text such as "hooks (2 forward hooks, 1 backward hook)"; "" if there are none.
     """
     counts = [
         (kind.strip("_").removesuffix("s").replace("_", " "), _others(hooks))
@@ -144,19 +152,19 @@ def hooks_of(module: nn.Module, kinds: tuple[str, ...] | None = None) -> str:
 
 @dataclass
 class Folding:
-    """What is known of a model while it is folded: what has several places, and what is left."""
+    """The state while a model is folded: how often modules occur, and which were not folded."""
 
-    places: Counter[nn.Module]
-    noted: dict[nn.Module, tuple[str, nn.Module]] = field(default_factory=dict)
+    places: Counter[nn.Module]  # number of occurrences in the model
+    noted: dict[nn.Module, tuple[str, nn.Module]] = field(default_factory=dict)  # reason, removed
 
     def left(self, model: nn.Module) -> dict[str, str]:
-        """Return the names of the layers that were left for something attached, with reasons."""
+        """Return the layers that were not folded because of something attached: name -> reason."""
         present = set(model.modules())
         names = {module: name for name, module in model.named_modules()}
         return {
             names[module] or "the model": reason
-            for module, (reason, goes) in self.noted.items()
-            if module in present and goes in present
+            for module, (reason, removed) in self.noted.items()
+            if module in present and removed in present
         }
 
 
@@ -165,7 +173,7 @@ _current: ContextVar[Folding | None] = ContextVar("folding", default=None)
 
 @contextmanager
 def folding(model: nn.Module) -> Iterator[Folding]:
-    """Collect what is left while a model is folded, and leave what has several places in it."""
+    """Record which layers are not folded in this context; no module that occurs twice is folded."""
     children = (child for module in model.modules() for child in module._modules.values())
     state = Folding(Counter(m for m in children if m is not None and type(m) is not nn.Identity))
     token = _current.set(state)
@@ -178,19 +186,22 @@ def folding(model: nn.Module) -> Iterator[Folding]:
 def _note(
     modules: tuple[nn.Module, ...],
     why_not: Callable[[nn.Module], str | None],
-    goes: nn.Module | None = None,
+    removed: nn.Module | None = None,
 ) -> bool:
-    """Return whether no module has a reason; note the reasons unless the architecture has one."""
+    """Return whether ``why_not`` is None for all modules; else record why, for the warning.
+
+    Nothing is recorded if one of the reasons lies in the architecture, see `_is_architecture`.
+    """
     reasons = {module: reason for module in modules if (reason := why_not(module))}
     state = _current.get()
     if state is not None and not any(map(_is_architecture, reasons)):
         for module, reason in reasons.items():
-            state.noted[module] = (reason, goes or modules[-1])
+            state.noted[module] = (reason, removed or modules[-1])
     return not reasons
 
 
 def _is_architecture(module: nn.Module) -> bool:
-    """Whether a module of a library is as it was built: then it never was one that folds."""
+    """Return whether a module cannot fold by its class, and not because of something attached."""
     if any(map(is_lazy, module.parameters(recurse=False))):
         return True
     own = type(module).__module__.partition(".")[0] not in _LIBRARIES
@@ -211,7 +222,7 @@ def _unfit(module: nn.Module) -> str | None:
 
 
 def _overridden(module: nn.Module, fold: str, *steps: str) -> str | None:
-    """Return which class overrides what a folding method of another class knows the code of."""
+    """Return which class overrides a method whose code the folding method assumes, or None."""
     if type(module).forward in _KNOWN:
         return None
     for kind in type(module).__mro__:
@@ -231,20 +242,20 @@ def _attached_inside(module: nn.Module) -> str | None:
 
 
 def _changed(module: nn.Module) -> str | None:
-    """Return what computes something else than the class of a module and its parameters."""
+    """Return why a module may compute something other than its class defines, or None."""
     for tensor, step in computed_tensors(module).items():
         return f"{step} computes its {tensor}"
     replaced = replaced_methods(module)
     if replaced:
         return f"its {', '.join(replaced)} was replaced on the instance"
     for name in _FOLDED:
-        made = isinstance(getattr(type(module), name, None), property)
-        if made or isinstance(vars(module).get(name), Tensor):
-            return f"its {name} is no parameter"
+        computed = isinstance(getattr(type(module), name, None), property)
+        if computed or isinstance(vars(module).get(name), Tensor):
+            return f"its {name} is not a parameter"
     for name, parameter in module.named_parameters(recurse=False):
         kind = type(parameter)
         derived = kind is not nn.Parameter and issubclass(kind, nn.Parameter)
-        if derived or hasattr(kind, "__tensor_flatten__"):  # quantized, or split over processes
+        if derived or hasattr(kind, "__tensor_flatten__"):  # quantized, or sharded over processes
             return f"its {name} is a {kind.__name__}"
     return None
 
@@ -260,5 +271,5 @@ def _others(hooks: Any) -> int:
 
 
 def _computes_a_tensor(hook: Any) -> bool:
-    theirs = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
-    return theirs or isinstance(hook, BasePruningMethod)
+    of_torch = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
+    return of_torch or isinstance(hook, BasePruningMethod)

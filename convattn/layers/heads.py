@@ -16,8 +16,8 @@ class HeadAttention(nn.Module):
         dim: channels.
         num_heads: heads, which divide the channels.
 
-    It has the parameters of timm's ``Attention``; queries meet keys on a path of
-    `convattn.ops.tokens.heads`.
+    It has the parameters of timm's ``Attention``; `convattn.ops.tokens.heads` computes the
+    attention.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -32,7 +32,7 @@ class HeadAttention(nn.Module):
         return y
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        """Replace the outputs y by ``scale * y + shift``, both (dim,); False if impossible."""
         if not may_scale(self.proj):
             return False
         fold_scale(self.proj, scale)
