@@ -214,14 +214,15 @@ FOLD_MAP_CONVOLUTION: Operator[FoldCall] = Operator(
 )
 
 
-def fold_map_convolution(parts: Connected, *, stride: int) -> Folded:
+def fold_map_convolution(parts: Connected, *, stride: int, backend: str = "auto") -> Folded:
     """Fold a projection and a group convolution into one or two convolutions, the faster form.
 
     Args:
         parts: the projection and the group convolution.
         stride: stride of the group convolution.
+        backend: "auto", "dense" or "connected".
     """
     d, R, C_in = parts.weight.shape
     C, _, K, _ = parts.kernels.shape
     call = FoldCall(C_in, d, R, C // d, K, stride)
-    return FOLD_MAP_CONVOLUTION.choose(call).run(parts, call.merged)
+    return FOLD_MAP_CONVOLUTION.choose(call, backend).run(parts, call.merged)
