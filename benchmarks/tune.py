@@ -127,7 +127,12 @@ def tunings() -> dict[str, Tuning]:
         f"(256, {n}x{n}), float64": _sliding(256, n, "auto", dtype=torch.float64)
         for n in (14, 18, 26)
     }
-    shares = {f"({n}x{n})": _sliding(256, n, "auto") for n in (8, 11, 14, 17)}
+    # "native" refuses float64.
+    shares = {
+        f"(256, {n}x{n}), float64": _sliding(256, n, "auto", dtype=torch.float64)
+        for n in (11, 14, 17)
+    }
+    sizes = {f"(256, {n}x{n})": _sliding(256, n, "auto") for n in (7, 9, 10)}
     strips = {f"({c}, {n}x{n})": _sliding(c, n, "strips") for c, n in ((64, 56), (256, 14))}
     backward = {f"(64, {n}x{n})": _sliding(64, n, "strips", grad=True) for n in (56, 14)}
     slots = {f"({c}, {n}x{n})": _slots(c, n) for c, n in ((64, 56), (256, 14))}
@@ -149,7 +154,7 @@ def tunings() -> dict[str, Tuning]:
         "SLOT_TILE_LOGITS": Tuning(tuple(1 << n for n in (17, 18, 19, 20, 22)), slots),
         "SLOT_TILE_PIXELS": Tuning((1 << 10, 1 << 11, 1 << 12, 1 << 13), slots),
         "DENSE_MARGIN": Tuning((0, 4, 12), dense),
-        "NATIVE_MARGIN": Tuning((0, 2, 4), shares),
+        "NATIVE_MARGIN": Tuning((0, 2, 4), sizes),
         "NATIVE_WORKSPACE": Tuning(
             ((1 << 16, 1 << 17), (1 << 17, 1 << 18), (1 << 18, 1 << 19)), native
         ),

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _PACKAGES = ("deploy", "layers", "models", "ops", "surgery")  # attributes after `import convattn`
+_COMMANDS = ("convattn", "convattn.exe")
 _HOMES = {"reparameterize": "deploy", "replace": "surgery"}
 _HOMES |= dict.fromkeys(("create_model", "list_models", "load_official"), "models")
 
@@ -71,8 +72,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for an attribute
 
 def _is_command_line() -> bool:
     """Return whether this process is ``convattn`` or ``python -m convattn``."""
-    named = sys.orig_argv[1:3] == ["-m", "convattn"]
-    return named or os.path.splitext(os.path.basename(sys.argv[0]))[0] == "convattn"
+    argv = getattr(sys, "argv", None) or [""]  # an embedded Python may have none
+    words = sys.orig_argv
+    named = "-m" in words and words[words.index("-m") + 1 :][:1] == ["convattn"]
+    return named or os.path.basename(argv[0]) in _COMMANDS
 
 
 def _is_installed(name: str) -> bool:

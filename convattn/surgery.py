@@ -1,4 +1,4 @@
-"""Replace convolutions of any network by an operator."""
+"""Replace convolutions of any network by an operator of this package."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def replace(
 
     Raises:
         TypeError: an option is unknown or is decided by the convolution, such as the stride; or
-            the model is scripted or is no `nn.Module`.
+            the model is scripted or is not an `nn.Module`.
         ValueError: nothing matches (the message shows the nearest names), no match can be replaced
             (the message shows the reasons), or the model is itself a convolution.
     """
@@ -122,7 +122,7 @@ def replace(
     _check(model)
     if isinstance(model, _CONVOLUTIONS):
         raise ValueError(
-            "the model is itself a convolution, and no module holds it; use "
+            "the model is itself a convolution and has no parent module; use "
             "ACmix.from_conv2d(conv), or from_conv2d of another operator"
         )
     named = _convolutions(model)
@@ -202,8 +202,8 @@ def _builder(named: str | type[Conv2dLike] | Factory, options: dict[str, Any]) -
         )
     if options:
         raise TypeError(
-            f"{', '.join(options)} would be ignored: pass options to the function that makes the "
-            "module yourself, such as with functools.partial"
+            f"{', '.join(options)} would be ignored: bind options to the function that makes the "
+            "module, for example with functools.partial"
         )
     return operator
 
@@ -234,7 +234,7 @@ def _nothing_matched(model: nn.Module, where: str | Predicate, names: list[str])
 
 
 def _no_convolution(model: nn.Module) -> str:
-    """Return the message for a model without `nn.Conv2d`, with the likely cause."""
+    """Return the message for a model without convolutions, with the likely cause."""
     for name, module in model.named_modules():
         other = _other_convolution(name, module)
         if other:
@@ -258,7 +258,7 @@ def _other_convolution(name: str, module: nn.Module) -> str | None:
 
 
 def _called(model: nn.Module, where: str, names: list[str]) -> str:
-    """Return what the pattern matches instead of convolutions, and the nearest names."""
+    """Return the rest of the message: what the pattern matches, or the nearest names."""
     others = {name: m for name, m in model.named_modules() if name and _matches(where, name, m)}
     replaced = [m for m in others.values() if isinstance(m, Conv2dLike | ConvBeside)]
     for name, module in others.items():
@@ -279,7 +279,7 @@ def _called(model: nn.Module, where: str, names: list[str]) -> str:
 
 
 def _parts_of_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return the convolutions that are parts of an operator, each with this reason to skip it."""
+    """Return the convolutions that are parts of an operator: name -> reason to skip it."""
     hosts = {
         f"{name}.": type(module).__name__
         for name, module in model.named_modules(remove_duplicate=False)
@@ -296,17 +296,17 @@ def _parts_of_operators(model: nn.Module, matched: Mapping[str, nn.Module]) -> d
 def _shared_modules(
     named: Mapping[str, nn.Module], matched: Mapping[str, nn.Module]
 ) -> dict[str, str]:
-    """Return the convolutions that also have a name that ``where`` does not match."""
+    """Return the convolutions that have a second name, not matched by ``where``, with reasons."""
     others = {conv: name for name, conv in named.items() if name not in matched}
     return {
-        name: f"it is also {others[conv]!r}, which where does not match"
+        name: f"it is also {others[conv]!r}, which `where` does not match"
         for name, conv in matched.items()
         if conv in others
     }
 
 
 def _shared_weights(model: nn.Module, matched: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return the convolutions whose weight another module has too."""
+    """Return the convolutions that share a parameter with another module, with reasons."""
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -337,7 +337,7 @@ def _made(conv: nn.Module, build: Factory, keep: bool) -> tuple[nn.Module, tuple
     if conv in new.modules():
         carry_attributes(conv, new)
         hooks = hooks_of(conv)
-        return new, ((f"its {hooks} see the convolution without the operator",) if hooks else ())
+        return new, ((f"its {hooks} get the outputs of the convolution alone",) if hooks else ())
     reason = obstacle(conv)
     if reason is not None:
         raise ValueError(reason)
@@ -352,7 +352,7 @@ def _kept(conv: nn.Conv2d, new: nn.Module) -> nn.Module:
 
 
 def _is_frozen(conv: nn.Conv2d) -> bool:
-    """Return whether all parameters are frozen; a computed weight is no parameter."""
+    """Return whether all parameters are frozen; a computed weight is not a parameter."""
     trained = [parameter.requires_grad for parameter in conv.parameters()]
     return bool(trained) and not any(trained)
 

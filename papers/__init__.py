@@ -1,1 +1,1 @@
-"""The figures of the papers beside ours: every difference, and the page docs/models.md."""
+"""Compare the figures of the papers with ours, and write the page docs/models.md."""

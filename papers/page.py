@@ -1,4 +1,4 @@
-"""Print the page docs/models.md, or write it: every model beside the figures of its paper.
+"""Print or write the page docs/models.md: the figures of every model and of its paper.
 
     python -m papers.page > docs/models.md
     python -m papers.page --write
@@ -34,8 +34,8 @@ from convattn.models import (
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HERE = Path(__file__).parent
-# Headings and the names under them, in the order of the page. The first that fits a name has it.
-_NANO, _SINGLE, _BASELINES = "Nano models", "One path alone", "Baselines"
+# Headings and name patterns, in the order of the page. A name belongs to the first match.
+_NANO, _SINGLE, _BASELINES = "Nano models", "Single paths", "Baselines"
 _FAMILIES = (
     ("ResNet-ACmix", ("acmix_resnet*",)),
     ("SAN-ACmix", ("acmix_san*",)),
@@ -50,26 +50,26 @@ _TABLE = files("convattn.models") / "papers.csv"
 _THREE_READINGS = ("paper says", "published code does", "we do")
 _INTRO = """# Models
 
-Made by `python -m papers.page` from the registry, `convattn/models/papers.csv` and the tables in
-`papers`; change those.
+`python -m papers.page --write` makes this page from the registry, `convattn/models/papers.csv` and
+the tables in `papers`. Change these files, not the page.
 
 Parameters are counted with 1,000 classes. Multiply-adds are those of one image of 224 x 224 pixels
 (32 x 32 for the nano models): half of what `torch.utils.flop_counter` counts with every operator in
-matrix or convolution form. Papers call them "FLOPs". The accuracies are the papers', on
-ImageNet-1k, on which we have not trained. Numbers in the last column lead to the table of figures
-that differ, which has an entry for every figure of ours that does not round to the paper's.
+matrix or convolution form. Papers call them "FLOPs". The accuracies on ImageNet-1k are
+those of the papers; we have not trained on ImageNet-1k. Numbers in the last column refer to the
+table of figures that differ: it explains each of our figures that does not round to the paper's.
 """
 _ABOUT = {
     "X-volution": """\
-The paper prints gains over ResNets on ImageNet; see below. Those ResNets are timm's `resnet34` and
+The paper prints gains over ResNets on ImageNet; see below. The ResNets are timm's `resnet34` and
 `baseline_resnet50`.""",
     _BASELINES: """\
-On the same skeletons, so that a comparison changes one thing. `swin_*` are timm's.""",
+Networks that differ from those above only in the operator. `swin_*` are models of timm.""",
     _SINGLE: """\
 `NAME_conv` and `NAME_attn`: ACmix with its convolution or its attention alone, GLMix with its local
 or its global branch; the attention blocks of a GLNet do not change. With the attention of ACmix
 alone the networks are Swin, PVT, SAN and the vision transformer.""",
-    _NANO: "For images of 32 to 64 pixels, and for tests. No paper has them.",
+    _NANO: "For images of 32 to 64 pixels, and for tests. They are not from a paper.",
 }
 
 
@@ -113,7 +113,7 @@ def unexplained() -> list[str]:
 
 
 def explained_in_vain() -> list[str]:
-    """Return the entries of the differences about figures that do not differ, or of no model."""
+    """Return the entries of differences.yaml whose figures do not differ or have no model."""
     differing = {
         (key, figure)
         for key, ours, paper in _printed()
@@ -128,7 +128,7 @@ def explained_in_vain() -> list[str]:
 
 
 def ablation_rows() -> list[dict[str, str]]:
-    """Return the rows of ACmix's ablations, each with the model and the change that it is here."""
+    """Return the rows of ACmix's ablations: figures, our model and its changed arguments."""
     return _rows(_HERE / "ablations.csv")
 
 
@@ -141,7 +141,7 @@ def _printed() -> Iterator[tuple[str, Figures, Published]]:
 
 
 def differing_figures(ours: Figures, paper: Published) -> Iterator[str]:
-    """Yield which of our figures do not round to the paper's, in the digits of the paper."""
+    """Yield the names of our figures that, rounded to the paper's digits, differ from it."""
     for figure, number, printed in (
         ("parameters", ours.parameters / 1e6, paper.parameters),
         ("multiply-adds", ours.macs / 1e9, paper.macs),
@@ -170,7 +170,7 @@ def heading_of(name: str) -> str:
     for heading, patterns in _FAMILIES:
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             return heading
-    raise ValueError(f"{name} belongs under no heading of the page; add it to _FAMILIES")
+    raise ValueError(f"no heading of the page matches {name}; add it to _FAMILIES")
 
 
 def _by_size(name: str) -> tuple[str, int, str]:
@@ -252,8 +252,8 @@ def _checkpoints() -> str:
         for entry in differences()["checkpoints"]
     ]
     return (
-        "`convattn.load_official(model, PATH)` reads them strictly: nothing missing, nothing left "
-        "over. The weights may also lie under another key, or under none.\n\n"
+        "`convattn.load_official(model, PATH)` loads them strictly: no weight may be missing or "
+        "unexpected. The file may have the weights under another key, or be the state dict.\n\n"
         + _table(("models", "under the key", "published"), lines)
     )
 

@@ -67,6 +67,17 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert added - set(sys.stdlib_module_names) == {"convattn"}
 
 
+@pytest.mark.parametrize("change", ["sys.argv = []", "del sys.argv", "sys.argv[0] = 'convattn.py'"])
+def test_other_programs_get_the_models(change):
+    code = f"""
+import json, sys
+{change}
+import convattn
+print(json.dumps("convattn.models" in sys.modules))
+"""
+    assert fresh(code) is True
+
+
 def test_import_works_where_torch_is_not_installed():
     code = """
 import json, sys

@@ -356,7 +356,7 @@ def test_an_error_while_operators_are_built_changes_nothing():
 
 
 def test_a_convolution_cannot_replace_itself():
-    with pytest.raises(ValueError, match=r"itself a convolution, .*ACmix\.from_conv2d"):
+    with pytest.raises(ValueError, match=r"itself a convolution and .*ACmix\.from_conv2d"):
         convattn.replace(nn.Conv2d(8, 8, 3, padding=1), "acmix", where="*")
 
 

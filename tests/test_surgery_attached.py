@@ -76,9 +76,9 @@ def test_the_report_says_what_hooks_of_a_kept_convolution_see(kind):
     net = small()
     HOOKS[kind](net[0])
     report, lines = named(net, keep=True)
-    assert lines == f"  its hooks (1 {kind}) see the convolution without the operator: 0"
+    assert lines == f"  its hooks (1 {kind}) get the outputs of the convolution alone: 0"
     assert report.replaced["0"].notes == (
-        f"its hooks (1 {kind}) see the convolution without the operator",
+        f"its hooks (1 {kind}) get the outputs of the convolution alone",
     )
 
 
@@ -202,13 +202,13 @@ def test_a_convolution_with_quantization_observers_is_skipped(prepare):
 @pytest.mark.parametrize(
     ("conv", "expected"),
     [
-        (StdConv2d(8, 8, 3, padding=1), {"what StdConv2d computes in its own way"}),
-        (Circular(8, 8, 3, padding=1), {"what Circular computes in its own way"}),
+        (StdConv2d(8, 8, 3, padding=1), {"the forward of StdConv2d"}),
+        (Circular(8, 8, 3, padding=1), {"the forward of Circular"}),
         (Gained(8, 8, 3, padding=1), {"its gain, seen"}),
         (Conv2dSame(8, 8, 3, 2), set()),
         (
             ScaledStdConv2d(8, 8, 3, padding=1),
-            {"what ScaledStdConv2d computes in its own way", "its gain"},
+            {"the forward of ScaledStdConv2d", "its gain"},
         ),
     ],
     ids=lambda value: type(value).__name__,
@@ -307,7 +307,7 @@ def test_a_function_that_keeps_the_convolution_needs_no_loss_note():
     report = convattn.replace(net, lambda conv: nn.Sequential(conv, nn.ReLU()), where="0")
     assert net[0][0] is conv
     assert report.replaced["0"].notes == (
-        "its hooks (1 forward hook) see the convolution without the operator",
+        "its hooks (1 forward hook) get the outputs of the convolution alone",
     )
     convattn.replace(net, lambda conv: conv, where="0.0")
     assert net[0][0] is conv

@@ -32,7 +32,7 @@ def test_a_shared_convolution_is_skipped_if_only_one_name_matches():
     model = _Shared()
     report = convattn.replace(model, "glmix", where="[so]*")
     assert list(report.replaced) == ["other"]
-    assert report.skipped == {"second": "it is also 'first', which where does not match"}
+    assert report.skipped == {"second": "it is also 'first', which `where` does not match"}
     assert model.first is model.second
 
 

@@ -1,4 +1,4 @@
-"""Time several computations, which take turns: A B, B A, ..."""
+"""Time several computations in alternating order: A B, B A, ..."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIN_SAMPLE = 0.01  # seconds: a shorter computation is repeated within a sample
 class Times:
     """The measured times of each computation."""
 
-    seconds: dict[str, list[float]]  # per call, by name and round
-    calls: dict[str, int]  # per sample
+    seconds: dict[str, list[float]]  # name -> seconds per call in each round
+    calls: dict[str, int]  # name -> calls per sample
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: after ``rounds`` rounds, or after ``seconds`` and ``least`` rounds."""
+    """When to stop: after ``rounds`` rounds, or after ``seconds``, but not before ``least``."""
 
     rounds: int = 50
     least: int = 5
@@ -44,7 +44,8 @@ def measure(
 ) -> Times:
     """Warm up the computations, then time each once per round.
 
-    A change in the speed of the machine affects all computations of a round.
+    Every computation is timed in every round: if the speed of the machine changes, all computations
+    of that round are affected.
 
     Args:
         calls: the computations by name; `in_turn` orders them in every round.
@@ -67,9 +68,9 @@ def measure(
 def in_turn(names: Sequence[str], done: int) -> list[str]:
     """Return the order of the names in a round, after ``done`` rounds: a balanced Latin square.
 
-    A computation is slower after a large one, which has emptied the caches; a rotation alone would
-    keep that order. In n rounds (2 n rounds if n is odd) each name has every place, and follows
-    every other name, equally often (Williams, 1949).
+    A computation is slower after one that used much memory, because the caches have other contents.
+    A rotation of the names would always keep the same predecessor. In n rounds (2 n if n is odd)
+    each name has every place, and follows every other name, equally often (Williams, 1949).
     """
     size = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(size)]  # 0, 1, -1, 2, -2, ...
@@ -84,7 +85,7 @@ def clock_of(device: torch.device | str) -> Clock:
 
 
 def _warm_up(call: Call, clock: Clock, seconds: float) -> int:
-    """Call for ``seconds``, at least once, and return the number of calls of a sample."""
+    """Call the computation for ``seconds``, at least once; return the calls per sample."""
     spent, fastest, done = 0.0, math.inf, 0
     while not done or spent < seconds:
         took = max(clock(call, 1), 1e-7)

@@ -10,7 +10,7 @@ from convattn.layers.foldable import computed_tensors
 
 
 def computed_memo(model: nn.Module) -> dict[int, Any]:
-    """Return what ``deepcopy`` puts in the place of tensors that weight norm or pruning computes.
+    """Return the ``memo`` of ``deepcopy`` for tensors that weight norm or pruning computes.
 
     The hooks compute the tensors anew at every call of the copy.
     """

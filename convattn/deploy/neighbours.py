@@ -1,4 +1,4 @@
-"""Batch norms that follow a layer in networks of any library: found by tracing, then folded."""
+"""Fold batch norms into the layer before them, in networks of any library, by ``torch.fx``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _OWN_FOLDING = ("fuse", "forward_fuse", "switch_to_deploy", "absorb_affine")
 
 
 def fold_neighbours(model: nn.Module) -> None:
-    """Fold each batch norm whose input is always, and only its own, the output of one layer.
+    """Fold each batch norm into the layer before it, if no other module reads that layer's output.
 
-    The model keeps its classes and methods: tracing only tells what follows what.
+    The model keeps its classes and methods: the traced graph only shows which module follows which.
     """
     shared = _names_of_shared(model)
-    for layer, norm, host in list(_pairs(_skeleton(model), "")):
+    for layer, norm, host in list(_pairs(_meta_copy(model), "")):
         if layer in shared or norm in shared:
             continue
         after = model.get_submodule(norm)
@@ -36,30 +36,30 @@ def fold_neighbours(model: nn.Module) -> None:
 
 
 def _pairs(part: nn.Module, name: str) -> Iterator[tuple[str, str, str]]:
-    """Yield layers, the norms after them and the module that calls both, by their names.
+    """Yield the names of a layer, of the norm after it and of the module that calls both.
 
-    A module whose ``forward`` was replaced is traced by its class, which is not what it computes;
-    the modules in it are traced apart too.
+    If ``forward`` of a module was replaced on the instance, ``torch.fx`` traces the ``forward`` of
+    the class, which may differ. The children of such a module are therefore also traced separately.
     """
     if not any(isinstance(module, NORMS) for module in part.modules()):
         return
-    if _looks_after_itself(part):
+    if _folds_itself(part):
         return
     prefix = f"{name}." if name else ""
     graph = _traced(part)
-    apart = [child for child, _ in part.named_children()]
+    separate = [child for child, _ in part.named_children()]
     if graph is not None:
         for layer, norm in _adjacent(graph, part):
             yield prefix + layer, prefix + norm, name
         if not replaced_steps(part):
             called = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
-            apart = [child for child in called if attachment(part.get_submodule(child))]
-    for child in apart:
+            separate = [child for child in called if attachment(part.get_submodule(child))]
+    for child in separate:
         yield from _pairs(part.get_submodule(child), prefix + child)
 
 
 def _adjacent(graph: fx.Graph, root: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of one graph: wherever the one is called, the other one alone follows."""
+    """Yield layer and norm if the norm is the only user of the layer's output at every call."""
     calls = [node for node in graph.nodes if node.op == "call_module"]
     number = Counter(str(node.target) for node in calls)
     together = Counter(
@@ -71,7 +71,7 @@ def _adjacent(graph: fx.Graph, root: nn.Module) -> Iterator[tuple[str, str]]:
     for (layer, norm), count in together.items():
         if not isinstance(root.get_submodule(norm), NORMS) or {layer, norm} & read:
             continue
-        if not _can_take(root.get_submodule(layer)):
+        if not _can_absorb(root.get_submodule(layer)):
             continue
         if number[layer] == number[norm] == count:
             yield layer, norm
@@ -87,10 +87,10 @@ def _only_user(node: Any) -> bool:
 
 
 def _adapter_before(node: Any, root: nn.Module) -> str | None:
-    """Return the name of the module that gives a node, if it seems to be an adapter of a layer.
+    """Return the name of the adapter that outputs a node, or None.
 
-    It holds a layer that could take a norm over, and no norm. The adapter itself does not take it
-    over, and `fold_norm` notes why.
+    An adapter contains a layer that can absorb a norm, and no norm. The norm stays, and `fold_norm`
+    records the reason.
     """
     if not isinstance(node, fx.Node):
         return None
@@ -98,25 +98,26 @@ def _adapter_before(node: Any, root: nn.Module) -> str | None:
     name = str(node.target) if node.op == "call_module" else str(stack[-1][0]) if stack else ""
     module = root.get_submodule(name)
     norms = any(isinstance(part, NORMS) for part in module.modules())
-    if module is root or _can_take(module) or norms:
+    if module is root or _can_absorb(module) or norms:
         return None
-    return name if any(map(_can_take, module.children())) else None
+    return name if any(map(_can_absorb, module.children())) else None
 
 
-def _can_take(layer: nn.Module) -> bool:
-    # A linear layer's channels are its last axis, a norm's the second: the same in a matrix only.
+def _can_absorb(layer: nn.Module) -> bool:
+    # A linear layer has its channels on the last axis, a batch norm on axis 1. Both are the same
+    # axis for matrices only, so a linear layer is excluded.
     return isinstance(layer, nn.Conv2d) or hasattr(type(layer), "absorb_affine")
 
 
 class _Tracer(fx.Tracer):
-    """Looks into all that is not known to be one step, nor kept whole."""
+    """A tracer that keeps norms, convolutions and modules with hooks as one node."""
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.start = root
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, NORMS) or _looks_after_itself(m) or is_notrace_module(type(m)):
+        if isinstance(m, NORMS) or _folds_itself(m) or is_notrace_module(type(m)):
             return True
         if m is not self.start and (isinstance(m, nn.Conv2d) or attachment(m)):
             return True
@@ -126,24 +127,24 @@ class _Tracer(fx.Tracer):
 def _traced(part: nn.Module) -> fx.Graph | None:
     try:
         return _Tracer(part).trace(part)
-    except Exception:  # tracing runs the code of any library with what is no tensor
+    except Exception:  # tracing runs code of any library with proxies, which may raise any error
         return None
 
 
-def _looks_after_itself(module: nn.Module) -> bool:
+def _folds_itself(module: nn.Module) -> bool:
     ours = type(module).__module__.split(".")[0] == "convattn"
     return ours or any(hasattr(type(module), name) for name in _OWN_FOLDING)
 
 
 def _names_of_shared(model: nn.Module) -> set[str]:
-    """Return every name of the modules that have several."""
+    """Return all names of the modules that have more than one name."""
     named = list(model.named_modules(remove_duplicate=False))
     times = Counter(id(module) for _, module in named)
     return {name for name, module in named if times[id(module)] > 1}
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
-    """Return a copy without weights, for tracing: some code keeps what passes through it."""
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """Return a copy on the meta device for tracing: some forward methods store their tensors."""
     try:
         memo = {key: value.to("meta") for key, value in computed_memo(model).items()}
         memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
@@ -151,4 +152,4 @@ def _skeleton(model: nn.Module) -> nn.Module:
             memo[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, ValueError):
-        return nn.Identity()  # what cannot be copied, or has no sizes yet, is not traced
+        return nn.Identity()  # a model that cannot be copied, or is lazy, is not traced

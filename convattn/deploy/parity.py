@@ -1,4 +1,4 @@
-"""How far a deployed form is from the model that it was made of."""
+"""Compare the outputs of a model and of its deployed form."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from convattn.deploy.reparameterize import reparameterize
 def parity(
     model: nn.Module, *inputs: Any, deployed: nn.Module | None = None, batch_size: int = 2
 ) -> float:
-    """Return the largest relative difference between what a model and its deployed form give.
+    """Return the largest relative difference between the outputs of a model and its deployed form.
 
-    ``max |deployed(x) - model(x)| / max |model(x)|``, of all outputs the largest. In float64 it is
-    around 1e-14; in float32 around 1e-6, and in half precision as large as its rounding. It is NaN
-    where one of them gives what is no number.
+    ``max |deployed(x) - model(x)| / max |model(x)|``, the maximum over all outputs. It is about
+    1e-14 in float64 and 1e-6 in float32; in half precision it has the size of the rounding error.
+    It is NaN if an output contains a NaN.
 
     Args:
-        model: Evaluated, then left in the mode that it was in.
-        *inputs: What it is called with; without any, normal noise of the size that its
-            ``pretrained_cfg`` names.
-        deployed: Its deployed form; None to make it, from a copy.
-        batch_size: Of the noise.
+        model: The model; it is called in evaluation mode, and its mode is restored.
+        *inputs: The inputs of the model. By default, normal noise of the size in
+            ``model.pretrained_cfg``.
+        deployed: The deployed form; None to build it from a copy of the model.
+        batch_size: The batch size of the noise.
 
     Raises:
-        ValueError: If there are no inputs and the model does not say its own, or the outputs are
-            others in number or size.
+        ValueError: There are no inputs and the model has no ``pretrained_cfg``, or the outputs
+            differ in number or shape.
     """
     deployed = reparameterize(model) if deployed is None else deployed
     inputs = inputs or (_noise(model, batch_size),)
     given, ours = _outputs(model, inputs), _outputs(deployed, inputs)
     if len(given) != len(ours):
         raise ValueError(
-            f"the model returns {len(given)} tensors and its deployed form {len(ours)}: a model "
-            "that chooses what it returns cannot be compared so"
+            f"the model returns {len(given)} tensors and its deployed form {len(ours)}: parity "
+            "requires a model that always returns the same number of tensors"
         )
-    apart = [_difference(*pair) for pair in zip(given, ours, strict=True)]
-    return torch.tensor(apart, dtype=torch.float64).max().item()  # Python's max() may lose a NaN
+    differences = [_difference(*pair) for pair in zip(given, ours, strict=True)]
+    return (
+        torch.tensor(differences, dtype=torch.float64).max().item()
+    )  # Python's max() may lose a NaN
 
 
 def _difference(given: Tensor, deployed: Tensor) -> float:
     if given.shape != deployed.shape:
         raise ValueError(
-            f"the outputs have shapes {tuple(given.shape)} and {tuple(deployed.shape)}: a model "
-            "that chooses what it returns cannot be compared so"
+            f"the outputs have shapes {tuple(given.shape)} and {tuple(deployed.shape)}: parity "
+            "requires a model that always returns the same shapes"
         )
     if given.numel() == 0:
         return 0.0
     given, deployed = given.double(), deployed.double()
-    apart = (deployed - given).abs().max()
-    return 0.0 if apart == 0 else (apart / given.abs().max()).item()
+    largest = (deployed - given).abs().max()
+    return 0.0 if largest == 0 else (largest / given.abs().max()).item()
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -66,7 +68,7 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
             module.training = mode
     outputs = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
     if not outputs:
-        raise ValueError(f"{type(model).__name__} returns no tensor of numbers to compare")
+        raise ValueError(f"{type(model).__name__} returns no floating-point tensor to compare")
     return outputs
 
 
@@ -75,7 +77,7 @@ def _noise(model: nn.Module, batch_size: int) -> Tensor:
     size = cfg.get("input_size")
     if size is None:
         raise ValueError(
-            f"{type(model).__name__} does not say the size of its images: give them, as in "
+            f"{type(model).__name__} has no pretrained_cfg with the image size: pass inputs, as in "
             "parity(model, torch.randn(1, 3, 224, 224))"
         )
     channels = getattr(model, "in_chans", size[0])

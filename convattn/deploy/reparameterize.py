@@ -1,4 +1,4 @@
-"""A model in its deployed form: every module folds what it can, then norms go where they follow."""
+"""Build the deployed form of a model: modules fold themselves, then batch norms are folded."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ _LINES = 8  # of a warning
 
 
 def reparameterize(model: Model, *, inplace: bool = False) -> Model:
-    """Return the deployed form of a model: the same function in evaluation, with less to compute.
+    """Return the deployed form of a model: the same function in evaluation mode, but faster.
 
-    The model itself and every module in it that has ``reparameterize()`` is asked to fold: the
-    operators and backbones of this package, and what follows that convention elsewhere (timm's
-    re-parameterised blocks). Then batch norms that follow a convolution, or one of the operators,
-    are folded into it in networks of other libraries too: those of torchvision and timm in which
-    `convattn.replace` put an operator, or modules of yours around a backbone. What follows what is
-    read from the code by ``torch.fx``; parts that it cannot trace keep their norms, as do modules
-    that are used in several places, or that have a ``fuse`` of their own (Ultralytics' models).
+    First, ``reparameterize()`` of the model and of every module in it that has this method is
+    called: operators and backbones of this package, and modules of other packages with this method,
+    such as timm's re-parameterised blocks. Then batch norms that follow a convolution or an
+    operator are folded into it, in networks of other libraries too: networks of torchvision and
+    timm in which `convattn.replace` put an operator, or your modules around a backbone.
+    ``torch.fx`` finds which module follows which. Norms are not folded in parts that ``torch.fx``
+    cannot trace, in modules that occur more than once, and in modules that have their own ``fuse``
+    (models of Ultralytics).
 
-    A layer stays as it is where something is attached to it that would be lost or would see other
-    values: hooks (forward, backward, or before either), a parametrization, pruning, weight norm, a
-    ``forward`` that was replaced on the instance, or an adapter or another class in its place. The
-    rest of the model is folded, and one warning names those layers with the reasons. Hooks of all
-    modules and hooks of state dicts do not count.
+    A layer is not folded if folding would lose something that is attached to it: hooks (forward,
+    backward, or before either), a parametrization, pruning, weight norm, a ``forward`` that was
+    replaced on the instance, an adapter, or another class. All other layers are folded, and one
+    warning names the layers that are not, with the reasons. Global hooks and hooks of state dicts
+    do not prevent folding.
 
-    It is exact: it changes the result by rounding alone, and weights are computed in float32 at
-    least. See `convattn.deploy.parity`. There is no way back, and nothing in it for training:
-    the norms that folded are gone.
+    The result differs from the model by rounding only; weights are computed in float32 or float64.
+    See `convattn.deploy.parity`. Folding cannot be undone, and the deployed form is not for
+    training: it has no batch norms.
 
-    A deployed form does not call its inner layers one by one: hooks on them may never be called. It
-    has other weights under other names than the trained one. To load a file of it,
-    build the model, call ``reparameterize``, then ``load_state_dict``.
+    A deployed form does not call its inner layers one by one: hooks on them may never be called.
+    Its state dict has other names and weights. To load one, build the model, call
+    ``reparameterize``, then ``load_state_dict``.
 
     Args:
-        model: Any network, in training or evaluation. Calling it again changes nothing.
-        inplace: Whether to change the model itself; else a copy is made, and the model is left as
-            it is.
+        model: Any network, in training or evaluation mode. A second call changes nothing.
+        inplace: Whether to change the model itself; otherwise a copy is changed.
 
     Returns:
-        The deployed form, in evaluation.
+        The deployed form, in evaluation mode.
 
     Raises:
-        TypeError: For what is no ``nn.Module``, or a scripted or exported one.
-        ValueError: If the model cannot be copied, or is wrapped for training in several processes
-            (`DistributedDataParallel`, FSDP), where the parameters cannot be exchanged.
+        TypeError: The model is not an ``nn.Module``, or is scripted or exported.
+        ValueError: The model cannot be copied, or is wrapped for training in several processes
+            (`DistributedDataParallel`, FSDP), where parameters cannot be replaced.
     """
     _check(model)
     if not inplace:
@@ -67,7 +67,7 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
         _visit(model, set())
         fold_neighbours(model)
     _warn(state.left(model))
-    return model.eval()  # what is new in it too
+    return model.eval()  # also the new modules
 
 
 def _warn(left: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def _warn(left: Mapping[str, str]) -> None:
 
 
 def _visit(module: nn.Module, seen: set[nn.Module]) -> None:
-    """Let a module fold, then those that are left in it; one that is shared, once."""
+    """Fold a module, then its remaining children; a shared module is folded once."""
     if module in seen:
         return
     seen.add(module)
@@ -98,7 +98,7 @@ def _may_be_asked(module: nn.Module, fold: Any) -> bool:
 
 
 def _takes_nothing(method: object) -> bool:
-    """Return whether a method can be called as it is; in a VAE the name means something else."""
+    """Return whether a method needs no arguments: ``reparameterize(mu, ...)`` of a VAE does."""
     if not callable(method):
         return False
     kinds = inspect.signature(method).parameters.values()
@@ -112,12 +112,12 @@ def _check(model: nn.Module) -> None:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            f"{type(model).__name__} is a script, whose code is fixed: call reparameterize on the "
-            "model first, then trace or export the result"
+            f"{type(model).__name__} is a TorchScript module, which cannot be changed: call "
+            "reparameterize on the model first, then trace or export the result"
         )
     for kind in filter(None, map(synchroniser, model.modules())):
         raise ValueError(
-            f"{kind} keeps a list of the parameters in it, which folding exchanges: call "
+            f"{kind} keeps a list of the model's parameters, which folding replaces: call "
             "reparameterize before the model is wrapped, or on the model inside (model.module)"
         )
 

@@ -1,4 +1,4 @@
-"""Modules on maps (B, C, H, W): parameters, and one call into the operators."""
+"""Modules on maps (B, C, H, W): each has parameters and calls operators of ``convattn.ops``."""
 
 from convattn.layers.acmix.acmix import ACmix as ACmix
 from convattn.layers.attention.block import AttentionBlock as AttentionBlock

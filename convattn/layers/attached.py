@@ -1,4 +1,4 @@
-"""What is attached to a convolution beside its sizes and its weights."""
+"""Find what is attached to a convolution, such as hooks and attributes, before a replacement."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _COMPILED = "_compiled_call_impl"
 
 
 def obstacle(conv: nn.Conv2d) -> str | None:
-    """Return why no other layer can be put in the place of a convolution unnoticed, or None.
+    """Return why a convolution must not be replaced by another layer, or None.
 
-    Others rely on the module itself: they registered hooks on it, gave it another ``forward`` or
-    put a module into it. What computes the weight, such as a parametrization, is none of these.
+    Reasons are hooks on the module, a ``forward`` that was replaced on the instance, and modules
+    inside it. Code that computes the weight, such as a parametrization, is not a reason.
     """
     modules = [name for name, _ in conv.named_children() if name != "parametrizations"]
     if modules:
-        return f"it holds modules ({', '.join(modules)}), which would be lost: take them out first"
+        return f"it holds modules ({', '.join(modules)}), which would be lost: remove them first"
     methods = replaced_methods(conv)
     if methods:
         return (
@@ -39,19 +39,19 @@ def obstacle(conv: nn.Conv2d) -> str | None:
 
 
 def losses(conv: nn.Conv2d) -> Iterator[str]:
-    """Name what a layer in the place of a convolution does not have, beside the weights."""
+    """Describe what a replacement of a convolution loses, in addition to the weights."""
     computed = computed_tensors(conv)
     yield from (f"{kind} of its {tensor}" for tensor, kind in computed.items())
-    yield from (f"its {t}, no parameter" for t in _TENSORS if t in vars(conv).keys() - computed)
+    yield from (f"its {t}, not a parameter" for t in _TENSORS if t in vars(conv).keys() - computed)
     if not _computes_plainly(conv):
-        yield f"what {type(conv).__name__} computes in its own way"
+        yield f"the forward of {type(conv).__name__}"
     known = (*(f"{tensor}_" for tensor in computed),)
     own = [*conv._parameters, *conv._buffers]
     extra = [name for name in own if name not in _TENSORS and not name.startswith(known)]
     if extra:
         yield f"its {', '.join(extra)}"
     for name, parameter in conv.named_parameters():
-        # torch.compile marks parameters too
+        # torch.compile sets attributes of parameters
         marks = [mark for mark in vars(parameter) if not mark.startswith("_dynamo")]
         if marks:
             yield f"{', '.join(marks)} of its {name}"
@@ -64,10 +64,10 @@ def losses(conv: nn.Conv2d) -> Iterator[str]:
 
 
 def carry_attributes(conv: nn.Conv2d, layer: nn.Module) -> list[str]:
-    """Give a layer the attributes that were set on a convolution, such as ``conv.lr_scale``.
+    """Copy the attributes that were set on a convolution, such as ``conv.lr_scale``, to a layer.
 
     Returns:
-        The names of those that the layer has itself, and keeps.
+        The names that the layer already has; these attributes are not copied.
     """
     clashes = []
     methods = replaced_methods(conv)
@@ -77,18 +77,18 @@ def carry_attributes(conv: nn.Conv2d, layer: nn.Module) -> list[str]:
         if hasattr(layer, name) and not hasattr(nn.Module, name):
             clashes.append(name)
         else:
-            vars(layer)[name] = value  # a module, too, is none of the layer's children
+            vars(layer)[name] = value  # a module in an attribute does not become a submodule
     return clashes
 
 
 def _own(conv: nn.Conv2d) -> dict[str, Any]:
-    """Return what was set on a convolution: weights that are computed, and compile(), are not."""
+    """Return the attributes that were set on a convolution, without computed weights."""
     known = (*_PLAIN, *_TENSORS, _COMPILED)
     return {name: value for name, value in vars(conv).items() if name not in known}
 
 
 def _computes_plainly(conv: nn.Conv2d) -> bool:
-    """Whether a class's outputs are its weight times the inputs, however it pads them."""
+    """Return whether ``forward`` is a plain convolution, with any padding."""
     kind = type(conv)
     plain = kind.forward in (nn.Conv2d.forward, Conv2dSame.forward)
     return plain and kind._conv_forward is nn.Conv2d._conv_forward

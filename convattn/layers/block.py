@@ -1,4 +1,4 @@
-"""What every GLNet block shares: position embedding, two normed residual branches, an FFN."""
+"""The base class of GLNet's blocks: position embedding, mixer and FFN, with pre-norms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 
 class PreNormBlock(OneNode):
-    """Residual block around a way of mixing positions, which a subclass gives.
+    """Residual block around a mixer, which a subclass defines.
 
     ``x = x0 + DW3x3(x0);  x = x + ls1 * mix(LN(x), x0);  x = x + ls2 * FFN(LN(x))``
 
@@ -28,9 +28,9 @@ class PreNormBlock(OneNode):
         pos_embed: whether to add the depth-wise 3x3 convolution.
         mlp_ratio: hidden channels of the FFN over ``dim``.
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
-        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        layer_scale: initial value of the learnt scale per channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
-        norm_eps: what the layer norms add to the variance.
+        norm_eps: the number that the layer norms add to the variance.
 
     Raises:
         ValueError: a size or a rate out of range.
@@ -64,18 +64,18 @@ class PreNormBlock(OneNode):
         self.folded = False
 
     def mix(self, u: Tensor, context: Tensor) -> Tensor:
-        """Mix the positions of the normed map ``u``; ``context`` is what the block was given."""
+        """Mix the positions of the normed map ``u``; ``context`` is the input of the block."""
         raise NotImplementedError
 
     def scale_mix(self, scale: Tensor) -> bool:
-        """Multiply what ``mix`` gives by ``scale`` (dim,) for good; False if not possible."""
+        """Multiply the output of ``mix`` by ``scale`` (dim,); return False if impossible."""
         return False
 
     def reparameterize(self) -> None:
-        """Fold, exactly and for good, what is linear with nothing between.
+        """Fold consecutive linear operations, exactly and permanently.
 
-        ``x + DW(x)`` becomes one convolution; the scales go into the last layers of their branches;
-        the first sum and the second norm become one step.
+        ``x + DW(x)`` becomes one convolution. The layer scales are folded into the last layers of
+        their branches. The first sum and the second norm become one module.
         """
         if self.pos_embed is None:
             self.folded = True
@@ -111,7 +111,7 @@ class PreNormBlock(OneNode):
 
 
 def check_branches(mlp_ratio: float, drop_path: float) -> None:
-    """Raise unless the options of a block's residual branches are numbers in range."""
+    """Raise an error if a block's FFN ratio or drop rate is not a number in range."""
     if not isinstance(mlp_ratio, int | float):
         raise TypeError(f"mlp_ratio must be a number, got {mlp_ratio!r}")
     if mlp_ratio <= 0:
@@ -129,7 +129,7 @@ def resolve_num_heads(dim: int, num_heads: int | None, head_dim: int) -> int:
 
 
 def _in_type_of(x: Tensor, branch: Tensor) -> Tensor:
-    # Under autocast the scales, kept in float32, would widen everything that follows.
+    # Under autocast the scales are float32, and all following maps would be float32 too.
     return branch if branch.dtype == x.dtype else branch.to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The operators under the arguments of `nn.Conv2d`, and a convolution with one beside it."""
+"""The operators with the arguments of `nn.Conv2d`, and the sum of a convolution and an operator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from convattn.layers.folding import add_layer, fold_factor, fold_scale, fold_shi
 from convattn.layers.glmix import GLMix
 from convattn.layers.xvolution import XVolution
 
-torch.fx.wrap("within_range")  # it looks at the type: torch.fx takes it as one node
+torch.fx.wrap("within_range")  # one node in torch.fx: it reads the dtype
 
 
 class _Conv2dArguments(Conv2dLike):
-    """Takes exactly the arguments of `nn.Conv2d`, then the operator's own by name."""
+    """Mixin: the arguments of `nn.Conv2d`, then keyword arguments of the operator."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class _Conv2dArguments(Conv2dLike):
             dilation,
             groups,
             bias,
-            padding_mode,  # type: ignore[arg-type]  # torch names the four; it checks them too
+            padding_mode,  # type: ignore[arg-type]  # torch checks the value
             device="meta",
         )
         size = conv2d_size(conv)
@@ -68,7 +68,7 @@ class _Conv2dArguments(Conv2dLike):
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
-        """Make the operator that fits in the place of a convolution; see `ACmix.from_conv2d`."""
+        """Build an operator that can replace a convolution; see `ACmix.from_conv2d`."""
         cls.check_options(options)
         size = conv2d_size(conv)
         kernel_size = options.pop("kernel_size", size.kernel_size)
@@ -86,95 +86,94 @@ class _Conv2dArguments(Conv2dLike):
 
 
 class ACmixConv2d(_Conv2dArguments, ACmix):
-    """`ACmix` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+    """`ACmix` with the arguments and the output size of `nn.Conv2d`.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: of the convolution path, odd and square.
         stride: of both paths, one number for both axes.
-        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        padding: only ``dilation * (kernel_size // 2)``, or "same" with stride 1.
         dilation: of both paths.
         groups: 1; an operator mixes all channels.
-        bias: taken and not used: the projections have biases, as in the published networks, whose
-            ACmix replaces convolutions without one.
+        bias: ignored: the projections always have biases, as in the published networks, in which
+            ACmix replaces convolutions without bias.
         padding_mode: "zeros".
-        device: where to make it.
-        dtype: its type.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
         **options: keyword arguments of `ACmix`; without ``num_heads`` the largest number up to 4
             that divides the channels.
 
     Raises:
         TypeError: an unknown option.
-        ValueError: what ACmix cannot do in place of a convolution; the message says what would.
+        ValueError: ACmix does not support an argument; the message names supported values.
     """
 
 
 class XVolutionConv2d(_Conv2dArguments, XVolution):
-    """`XVolution` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+    """`XVolution` with the arguments and the output size of `nn.Conv2d`.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: of both branches, odd and square.
         stride: of both branches, one number for both axes.
-        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        padding: only ``dilation * (kernel_size // 2)``, or "same" with stride 1.
         dilation: of the convolution, and the distance of the displacements.
         groups: 1; an operator mixes all channels.
-        bias: taken and not used: both branches end in a batch norm, which has one.
+        bias: ignored: both branches end in a batch norm, which has a bias.
         padding_mode: "zeros".
-        device: where to make it.
-        dtype: its type.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
         **options: keyword arguments of `XVolution`; without ``num_heads`` the largest number up to
             4 that divides the channels.
 
     Raises:
         TypeError: an unknown option.
-        ValueError: what X-volution cannot do in place of a convolution; the message says what
-            would.
+        ValueError: X-volution does not support an argument; the message names supported values.
     """
 
 
 class GLMixConv2d(_Conv2dArguments, GLMix):
-    """`GLMix` where a network makes an `nn.Conv2d`: same arguments, same size of the output.
+    """`GLMix` with the arguments and the output size of `nn.Conv2d`.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: of the local branch, odd and square.
         stride: of the output, one number for both axes.
-        padding: what keeps the map: ``dilation * (kernel_size // 2)``, or "same" without a stride.
+        padding: only ``dilation * (kernel_size // 2)``, or "same" with stride 1.
         dilation: of the local branch.
         groups: 1; an operator mixes all channels.
-        bias: taken and not used: the last layer of each branch has one, as published.
+        bias: ignored: the last layer of each branch has a bias, as published.
         padding_mode: "zeros".
-        device: where to make it.
-        dtype: its type.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
         **options: keyword arguments of `GLMix`.
 
     Raises:
         TypeError: an unknown option.
-        ValueError: what GLMix cannot do in place of a convolution; the message says what would.
+        ValueError: GLMix does not support an argument; the message names supported values.
     """
 
 
 class ConvBeside(nn.Module):
-    """A trained convolution and an operator beside it, which at first adds nothing.
+    """The sum of a trained convolution and an operator, whose factor is initialized to zero.
 
-    ``y = conv(x) + gamma * op(x)``, with a learnt gamma of shape (C,) that starts at zero
+    ``y = conv(x) + gamma * op(x)``, with a learnt gamma of shape (C,), initialized to zero
 
-    A state dict in which the convolution stands under this layer's name is loaded into ``conv``.
+    A state dict that has the convolution under this layer's name is loaded into ``conv``.
 
     Args:
-        conv: stays as it is, weights and all.
-        op: maps (B, C_in, H, W) to what ``conv`` gives: (B, C, H', W').
+        conv: the trained convolution; it is not changed.
+        op: maps (B, C_in, H, W) to the output shape of ``conv``: (B, C, H', W').
     """
 
     def __init__(self, conv: nn.Conv2d, op: nn.Module) -> None:
         super().__init__()
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
-        self.conv: Any = conv  # None where ``op`` has taken it over
+        self.conv: Any = conv  # None if it was folded into ``op``
         self.op = op
         weight = conv.weight
         self.gamma: Any = nn.Parameter(
@@ -182,26 +181,26 @@ class ConvBeside(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to what the convolution gives."""
+        """Map (B, C_in, H, W) to the output shape of the convolution."""
         if self.conv is None:
             return self.op(x)
-        y, beside = self.conv(x), within_range(self.op(x))
+        y, added = self.conv(x), within_range(self.op(x))
         if self.gamma is not None:
-            beside = self.gamma[:, None, None] * beside
-        # Under autocast gamma, kept in float32, would widen everything that follows.
-        return y + beside.to(y.dtype)
+            added = self.gamma[:, None, None] * added
+        # Under autocast gamma is float32, and the sum would be float32 too.
+        return y + added.to(y.dtype)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        if self.conv is not None and self.gamma is not None:  # else it is the deployed form
+        if self.conv is not None and self.gamma is not None:  # else deployed
             take_trained(self, self.conv, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def reparameterize(self) -> None:
-        """Fold gamma into the operator, and the convolution into X-volution's, exactly.
+        """Fold gamma into the operator, and ``conv`` into the convolution of X-volution, exactly.
 
-        What may not be folded stays as it is.
+        Layers that may not be folded stay unchanged.
         """
         if self.conv is None or not may_fold_inside(self):
             return
@@ -218,7 +217,7 @@ class ConvBeside(nn.Module):
             self.conv = None
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift`` for good, exactly; False if not possible."""
+        """Replace the outputs y by ``scale * y + shift``, exactly; return False if impossible."""
         self.reparameterize()
         if self.conv is None:
             assert isinstance(self.op, XVolution)
@@ -234,6 +233,6 @@ class ConvBeside(nn.Module):
 
 
 def _are_alike(conv: nn.Conv2d, other: nn.Conv2d) -> bool:
-    """Return whether the sum of two convolutions of one map is a convolution."""
+    """Return whether the sum of two convolutions of one map is one convolution."""
     names = ("kernel_size", "stride", "dilation", "groups", "padding", "padding_mode")
     return all(getattr(conv, name) == getattr(other, name) for name in names)

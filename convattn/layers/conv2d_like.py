@@ -1,4 +1,4 @@
-"""What an operator that stands in for a convolution takes from it: sizes, device, type."""
+"""Build an operator that replaces a convolution, with its sizes, device, dtype and mode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_THE_CONVOLUTION = (
 
 @dataclass(frozen=True)
 class ConvSize:
-    """The sizes that a convolution and an operator in its place have in common."""
+    """The sizes of a convolution that the operator replacing it must also have."""
 
     in_channels: int
     out_channels: int
@@ -38,12 +38,12 @@ class ConvSize:
 
     @property
     def padding(self) -> int:
-        """What `nn.Conv2d` is given to make maps of the operator's size."""
+        """The padding with which `nn.Conv2d` has the operator's output size."""
         return self.dilation * (self.kernel_size // 2)
 
 
 class Conv2dLike(OneNode):
-    """What `ACmix`, `XVolution` and `GLMix` share: each can be made from a convolution."""
+    """The base class of `ACmix`, `XVolution` and `GLMix`: they can replace a convolution."""
 
     if TYPE_CHECKING:
         in_chans: int
@@ -51,28 +51,28 @@ class Conv2dLike(OneNode):
 
     @property
     def in_channels(self) -> int:
-        """Channels of the input, under `nn.Conv2d`'s name: networks ask for it."""
+        """Channels of the input, by the name of `nn.Conv2d`, which networks read."""
         return self.in_chans
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output, under `nn.Conv2d`'s name."""
+        """Channels of the output, by the name of `nn.Conv2d`."""
         return self.out_chans
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, **options: Any) -> Self:
-        """Make the operator that fits in the place of a convolution, with new weights.
+        """Build an operator that can replace a convolution, with new weights.
 
         Args:
-            conv: gives channels, kernel, stride, dilation, device, type, memory format and mode.
-                The map that comes out is as large as the convolution's.
-            **options: keyword arguments of the constructor, without those sizes, except
-                ``kernel_size``. Where the channels are no multiple of the default number of heads,
-                the largest smaller number that divides them is taken.
+            conv: the convolution. The operator has its channels, kernel size, stride, dilation,
+                device, dtype, memory format, mode and output size.
+            **options: keyword arguments of the constructor, except these sizes; ``kernel_size`` is
+                possible. If the default number of heads does not divide the channels, the largest
+                smaller divisor is used.
 
         Raises:
-            TypeError: something other than a convolution, or an unknown option.
-            ValueError: a convolution that the operator cannot stand in for; the message says why.
+            TypeError: ``conv`` is not a convolution, or an option is unknown.
+            ValueError: the operator cannot replace this convolution; the message names the reason.
         """
         cls.check_options(options)
         size = conv2d_size(conv)
@@ -105,15 +105,15 @@ class Conv2dLike(OneNode):
 
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
-        """Add to the options of the constructor what follows from the convolution's sizes."""
+        """Return the options, with defaults that follow from the convolution's sizes."""
         return {"kernel_size": size.kernel_size, **options}
 
 
 def conv2d_size(conv: nn.Conv2d) -> ConvSize:
-    """Return the sizes of a convolution; raise where no operator can stand in for it.
+    """Return the sizes of a convolution; raise if no operator can replace it.
 
-    An operator mixes all channels, has one odd kernel, stride and dilation for both axes, and gives
-    maps of ceil(H / s) x ceil(W / s).
+    An operator mixes all channels, has one odd kernel size, one stride and one dilation for both
+    axes, and returns maps of ceil(H / s) x ceil(W / s).
     """
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"conv must be an nn.Conv2d, got {type(conv).__name__}")
@@ -126,7 +126,7 @@ def conv2d_size(conv: nn.Conv2d) -> ConvSize:
         )
     if conv.padding_mode != "zeros":
         raise ValueError(
-            f"an operator has its own borders: padding_mode must be 'zeros', "
+            f"an operator does not support other padding: padding_mode must be 'zeros', "
             f"got {conv.padding_mode!r}"
         )
     size = ConvSize(
@@ -145,7 +145,7 @@ def conv2d_size(conv: nn.Conv2d) -> ConvSize:
 
 
 def _keywords(operator: type[Conv2dLike]) -> list[str]:
-    """Names that a constructor takes beside the sizes, its bases' where it passes names on."""
+    """Return the keyword arguments of a constructor, those of its bases if it passes them on."""
     names: list[str] = []
     for kind in operator.__mro__[: operator.__mro__.index(Conv2dLike)]:
         if "__init__" not in vars(kind):
@@ -164,7 +164,7 @@ def fewer_heads(channels: int, default: int) -> int:
 
 
 def follow(conv: nn.Conv2d, layer: Module) -> Module:
-    """Give a layer the device, type, memory format and mode of a convolution."""
+    """Move a layer to the device, dtype, memory format and mode of a convolution."""
     weight = conv.weight
     layer = layer.to(device=weight.device, dtype=weight.dtype)
     last = weight.is_contiguous(memory_format=torch.channels_last)
@@ -176,15 +176,16 @@ def follow(conv: nn.Conv2d, layer: Module) -> Module:
 def take_trained(
     layer: nn.Module, conv: nn.Module, state_dict: dict[str, Any], prefix: str
 ) -> None:
-    """Let a layer that holds a convolution as ``conv`` load a state dict from before it was there.
+    """Prepare a state dict that was saved before a layer took the place of a convolution.
 
-    The entries of the convolution are renamed in ``state_dict``; one from after stays as it is.
+    The layer holds the convolution as ``conv``, so the entries of the convolution are renamed in
+    ``state_dict``. A state dict that was saved later is not changed.
 
     Args:
-        layer: what has the convolution's name now.
-        conv: the convolution.
-        state_dict: of the whole network.
-        prefix: of the layer's names, with the dot.
+        layer: the layer that has the convolution's name now.
+        conv: the convolution in the layer.
+        state_dict: the state dict of the whole network.
+        prefix: the prefix of the layer's names, with the dot.
     """
     if any(name.startswith(f"{prefix}conv.") for name in state_dict):
         return
@@ -194,48 +195,51 @@ def take_trained(
     old = [name for name in rest if name.partition(".")[0] in theirs]
     for name in old:
         state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
-    if old:  # torch does not tell whether the loading is strict
+    if old:  # this hook does not know whether loading is strict
         warnings.warn(
-            "the state dict is one of the network before convattn.replace(..., keep=True): the "
-            "convolutions take their weights from it, what is new beside them stays as it is. "
-            "strict=True does not allow that: use strict=False, or load before replace",
+            "the state dict was saved before convattn.replace(..., keep=True): the convolutions "
+            "load their weights from it, and the added operators keep their weights. strict=True "
+            "does not allow missing weights: use strict=False, or load before replace",
             stacklevel=2,
         )
 
 
 def within_range(x: Tensor) -> Tensor:
-    """Make what float16 could not hold finite, so that a factor of zero still makes it zero."""
+    """Replace inf and NaN in float16, so that a following factor of zero gives zero."""
     return torch.nan_to_num(x) if x.dtype == torch.float16 else x
 
 
 def _square(name: str, sides: tuple[int, ...]) -> int:
     if sides[0] != sides[1]:
-        raise ValueError(f"an operator is square: {name} must be one number, got {tuple(sides)}")
+        raise ValueError(
+            f"an operator has equal sizes along both axes: {name} must be one number, "
+            f"got {tuple(sides)}"
+        )
     return sides[0]
 
 
 def _check_padding(conv: nn.Conv2d, size: ConvSize) -> None:
-    if conv.padding == "same":  # which torch takes without a stride alone
+    if conv.padding == "same":  # torch supports "same" with stride 1 only
         return
     padding = (0, 0) if conv.padding == "valid" else conv.padding
     if padding != (size.padding, size.padding):
         raise ValueError(
-            f"an operator gives maps of ceil(H / stride): padding must be {size.padding} for "
+            f"an operator returns maps of ceil(H / stride): padding must be {size.padding} for "
             f"kernel_size={size.kernel_size} and dilation={size.dilation}, got {conv.padding}"
         )
 
 
 @torch.no_grad()
 def _check_output(conv: nn.Conv2d, size: ConvSize) -> None:
-    """Ask a convolution that computes in its own way, like timm's Conv2dSame, what it gives."""
-    # A weight that a hook computes, as weight norm does, is an attribute, and cannot be copied.
+    """Check the output size of a convolution with its own ``forward``, like timm's Conv2dSame."""
+    # A weight that a hook computes, such as weight norm, is an attribute that cannot be copied.
     computed = {id(t): t.to("meta") for t in vars(conv).values() if isinstance(t, Tensor)}
     probe = copy.deepcopy(conv, computed).to("meta")
     for side in (size.kernel_size + size.dilation * size.kernel_size, 64, 65):
         x = torch.empty(1, size.in_channels, side, side, device="meta", dtype=probe.weight.dtype)
-        given, wanted = type(conv).forward(probe, x).shape[-1], math.ceil(side / size.stride)
-        if given != wanted:
+        actual, expected = type(conv).forward(probe, x).shape[-1], math.ceil(side / size.stride)
+        if actual != expected:
             raise ValueError(
-                f"an operator gives maps of ceil(H / stride): {side} pixels become {wanted}, but "
-                f"{given} in {type(conv).__name__}"
+                f"an operator returns maps of ceil(H / stride): {side} pixels become "
+                f"{expected}, but {actual} in {type(conv).__name__}"
             )

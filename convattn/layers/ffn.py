@@ -19,15 +19,15 @@ class ConvMlp(OneNode):
 
     Args:
         dim: channels of input and output.
-        hidden_dim: channels between.
+        hidden_dim: channels of the hidden map.
         dwconv: whether to add the depth-wise convolution.
-        kernel_size: its kernel, odd.
+        kernel_size: kernel size of the depth-wise convolution, odd.
 
     Raises:
         ValueError: a size that is not positive, or an even kernel.
 
-    GLMix (arXiv 2411.14429), the FFN of GLNet. The deployed form is one step, which does not call
-    the inner layers one by one: see `convattn.ops.convolution.feed_forward`.
+    GLMix (arXiv 2411.14429), the FFN of GLNet. The deployed form is one operator, which does
+    not call the inner layers: see `convattn.ops.convolution.feed_forward`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ConvMlp(OneNode):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
         self.folded = False  # whether ``dwconv`` adds its input to its output
-        self.fused = False  # whether the network is one step
+        self.fused = False  # whether one operator computes the network
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, dim, H, W) to (B, dim, H, W)."""
@@ -62,9 +62,9 @@ class ConvMlp(OneNode):
         return feed_forward(x, fc1.weight, fc1.bias, weight, bias, fc2.weight, fc2.bias)
 
     def reparameterize(self) -> None:
-        """Make ``z + DW(z)`` one convolution, exactly, and the network one step, for good.
+        """Fold ``z + DW(z)`` into one convolution, and let one operator compute the network.
 
-        A network in which a layer was replaced, or has hooks, calls its layers one by one.
+        If a layer was replaced or has hooks, the layers are still called one by one.
         """
         if self.dwconv is None:
             self.folded = True
@@ -73,7 +73,7 @@ class ConvMlp(OneNode):
         self.fused = self.folded and self._may_fuse()
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        """Replace the outputs y by ``scale * y + shift``, both (dim,); False if impossible."""
         return fold_affine(self.fc2, scale, shift)
 
     def _may_fuse(self) -> bool:
@@ -90,7 +90,7 @@ class ConvMlp(OneNode):
 
 
 def _keeps_size(conv: nn.Module, kernel_size: int, groups: int = 1) -> bool:
-    """Whether a module is a convolution that keeps the size of the map, filled with zeros."""
+    """Return whether a module is a zero-padded convolution that keeps the size of the map."""
     if not isinstance(conv, nn.Conv2d):
         return False
     sizes = conv.kernel_size, conv.stride, conv.dilation, conv.padding

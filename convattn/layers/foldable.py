@@ -1,9 +1,9 @@
-"""Whether a layer may be folded: one predicate for all that puts weights in the place of a call.
+"""The conditions under which a layer may be folded, or its weights read instead of a call.
 
-A layer is folded if its class computes what the arithmetic assumes, if nothing is attached to it,
-and if it has one place in the model. Everything else is left as it is, and `folding` collects the
-reasons. Hooks of all modules (``register_module_forward_hook``) belong to no layer: they do not
-stop the folding, nor do hooks of state dicts and of parameters.
+A layer is folded if its class computes the known formula, if nothing is attached to it, such as a
+hook, and if it occurs once in the model. All other layers stay unchanged, and `folding` collects
+the reasons. Three kinds of hooks do not prevent folding: global hooks
+(``register_module_forward_hook``), hooks of state dicts, and hooks of parameters.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from convattn.layers.depthwise import WideDepthwise
 from convattn.layers.linear import Linear
 
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # names of the parameters that fold
-_LIBRARIES = ("torch", "timm", "torchvision", "convattn")  # their classes are architecture
-# Methods that change or show a module, and compute no outputs.
-_MANAGE = {"reset_parameters", *(n for n in vars(nn.Module) if n[0] != "_")} - {"forward"}
-# Methods that a class may override without a change of what folding methods assume.
+_FOLDED = ("weight", "bias", "gamma", "alpha", "beta")  # the names of parameters that are folded
+_LIBRARIES = (
+    "torch",
+    "timm",
+    "torchvision",
+    "convattn",
+)  # their classes are not attachments
+# Public methods of every module, except ``forward``: they do not change its outputs.
+_HARMLESS = {"reset_parameters", *(n for n in vars(nn.Module) if n[0] != "_")} - {"forward"}
+# Methods that a derived class may also override without a change of its outputs.
 _FREE = {"take_over", "init_weights", "reparameterize", "absorb_affine", "_load_from_state_dict"}
-_FREE |= _MANAGE
-_BASES = (nn.Module, object)
+_FREE |= _HARMLESS
 
-# What the classes compute that are folded; others may compute something else.
+# The forward methods of the classes that are folded. Another forward may compute something else.
 _KNOWN = (
     nn.Conv2d.forward,
     nn.Linear.forward,
@@ -55,7 +59,7 @@ _KNOWN = (
 
 
 def why_not_folded(module: nn.Module) -> str | None:
-    """Return why a layer is not folded, nor anything into it; None if it may be folded.
+    """Return why a layer may not be folded, and no layer into it; None if it may be folded.
 
     Args:
         module: a convolution, a linear layer, a batch norm, a layer scale, or a module with
@@ -65,7 +69,7 @@ def why_not_folded(module: nn.Module) -> str | None:
 
 
 def attachment(module: nn.Module) -> str | None:
-    """Return what is attached to a module and would be lost if it were folded, or None."""
+    """Return what is attached to a module and would be lost by folding, or None."""
     changed = _changed(module)
     if changed is None and not is_bare(module):
         return f"it has {hooks_of(module, _CALL_HOOKS)}"
@@ -73,9 +77,9 @@ def attachment(module: nn.Module) -> str | None:
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether a call of a module runs the ``forward`` of its class alone, without hooks.
+    """Return whether a call of a module runs only the ``forward`` of its class, without hooks.
 
-    It takes part in every call of ACmix, and so is faster than `attachment`.
+    Every call of ACmix asks this: it is faster than `attachment`.
     """
     return not (
         module._forward_hooks
@@ -87,51 +91,52 @@ def is_bare(module: nn.Module) -> bool:
 
 
 def may_fold(*modules: nn.Module) -> bool:
-    """Whether layers may be folded; the last one is what would be folded away."""
+    """Return whether layers may be folded; the last layer is the one that folding removes."""
     return _note(modules, why_not_folded)
 
 
 def may_read(*modules: nn.Module) -> bool:
-    """Whether weights of layers may be read in place of calls; the layers stay as they are."""
+    """Return whether the weights of layers may be read instead of calling the layers."""
     return _note(modules, lambda module: _unfit(module) or attachment(module))
 
 
 def may_reach_into(module: nn.Module, kind: type[nn.Module] = nn.Module) -> bool:
-    """Whether factors of the outputs of a module may go into layers inside of it.
+    """Return whether factors of a module's outputs may be folded into layers inside the module.
 
     Args:
         module: the module.
-        kind: the class that the caller knows the code of: the module must be an instance.
+        kind: the class whose code the caller knows.
     """
     return _note((module,), lambda m: _stranger(m, kind) or attachment(m) or _places(m))
 
 
 def may_fold_inside(
     module: nn.Module,
-    goes: nn.Module | None = None,
+    removed: nn.Module | None = None,
     fold: str = "reparameterize",
     free: tuple[str, ...] = (),
 ) -> bool:
-    """Whether a module computes what its method that folds assumes.
+    """Return whether a module computes what its folding method assumes.
 
-    Hooks on the module do not matter: what goes in and comes out stays the same.
+    Hooks on the module are allowed: folding does not change its inputs and outputs.
 
     Args:
-        module: the module, which folds layers in it.
-        goes: what would be folded away; None for the module itself.
-        fold: the method that folds.
-        free: methods that a derived class may override: the folding assumes nothing of them.
+        module: the module, which folds the layers inside it.
+        removed: the layer that folding removes; None for the module itself.
+        fold: the name of the folding method.
+        free: names of methods that a derived class may override: the folding method does not assume
+            their code.
     """
-    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, free), goes)
+    return _note((module,), lambda m: _changed(m) or _overridden(m, fold, free), removed)
 
 
 def may_fold_itself(module: nn.Module) -> bool:
-    """Whether a module of another package may fold: its own code does not look for attachments."""
+    """Return whether a module of another package may fold itself: its code checks no hooks."""
     return _note((module,), lambda m: _changed(m) or _attached_inside(m))
 
 
 def computed_tensors(module: nn.Module) -> dict[str, str]:
-    """Return the names of tensors that are computed at every call, and by what."""
+    """Return the tensors that are computed at every call: name -> class that computes it."""
     found: dict[str, str] = {}
     if is_parametrized(module):
         for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
@@ -151,20 +156,23 @@ def replaced_methods(module: nn.Module) -> list[str]:
 
 
 def replaced_steps(module: nn.Module) -> list[str]:
-    """Return the names of replaced methods that may change what the module computes.
+    """Return the names of replaced methods that may change the outputs of the module.
 
-    A replaced ``train`` or ``eval`` does where it keeps the module in training.
+    A replaced ``train`` or ``eval`` changes them if the module is still in training mode.
     """
-    harmless = _MANAGE - {"train", "eval"} if module.training else _MANAGE
+    harmless = _HARMLESS - {"train", "eval"} if module.training else _HARMLESS
     return [name for name in replaced_methods(module) if name not in harmless]
 
 
 def hooks_of(module: nn.Module, kinds: tuple[str, ...] | None = None) -> str:
-    """Name the hooks of a module by their kinds, without those that compute its tensors.
+    """Count the hooks of a module by kind, except hooks that compute its tensors.
 
     Args:
         module: the module.
         kinds: names of the attributes that hold hooks; None for all.
+
+    Returns:
+        Text such as "hooks (2 forward hooks, 1 backward hook)"; "" if there are none.
     """
     counts = [
         (kind.strip("_").removesuffix("s").replace("_", " "), _others(hooks))
@@ -177,19 +185,20 @@ def hooks_of(module: nn.Module, kinds: tuple[str, ...] | None = None) -> str:
 
 @dataclass
 class Folding:
-    """What is known of a model while it is folded: what has several places, and what is left."""
+    """The state while a model is folded: how often modules occur, and which were not folded."""
 
-    places: Counter[nn.Module]
+    places: Counter[nn.Module]  # number of occurrences in the model
+    # the reason, and the layers that folding would have removed
     noted: dict[nn.Module, tuple[str, set[nn.Module]]] = field(default_factory=dict)
 
     def left(self, model: nn.Module) -> dict[str, str]:
-        """Return the names of the layers that were left for something attached, with reasons."""
+        """Return the layers that were not folded because of something attached: name -> reason."""
         present = set(model.modules())
         names = {module: name for name, module in model.named_modules()}
         return {
             names[module] or "the model": reason
-            for module, (reason, kept) in self.noted.items()
-            if module in present and kept & present
+            for module, (reason, removed) in self.noted.items()
+            if module in present and removed & present
         }
 
 
@@ -198,7 +207,7 @@ _current: ContextVar[Folding | None] = ContextVar("folding", default=None)
 
 @contextmanager
 def folding(model: nn.Module) -> Iterator[Folding]:
-    """Collect what is left while a model is folded, and leave what has several places in it."""
+    """Record which layers are not folded in this context; no module that occurs twice is folded."""
     children = (child for module in model.modules() for child in module._modules.values())
     state = Folding(Counter(m for m in children if m is not None and type(m) is not nn.Identity))
     token = _current.set(state)
@@ -211,20 +220,23 @@ def folding(model: nn.Module) -> Iterator[Folding]:
 def _note(
     modules: tuple[nn.Module, ...],
     why_not: Callable[[nn.Module], str | None],
-    goes: nn.Module | None = None,
+    removed: nn.Module | None = None,
 ) -> bool:
-    """Return whether no module has a reason; note the reasons unless the architecture has one."""
+    """Return whether ``why_not`` is None for all modules; else record why, for the warning.
+
+    Nothing is recorded if one of the reasons lies in the architecture, see `_is_architecture`.
+    """
     reasons = {module: reason for module in modules if (reason := why_not(module))}
     state = _current.get()
     if state is not None and not any(map(_is_architecture, reasons)):
         for module, reason in reasons.items():
-            kept = state.noted.setdefault(module, (reason, set()))[1]
-            kept.add(modules[-1] if goes is None else goes)
+            layers = state.noted.setdefault(module, (reason, set()))[1]
+            layers.add(modules[-1] if removed is None else removed)
     return not reasons
 
 
 def _is_architecture(module: nn.Module) -> bool:
-    """Whether a module of a library is as it was built: then it never was one that folds."""
+    """Return whether a module cannot fold by its class, and not because of something attached."""
     if any(map(is_lazy, module.parameters(recurse=False))):
         return True
     own = type(module).__module__.partition(".")[0] not in _LIBRARIES
@@ -245,26 +257,26 @@ def _unfit(module: nn.Module) -> str | None:
 
 
 def _stranger(module: nn.Module, *kinds: type[nn.Module]) -> str | None:
-    """Return that a module is of no class whose code is known, or None."""
+    """Return the reason if a module is an instance of none of the classes, else None."""
     if isinstance(module, kinds):
         return None
     return f"it is a {type(module).__name__}, which may compute something else"
 
 
 def _overridden(module: nn.Module, fold: str, free: tuple[str, ...] = ()) -> str | None:
-    """Return which class overrides a method that the folding method of a base class relies on.
+    """Return which class overrides a method whose code the folding method assumes, or None.
 
-    The classes of this package are known. Of another class every method counts that replaces one
-    of the folding class, but for those that compute no outputs.
+    The folding method assumes all methods of its class and of the bases of its class, except those
+    that do not change outputs. Derived classes of this package agree with the folding methods.
     """
     if type(module).forward in _KNOWN:
         return None
-    kinds = type(module).__mro__
+    kinds = [kind for kind in type(module).__mro__ if kind not in (nn.Module, object)]
     index = next((i for i, kind in enumerate(kinds) if fold in vars(kind)), len(kinds))
-    known = {n for kind in kinds[index:] if kind not in _BASES for n in vars(kind) if n[:2] != "__"}
+    known = {name for kind in kinds[index:] for name in vars(kind) if not name.startswith("__")}
     steps = (known | {"forward", "__call__"}) - _FREE - set(free)
     for kind in kinds[:index]:
-        if kind.__module__.partition(".")[0] == "convattn" or kind in _BASES:
+        if kind.__module__.partition(".")[0] == "convattn":
             continue
         for name, value in vars(kind).items():
             if name in steps and (callable(value) or isinstance(value, property)):
@@ -280,20 +292,20 @@ def _attached_inside(module: nn.Module) -> str | None:
 
 
 def _changed(module: nn.Module) -> str | None:
-    """Return what computes something else than the class of a module and its parameters."""
+    """Return why a module may compute something other than its class defines, or None."""
     for tensor, step in computed_tensors(module).items():
         return f"{step} computes its {tensor}"
     replaced = replaced_steps(module)
     if replaced:
         return f"its {', '.join(replaced)} was replaced on the instance"
     for name in _FOLDED:
-        made = isinstance(getattr(type(module), name, None), property)
-        if made or isinstance(vars(module).get(name), Tensor):
-            return f"its {name} is no parameter"
+        computed = isinstance(getattr(type(module), name, None), property)
+        if computed or isinstance(vars(module).get(name), Tensor):
+            return f"its {name} is not a parameter"
     for name, parameter in module.named_parameters(recurse=False):
         kind = type(parameter)
         derived = kind is not nn.Parameter and issubclass(kind, nn.Parameter)
-        if derived or hasattr(kind, "__tensor_flatten__"):  # quantized, or split over processes
+        if derived or hasattr(kind, "__tensor_flatten__"):  # quantized, or sharded over processes
             return f"its {name} is a {kind.__name__}"
     return None
 
@@ -309,5 +321,5 @@ def _others(hooks: Any) -> int:
 
 
 def _computes_a_tensor(hook: Any) -> bool:
-    theirs = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
-    return theirs or isinstance(hook, BasePruningMethod)
+    of_torch = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
+    return of_torch or isinstance(hook, BasePruningMethod)

@@ -1,7 +1,7 @@
-"""Folding at deployment: layers take over, in place, what would come before or after them.
+"""Fold norms, factors and shifts into the weights of a neighbouring layer, in place.
 
-Nothing is folded into or out of a layer that `convattn.layers.foldable` refuses. Weights are
-replaced, not written to: a parameter that two layers share is folded in one of them.
+A layer that `convattn.layers.foldable` excludes is not changed. A parameter is replaced, not
+overwritten: if two layers share a parameter, folding changes it in one of them only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from convattn.layers.foldable import may_fold, may_fold_inside, may_reach_into
 from convattn.ops import fuse
 
-_WITH_ACT = (BatchNormAct2d, FrozenBatchNormAct2d)  # timm's: in evaluation a norm, then ``act``
+_WITH_ACT = (BatchNormAct2d, FrozenBatchNormAct2d)  # of timm: a norm, then ``act``
 NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 
 
@@ -41,7 +41,7 @@ def fold_shift(layer: nn.Module, shift: Tensor) -> None:
 
 @torch.no_grad()
 def add_layer(layer: nn.Conv2d, other: nn.Conv2d) -> None:
-    """Add to a convolution's outputs those of another one of the same map and sizes."""
+    """Add to a convolution another convolution of the same input and the same sizes."""
     _set(layer, "weight", fuse.widened(layer.weight) + other.weight)
     if other.bias is not None:
         fold_shift(layer, other.bias)
@@ -49,7 +49,7 @@ def add_layer(layer: nn.Conv2d, other: nn.Conv2d) -> None:
 
 @torch.no_grad()
 def fold_identity(conv: nn.Module) -> bool:
-    """Add the input of a depth-wise convolution to its output; False where that cannot be."""
+    """Fold ``x + DW(x)`` into the depth-wise convolution; return False if impossible."""
     if not may_fold(conv) or not isinstance(conv, nn.Conv2d):
         return False
     k, kept = conv.kernel_size[0], conv.dilation[0] * (conv.kernel_size[0] // 2)
@@ -61,20 +61,20 @@ def fold_identity(conv: nn.Module) -> bool:
 
 
 def fold_factor(layer: nn.Module, scale: Tensor) -> bool:
-    """Multiply the outputs of a layer by ``scale`` (C,) for good; see `fold_norm`."""
+    """Multiply the outputs of a layer by ``scale`` (C,) permanently; see `fold_norm`."""
     return may_fold(layer) and _absorb(layer, scale, None)
 
 
 def may_scale(*layers: nn.Module) -> bool:
-    """Whether layers are convolutions or linear layers that may be folded."""
+    """Return whether layers are convolutions or linear layers that may be folded."""
     return may_fold(*layers) and all(isinstance(layer, nn.Conv2d | nn.Linear) for layer in layers)
 
 
 def fold_affine(layer: nn.Module, scale: Tensor, shift: Tensor) -> bool:
-    """Make the outputs of a convolution or a linear layer ``scale * y + shift``; see `fold_norm`.
+    """Replace the outputs y of a layer by ``scale * y + shift``; False if impossible.
 
     Args:
-        layer: what computes y.
+        layer: a convolution or a linear layer.
         scale: (C,).
         shift: (C,).
     """
@@ -86,22 +86,23 @@ def fold_affine(layer: nn.Module, scale: Tensor, shift: Tensor) -> bool:
 
 
 def fold_norm(layer: nn.Module, norm: nn.Module) -> bool:
-    """Fold the batch norm that follows a layer into it, exactly and for good, as in evaluation.
+    """Fold a batch norm in evaluation mode into the layer before it, exactly and permanently.
 
-    The caller puts what `left_of` the norm in its place: an identity, or an activation.
+    The caller replaces the norm by `left_of` the norm: an identity, or an activation.
 
     Args:
         layer: a convolution, a linear layer, or a module with ``absorb_affine(scale, shift)``,
-            which makes its outputs ``scale * y + shift`` (both (C,)) and returns whether it could.
-        norm: the only layer that follows.
+            which replaces its outputs y by ``scale * y + shift`` (both (C,)) and returns whether
+            this was possible.
+        norm: the only layer that reads the output of ``layer``.
 
     Returns:
-        Whether the norm is folded. If not, nothing is done: ``norm`` is no batch norm or uses
-        statistics of its batch, or one of the two may not be folded (`why_not_folded`).
+        Whether the norm is folded. If not, nothing is changed: ``norm`` is not a batch norm or has
+        no running statistics, or one of the two may not be folded (`why_not_folded`).
     """
     if not _stands_for_norm(norm) or not may_fold(layer, norm) or not has_statistics(norm):
         return False
-    drop = getattr(norm, "drop", None)  # of timm's norms with an activation
+    drop = getattr(norm, "drop", None)  # timm's norms with an activation have it
     if isinstance(drop, nn.Module) and not may_reach_into(drop):
         return False
     return _absorb(layer, *norm_factors(norm))
@@ -111,7 +112,7 @@ def fold_norm(layer: nn.Module, norm: nn.Module) -> bool:
 def fold_norm_before(norm: nn.Module, layer: nn.Module) -> bool:
     """Fold the batch norm before a layer into it; see `fold_norm`.
 
-    A convolution must not pad: the norm does not see the zeros around its map.
+    The convolution must not pad: the norm does not change the zeros of the padding.
     """
     if not has_statistics(norm) or isinstance(norm, _WITH_ACT):
         return False
@@ -132,12 +133,12 @@ def fold_norm_before(norm: nn.Module, layer: nn.Module) -> bool:
 
 
 def left_of(norm: nn.Module) -> nn.Module:
-    """Return what is left of a norm that is folded: its activation, or an identity."""
+    """Return the module that replaces a folded norm: its activation, or an identity."""
     return norm.get_submodule("act") if isinstance(norm, _WITH_ACT) else nn.Identity()
 
 
 def fold_pair(parent: nn.Module, layer: str, norm: str) -> bool:
-    """Fold one submodule into the one that it follows in ``parent``, by name, if it can be."""
+    """Fold a norm of ``parent`` into the submodule before it, both by name, if possible."""
     after = parent.get_submodule(norm)
     if not _stands_for_norm(after) or not may_fold_inside(parent, after):
         return False
@@ -150,11 +151,11 @@ def fold_pair(parent: nn.Module, layer: str, norm: str) -> bool:
 def fold_sequence(modules: nn.Module) -> None:
     """Fold each batch norm of a sequence into the layer before it, or else the layer after it.
 
-    What is no ``nn.Sequential``, such as an adapter around one, stays as it is.
+    A module that is no ``nn.Sequential``, such as an adapter around one, is left unchanged.
     """
     if not isinstance(modules, nn.Sequential):
         if any(map(has_statistics, modules.modules())):
-            may_fold_inside(modules)  # which notes the reason
+            may_fold_inside(modules)  # records the reason
         return
     names = list(modules._modules)
     for before, after in pairwise(names):
@@ -169,15 +170,15 @@ def fold_sequence(modules: nn.Module) -> None:
 
 
 def has_statistics(norm: nn.Module) -> bool:
-    """Whether a module is a batch norm that uses running statistics in evaluation."""
-    like: Any = norm  # one of several classes that agree in their names
+    """Return whether a module is a batch norm that uses running statistics in evaluation."""
+    like: Any = norm  # several classes with the same attributes
     if not isinstance(norm, NORMS) or like.running_mean is None or like.running_var is None:
         return False
     return not is_lazy(like.running_mean)
 
 
 def _stands_for_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm that `has_statistics`, or holds one, as an adapter does."""
+    """Return whether a module is, or contains, a norm that `has_statistics`."""
     return has_statistics(module) or any(map(has_statistics, module.children()))
 
 
@@ -191,7 +192,7 @@ def norm_factors(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _absorb(layer: nn.Module, scale: Tensor, shift: Tensor | None) -> bool:
-    """Make the outputs of a layer that may be folded ``scale * y + shift``."""
+    """Replace the outputs y of a layer by ``scale * y + shift``, if it may be folded."""
     absorb = getattr(layer, "absorb_affine", None)
     if absorb is not None:
         return bool(absorb(scale, torch.zeros_like(scale) if shift is None else shift))
@@ -209,7 +210,7 @@ def _set(layer: nn.Conv2d | nn.Linear, name: str, value: Tensor) -> None:
 
 
 class ChannelAffine(nn.Module):
-    """A batch norm in evaluation that no layer takes over: ``y = scale * x + shift``.
+    """The deployed form of a batch norm that is not folded: ``y = scale * x + shift``.
 
     Args:
         scale: (C,).
@@ -228,7 +229,7 @@ class ChannelAffine(nn.Module):
 
 
 def channel_affine(norm: nn.Module) -> ChannelAffine | None:
-    """Return what a batch norm computes in evaluation; None for others, or if it may not fold."""
+    """Return a batch norm as a `ChannelAffine`; None for other modules, or if not foldable."""
     if not _stands_for_norm(norm) or isinstance(norm, _WITH_ACT) or not may_fold(norm):
         return None
     if not has_statistics(norm):

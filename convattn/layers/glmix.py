@@ -1,4 +1,4 @@
-"""GLMix: convolutions on the pixels beside attention on a few semantic slots."""
+"""GLMix: a convolution of the pixels and, in parallel, attention between a few slots."""
 
 from __future__ import annotations
 
@@ -44,31 +44,32 @@ class GLMix(Conv2dLike):
         out_chans: channels of the output; None for ``in_chans``. Where they differ, a 1x1
             convolution follows the sum.
         num_heads: heads of the attention between slots; None for one per ``head_dim`` channels.
-        head_dim: channels of a head, where ``num_heads`` is None; None for 32, or where that does
-            not divide the channels, for the fewest above it that do, or all of them.
+        head_dim: channels of a head if ``num_heads`` is None. None for 32, or, if 32 does not
+            divide ``in_chans``, for the smallest larger divisor; ``in_chans`` if it is below 32.
         slots: the grid (rows, columns), or the number of slots. Pooled slots need a square number.
         slot_init: "pooled" from the context, or "learned", the same for every image.
-        clustering: how pixels are gathered: "soft", "kmeans" (hard, ``kmeans_iterations`` rounds;
-            its centroids are also what pixels are compared with when the slots are given back) or
-            "static" (averages of ``u`` over the grid). All give back by a softmax over slots.
+        clustering: how pixels are clustered into slots: "soft", "kmeans" (hard, with
+            ``kmeans_iterations`` rounds; the dispatch compares pixels with the centroids) or
+            "static" (averages of ``u`` over the grid). All dispatch slots by a softmax over slots.
         kmeans_iterations: rounds of k-means.
         branches: "parallel" (g + l), "sequential" (the local branch, then the global one on its
             output), "local" or "global" alone.
         kernel_size: kernel of the local branch, odd.
-        stride: s. The slots gather the whole map, and only the pixels that are kept receive them;
-            in sequence the local branch has the stride and the global one sees what it gives.
-        dilation: distance between the pixels that the local branch takes.
+        stride: s. The slots cluster the whole map, and are dispatched to every s-th pixel only. In
+            "sequential" the local branch has the stride, and the global branch reads its output.
+        dilation: distance between the pixels that the local branch reads.
         backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
-            "shared" have no gradient, and raise an error where one may be required: to train, take
-            "auto", which takes them in evaluation.
+            "shared" have no gradient, and raise an error if a gradient may be required. "auto"
+            uses them for inference and another path for training.
 
     Raises:
-        ValueError: sizes, names or combinations that do not fit; the message says what would.
+        ValueError: sizes, names or combinations that GLMix does not support; the message names
+            supported ones.
 
-    GLMix (NeurIPS 2024, arXiv 2411.14429). The published code takes square grids and equal
-    channels, has soft clustering and parallel branches alone, and keeps the inverse temperature
-    as a 0-dimensional parameter; such a checkpoint loads. The paper leaves the order of the
-    sequence open: local first is our choice.
+    GLMix (NeurIPS 2024, arXiv 2411.14429). The published code supports only square grids, equal
+    input and output channels, soft clustering and parallel branches. It stores the inverse
+    temperature as a 0-dimensional parameter; such a checkpoint loads. The paper does not define the
+    order of "sequential": the local branch first is our choice.
     """
 
     def __init__(
@@ -117,8 +118,8 @@ class GLMix(Conv2dLike):
         self.branches = branches
         self.backend = backend
         self._slot_grid: tuple[int, int] | None = None
-        self.slot_attn: Any = None  # a HeadAttention, but for branches="local"
-        self.local: Any = None  # an nn.Sequential, but for branches="global"
+        self.slot_attn: Any = None  # a HeadAttention; None for branches="local"
+        self.local: Any = None  # an nn.Sequential; None for branches="global"
         if branches != "local":
             if num_heads is None and head_dim is None:
                 num_heads = fewer_heads(in_chans, in_chans // HEAD_DIM)
@@ -142,9 +143,9 @@ class GLMix(Conv2dLike):
 
     @property
     def slot_grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the pooled slots; None where slots are learned or there are none.
+        """Rows and columns of the pooled slots; None if the slots are learned or do not exist.
 
-        Pooling has no parameters: a trained model runs with whatever grid is set here.
+        Pooling has no parameters, so the grid of a trained model may be changed.
         """
         return self._slot_grid
 
@@ -153,7 +154,11 @@ class GLMix(Conv2dLike):
         if self._slot_grid is None:
             raise ValueError(
                 f"slot_grid={grid!r} needs pooled slots; this mixer has "
-                + ("none" if self.branches == "local" else "learned ones, whose number is fixed")
+                + (
+                    "no slots"
+                    if self.branches == "local"
+                    else "learned slots, whose number is fixed"
+                )
             )
         self._slot_grid = _grid_of_slots(grid)
 
@@ -169,13 +174,12 @@ class GLMix(Conv2dLike):
         return self.proj(self._mix(x, context))
 
     def scale_outputs(self, scale: Tensor) -> bool:
-        """Multiply each channel of the output by ``scale`` (out_chans,) for good, exactly.
+        """Multiply each channel of the output by ``scale`` (out_chans,), exactly and permanently.
 
-        The slots are dispatched with weights that sum to one: a factor of the slots is a factor of
-        the map.
+        Each pixel is a weighted sum of the slots, so a factor of the slots is a factor of the map.
 
         Returns:
-            Whether that could be; if not, the layer is as it was.
+            Whether the outputs are scaled; if not, the layer is unchanged.
         """
         last = self._last_layers()
         for layer in last:
@@ -183,10 +187,12 @@ class GLMix(Conv2dLike):
         return bool(last)
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift``, both (out_chans,), for good, exactly.
+        """Replace the outputs y by ``scale * y + shift``, both (out_chans,), permanently.
+
+        The dispatch weights of a pixel sum to one, so a shift of the slots shifts each pixel.
 
         Returns:
-            Whether that could be; if not, the layer is as it was.
+            Whether the outputs are changed; if not, the layer is unchanged.
         """
         if not self.scale_outputs(scale):
             return False
@@ -194,7 +200,7 @@ class GLMix(Conv2dLike):
         return True
 
     def _last_layers(self) -> list[nn.Module]:
-        """Return the layers whose outputs add up to the layer's, or none if one may not fold."""
+        """Return the last layer of each summed branch, or [] if one of them may not be folded."""
         if not isinstance(self.proj, nn.Identity):
             return [self.proj] if may_scale(self.proj) else []
         parts = [self.proj, self.slot_attn]
@@ -266,14 +272,15 @@ class GLMixBlock(PreNormBlock):
         pos_embed: whether to add the depth-wise 3x3 convolution.
         mlp_ratio: hidden channels of the FFN over ``dim``.
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
-        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        layer_scale: initial value of the learnt scale per channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
         backend: path of ``convattn.ops.cluster_and_dispatch``. "native" and
-            "shared" have no gradient, and raise an error where one may be required: to train, take
-            "auto", which takes them in evaluation.
+            "shared" have no gradient, and raise an error if a gradient may be required. "auto"
+            uses them for inference and another path for training.
 
     Raises:
-        ValueError: sizes, names or combinations that do not fit; the message says what would.
+        ValueError: sizes, names or combinations that GLMix does not support; the message names
+            supported ones.
 
     GLMix (NeurIPS 2024, arXiv 2411.14429), the block of GLNet. The initial slots are pooled from
     the block's input, before the position embedding and the norm, as in the published code.
@@ -324,7 +331,7 @@ class GLMixBlock(PreNormBlock):
         return self.mixer(u, context)
 
     def scale_mix(self, scale: Tensor) -> bool:
-        """Fold a factor of each channel into the last layers of GLMix."""
+        """Fold ``scale``, a factor per channel, into the last layers of GLMix."""
         return fold_factor(self.mixer, scale)
 
 

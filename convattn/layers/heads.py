@@ -17,8 +17,8 @@ class HeadAttention(nn.Module):
         dim: channels.
         num_heads: heads, which divide the channels.
 
-    It has the parameters of timm's ``Attention``; queries meet keys on a path of
-    `convattn.ops.tokens.heads`.
+    It has the parameters of timm's ``Attention``; `convattn.ops.tokens.heads` computes the
+    attention.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -33,11 +33,11 @@ class HeadAttention(nn.Module):
         return y
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift``, both (dim,), for good; False if not possible."""
+        """Replace the outputs y by ``scale * y + shift``, both (dim,); False if impossible."""
         return fold_affine(self.proj, scale, shift)
 
     def reparameterize(self) -> None:
-        """Let the linear layers take the path that is fastest; see `Linear`."""
+        """Replace the linear layers by `Linear`, which computes the same on the fastest path."""
         for name in ("qkv", "proj"):
             layer = getattr(self, name)
             if may_read(layer) and type(layer) is nn.Linear:

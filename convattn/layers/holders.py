@@ -1,4 +1,4 @@
-"""Wrappers and lists that hold a model's parameters or modules, and do not see one exchanged."""
+"""Find wrappers and lists that would still hold a module or parameter after its replacement."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-# By name, as some are of libraries that need not be there; further, what wraps a ``module`` and can
-# put off the exchange of gradients between processes.
+# Class names, because some libraries are optional. `synchroniser` also finds other wrappers: those
+# with a submodule ``module`` and a method ``no_sync``.
 _WRAPPERS = {
     *("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"),
     *("DDP", "DeepSpeedEngine"),
 }
 _AVERAGES = {"AveragedModel", "ModelEmaV2", "ModelEmaV3"}
-_TAKE_OUT = "take it out, and put in what is new after replace"
-_DEPTH = 4  # of lists in lists that are looked into
+_TAKE_OUT = "remove it from there, and add the new one after replace"
+_DEPTH = 4  # of nested lists that are searched
 
 
 def synchroniser(module: nn.Module) -> str | None:
-    """Return the kind of a wrapper that keeps a list of parameters for several processes."""
+    """Return the class name of a wrapper for several processes; None for other modules."""
     for kind in type(module).__mro__:
         wraps = "no_sync" in vars(kind) and "module" in module._modules
         if kind.__name__ in _WRAPPERS or wraps:
@@ -29,7 +29,7 @@ def synchroniser(module: nn.Module) -> str | None:
 
 
 def held(model: nn.Module, convolutions: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Name the convolutions of a model that somebody keeps in a list, each with what to do."""
+    """Return the convolutions that a list or wrapper also holds: name -> reason and fix."""
     wrappers = _wrappers(model)
     lists = _listed(model)
     reasons = {}
@@ -46,19 +46,19 @@ def _kept(conv: nn.Module, lists: Mapping[Any, str]) -> Iterator[str]:
         yield f"it is also in {lists[conv]}: {_TAKE_OUT}"
     for name, parameter in conv.named_parameters():
         if type(parameter).__name__ == "DTensor":
-            yield f"its {name} is a DTensor, split over processes: call replace before it is split"
+            yield f"its {name} is a DTensor, sharded over processes: call replace before sharding"
         if parameter in lists:
             yield f"its {name} is also in {lists[parameter]}: {_TAKE_OUT}"
 
 
 def _wrappers(model: nn.Module) -> dict[str, str]:
-    """Return the names of wrappers in a model, and why nothing can be exchanged in each."""
+    """Return the wrappers in a model: name -> why no module inside can be replaced."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
         kind = synchroniser(module)
         if kind is not None:
             found[name] = (
-                f"{kind} keeps a list of the parameters in it: call replace before the model is "
+                f"{kind} keeps a list of the model's parameters: call replace before the model is "
                 "wrapped"
             )
         elif any(base.__name__ in _AVERAGES for base in type(module).__mro__):
@@ -74,9 +74,9 @@ def _is_in(name: str, host: str) -> bool:
 
 
 def _listed(model: nn.Module) -> dict[nn.Module | nn.Parameter, str]:
-    """Return which modules and parameters stand in lists, tuples, dicts and optimizers, and where.
+    """Return the modules and parameters in lists, tuples, dicts and optimizers, and the attribute.
 
-    Those are attributes of the modules of a model, such as ``model.decay = [conv.weight]``.
+    The lists are attributes of modules of the model, such as ``model.decay = [conv.weight]``.
     """
     found: dict[nn.Module | nn.Parameter, str] = {}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Lines that say which layers were left as they are, and why."""
+"""Format the names of layers that were not changed, grouped by reason."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def reason_lines(verb: str, left: Mapping[str, str], parts: str = "") -> list[st
     """Return one line for each reason.
 
     Args:
-        verb: what happened to the layers: "left", "skipped".
+        verb: the first word of each line: "left" or "skipped".
         left: names of layers, each with the reason.
-        parts: how the reasons of layers begin that are parts of operators, which share one line.
+        parts: the first words of the reason for layers inside operators; they share one line.
     """
     groups: dict[str, list[str]] = {}
     for name, reason in left.items():
@@ -28,6 +28,6 @@ def reason_lines(verb: str, left: Mapping[str, str], parts: str = "") -> list[st
 
 
 def first_of(names: list[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
+    """Return the first names of a list and the number of the other names."""
     more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
     return f"{', '.join(names[:_NAMES])}{more}"

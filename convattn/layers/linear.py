@@ -8,7 +8,7 @@ from convattn.ops.tokens.linear import linear
 
 
 class Linear(nn.Linear):
-    """``y = x W^T + b`` for tokens (B, N, C), on the path that is fastest.
+    """``y = x W^T + b`` for tokens (B, N, C), computed on the fastest path.
 
     See `convattn.ops.tokens.linear`.
     """

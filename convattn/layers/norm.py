@@ -1,4 +1,4 @@
-"""The layer norm of maps, alone or after a sum."""
+"""Layer norm over the channels of feature maps, also fused with a sum before it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from convattn.layers.foldable import may_reach_into
 from convattn.ops.tokens.layer_norm import add_layer_norm_2d, layer_norm_2d
 
-# They look at types: torch.fx takes each as one node.
+# One node each in torch.fx: they read dtypes.
 torch.fx.wrap("layer_norm_2d")
 torch.fx.wrap("add_layer_norm_2d")
 
 
 class LayerNorm2d(timm.layers.LayerNorm2d):
-    """timm's norm of the channels of a map (B, C, H, W), on the path that is fastest.
+    """timm's ``LayerNorm2d`` of a map (B, C, H, W), computed on the fastest path.
 
     ``y = (x - mean) / sqrt(variance + eps) * weight + bias``, over the channels of each pixel
 
@@ -25,7 +25,7 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm a map (B, C, H, W)."""
-        if self._fast_norm:  # timm's switch: no float32 under autocast
+        if self._fast_norm:  # a setting of timm: no cast to float32 under autocast
             pixels = x.permute(0, 2, 3, 1)
             pixels = fast_layer_norm(
                 pixels, list(self.normalized_shape), self.weight, self.bias, self.eps
@@ -35,10 +35,10 @@ class LayerNorm2d(timm.layers.LayerNorm2d):
 
 
 class AddLayerNorm2d(nn.Module):
-    """A sum of two maps and its layer norm, in the deployed form: one pass over both maps.
+    """The deployed form of a sum of two maps and its layer norm: one pass over both maps.
 
     Args:
-        norm: the layer norm, whose weight and bias this module takes over.
+        norm: the layer norm, whose weight and bias this module uses.
     """
 
     def __init__(self, norm: LayerNorm2d) -> None:
@@ -53,14 +53,14 @@ class AddLayerNorm2d(nn.Module):
 
 
 def fuse_with_sum(norm: nn.Module) -> nn.Module:
-    """Return what takes the place of a norm after a sum in the deployed form."""
+    """Return the module that replaces a norm after a sum in the deployed form."""
     if type(norm) is not LayerNorm2d or norm._fast_norm or not may_reach_into(norm):
         return norm
     return AddLayerNorm2d(norm)
 
 
 def add_and_norm(x: Tensor, branch: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return ``x + branch`` and ``norm`` of it."""
+    """Return ``x + branch`` and ``norm(x + branch)``."""
     if isinstance(norm, AddLayerNorm2d):
         total, normed = norm(x, branch)
         return total, normed

@@ -1,4 +1,4 @@
-"""Modules that look at the size of their map: one node each where ``torch.fx`` traces a network."""
+"""Modules that read the size of their map: ``torch.fx`` keeps each of them as one node."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch.fx import Proxy
 
 
 class OneNode(nn.Module):
-    """A module that is one node of a graph of ``torch.fx``, whatever the tracer.
+    """A module that every ``torch.fx`` tracer keeps as one node of the graph.
 
-    Its hooks are called when the graph runs, not while it is traced.
+    Its hooks are called when the graph runs, not during tracing.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, or add its call to the graph that is traced."""
+        """Call the module, or, during tracing, add the call to the graph."""
         for value in (*args, *kwargs.values()):
             if isinstance(value, Proxy):
                 return _traced_call(value.tracer, self, args, kwargs)
@@ -25,7 +25,9 @@ class OneNode(nn.Module):
 def _traced_call(
     tracer: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    def forward(*args: Any, **kwargs: Any) -> Any:  # where the module is no leaf to the tracer
+    def forward(
+        *args: Any, **kwargs: Any
+    ) -> Any:  # if the tracer does not treat the module as a leaf
         return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
     return tracer.call_module(module, forward, args, kwargs)

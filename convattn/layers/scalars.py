@@ -1,4 +1,4 @@
-"""Parameters of one number have shape (1,): FSDP refuses those without a dimension."""
+"""Parameters of one number have shape (1,): FSDP does not support 0-dimensional parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def accept_scalars(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give numbers of a checkpoint the dimension that the module's own parameters have.
+    """Reshape 0-dimensional entries of a checkpoint to (1,) if the module's parameters are (1,).
 
     A hook for ``register_load_state_dict_pre_hook``.
     """

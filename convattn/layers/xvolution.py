@@ -1,4 +1,4 @@
-"""X-volution: a convolution and an attention over shifted pixels, side by side."""
+"""X-volution: the sum of a convolution and of an attention over shifted pixels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from convattn.ops.xvolution.pixel_shift import PIXEL_SHIFT, pixel_shift_attentio
 
 NUM_HEADS = 4
 
-# Attention and the paths that its operator has.
+# The attentions, each with the paths of its operator.
 ATTENTIONS = {"pssa": PIXEL_SHIFT.backends, "sa": GLOBAL.backends}
 
 
@@ -41,25 +41,27 @@ class XVolution(Conv2dLike):
 
     ``y = BN(W^c * x) + BN(DW(attention(W_q x, W_k x, W_v x)))``
 
-    The scale of the attention's norm starts at zero: a network in which this replaces a
-    convolution and its norm computes at first what it computed before.
+    The scale of the attention's norm is initialized to zero: if X-volution replaces a convolution
+    and its norm, the outputs of the network are at first unchanged.
 
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output; None for ``in_chans``.
-        kernel_size: K of the convolution, the displacements and the weighting, odd.
+        kernel_size: K of the convolution, of the displacements and of the weighting; odd.
         stride: stride of both branches.
-        dilation: distance between the pixels that the convolution takes.
+        dilation: distance between the pixels that the convolution reads.
         num_heads: heads of the attention.
         attention: "pssa" (pixel shift) or "sa" (softmax over the whole map).
         distance: pixels between the displacements of "pssa"; None for ``dilation``.
-        weighting: whether a depth-wise K x K convolution follows the attention. Without it, and
-            with "pssa", the operator is one convolution with a kernel that depends on content.
+        weighting: whether a depth-wise K x K convolution follows the attention. Without
+            weighting, and with "pssa", the operator is one convolution whose kernel depends on the
+            input.
         backend: path of the attention: "auto", "reference", "shifted" or "triton" for "pssa",
             "sdpa" for "sa".
 
     Raises:
-        ValueError: sizes or names that do not fit; the message says what would.
+        ValueError: sizes or names that X-volution does not support; the message names supported
+            ones.
 
     X-volution (arXiv 2106.02253). No code was published: a distance of 1, all K x K displacements,
     one layer of attention, and projections without bias are our choice.
@@ -91,7 +93,7 @@ class XVolution(Conv2dLike):
         if attention == "sa" and distance not in (None, 1):
             raise ValueError(
                 f"distance is for attention='pssa', got distance={distance} with attention='sa', "
-                "which sees the whole map"
+                "whose queries attend to the whole map"
             )
         distance = dilation if distance is None else distance
         check_positive("distance", distance)
@@ -126,7 +128,7 @@ class XVolution(Conv2dLike):
         attended = self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if self.weighting is not None:
             attended = self.weighting(attended)
-        # a product of three projections: of all layers this one leaves float16 first
+        # The attention is a product of three projections: it is the first to overflow in float16.
         return self.conv_norm(self.conv(x)) + self.attn_norm(within_range(attended))
 
     def extra_repr(self) -> str:
@@ -138,17 +140,18 @@ class XVolution(Conv2dLike):
         )
 
     def take_over(self, conv: nn.Conv2d) -> None:
-        """Make a trained convolution the convolution branch, its weights and bias as they are.
+        """Use a trained convolution, with its weights and bias, as the convolution branch.
 
-        The branch loses its norm, since that of the network follows, and the attention starts anew
-        at zero: the result computes what the convolution does, and learns from there. A state dict
-        in which the convolution stands under this layer's name is loaded into the branch.
+        The norm of the branch is removed, because the norm of the network follows. The scale of
+        the attention's norm is reset to zero, so the outputs equal those of the convolution until
+        training changes them. A state dict that has the convolution under this layer's name is
+        loaded into the branch.
 
         Args:
-            conv: of the channels and the stride of this operator, with maps as large.
+            conv: a convolution with the channels, stride and output size of this operator.
 
         Raises:
-            ValueError: if it is of another size.
+            ValueError: the convolution has other channels or another stride.
         """
         size = conv2d_size(conv)
         given = size.in_channels, size.out_channels, size.stride
@@ -166,18 +169,19 @@ class XVolution(Conv2dLike):
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
         taken_over = isinstance(self.conv_norm, nn.Identity)
-        if taken_over and not isinstance(self.attn_norm, nn.Identity):  # else it is deployed
+        if taken_over and not isinstance(self.attn_norm, nn.Identity):  # else deployed
             take_trained(self, self.conv, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def reparameterize(self) -> None:
-        """Fold both norms into the layers before them, exactly and for good, if they may be folded.
+        """Fold both norms into the layers before them, exactly and permanently, if possible.
 
-        ``y = W^c * x + b + attention``, the norm of the attention in the weighting or, without
-        one, in W_v, and its shift in b. Without the weighting and with "pssa" that is one
-        convolution, part of whose kernel depends on content:
-        ``y(x0) = sum_delta (W^c_delta + r_delta(x0) W_v) x(x0 + delta) + b``, where distance and
-        dilation are the same. For evaluation: the norms use their running statistics.
+        The result is ``y = W^c * x + b + attention``. The scale of the attention's norm is folded
+        into the weighting, or into W_v if there is no weighting; its shift is folded into b.
+        Without weighting, with "pssa" and with equal distance and dilation, the operator is one
+        convolution, and a part of its kernel depends on the input:
+        ``y(x0) = sum_delta (W^c_delta + r_delta(x0) W_v) x(x0 + delta) + b``. For evaluation only:
+        the norms use their running statistics.
 
         X-volution (arXiv 2106.02253), re-parameterisation, the exact form.
         """
@@ -190,12 +194,12 @@ class XVolution(Conv2dLike):
             self.attn_norm = nn.Identity().train(self.conv.training)
 
     def _fold_attn_norm(self) -> bool:
-        """Fold the norm of the attention: its shift into the convolution, or into the weighting."""
+        """Fold the attention's norm, its shift into the convolution or the weighting."""
         reasons = [why_not_folded(layer) for layer in (self.conv, self.conv_norm)]
-        ends_in_conv = isinstance(self.conv_norm, nn.Identity)
-        if self.weighting is not None and not (ends_in_conv and reasons == [None, None]):
+        without_norm = isinstance(self.conv_norm, nn.Identity)
+        if self.weighting is not None and not (without_norm and reasons == [None, None]):
             return fold_norm(self.weighting, self.attn_norm)
-        if not ends_in_conv or not may_fold(self.conv_norm, self.attn_norm):
+        if not without_norm or not may_fold(self.conv_norm, self.attn_norm):
             return False
         if not has_statistics(self.attn_norm) or not self._may_scale() or not may_scale(self.conv):
             return False
@@ -205,21 +209,21 @@ class XVolution(Conv2dLike):
         return True
 
     def _may_scale(self) -> bool:
-        """Whether a factor of the attention may be folded into its last layer."""
+        """Return whether a factor of the attention may be folded into its last layer."""
         last = self._last()
         return last not in (self.q_proj, self.k_proj) and may_scale(last)
 
     @torch.no_grad()
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make the outputs ``scale * y + shift`` for good, exactly; see `fold_norm`.
+        """Replace the outputs y by ``scale * y + shift``, exactly and permanently; see `fold_norm`.
 
         Args:
             scale: (out_chans,).
             shift: (out_chans,).
 
         Returns:
-            Whether that could be; if not, the layer is its own deployed form: a norm uses
-            statistics of its batch, or a layer may not be folded.
+            Whether this was possible. If not, the layer is in its deployed form: a norm has no
+            running statistics, or a layer may not be folded.
         """
         self.reparameterize()
         for norm in (self.conv_norm, self.attn_norm):
@@ -257,7 +261,7 @@ class XVolution(Conv2dLike):
 
 
 class _ZeroStartNorm(nn.BatchNorm2d):
-    """A batch norm whose scale starts at zero, whoever resets it."""
+    """A batch norm whose ``reset_parameters`` sets the scale to zero."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

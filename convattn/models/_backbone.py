@@ -1,4 +1,4 @@
-"""What all families share: the constructor, its checks, and timm's classifier contract."""
+"""The base class of all families: the constructor, its checks, and timm's classifier methods."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 
 
 class Backbone(nn.Module):
-    """A backbone with timm's contract, built from a frozen config.
+    """A backbone with the methods that timm expects, built from a frozen config.
 
-    A family gives ``check`` for its config and ``build`` for its modules; a `Pyramid` has the
-    latter, and its families give their parts.
+    A family defines ``check`` for its config and ``build`` for its modules. `Pyramid` defines
+    ``build``, and its families define ``parts``.
 
     Args:
         config: the variant; its fields are keyword arguments of the registered models.
         in_chans: channels of the image.
         num_classes: size of the output; 0 for the pooled features.
-        global_pool: how timm's classifier pools: "avg", "max", "avgmax", "catavgmax", where there
-            is a class token "token", or without a classifier "" for the features themselves; None
-            for "token" where there is one, else "avg".
-        output_stride: stride of the last map; None for the usual one. Only ResNets have several:
-            where a stage keeps its resolution, its 3x3 convolutions, or the operators in their
-            place, are dilated instead.
+        global_pool: pooling before timm's classifier: "avg", "max", "avgmax" or "catavgmax";
+            "token" if the model has a class token; "" for the features, if there is no classifier.
+            None for "token" if the model has a class token, else "avg".
+        output_stride: stride of the last map; None for the default. Only ResNets support several
+            values: a stage that keeps its resolution has dilated 3x3 convolutions or operators.
         drop_rate: dropout before the classifier.
-        device: where to build the parameters.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: sizes, names or a stride that do not fit.
+        ValueError: sizes, names or a stride that the family does not support.
     """
 
     pools: ClassVar[tuple[str, ...]] = POOLS
-    output_strides: ClassVar[tuple[int, ...]] = (32,)  # the usual one first
+    output_strides: ClassVar[tuple[int, ...]] = (32,)  # the default first
     not_decayed: ClassVar[tuple[str, ...]] = ()  # last part of the names of parameters
 
     def __init__(
@@ -71,11 +70,11 @@ class Backbone(nn.Module):
 
     @staticmethod
     def check(config: Any) -> None:
-        """Raise unless the sizes and names of the config fit."""
+        """Raise unless the sizes and names of the config are valid."""
         raise NotImplementedError
 
     def build(self, config: Any, global_pool: str | None, output_stride: int) -> None:
-        """Build the modules, the classifier among them, and start their weights."""
+        """Build the modules, including the classifier, and initialize their weights."""
         raise NotImplementedError
 
     def _pooling(self) -> Any:
@@ -83,19 +82,19 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def _put_classifier(self, num_classes: int, global_pool: str) -> None:
-        """Put a fresh classifier in place, with its pooling."""
+        """Replace the classifier and its pooling by new ones."""
         raise NotImplementedError
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier in place.
+        """Replace the classifier by a new one.
 
         Args:
-            num_classes: its size; 0 for none.
-            global_pool: how it pools; None for the way before, or for the usual way where a model
-                that did not pool gets a classifier.
+            num_classes: number of classes; 0 for no classifier.
+            global_pool: pooling before the classifier; None for the current pooling, or for the
+                default if the model does not pool and gets a classifier.
 
         Raises:
-            ValueError: a pooling that the model does not have, or "" with a classifier.
+            ValueError: the model does not support this pooling, or it is "" with a classifier.
         """
         check_sizes(self.in_chans, num_classes, self.drop_rate)
         pool: str = self._pooling().pool_type if global_pool is None else global_pool
@@ -107,11 +106,11 @@ class Backbone(nn.Module):
         self._count_pooled()
 
     def _usual_pool(self) -> str:
-        """Return how the family pools unless told otherwise."""
+        """Return the default pooling of the family."""
         return "avg"
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay should leave alone."""
+        """Return the names of the parameters without weight decay."""
         names = [name for name, _ in self.named_parameters()]
         return {name for name in names if name.rsplit(".", 1)[-1] in self.not_decayed}
 
@@ -120,7 +119,7 @@ class Backbone(nn.Module):
 
 
 def check_sizes(in_chans: int, num_classes: int, drop_rate: float) -> None:
-    """Raise unless a model can have these sizes; 0 classes mean no classifier."""
+    """Raise unless these sizes are valid; ``num_classes=0`` means no classifier."""
     check_positive("in_chans", in_chans)
     if num_classes != 0:
         check_positive("num_classes (0 for no classifier)", num_classes)
@@ -138,7 +137,7 @@ def check_pool(global_pool: str, num_classes: int, pools: Sequence[str]) -> None
 
 
 def check_output_stride(family: str, output_stride: int, strides: Sequence[int]) -> None:
-    """Raise unless a family has this output stride."""
+    """Raise unless a family supports this output stride."""
     if output_stride in strides:
         return
     if len(strides) > 1:
@@ -163,7 +162,7 @@ def check_stages(config: Any, count: int, *fields: str) -> None:
 
 @contextmanager
 def placed(device: torch.device | str | None) -> Iterator[None]:
-    """Build modules without a ``device`` argument on this device; None for the usual one."""
+    """Build modules in this context on a device; None for the default device."""
     if device is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Backbones with a class token beside the feature map."""
+"""Backbones with a class token in addition to the feature map."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from convattn.ops.resampling.resize import resize
 
 
 class PositionEmbedding(OneNode):
-    """Add a learnt vector to each position, and put a class token beside the map.
+    """Add a learnt vector to each position, and append a class token.
 
     ``y_p = x_p + e_p``; the token is ``c + e_0``. For a map of another size, e is interpolated.
 
@@ -47,7 +47,7 @@ class PositionEmbedding(OneNode):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the token and the positions at small random values."""
+        """Initialize the token and the positions with small random values."""
         for parameter in self.parameters():
             if not parameter.is_meta:
                 trunc_normal_(parameter, std=0.02)
@@ -72,7 +72,7 @@ class TokenBlock(OneNode):
 
     Args:
         dim: channels.
-        mixer: from ``dim`` to ``dim`` channels, of stride 1.
+        mixer: the mixer, from ``dim`` to ``dim`` channels, with stride 1.
         mlp_ratio: hidden channels of the FFN over ``dim``.
         drop_path: rate at which a branch of an image is dropped in training.
 
@@ -97,10 +97,10 @@ class TokenBlock(OneNode):
         self.mixer = mixer
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Map (B, dim, H, W) and tokens (B, T, dim) or None to the same."""
+        """Map (B, dim, H, W) and tokens (B, T, dim) or None to outputs of the same shapes."""
         if tokens is None:
             return self._residuals(x, self.mixer(self.norm1(x))), None
-        # One column of tokens and pixels: all layers but the mixer treat them alike.
+        # One column of tokens and pixels: all layers except the mixer work on each position alone.
         T, H, W = tokens.shape[1], x.shape[2], x.shape[3]
         column = join(x, tokens)
         u = self.norm1(column)
@@ -109,7 +109,7 @@ class TokenBlock(OneNode):
         return pixels_of(column, T, H, W), tokens_of(column, T)
 
     def reparameterize(self) -> None:
-        """Let the second norm add the branch before it, in one step."""
+        """Fuse the sum after the mixer and the second norm into one module."""
         if may_fold_inside(self, self.norm2):
             self.norm2 = fuse_with_sum(self.norm2)
 
@@ -119,7 +119,7 @@ class TokenBlock(OneNode):
 
 
 class TokenStage(Stage):
-    """A transition, positions where the stage has them, and blocks that pass tokens on.
+    """A downsampling layer, an optional position embedding, and blocks that also return tokens.
 
     Args:
         downsample: applied first.
@@ -180,12 +180,12 @@ class TokenPool(nn.Module):
 
 
 class TokenPyramid(Pyramid):
-    """`head(norm(stages(stem(x))))`, where stages may pass a class token on beside the map.
+    """`head(norm(stages(stem(x))))`, where stages may return a class token in addition to the map.
 
     ``forward_features`` returns a sequence as a map of one column, (B, C, 1 + H W, 1): the class
     token, then the last map row by row. A model without a class token, such as one whose last stage
     is pruned, returns the last map (B, C, H, W). ``forward_intermediates`` and ``features_only``
-    give maps alone, without the token.
+    return maps without the token.
 
     The stages are `TokenStage`. Arguments and errors are those of `Backbone`.
     """
@@ -194,20 +194,20 @@ class TokenPyramid(Pyramid):
     not_decayed = ("alpha", "beta", "cls_token", "pos_embed")
 
     def build(self, config: Any, global_pool: str | None, output_stride: int) -> None:
-        """Build a `Pyramid`, and name the norm of each stage as the module that gives its map."""
+        """Build a `Pyramid`, and name the norm of each stage as the module that returns its map."""
         super().build(config, global_pool, output_stride)
         for info in self.feature_info:
             info["module"] += ".norm"  # a stage returns its map and tokens, its norm the map alone
 
     def start(self, module: nn.Module) -> None:
-        """Start linear layers and 1x1 convolutions at a narrow normal, biases at zero.
+        """Initialize linear layers and 1x1 convolutions with a narrow normal, biases with zero.
 
-        Patch embeddings, spatial reductions and ACmix's convolution path start as in their modules.
+        Patch embeddings, spatial reductions and ACmix's convolution path are not changed.
         """
         start_transformer(module)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the normed sequence (B, C, 1 + H W, 1) of images, or without a token the map."""
+        """Return the normed sequence (B, C, 1 + H W, 1) of images; without a token, the map."""
         self._check_images(x)
         x = self.stem(x)
         tokens: Tensor | None = None
@@ -244,7 +244,7 @@ class TokenPyramid(Pyramid):
                 "global_pool='token' needs a class token, and this model has none (the convolution "
                 "alone, or stages pruned); use global_pool='avg'"
             )
-        like = "avg" if global_pool == "token" else global_pool  # with as many features
+        like = "avg" if global_pool == "token" else global_pool  # with the same number of features
         head = super()._make_head(num_classes, like)
         head.global_pool = TokenPool(global_pool, self.num_prefix_tokens)
         return head
@@ -267,5 +267,5 @@ def tokens_of(column: Tensor, T: int) -> Tensor:
 
 
 for _module_class in (TokenBlock, PositionEmbedding):
-    # They look at sizes, and whether there are tokens: torch.fx makes each one node.
+    # One node each in torch.fx: they read sizes, and whether there are tokens.
     register_notrace_module(_module_class)

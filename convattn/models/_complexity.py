@@ -21,7 +21,7 @@ _TABLE = Path(__file__).with_name("papers.csv")
 class PaperRow:
     """One row of a paper's ImageNet-1k results."""
 
-    name: str  # registered here, or by timm
+    name: str  # in the registry of this package or of timm
     paper: str
     model: str  # name in the paper
     params_m: float
@@ -36,7 +36,7 @@ def count_parameters(model: nn.Module | str) -> int:
     """Return the number of parameters of a model.
 
     Args:
-        model: a module, or the name of a model, which is built without memory.
+        model: a module, or the name of a model, which is built on the meta device.
     """
     return sum(p.numel() for p in _on_meta(model).parameters())
 

@@ -23,10 +23,10 @@ def pretrained_cfg(
 
     Args:
         first_conv: name of the convolution whose input is the image.
-        classifier: name of the linear layer that gives the logits, or names of several.
+        classifier: name or names of the linear layers that compute the logits.
         image_size: side of the square image that the model is made for.
-        crop_pct: share of the resized image that is cropped in evaluation.
-        interpolation: how images are resized.
+        crop_pct: share of the resized image that evaluation keeps in the centre crop.
+        interpolation: interpolation method for resizing images.
     """
     return {
         "url": "",

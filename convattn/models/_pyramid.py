@@ -1,4 +1,4 @@
-"""Backbones of a stem, stages, a norm and a classifier: timm's contract over the family's parts."""
+"""The base class of backbones with a stem, stages, a norm and a classifier, as timm uses them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from convattn.ops.dispatch import checkpoint_contexts
 
 
 class Stage(nn.Module):
-    """A transition to the stage's width and resolution, its blocks, and where it has one a norm.
+    """A downsampling layer, the blocks of the stage, and an optional norm.
 
     Args:
-        downsample: applied first; an identity where the stem already did it.
+        downsample: applied first; an identity if the stem has the stage's width and resolution.
         blocks: modules from (B, C, H, W) to the same shape.
         norm: applied last; None for none.
     """
@@ -38,7 +38,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def reparameterize(self) -> None:
-        """Fold the batch norms of the transition into its convolutions, exactly and for good."""
+        """Fold the batch norms of ``downsample`` into its convolutions, permanently."""
         fold_sequence(self.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class Stage(nn.Module):
         return self.norm(x)
 
     def recomputes(self) -> bool:
-        """Return whether the backward pass computes the activations of the blocks again."""
+        """Return whether the blocks use gradient checkpointing in this forward pass."""
         return self.grad_checkpointing and torch.is_grad_enabled()
 
 
 def recompute(block: nn.Module, *inputs: Any) -> Any:
-    """Call a block whose activations the backward pass computes again, on the same paths."""
+    """Call a block with gradient checkpointing; the backward pass uses the same paths."""
     contexts: dict[str, Any] = (
         {} if torch.compiler.is_compiling() else {"context_fn": checkpoint_contexts}
     )
@@ -66,24 +66,24 @@ def recompute(block: nn.Module, *inputs: Any) -> Any:
 
 @dataclass
 class Parts:
-    """What a family gives to its pyramid."""
+    """The modules and sizes from which `Pyramid` builds a variant of a family."""
 
     stem: nn.Module  # from the image to the input of the first stage
-    stage: Callable[[int, list[float]], Stage]  # of an index, and the drop-path rate of each block
-    norm: nn.Module  # of the last map
+    stage: Callable[[int, list[float]], Stage]  # from an index and the drop-path rate of each block
+    norm: nn.Module  # applied to the last map
     widths: Sequence[int]  # channels of the stages
     depths: Sequence[int]  # blocks of the stages
     reductions: Sequence[int] = ()  # strides of the stages' maps; by default 4, 8, 16, ...
-    first_map: int = 0  # stages before the first whose map can be asked for
-    num_prefix_tokens: int = 0  # tokens before the positions in what `forward_features` returns
+    first_map: int = 0  # stages before the first one whose map is a feature
+    num_prefix_tokens: int = 0  # tokens before the positions in the output of `forward_features`
 
 
 class Pyramid(Backbone):
     """`head(norm(stages(stem(x))))`, with a feature map after each stage.
 
-    A family gives ``check`` and ``parts``, and ``start`` unless its weights start as torch starts
-    them. A family whose stages pass on more than a map overrides ``forward_features``, ``_run`` and
-    ``_split``. Arguments and errors are those of `Backbone`.
+    A family defines ``check`` and ``parts``, and defines ``start`` unless its weights have torch's
+    initial values. A family whose stages return more than a map overrides ``forward_features``,
+    ``_run`` and ``_split``. Arguments and errors are those of `Backbone`.
     """
 
     def parts(self, config: Any) -> Parts:
@@ -91,10 +91,10 @@ class Pyramid(Backbone):
         raise NotImplementedError
 
     def start(self, module: nn.Module) -> None:
-        """Start the weights of the model, or of a new classifier."""
+        """Initialize the weights of the model, or of a new classifier."""
 
     def build(self, config: Any, global_pool: str | None, output_stride: int) -> None:
-        """Build the parts, then the classifier, and start their weights."""
+        """Build the parts, then the classifier, and initialize their weights."""
         parts = self.parts(config)
         rates = drop_path_rates(config.drop_path_rate, parts.depths)
         reductions = parts.reductions or [4 * 2**i for i in range(len(parts.widths))]
@@ -113,11 +113,11 @@ class Pyramid(Backbone):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start the weights as the family does."""
+        """Initialize the weights as the family defines."""
         self.start(self)
 
     def reparameterize(self) -> None:
-        """Fold the batch norms of the stem into its convolutions, exactly and for good."""
+        """Fold the batch norms of the stem into its convolutions, exactly and permanently."""
         fold_sequence(self.stem)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -149,20 +149,21 @@ class Pyramid(Backbone):
         Args:
             x: images (B, in_chans, H, W).
             indices: stages to return: a list of at least one, the last n, or None for all.
-            norm: whether the last stage's map among them, and its token, are normed.
+            norm: whether the map and the token of the last stage are normed.
             stop_early: whether to leave out the stages after the last one returned; the final
                 features are then that stage's map.
             output_fmt: only "NCHW".
             intermediates_only: whether to leave out the final features.
-            return_prefix_tokens: whether each map comes with its class token, as a pair of the map
-                and (B, 1, C): zeros where the token joins in a later stage. A model without a class
-                token gives its maps alone, as timm's do.
+            return_prefix_tokens: whether to return pairs of a map and its class token (B, 1, C),
+                which is zero before the stage that adds the token. A model without a class token
+                returns maps only, like models of timm.
 
         Returns:
             ``(final, [map, ...])``, or the list alone.
 
         Raises:
-            ValueError: another ``output_fmt``, no ``indices``, or images that do not fit.
+            ValueError: another ``output_fmt``, empty ``indices``, or images of a wrong shape or
+                dtype.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -185,7 +186,7 @@ class Pyramid(Backbone):
         check_images(x, self.in_chans)
 
     def _run(self, x: Tensor, count: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
-        """Return the features before the norm after ``count`` stages, and each map and token."""
+        """Return the output of ``count`` stages before the norm, and each stage's map and token."""
         x = self.stem(x)
         pairs: list[tuple[Tensor, Tensor | None]] = []
         for i in range(count):
@@ -194,7 +195,7 @@ class Pyramid(Backbone):
         return x, pairs
 
     def _split(self, features: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the map in the normed features, of the size of ``like``, and the token."""
+        """Split normed features into the map, of the size of ``like``, and the token or None."""
         return features, None
 
     def prune_intermediate_layers(
@@ -203,15 +204,15 @@ class Pyramid(Backbone):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove the stages after the last of ``indices``, the norm and the head; return the rest.
+        """Remove the stages after the last of ``indices``, the norm and the head.
 
         Args:
             indices: stages to keep maps of: a list, or the last n.
-            prune_norm: whether to remove the final norm; it goes anyway with the last stage.
-            prune_head: whether to remove the classifier; it goes anyway with the last stage.
+            prune_norm: whether to remove the final norm; it is always removed with the last stage.
+            prune_head: whether to remove the classifier; it is always removed with the last stage.
 
         Returns:
-            The stages' indices, counted from the first that has a map.
+            The indices of the chosen stages; 0 is the first stage that has a feature map.
         """
         count = len(self.stages) - self.first_map
         chosen, last = feature_take_indices(count, as_list(indices))
@@ -227,7 +228,7 @@ class Pyramid(Backbone):
         return chosen
 
     def get_classifier(self) -> nn.Module:
-        """Return the linear layer that gives the logits."""
+        """Return the linear layer that computes the logits."""
         return self.head.fc
 
     def _pooling(self) -> Any:
@@ -235,7 +236,7 @@ class Pyramid(Backbone):
         return self.head.global_pool
 
     def _put_classifier(self, num_classes: int, global_pool: str) -> None:
-        """Put fresh classifiers in place, which start as the first ones did."""
+        """Replace the classifiers by new ones, initialized like the first ones."""
         like = next(self.stem.parameters())
         with placed(like.device):
             self._set_head(num_classes, global_pool)
@@ -249,7 +250,7 @@ class Pyramid(Backbone):
         self.head = self._make_head(num_classes, global_pool)
 
     def _heads(self) -> list[nn.Module]:
-        """Return what `_set_head` has built."""
+        """Return the classifiers that `_set_head` built."""
         return [self.head]
 
     def _make_head(self, num_classes: int, global_pool: str) -> ClassifierHead:
@@ -269,7 +270,10 @@ class Pyramid(Backbone):
         by_block = [
             (r"^stages\.(\d+)\.(?:downsample|positions)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.norm", (99999,)),  # timm: to the group before, the last block's
+            (
+                r"^stages\.(\d+)\.norm",
+                (99999,),
+            ),  # timm's MATCH_PREV_GROUP: with the last block
             (r"^norm", (99999,)),
         ]
         by_stage = [(r"^stages\.(\d+)", None), (r"^norm", (99999,))]

@@ -1,4 +1,4 @@
-"""Models by name: a family's variants are registered with timm, built and listed."""
+"""Register, build and list models by name, with the registry of timm."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def register_family(
     """
     home = sys.modules[module]
     home.default_cfgs = {  # type: ignore[attr-defined]  # where timm looks for them
-        **getattr(home, "default_cfgs", {}),  # of another class in the same file
+        **getattr(home, "default_cfgs", {}),  # those of another class in the same file
         **generate_default_cfgs({name: dict(pretrained_cfgs[name]) for name in configs}),
     }
     fields = {field.name for config in configs.values() for field in dataclasses.fields(config)}
@@ -92,7 +92,7 @@ def register_family(
 def with_single_paths(
     configs: Mapping[str, Any], field: str, *, conv: str, attn: str
 ) -> dict[str, Any]:
-    """Add to each variant two with one path of the operator alone: ``NAME_conv``, ``NAME_attn``.
+    """Add, for each variant, ``NAME_conv`` and ``NAME_attn``, which have one path of the operator.
 
     Args:
         configs: variant name to frozen config dataclass.
@@ -108,7 +108,7 @@ def with_single_paths(
 
 
 def is_single_path(name: str) -> bool:
-    """Return whether `with_single_paths` has added this name."""
+    """Return whether `with_single_paths` added this name."""
     return name.endswith(("_conv", "_attn"))
 
 
@@ -139,8 +139,8 @@ def create_model(name: str, pretrained: bool = False, **timm_arguments: Any) -> 
 
     Args:
         name: a name from `list_models`.
-        pretrained: whether to load weights. There are none to download for this package's models,
-            so they raise; give ``checkpoint_path=`` for a file, or use `convattn.load_official`.
+        pretrained: whether to load weights. This package's models have no weights to download, so
+            True raises an error for them; use ``checkpoint_path=``, or `convattn.load_official`.
         **timm_arguments: arguments of `timm.create_model`: ``num_classes, in_chans, global_pool,
             drop_rate, drop_path_rate, features_only, out_indices, output_stride`` and more. Maps
             are returned in the order of the network, whatever the order of ``out_indices``.
@@ -168,7 +168,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, timm.list_models(), n=1)  # which has ours too
+    near = difflib.get_close_matches(name, timm.list_models(), n=1)  # also this package's models
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return (
         f"unknown model {name!r}{hint} convattn.list_models() lists this package's models, "
@@ -182,7 +182,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], known: list[str]) 
             near = difflib.get_close_matches(argument, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             if argument == "img_size":
-                hint = ": it takes images of any size, as they come."
+                hint = ": the model supports images of any size without it."
             raise TypeError(
                 f"{name} takes no argument {argument!r}{hint} Known: {', '.join(known)}"
             )

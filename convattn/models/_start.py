@@ -1,4 +1,4 @@
-"""How the weights of transformer-like backbones start."""
+"""Initial weights of transformer-like backbones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from convattn.layers.acmix.acmix import ACmix
 
 
 def start_narrow(model: nn.Module) -> None:
-    """Start every linear layer and convolution at a narrow normal, its bias at zero."""
+    """Initialize all linear layers and convolutions with a narrow normal, biases with zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             _start(module)
 
 
 def start_transformer(model: nn.Module) -> None:
-    """Start linear layers and 1x1 convolutions at a narrow normal, their biases at zero.
+    """Initialize linear layers and 1x1 convolutions with a narrow normal, biases with zero.
 
-    Other convolutions start as in torch, the convolution path of ACmix as in ACmix alone.
+    Other convolutions keep the initialization of torch, the convolution path of ACmix its own.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) or _is_pointwise(module):
@@ -37,7 +37,7 @@ def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _start(layer: nn.Linear | nn.Conv2d) -> None:
-    if layer.weight.is_meta:  # nothing to fill, and timm's function is slow even so
+    if layer.weight.is_meta:  # a meta tensor has no values, and timm's function would still be slow
         return
     trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""Reads files of weights: PyTorch's and safetensors, with the key under which the weights are."""
+"""Read weight files of PyTorch and safetensors, and find the key that holds the weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _PICKLE, _ZIP = b"\x80", b"PK"  # first bytes of files of torch.save, in the old
 
 
 def unwrap(content: Any, name: str, wrappers: Sequence[str]) -> tuple[str, dict[str, Tensor]]:
-    """Return the key of the content that holds the weights, "" for none, and the weights.
+    """Return the key that holds the weights ("" if the content is a state dict), and the weights.
 
     Args:
-        content: what the file holds.
+        content: the content of the file.
         name: name of the file, for errors.
-        wrappers: keys to try in this order; a single one must be there.
+        wrappers: keys to try in this order; a single key must exist.
 
     Raises:
         ValueError: content without weights, or with entries that are not tensors.
     """
     keys = list(content) if isinstance(content, Mapping) else []
-    # A single wrapper is the caller's choice: there is no other key to try.
+    # The caller chose a single key, so no other key is tried.
     absent = wrappers[0] if len(wrappers) == 1 else ""
     key = next((k for k in wrappers if k in keys and content[k]), absent)
     state = content if not key else content.get(key) if keys else None
@@ -38,7 +38,7 @@ def unwrap(content: Any, name: str, wrappers: Sequence[str]) -> tuple[str, dict[
         )
     strange = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if strange:
-        raise ValueError(f"{name} holds entries that are no tensors: {listed(strange)}")
+        raise ValueError(f"{name} holds entries that are not tensors: {listed(strange)}")
     bare = {_without_prefixes(str(k)): v for k, v in state.items()}
     if len(bare) < len(state):
         raise ValueError(f"{name} holds entries that differ in {_PREFIXES} alone")
@@ -52,7 +52,7 @@ def _without_prefixes(key: str) -> str:
 
 
 def read(path: Path) -> Any:
-    """Return what a file of torch.save or safetensors holds; no code of the file runs."""
+    """Return the content of a file of torch.save or safetensors; no code of the file is run."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -60,13 +60,13 @@ def read(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+            raise ValueError(f"{path} is damaged or is not a safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(2)
     if start[:1] != _PICKLE and start != _ZIP:
         raise ValueError(
-            f"{path} is no file of torch.save: it starts with {start!r}. A download that fails "
-            "often leaves a web page in its place"
+            f"{path} is not a file of torch.save: it starts with {start!r}. A failed "
+            "download is often a web page instead of the file"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -76,9 +76,9 @@ def read(path: Path) -> Any:
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} needs more than tensors to be read, and a pickle that does can run any code, "
-            f"so it was refused ({_first_line(error)}). If you trust where it comes from, allow "
-            "what it names with torch.serialization.add_safe_globals, or save its state dict alone"
+            f"{path} contains objects other than tensors; such a pickle can run any code, so it "
+            f"was refused ({_first_line(error)}). If you trust its source, allow these objects "
+            "with torch.serialization.add_safe_globals, or save the state dict alone"
         ) from error
 
 
@@ -97,5 +97,5 @@ def sha256(path: Path) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names, for an error."""
+    """Return the first names of a list, for an error message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

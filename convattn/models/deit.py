@@ -29,7 +29,7 @@ PATCH = 16
 
 @dataclass(frozen=True)
 class DeiTConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     embed_dim: int  # channels
     num_heads: int
@@ -37,7 +37,7 @@ class DeiTConfig:
     mlp_ratio: float = 4.0
     mix: str = "learned"  # an argument of ACmix
     shift: str = "learned"  # an argument of ACmix
-    kernel_size: int = 3  # of ACmix's convolution
+    kernel_size: int = 3  # of the convolution in ACmix
     img_size: int = 224  # side of the images that the position embedding is made for
     drop_path_rate: float = 0.1
 
@@ -58,35 +58,36 @@ class DeiT(TokenPyramid):
     """Vision transformer whose blocks have ACmix with global attention.
 
     ``logits = Linear(LN(blocks([c; patches(x)] + e))_0)``, with class token c and positions e.
-    ``mix="attention"`` gives DeiT.
+    With ``mix="attention"`` this is DeiT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
-    map row by row; ``forward_intermediates`` and ``features_only`` give the map after each block,
-    all at stride 16 (of ``features_only`` the last three by default), without the token. With
-    ``mix="convolution"`` a token would have no effect: the model has none, and pools its map, which
-    ``forward_features`` returns.
+    map row by row. ``forward_intermediates`` and ``features_only`` return the map after each block,
+    without the token, all at stride 16; by default ``features_only`` returns the last three.
+    With ``mix="convolution"`` a token would have no effect: the model has no token and pools its
+    map, which ``forward_features`` returns.
 
     Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556), "Generalization to Other Attention Modes", in DeiT (arXiv
-    2012.12877). The paper trains no such model: the fully connected layer has a bias and alpha
-    multiplies the attention after its output projection, as in the published Swin-ACmix; the class
-    token takes part in the attention alone. Rows and columns that do not fill a patch are ignored;
-    for other sizes the positions are interpolated, bicubic with antialiasing, as in timm.
+    2012.12877). The paper trains no such model. Our choices: the fully connected layer has a bias,
+    and alpha multiplies the attention after its output projection, as in the published Swin-ACmix;
+    the class token is used by the attention only. Rows and columns that do not fill a patch are
+    ignored. For other image sizes the positions are interpolated, bicubic with antialiasing, as in
+    timm.
     """
 
     output_strides = (PATCH,)
 
     @staticmethod
     def check(config: DeiTConfig) -> None:
-        """Raise unless the sizes fit."""
+        """Raise unless the sizes are valid."""
         for name in ("embed_dim", "depth", "img_size"):
             check_positive(name, getattr(config, name))
         if config.img_size < PATCH:
             raise ValueError(f"img_size must be at least {PATCH}, got {config.img_size}")
 
     def parts(self, config: DeiTConfig) -> Parts:
-        """Return a stage for each block, so that timm finds a map after each."""
+        """Return the parts: each block is a stage, so that timm finds a map after each block."""
         dim, depth = config.embed_dim, config.depth
         return Parts(
             stem=nn.Conv2d(self.in_chans, dim, PATCH, stride=PATCH),

@@ -1,7 +1,7 @@
 """GLNet: the pyramid of GLMix and attention blocks (arXiv 2411.14429).
 
-``NAME_conv`` and ``NAME_attn`` are its ablations: GLMix blocks with the local or the global branch
-alone. The attention blocks of the "hybrid" and "mha" stages do not change.
+``NAME_conv`` and ``NAME_attn`` are ablations: GLMix blocks with only the local or only the global
+branch. The attention blocks of the "hybrid" and "mha" stages do not change.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ STEMS = ("conv", "patch")
 
 @dataclass(frozen=True)
 class GLNetConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...]  # channels of the stages
     depths: tuple[int, ...]  # blocks of the stages
-    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # kind of the stages' blocks
-    stem: str = "conv"  # 3x3 convolutions with norms; or "patch", convolutions without overlap
+    blocks: tuple[str, ...] = ("glmix", "glmix", "hybrid", "mha")  # kind of blocks of each stage
+    stem: str = "conv"  # overlapping 3x3 convolutions with norms; or "patch", non-overlapping
     pos_embed: bool = True  # depth-wise 3x3 position embedding in each block
     mlp_ratio: float = 3.0
     mlp_dwconv: bool = True  # depth-wise 3x3 convolution in each FFN
@@ -82,11 +82,11 @@ VARIANTS: dict[str, GLNetConfig] = with_single_paths(
 
 
 class GLNet(Pyramid):
-    """Convolutions on pixels beside attention on a few slots, in a pyramid of four stages.
+    """Four stages of GLMix blocks, which combine a convolution and attention between slots.
 
     ``logits = Linear(mean(BN(stages(stem(x)))))``; with token labelling
     ``logits + 0.5 * max over positions of Linear'(BN(...))``, in training and in evaluation, so
-    that every parameter has a gradient; `forward_token_labels` returns the two terms.
+    that every parameter has a gradient; `forward_token_labels` returns both kinds of logits.
 
     Arguments and errors are those of `Backbone`.
 
@@ -95,11 +95,11 @@ class GLNet(Pyramid):
     """
 
     not_decayed = ("slots", "slot_scale")
-    folded = False  # whether `forward` norms the mean instead of the map
+    folded = False  # whether `forward` applies the norm after the mean
 
     @staticmethod
     def check(config: GLNetConfig) -> None:
-        """Raise unless the sizes and names fit."""
+        """Raise unless the sizes and names are valid."""
         check_choice("stem", config.stem, STEMS)
         for kind in config.blocks:
             check_choice("block", kind, BLOCKS)
@@ -117,14 +117,15 @@ class GLNet(Pyramid):
         )
 
     def start(self, module: nn.Module) -> None:
-        """Start every convolution and linear layer at a narrow normal, its bias at zero."""
+        """Initialize weights with a normal distribution of small variance, biases with zero."""
         start_narrow(module)
 
     def reparameterize(self) -> None:
-        """Fold the norms of the stem into its convolutions, and norm the mean instead of the map.
+        """Fold the norms of the stem into its convolutions, and apply the last norm after the mean.
 
-        The mean of a normed map is the norm of its mean, so that ``forward`` norms one pixel.
-        ``forward_features`` and `forward_intermediates` return normed maps as before.
+        In evaluation a batch norm is affine per channel, so it commutes with the mean: ``forward``
+        norms the pooled vector instead of the map. ``forward_features`` and `forward_intermediates`
+        still return normed maps.
         """
         super().reparameterize()
         affine = channel_affine(self.norm)
@@ -158,15 +159,15 @@ class GLNet(Pyramid):
 
         Args:
             x: images (B, in_chans, H, W).
-            box: MixToken: (top, left, bottom, right), ends excluded, on the final grid. Within the
-                box the output of the stem comes from the batch in reverse order; the position
-                logits are swapped back.
+            box: the box of MixToken, (top, left, bottom, right) on the grid of the last map, bottom
+                and right excluded. Inside the box the stem's output is taken from the batch in
+                reverse order, and the position logits are swapped back.
 
         Returns:
             Logits (B, num_classes) of the mixed images; position logits (B, num_classes, h, w).
 
         Raises:
-            ValueError: a model without a position head, or a box beyond the final grid.
+            ValueError: the model has no position head, or the box leaves the grid of the last map.
         """
         if self.token_head is None:
             raise ValueError("this model has no position head; build it with token_labelling=True")
@@ -181,10 +182,10 @@ class GLNet(Pyramid):
         return super().forward_head(x), positions
 
     def set_slot_grid(self, grid: tuple[int, int]) -> None:
-        """Pool the slots of every block on another grid (rows, columns).
+        """Set the grid (rows, columns) on which every block pools its slots.
 
         Raises:
-            ValueError: a model without pooled slots.
+            ValueError: the model has no pooled slots.
         """
         mixers = [m for m in self.modules() if isinstance(m, GLMix) and m.slot_grid is not None]
         if not mixers:
@@ -194,8 +195,8 @@ class GLNet(Pyramid):
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
         super()._set_head(num_classes, global_pool)
-        wanted = self.config.token_labelling and num_classes > 0
-        self.token_head = nn.Linear(self.num_features, num_classes) if wanted else None
+        has_token_head = self.config.token_labelling and num_classes > 0
+        self.token_head = nn.Linear(self.num_features, num_classes) if has_token_head else None
 
     def _heads(self) -> list[nn.Module]:
         return [head for head in (self.head, self.token_head) if head is not None]
@@ -294,7 +295,7 @@ def _published_names(model: nn.Module) -> Renames:
 
 
 for _block_class in (GLMixBlock, AttentionBlock):
-    register_notrace_module(_block_class)  # they look at sizes: torch.fx makes each one node
+    register_notrace_module(_block_class)  # one node in torch.fx: forward reads sizes
 add_names(GLNet, _published_names)
 register_family(
     __name__,

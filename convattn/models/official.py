@@ -1,7 +1,7 @@
-"""Loads the authors' checkpoint files into this package's modules, strictly.
+"""Load the authors' checkpoint files into this package's modules, strictly.
 
-Each class has a table from published names to ours. The tables of a model and of the operators
-inside it apply one after the other, from the outside in, so that an operator alone loads too.
+Each class has a table from published names to this package's names. The table of a model is applied
+first, then the tables of the operators inside it, so an operator can also be loaded alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.glmix import GLMixBlock
 from convattn.models._weight_files import listed, read, sha256, unwrap
 
-# A published name as a regular expression, and our name for it; several names split it evenly.
+# A published name as a regular expression, and our names; a tensor is split evenly over them.
 Renames = Sequence[tuple[str, "str | tuple[str, ...]"]]
 Table = Callable[[nn.Module], Renames]  # the names may depend on the variant
 
@@ -55,10 +55,10 @@ _OPERATORS: dict[type[nn.Module], Renames] = {
     ),
 }
 _MODELS: dict[type[nn.Module], Table] = {}
-# Keys of files that hold weights. Of GLNet-16G the averaged weights are published.
+# Keys that hold weights. The authors publish the averaged weights of GLNet-16G.
 _WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
 _PUBLISHED_UNDER = {"glnet_16g": "model_ema"}
-# The model computes these itself, or they have no effect; a published file may contain them.
+# Entries that a published file may contain but the model computes itself or does not use.
 _IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
@@ -88,13 +88,13 @@ def load_official(
 ) -> LoadReport:
     """Load an authors' checkpoint into a model, an operator or a block, strictly.
 
-    The file must hold exactly the weights of the model, in the same shapes but for dimensions of
-    size 1. Integer buffers, norm counters and attention masks may be present or missing.
+    The file must contain exactly the weights of the model, in the same shapes except for dimensions
+    of size 1. Integer buffers, norm counters and attention masks may be present or missing.
 
     Args:
         model: the model; its weights are replaced in place.
         source: a file (a PyTorch pickle or .safetensors), or the state dict itself.
-        wrapper: key of the file that holds the weights, where there are several. By default the
+        wrapper: key that holds the weights if the file has several. By default the
             key of the authors (``model_ema`` for GLNet-16G, else ``model``), or else the first of
             ``model``, ``model_ema``, ``state_dict``, ``state_dict_ema``.
 
@@ -103,8 +103,9 @@ def load_official(
 
     Raises:
         FileNotFoundError: a missing file.
-        ValueError: a file that is not PyTorch's, is damaged, needs more than tensors to be read, or
-            does not hold exactly the weights of the model; a model on the meta device.
+        ValueError: the file is not a file of PyTorch or safetensors, is damaged, contains objects
+            other than tensors, or does not contain exactly the weights of the model; or the model
+            is on the meta device.
     """
     if isinstance(source, Mapping):
         name, checksum, content = "state dict", "", source
@@ -125,7 +126,7 @@ def load_official(
     kept = {k: v for k, v in ours.items() if k not in theirs}
     model.load_state_dict({**kept, **theirs}, strict=True)
     report = LoadReport(name, key, checksum, len(theirs), ignored)
-    print(f"loaded {report}")  # the source of a result should not depend on log levels
+    print(f"loaded {report}")  # always printed: the source of the weights belongs to every result
     return report
 
 
@@ -139,7 +140,7 @@ def rename(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_filter(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Rename a published file's weights for timm's loader, and leave out what it ignores."""
+    """Rename a published file's weights for timm's loader, and remove ignored entries."""
     ours, theirs = model.state_dict(), rename(model, state)
     return {k: v for k, v in theirs.items() if k in ours or not _is_ignored(k, v)}
 
@@ -164,7 +165,7 @@ def _apply(renames: Renames, prefix: str, state: Mapping[str, Tensor]) -> dict[s
         parts = value.chunk(len(targets)) if len(targets) > 1 else (value,)
         for target, part in zip(targets, parts, strict=True):
             if target in result:
-                raise ValueError(f"{target!r} is there twice, under {key!r} and under another name")
+                raise ValueError(f"{target!r} occurs twice, under {key!r} and under another name")
             result[target] = part
     return result
 
@@ -179,7 +180,7 @@ def _targets(renames: Renames, name: str) -> tuple[str, ...]:
 
 
 def _reshaped(value: Tensor, like: Tensor) -> Tensor:
-    """Add or drop dimensions of size 1, as of a linear layer that is a 1x1 convolution here."""
+    """Add or remove dimensions of size 1, such as for a linear layer that is a 1x1 convolution."""
     same = [n for n in value.shape if n != 1] == [n for n in like.shape if n != 1]
     return value.reshape(like.shape) if same else value
 
@@ -192,30 +193,30 @@ def _check_same(
     model: nn.Module, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str
 ) -> None:
     missing = [k for k in ours if k not in theirs and not _is_ignored(k, ours[k])]
-    left_over = [k for k in theirs if k not in ours]
-    differ = [
+    unexpected = [k for k in theirs if k not in ours]
+    shapes = [
         f"{k} {tuple(v.shape)} instead of {tuple(ours[k].shape)}"
         for k, v in theirs.items()
         if k in ours and v.shape != ours[k].shape
     ]
-    kinds = [
+    dtypes = [
         f"{k} {v.dtype} instead of {ours[k].dtype}"
         for k, v in theirs.items()
         if k in ours and v.is_floating_point() != ours[k].is_floating_point()
     ]
     problems = {
         "missing": missing,
-        "left over": left_over,
-        "of another shape": differ,
-        "of another kind of number": kinds,
+        "unexpected": unexpected,
+        "of another shape": shapes,
+        "of another dtype": dtypes,
     }
     text = "; ".join(f"{len(v)} {what} ({listed(v)})" for what, v in problems.items() if v)
     if text:
         raise ValueError(
             f"{name} does not hold the weights of this {type(model).__name__}: {text}. Build the "
-            "variant and the num_classes that the file was trained with; as a backbone or with "
-            "other classes, create_model(..., pretrained=True, pretrained_cfg_overlay={'file': "
-            "PATH}) takes it"
+            "variant with the num_classes of the file. To load the file as a backbone or with "
+            "other classes, use create_model(..., pretrained=True, pretrained_cfg_overlay={'file': "
+            "PATH})"
         )
 
 

@@ -31,16 +31,21 @@ EMBED_NORM_EPS = 1e-5  # of the norms in patch embeddings; PVT's other norms hav
 
 @dataclass(frozen=True)
 class PVTConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
-    embed_dims: tuple[int, ...] = (64, 128, 320, 512)  # their channels
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512)  # channels of the stages
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)
-    reductions: tuple[int, ...] = (8, 4, 2, 1)  # of the map that keys and values come from
+    reductions: tuple[int, ...] = (
+        8,
+        4,
+        2,
+        1,
+    )  # of the map from which keys and values are projected
     mix: str = "learned"  # an argument of ACmix
     shift: str = "learned"  # an argument of ACmix
-    kernel_size: int = 3  # of ACmix's convolution
+    kernel_size: int = 3  # of the convolution in ACmix
     img_size: int = 224  # side of the images that the position embeddings are made for
     drop_path_rate: float = 0.1
 
@@ -63,15 +68,15 @@ VARIANTS: dict[str, PVTConfig] = {
 
 
 class PVT(TokenPyramid):
-    """Pyramid of transformer blocks with attention to a reduced map, or with ACmix around it.
+    """Four stages of transformer blocks whose mixer is ACmix with spatial-reduction attention.
 
-    ``logits = Linear(LN(stages(stem(x)))_0)``: a class token joins in the last stage, and the
-    classifier reads the token alone. ``mix="attention"`` gives PVT.
+    ``logits = Linear(LN(stages(stem(x)))_0)``: the last stage adds a class token, and the
+    classifier reads the token only. With ``mix="attention"`` this is PVT.
 
     ``forward_features`` returns (B, C, 1 + H W, 1), the class token and then the positions of the
-    last map row by row; ``forward_intermediates`` and ``features_only`` give the maps at strides
-    4, 8, 16 and 32, without the token. With ``mix="convolution"`` a token would have no effect: the
-    model has none, and pools its last map, which ``forward_features`` returns.
+    last map row by row; ``forward_intermediates`` and ``features_only`` return the maps at
+    strides 4, 8, 16 and 32, without the token. With ``mix="convolution"`` a token would have no
+    effect: the model has no token and pools its last map, which ``forward_features`` returns.
 
     Arguments and errors are those of `Backbone`.
 
@@ -80,12 +85,12 @@ class PVT(TokenPyramid):
     choice: q has the resolution of the map, k and v that of the reduced map, and are repeated to
     the size of the map for the convolution path; the fully connected layer has a bias, and alpha
     multiplies the attention after its output projection, as in the published Swin-ACmix; the class
-    token takes part in the attention alone.
+    token is used by the attention only.
     """
 
     @staticmethod
     def check(config: PVTConfig) -> None:
-        """Raise unless the sizes fit."""
+        """Raise unless the sizes are valid."""
         check_positive("img_size", config.img_size)
         if config.img_size < 32:
             raise ValueError(f"img_size must be at least 32, got {config.img_size}")

@@ -27,7 +27,7 @@ class FoldingBasicBlock(BasicBlock):
     """timm's basic block; `reparameterize` folds its norms into the layers before them."""
 
     def reparameterize(self) -> None:
-        """Fold both norms, and that of the shortcut, exactly and for good."""
+        """Fold both norms and the norm of the shortcut, exactly and permanently."""
         _fold_norms(self)
 
 
@@ -35,11 +35,11 @@ class FoldingBottleneck(Bottleneck):
     """timm's bottleneck; `reparameterize` folds its norms into the layers before them."""
 
     def reparameterize(self) -> None:
-        """Fold the three norms, and that of the shortcut, exactly and for good."""
+        """Fold the three norms and the norm of the shortcut, exactly and permanently."""
         _fold_norms(self)
 
 
-# Each block, and its first 3x3 convolution and norm, which an operator replaces.
+# Each block class, and the names of its first 3x3 convolution and of the norm after it.
 BLOCKS = {
     "bottleneck": (FoldingBottleneck, "conv2", "bn2"),
     "basic": (FoldingBasicBlock, "conv1", "bn1"),
@@ -48,22 +48,22 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     layers: tuple[int, ...]  # blocks of the stages
     channels: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions
     block: str = "bottleneck"  # or "basic"
-    stem_width: int = 0  # of three 3x3 convolutions ending in twice that; 0 for one 7x7 to 64
+    stem_width: int = 0  # three 3x3 convolutions, to twice this width; 0 for one 7x7 to 64
     drop_path_rate: float = 0.0
-    zero_init_last: bool = True  # whether each block starts as the identity
+    zero_init_last: bool = True  # whether each block is initialized to the identity
 
 
 @dataclass(frozen=True)
 class ACmixResNetConfig(ResNetConfig):
     """A ResNet, and the arguments of its `ACmix`."""
 
-    num_heads: int | None = None  # None for 4, or for an attention without heads
-    window_size: int | None = None  # None for 7, or for an attention without windows
+    num_heads: int | None = None  # None for 4, or if the attention has no heads
+    window_size: int | None = None  # None for 7, or if the attention has no windows
     kernel_size: int = 3
     attention: str = "sliding_window"
     mix: str = "learned"
@@ -72,12 +72,12 @@ class ACmixResNetConfig(ResNetConfig):
 
 @dataclass(frozen=True)
 class XVolutionResNetConfig(ResNetConfig):
-    """A ResNet, the stages that have `XVolution`, and its arguments."""
+    """A ResNet, the stages with `XVolution`, and the arguments of `XVolution`."""
 
     stages: int | tuple[int, ...] = (3,)  # counted from 1
     attention: str = "pssa"  # or "sa"
     num_heads: int = 4
-    distance: int | None = None  # between the pixels of a window of "pssa"; None for the dilation
+    distance: int | None = None  # distance between displacements of "pssa"; None for the dilation
     weighting: bool = True
 
 
@@ -109,7 +109,7 @@ XVOLUTIONS: dict[str, XVolutionResNetConfig] = {
 
 
 class BaselineResNet(Backbone, ResNet):
-    """timm's ResNet in the sizes of the papers, with plain convolutions: the baseline.
+    """The baseline: timm's ResNet with convolutions, in the sizes of the papers.
 
     Arguments and errors are those of `Backbone`.
 
@@ -124,12 +124,12 @@ class BaselineResNet(Backbone, ResNet):
 
     @staticmethod
     def check(config: ResNetConfig) -> None:
-        """Raise unless the sizes and names fit."""
+        """Raise unless the sizes and names are valid."""
         check_choice("block", config.block, BLOCKS)
         check_stages(config, 4, "layers", "channels")
 
     def build(self, config: ResNetConfig, global_pool: str | None, output_stride: int) -> None:
-        """Build timm's ResNet, put the family's operators in it, and start the weights."""
+        """Build timm's ResNet, insert the operators of the family, and initialize the weights."""
         pool = self._usual_pool() if global_pool is None else global_pool
         check_pool(pool, self.num_classes, self.pools)
         ResNet.__init__(
@@ -171,7 +171,7 @@ class BaselineResNet(Backbone, ResNet):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove the stages after the last of ``indices``, and the head; return the rest."""
+        """Remove the stages after the last of ``indices``, and the head; see `Pyramid`."""
         taken = super().prune_intermediate_layers(_after_the_stem(indices), prune_norm, prune_head)
         chosen = [i - 1 for i in taken]
         if max(chosen) < 3:
@@ -186,9 +186,9 @@ class BaselineResNet(Backbone, ResNet):
         ResNet.reset_classifier(self, num_classes, global_pool)
 
     def reparameterize(self) -> None:
-        """Fold the norms of the stem into its convolutions, exactly and for good.
+        """Fold the norms of the stem into its convolutions, exactly and permanently.
 
-        The blocks fold theirs, so that no batch norm is left.
+        The blocks fold their own norms, so no batch norm remains.
         """
         last: nn.Module = self.conv1
         if isinstance(last, nn.Sequential):
@@ -200,27 +200,27 @@ class BaselineResNet(Backbone, ResNet):
             self.bn1 = left_of(self.bn1)
 
     def put_operators(self, config: Any) -> bool:
-        """Put the family's operator in place of convolutions, and return whether it has one."""
+        """Replace convolutions by the operator of the family; return whether it has one."""
         return False
 
     def stage_blocks(self, *stages: int) -> Iterator[nn.Module]:
-        """Yield the blocks of some stages, counted from 1."""
+        """Yield the blocks of the given stages, counted from 1."""
         for stage in stages:
             yield from self.get_submodule(f"layer{stage}").children()
 
 
 class ACmixResNet(BaselineResNet):
-    """A ResNet with ACmix, of the same stride and dilation, for the 3x3 convolution of all blocks.
+    """A ResNet in which ACmix replaces the first 3x3 convolution of every block.
 
     Arguments and errors are those of `Backbone`.
 
     ACmix (CVPR 2022, arXiv 2111.14556). Departures from the published code: the group convolution
-    keeps its start at the shifts, which the published model overwrites; the dilation is used; the
-    last norm of a block starts at zero, as in timm's ResNets.
+    is initialized to the shifts, which the published model overwrites; the dilation is used; the
+    scale of the last norm of a block is initialized to zero, as in timm's ResNets.
     """
 
     def put_operators(self, config: ACmixResNetConfig) -> bool:
-        """Put ACmix in place of the first 3x3 convolution of every block."""
+        """Replace the first 3x3 convolution of every block by ACmix."""
         name = BLOCKS[config.block][1]
         for block in self.stage_blocks(1, 2, 3, 4):
             conv = _conv_of(block, name)
@@ -240,7 +240,7 @@ class ACmixResNet(BaselineResNet):
         return True
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Start as timm's ResNet does, and ACmix's group convolutions at the shifts."""
+        """Initialize as timm's ResNet, and ACmix's group convolutions with the shifts."""
         super().init_weights(zero_init_last=zero_init_last)
         for module in self.modules():
             if isinstance(module, ACmix):
@@ -248,14 +248,14 @@ class ACmixResNet(BaselineResNet):
 
 
 class XVolutionResNet(BaselineResNet):
-    """A ResNet with X-volution for the first 3x3 convolution of every block of some stages.
+    """A ResNet in which X-volution replaces the first 3x3 convolution of blocks of some stages.
 
-    X-volution adds the batch norms of its convolution branch and of its attention branch. The first
-    replaces the norm that followed the convolution, which becomes an identity; the scale of the
-    second starts at zero. So the network starts with the output of the ResNet of the same weights,
-    and timm's loader reads a ResNet's file:
+    X-volution has a batch norm in its convolution branch and one in its attention branch. The first
+    replaces the norm that followed the convolution, which becomes an identity. The scale of the
+    second is initialized to zero. So the initial outputs equal those of a ResNet with the same
+    weights, and timm's loader reads a ResNet's file:
     ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": PATH})``. The attention
-    branch, which is not in the file, keeps its start.
+    branch, which is not in the file, keeps its initial weights.
 
     Arguments and errors are those of `Backbone`.
 
@@ -264,7 +264,7 @@ class XVolutionResNet(BaselineResNet):
     """
 
     def put_operators(self, config: XVolutionResNetConfig) -> bool:
-        """Put X-volution in place of the first 3x3 convolution and norm of the chosen stages."""
+        """Replace the first 3x3 convolution and norm of blocks in the chosen stages."""
         _, name, norm = BLOCKS[config.block]
         stages = {config.stages} if isinstance(config.stages, int) else set(config.stages)
         if not stages or not stages <= {1, 2, 3, 4}:
@@ -333,7 +333,7 @@ def _cfgs(configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 for _operator in (ACmix, XVolution):
-    register_notrace_module(_operator)  # they look at sizes: torch.fx makes each one node
+    register_notrace_module(_operator)  # one node each in torch.fx: they read sizes
 for _class, _configs, _filter in (
     (BaselineResNet, BASELINES, checkpoint_filter),
     (ACmixResNet, VARIANTS, checkpoint_filter),

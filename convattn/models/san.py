@@ -1,4 +1,4 @@
-"""SAN, patch-wise, and SAN with ACmix (arXiv 2004.13621, 2111.14556)."""
+"""Patch-wise SAN, and SAN with ACmix (arXiv 2004.13621, 2111.14556)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from convattn.models._pyramid import Parts, Pyramid, Stage
 from convattn.models._registry import register_family, with_single_paths
 from convattn.models.official import Renames, add_names, checkpoint_filter
 
-NARROWEST = 32  # the attention works on a quarter of the channels, 8 of which share weights
+NARROWEST = 32  # the attention has a quarter of the channels, and 8 channels share weights
 
 
 @dataclass(frozen=True)
 class SANConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     depths: tuple[int, ...]  # blocks of the stages
     embed_dims: tuple[int, ...] = (64, 256, 512, 1024, 2048)  # channels of the stages
     window_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)  # of the patches of the stages' attention
-    mix: str = "attention"  # an argument of ACmix; the attention alone is SAN
+    mix: str = "attention"  # an argument of ACmix; "attention" is SAN
     shift: str = "learned"  # an argument of ACmix
-    kernel_size: int = 3  # of ACmix's convolution
+    kernel_size: int = 3  # of the convolution in ACmix
     drop_path_rate: float = 0.0
 
 
@@ -59,8 +59,8 @@ class SANBlock(OneNode):
     Args:
         dim: channels C, a multiple of 32.
         window_size: K of the patches, odd.
-        mix: how ACmix weighs its paths; "attention" alone is the block of SAN.
-        shift: how ACmix shifts.
+        mix: argument of ACmix; with "attention" the block is that of SAN.
+        shift: argument of ACmix.
         kernel_size: K_c of its convolution, odd.
         drop_path: rate at which the branch of an image is dropped in training.
 
@@ -102,8 +102,8 @@ class SANBlock(OneNode):
     def reparameterize(self) -> None:
         """Fold the norm after ACmix into ACmix, exactly, where ACmix can absorb a shift.
 
-        The attention alone cannot: its weights do not sum to one. The first norm stays: its input
-        is also added to the output of the branch, and a ReLU follows it.
+        The attention alone cannot absorb a shift: its weights do not sum to one. The first norm is
+        not folded: its input is also the residual, and a ReLU follows.
         """
         fold_pair(self, "mixer", "norm2")
 
@@ -124,24 +124,25 @@ class SAN(Pyramid):
     Arguments and errors are those of `Backbone`.
 
     SAN (CVPR 2020, arXiv 2004.13621), patch-wise; ACmix (CVPR 2022, arXiv 2111.14556). The maps of
-    the five stages have strides 2 to 32, and their sizes are rounded down as published; the first
-    is not a feature. Departures: maps of one pixel are padded by reflection too, so that images of
-    32 pixels are enough. The code of ACmix in SAN is not published: the paper has 0.1 to 0.4 M
-    parameters more. All weights start as in torch, ACmix's group convolution at the shifts.
+    the five stages have strides 2 to 32, and their sizes are rounded down as published; the map of
+    the first stage is not a feature. Departure: reflection also pads maps of one pixel, so images
+    may have 32 pixels. The code of SAN-ACmix is not published; in the paper it has 0.1 to 0.4 M
+    more parameters. All weights have torch's initialization, but ACmix's group convolution is
+    initialized to the shifts.
     """
 
     not_decayed = ("alpha", "beta")
 
     @staticmethod
     def check(config: SANConfig) -> None:
-        """Raise unless the sizes fit."""
+        """Raise unless the sizes are valid."""
         check_stages(config, 5, "embed_dims", "depths", "window_sizes")
         wrong = [width for width in config.embed_dims if width < 1 or width % NARROWEST]
         if wrong:
             raise ValueError(f"embed_dims must be multiples of {NARROWEST}, got {wrong[0]}")
 
     def parts(self, config: SANConfig) -> Parts:
-        """Return the parts; the last stage ends in its own norm."""
+        """Return the parts; the last stage contains its norm, so the final norm is an identity."""
         return Parts(
             stem=_stem(self.in_chans, config.embed_dims[0]),
             stage=partial(_stage, config),
@@ -149,7 +150,7 @@ class SAN(Pyramid):
             widths=config.embed_dims,
             depths=config.depths,
             reductions=(2, 4, 8, 16, 32),
-            first_map=1,  # maps have strides 4 to 32, as in every family
+            first_map=1,  # the features have strides 4 to 32, as in every family
         )
 
 
@@ -199,7 +200,7 @@ _PUBLISHED_NAMES: Renames = (
     (r"fc\.(.*)", r"head.fc.\1"),
 )
 
-register_notrace_module(SANBlock)  # it looks at sizes: torch.fx makes it one node
+register_notrace_module(SANBlock)  # one node in torch.fx: it reads sizes
 add_names(SAN, lambda model: _PUBLISHED_NAMES)
 register_family(
     __name__,

@@ -28,14 +28,14 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """What differs between variants; each field is a keyword argument of the models."""
+    """The settings of a variant; each field is a keyword argument of the models."""
 
     embed_dims: tuple[int, ...] = (96, 192, 384, 768)  # channels of the stages
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of the stages
     num_heads: tuple[int, ...] = (3, 6, 12, 24)  # of the stages' attention
-    window_size: int | tuple[int, ...] = 7  # of all stages, or of each
+    window_size: int | tuple[int, ...] = 7  # one size for all stages, or one per stage
     mlp_ratio: float = 4.0
-    mixer: str = "acmix"  # "conv" for a dense convolution in its place
+    mixer: str = "acmix"  # or "conv", a dense convolution instead of ACmix
     mix: str = "learned"  # an argument of ACmix
     shift: str = "learned"  # an argument of ACmix
     kernel_size: int = 3  # of the convolution
@@ -99,7 +99,7 @@ class PatchMerging(nn.Module):
         """Map (B, dim, H, W) to (B, out_dim, ceil(H / 2), ceil(W / 2))."""
         x = _pad_to_multiple(x, 2)
         x = x.unflatten(3, (x.shape[3] // 2, 2)).unflatten(2, (x.shape[2] // 2, 2))
-        x = x.permute(0, 5, 3, 1, 2, 4).flatten(1, 3)  # the published order: down each column first
+        x = x.permute(0, 5, 3, 1, 2, 4).flatten(1, 3)  # the published order: column by column
         return self.reduction(self.norm(x))
 
 
@@ -110,7 +110,7 @@ class SwinBlock(PreNormBlock):
 
     Args:
         dim: channels.
-        mixer: from (B, dim, H, W) to the same shape: ACmix, or a convolution.
+        mixer: ACmix or a convolution, from (B, dim, H, W) to the same shape.
         mlp_ratio: hidden channels of the FFN over ``dim``.
         drop_path: rate at which a branch of an image is dropped in training.
 
@@ -136,7 +136,7 @@ class SwinBlock(PreNormBlock):
 class Swin(Pyramid):
     """Swin whose blocks have ACmix with window attention, shifted in every second block.
 
-    ``logits = Linear(mean(LN(stages(stem(x)))))``; ``mix="attention"`` gives Swin.
+    ``logits = Linear(mean(LN(stages(stem(x)))))``; with ``mix="attention"`` this is Swin.
 
     Arguments and errors are those of `Backbone`.
 
@@ -147,8 +147,8 @@ class Swin(Pyramid):
 
     In Conv-Swin (``mixer="conv"``) one dense 3x3 convolution with bias, C to C, replaces the
     attention with its projections. It has 39.1 M parameters (39 M in the paper) and 6.1 G
-    multiply-adds (4.5 G in the paper). The paper's two figures exclude each other: the weights of
-    the convolutions are applied at 3136, 784, 196 and 49 positions, which costs 3.1 G, and the
+    multiply-adds (4.5 G in the paper). The paper's two figures contradict each other: the weights
+    of the convolutions are applied at 3136, 784, 196 and 49 positions, which costs 3.1 G, and the
     unchanged FFNs cost 2.8 G.
     """
 
@@ -156,23 +156,23 @@ class Swin(Pyramid):
 
     @staticmethod
     def check(config: SwinConfig) -> None:
-        """Raise unless the sizes and names fit."""
+        """Raise unless the sizes and names are valid."""
         check_choice("mixer", config.mixer, MIXERS)
         if config.mixer == "conv" and (config.mix, config.shift) != ("learned", "learned"):
             raise ValueError(
-                f"mix and shift are ACmix's, got mix={config.mix!r} and shift={config.shift!r} "
-                "with mixer='conv'; leave them out, or build an acmix_swin model"
+                f"mix and shift are arguments of ACmix, got mix={config.mix!r} and "
+                f"shift={config.shift!r} with mixer='conv'; leave them out, or build acmix_swin"
             )
         check_odd("kernel_size", config.kernel_size)
         named = (config.embed_dims, config.depths, config.num_heads, _windows(config))
         if len({len(sizes) for sizes in named}) > 1 or not config.depths:
             raise ValueError(
-                "embed_dims, depths, num_heads and window_size, where it is a tuple, must name the "
-                f"same stages, got {', '.join(map(str, named))}"
+                "embed_dims, depths, num_heads and window_size, if it is a tuple, must each have "
+                f"one entry per stage, got {', '.join(map(str, named))}"
             )
 
     def parts(self, config: SwinConfig) -> Parts:
-        """Return the parts: patches, and stages that begin by merging pixels."""
+        """Return the parts: a patch embedding, and stages that begin with patch merging."""
         widths = config.embed_dims
         return Parts(
             stem=PatchEmbed(self.in_chans, widths[0]),
@@ -183,9 +183,9 @@ class Swin(Pyramid):
         )
 
     def start(self, module: nn.Module) -> None:
-        """Start linear layers at a narrow normal, and ACmix's group convolution at the shifts.
+        """Initialize linear layers with a narrow normal, ACmix's group convolution with shifts.
 
-        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin start as in torch.
+        The convolutions of the stem, of ACmix (``fc``) and of Conv-Swin are not changed.
         """
         start_transformer(module)
 
@@ -258,7 +258,7 @@ def _published_names(model: nn.Module) -> Renames:
     )
 
 
-register_notrace_module(SwinBlock)  # it looks at sizes: torch.fx makes it one node
+register_notrace_module(SwinBlock)  # one node in torch.fx: it reads sizes
 add_names(Swin, _published_names)
 register_family(
     __name__,

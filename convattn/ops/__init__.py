@@ -1,10 +1,11 @@
-"""Functions on tensors, without parameters: torch is all they need."""
+"""Functions on tensors, without parameters. They need no package but torch."""
 
 from convattn.ops.acmix.convolution import acmix_convolution as acmix_convolution
 from convattn.ops.acmix.convolution import folded_convolution as folded_convolution
 from convattn.ops.acmix.convolution import shift_convolution as shift_convolution
 from convattn.ops.acmix.from_map import convolution_path as convolution_path
 from convattn.ops.acmix.from_map import map_convolution as map_convolution
+from convattn.ops.dispatch import checkpoint_contexts as checkpoint_contexts
 from convattn.ops.dispatch import explain as explain
 from convattn.ops.dispatch import record_paths as record_paths
 from convattn.ops.dispatch import use_backend as use_backend

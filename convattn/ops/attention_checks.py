@@ -1,4 +1,4 @@
-"""Checks of the arguments that several attentions have."""
+"""Checks of arguments that several attention operators have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convattn.ops.positions import ceil_divide
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
-    """Raise unless queries, keys and values are maps that fit together and divide into heads."""
+    """Raise an error unless q, k and v are maps of matching shapes, divisible into heads."""
     check_map(q, "q")
     check_map(k, "k", q.shape[1])
     check_divisible("channels of q", q.shape[1], "num_heads", num_heads)
@@ -25,7 +25,7 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> None:
 def check_windows(
     num_heads: int, window_size: int, shift: int | tuple[int, int], bias: Tensor | None
 ) -> tuple[int, int]:
-    """Raise unless windows of this size can be shifted and biased so; return (rows, columns)."""
+    """Raise an error unless shift and bias fit the windows; return the shift (rows, columns)."""
     pair = (shift, shift) if isinstance(shift, int) else shift
     _check_shift(pair, window_size)
     pixels = window_size**2
@@ -50,12 +50,12 @@ def _check_shift(shift: tuple[int, int], window_size: int) -> None:
 
 
 def queries_of_stride(q: Tensor, k: Tensor, stride: int) -> Tensor:
-    """Return every s-th query of a row and a column; ``q`` has all of them, or those alone."""
+    """Return every s-th query of each axis; ``q`` has all queries, or only these."""
     if q.shape == k.shape:
         return q[:, :, ::stride, ::stride] if stride > 1 else q
     size = tuple(ceil_divide(n, stride) for n in k.shape[2:])
     if tuple(q.shape[2:]) != size:
-        also = f", or {size} for the queries of stride={stride} alone" if stride > 1 else ""
+        also = f", or {size} for only the queries of stride={stride}" if stride > 1 else ""
         raise ValueError(
             f"q must have the size of k, {tuple(k.shape[2:])}{also}; got q {tuple(q.shape)} and "
             f"k {tuple(k.shape)}"
@@ -64,7 +64,7 @@ def queries_of_stride(q: Tensor, k: Tensor, stride: int) -> Tensor:
 
 
 def check_position(position: Tensor | None, k: Tensor, num_heads: int) -> None:
-    """Raise unless positions are a map of a head's channels for these keys."""
+    """Raise an error unless positions are a map of the size of k, with the channels of a head."""
     if position is None:
         return
     check_map(position, "position", k.shape[1] // num_heads)
@@ -78,7 +78,7 @@ def check_position(position: Tensor | None, k: Tensor, num_heads: int) -> None:
 def check_projections(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> None:
-    """Raise unless the weights and biases are those of three 1x1 convolutions of a map."""
+    """Raise an error unless weights and biases fit three 1x1 convolutions of a map."""
     if not len(weights) == len(biases) == 3:
         raise ValueError(
             f"weights and biases must be three each, of q, k and v (a bias may be None), got "

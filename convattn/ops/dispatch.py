@@ -1,11 +1,13 @@
-"""Which path of an operator runs, and why: nothing else in this package chooses one.
+"""Choose the path that computes a call of an operator. No other module chooses a path.
 
-An operator has a reference, which computes the formula, and faster paths. A path *refuses* a call
-that it cannot compute, with a sentence, and *prefers* a call for which it was measured to be the
-fastest. ``backend="auto"`` takes the first path, in the operator's order, that prefers the call and
-does not refuse it; a path that is named runs, or raises its sentence.
+An operator has a reference path, which computes the formula, and faster paths. A path *refuses* a
+call that it cannot compute, and returns the reason. A path *prefers* a call for which it was
+measured to be the fastest. ``backend="auto"`` takes the first path, in the operator's order, that
+prefers the call and does not refuse it. A path that ``backend`` names computes the call, or a
+`ValueError` contains the reason of the refusal.
 
-`explain` says what would run, `record_paths` what did, and ``CONVATTN_LOG=paths`` writes it.
+`explain` returns the path that a call would take, `record_paths` lists the paths that calls took,
+and ``CONVATTN_LOG=paths`` logs them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import NoneType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -29,20 +32,21 @@ from convattn.checks import check_choice
 
 _log = logging.getLogger("convattn.paths")
 
-# Before 2.14 `is_exporting()` is also True in all that `torch.compile` traces, and what it traces
-# cannot read a context variable.
+# Before PyTorch 2.14, `torch.compiler.is_exporting()` is also True while `torch.compile` traces,
+# and traced code cannot read a context variable.
 _OLD_COMPILER = torch.__version__ < "2.14"
 
 
 class Call:
-    """What an operator is called with, each tensor and each size under its own name.
+    """The arguments of one call of an operator: its tensors and its options.
 
-    Derive a dataclass: its fields of type ``Tensor`` or ``Tensor | None`` are the tensors, of which
-    the first says the device and the type, and the other fields are the options. A choice that is
-    made once, while weights are folded, is a call without tensors.
+    Derive a dataclass from this class. The fields of type ``Tensor`` or ``Tensor | None`` are the
+    tensors; the first tensor determines the device and the dtype. The other fields are the options.
+    A choice that is made once, when weights are folded, is a call without tensors.
 
-    Sizes may be symbols while a model is compiled: a preference that compares them costs one graph
-    for each side, so it compares them with few constants, and never with one another.
+    Sizes may be symbols while a model is compiled. A preference that compares a symbolic size
+    causes one graph for each outcome of the comparison. A preference therefore compares sizes with
+    few constants, and never compares two sizes with each other.
     """
 
     _tensors: ClassVar[tuple[str, ...]] = ()
@@ -51,26 +55,26 @@ class Call:
     def __init_subclass__(cls) -> None:
         """Sort the fields of the dataclass into tensors and options."""
         kinds = inspect.get_annotations(cls)
-        if kinds:  # a subclass without fields of its own has those of its base
+        if kinds:  # a subclass without own fields has the fields of its base class
             tensors = ("Tensor", "Tensor | None")
             cls._tensors = tuple(name for name, kind in kinds.items() if kind in tensors)
             cls._options = tuple(name for name in kinds if name not in cls._tensors)
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """The tensors, in the order of the fields; None for those that were not given."""
+        """The tensors in the order of the fields; None for each tensor that was not given."""
         return tuple([getattr(self, name) for name in self._tensors])
 
     @property
     def options(self) -> dict[str, Any]:
-        """The other fields by their names."""
+        """The fields that are not tensors, by name."""
         return {name: getattr(self, name) for name in self._options}
 
     @property
     def device(self) -> str:
-        """The kind of the device of the first tensor: "cpu", "cuda", "meta"."""
+        """The device type of the first tensor, such as "cpu", "cuda" or "meta"."""
         x: Tensor = getattr(self, self._tensors[0])
-        return "cpu" if x.is_cpu else x.device.type  # is_cpu takes a fifth of the time
+        return "cpu" if x.is_cpu else x.device.type  # is_cpu is 5x as fast as device
 
     @property
     def on_cpu(self) -> bool:
@@ -82,35 +86,35 @@ class Call:
 
     @property
     def devices(self) -> str:
-        """The devices of the tensors, for a message."""
+        """The devices of the tensors, as text for a message."""
         return " and ".join(sorted({str(t.device) for t in self.tensors if t is not None}))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the result has."""
+        """The dtype of the first tensor and of the result."""
         x: Tensor = getattr(self, self._tensors[0])
         return x.dtype
 
     @property
     def grad(self) -> bool:
-        """Whether a gradient is required of a tensor."""
+        """Whether gradients are enabled and a tensor requires a gradient."""
         return torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in self.tensors
         )
 
     @property
     def exporting(self) -> bool:
-        """Whether the operators are written down for another runtime; see `exporting`."""
+        """Whether the call is traced for export to another runtime; see `exporting`."""
         return exporting()
 
     @property
     def exported(self) -> bool:
-        """Whether ``torch.export`` or ``torch.onnx.export`` traces the call, not ``torch.jit``."""
+        """Whether ``torch.export`` or ``torch.onnx.export`` traces the call; not ``torch.jit``."""
         return torch.onnx.is_in_onnx_export() or is_torch_export()
 
     @property
     def compiling(self) -> bool:
-        """Whether ``torch.compile`` or an export traces the call: sizes may be symbols."""
+        """Whether ``torch.compile`` or an export traces the call, so that sizes may be symbols."""
         return torch.compiler.is_compiling() or exporting()
 
     @property
@@ -120,13 +124,13 @@ class Call:
 
     @property
     def autocast(self) -> bool:
-        """Whether autocast chooses the types of PyTorch's operators on this device."""
+        """Whether autocast is enabled on the device of the call."""
         device = self.device
         return torch.is_autocast_enabled("cpu") if device == "cpu" else autocasts(device)
 
     @property
     def plain(self) -> bool:
-        """Whether all tensors are PyTorch's own and on one device: no subclass computes them."""
+        """Whether all tensors are on one device, and of the class ``Tensor`` or ``Parameter``."""
         for t in self.tensors:
             if type(t) not in (Tensor, Parameter, NoneType):
                 return False
@@ -134,7 +138,7 @@ class Call:
 
     @property
     def alike(self) -> bool:
-        """Whether all tensors have one type."""
+        """Whether all tensors have the same dtype."""
         given = [t for t in self.tensors if t is not None]
         return all(t.dtype == given[0].dtype for t in given)
 
@@ -152,14 +156,14 @@ def _always(call: Call) -> bool:
 
 @dataclass(frozen=True)
 class Path(Generic[CallT]):
-    """One way to compute an operator.
+    """One implementation of an operator.
 
     Attributes:
-        name: what ``backend`` calls it.
-        run: computes it, from the tensors of the call and, by name, its options.
-        because: the measurement behind the preference, or the reason.
-        refuses: returns why it cannot compute a call, or None where it can.
-        prefers: returns whether "auto" takes it for a call that it does not refuse.
+        name: the value of ``backend`` that names the path.
+        run: computes a call; takes its tensors in order, and its options as keyword arguments.
+        because: the measurement, or another reason, for the preference.
+        refuses: returns the reason why the path cannot compute a call, or None if it can.
+        prefers: returns whether "auto" takes the path for a call that the path does not refuse.
     """
 
     name: str
@@ -171,14 +175,14 @@ class Path(Generic[CallT]):
 
 @dataclass(frozen=True)
 class Choice:
-    """Which path of an operator a call takes.
+    """The path that a call of an operator takes, and the reasons.
 
     Attributes:
         operator: the operator's name.
         path: the path's name.
-        because: why the path is taken.
-        others: why each other path is not.
-        call: device, type and shapes.
+        because: why this path is taken.
+        others: the names of the other paths, and why each of them is not taken.
+        call: device, dtype and shape of the call, as text.
     """
 
     operator: str
@@ -193,27 +197,18 @@ class Choice:
 
 
 class Operator(Generic[CallT]):
-    """A reference and the paths that are faster.
+    """A reference path and faster paths of one operator.
 
     Args:
-        name: of the function that calls it.
-        reference: computes every call, by the formula.
-        *paths: in the order in which "auto" asks them; the reference is asked last.
-        named: whether the function has an argument ``backend``. A path of an operator without one
-            is named by `use_backend` alone, and taken where it does not refuse.
+        name: the name of the function that calls the operator.
+        reference: the path that computes every call, by the formula.
+        *paths: the faster paths, in the order in which "auto" tests them; the reference is last.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reference: Path[CallT],
-        *paths: Path[CallT],
-        named: bool = True,
-    ) -> None:
+    def __init__(self, name: str, reference: Path[CallT], *paths: Path[CallT]) -> None:
         self.name = name
-        self.paths = (*paths, reference)
         self.reference = reference
-        self.named = named
+        self.paths = (*paths, reference)
         self._by_name = {path.name: path for path in self.paths}
         OPERATORS[name] = self
 
@@ -222,11 +217,15 @@ class Operator(Generic[CallT]):
         """The names of the paths."""
         return tuple(self._by_name)
 
+    def __getitem__(self, name: str) -> Path[CallT]:
+        """Return the path with this name."""
+        return self._by_name[name]
+
     def __call__(self, call: CallT, backend: str = "auto") -> Any:
         """Compute a call on the path that `choose` returns.
 
         Raises:
-            ValueError: the path that is named is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
         path = self.choose(call, backend)
         return path.run(*call.tensors, **call.options)
@@ -235,113 +234,96 @@ class Operator(Generic[CallT]):
         """Return the path that a call takes.
 
         Args:
-            call: what the operator is called with.
-            backend: the path's name; "auto" for that of `use_backend`, or else for the preferred.
+            call: the arguments of the operator.
+            backend: the path's name; "auto" takes the path that `use_backend` names, if it does not
+                refuse the call, or else the preferred path.
 
         Raises:
-            ValueError: the path that is named is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
-        path = self._named_path(call, backend) or self._preferred(call)
+        path, because = self._select(call, backend)
         if torch.compiler.is_compiling():
             return path
         watcher = _watcher.get()
-        if watcher is not None or _LOGS:
-            self._tell(watcher, call, path, backend)
+        if watcher is not None:
+            watcher(self._choice(call, path, because))
+        if _LOGS:
+            _log_once(str(self._choice(call, path, because)))
         return path
 
     def explain(self, call: CallT, backend: str = "auto") -> Choice:
-        """Return which path a call takes, why, and why the others are not taken.
+        """Return which path a call takes, why, and why the other paths are not taken.
 
         Raises:
-            ValueError: the path that is named is unknown, or refuses the call.
+            ValueError: ``backend`` is unknown, or its path refuses the call.
         """
-        path = self._named_path(call, backend) or self._preferred(call)
-        because = path.because if backend == "auto" else "it is the one that was named"
-        others = {p.name: self._against(p, path, call) for p in self.paths if p is not path}
-        return Choice(self.name, path.name, because, others, _described(call))
+        return self._choice(call, *self._select(call, backend))
 
-    def _named_path(self, call: CallT, backend: str) -> Path[CallT] | None:
-        if backend == "auto":
-            override = _current_override()
-            path = None if override is None else self._by_name.get(override)
-            if path is None or (not self.named and path.refuses(call)):
-                return None
-        else:
-            path = self._by_name.get(backend)
-            if path is None:
-                check_choice("backend", backend, ("auto", *self._by_name))
-                raise AssertionError("an unknown backend is an error")
-        sentence = path.refuses(call)
-        if sentence is not None:
+    def _select(self, call: CallT, backend: str) -> tuple[Path[CallT], str]:
+        """Return the path, and who named it; "" for the preferred path."""
+        if backend != "auto":
+            return self._named(call, backend), "the argument backend names this path"
+        override = _current_override() if call.tensors else None
+        if override is not None:
+            path = self._by_name.get(override)
+            if path is not None and path.refuses(call) is None:
+                return path, "use_backend names this path"
+        for path in self.paths:
+            if path.prefers(call) and path.refuses(call) is None:
+                return path, ""
+        return self.reference, ""
+
+    def _named(self, call: CallT, backend: str) -> Path[CallT]:
+        check_choice("backend", backend, ("auto", *self._by_name))
+        path = self._by_name[backend]
+        reason = path.refuses(call)
+        if reason is not None:
             raise ValueError(
-                f"backend {path.name!r} cannot compute this call of {self.name}: {sentence}; "
+                f"backend {path.name!r} cannot compute this call of {self.name}: {reason}; "
                 "use backend='auto'"
             )
         return path
 
-    def _preferred(self, call: CallT) -> Path[CallT]:
-        for path in self.paths:
-            if path.prefers(call) and path.refuses(call) is None:
-                return path
-        return self.reference
+    def _choice(self, call: CallT, taken: Path[CallT], named: str) -> Choice:
+        others = {
+            p.name: self._against(p, taken, named, call) for p in self.paths if p is not taken
+        }
+        return Choice(self.name, taken.name, named or taken.because, others, _described(call))
 
-    def _against(self, path: Path[CallT], taken: Path[CallT], call: CallT) -> str:
-        sentence = path.refuses(call)
-        if sentence is not None:
-            return f"it cannot: {sentence}"
+    def _against(self, path: Path[CallT], taken: Path[CallT], named: str, call: CallT) -> str:
+        reason = path.refuses(call)
+        if reason is not None:
+            return f"it cannot: {reason}"
+        if named:
+            return f"it can, but {taken.name!r} is named"
         if not path.prefers(call):
             return f"not measured to be faster here ({path.because})"
-        return f"asked after {taken.name!r}"
-
-    def _tell(self, watcher: Watcher | None, call: CallT, path: Path[CallT], backend: str) -> None:
-        choice = self.explain(call, backend)
-        if watcher is not None:
-            watcher.see(choice)
-        if _LOGS and str(choice) not in _logged:
-            _logged.add(str(choice))
-            _log.info("%s", choice)
+        return f"it comes after {taken.name!r} in the order of the paths"
 
 
-# Every operator by its name: what the tests and the performance page read.
+# All operators by name; the tests and the performance page read this dictionary.
 OPERATORS: dict[str, Operator[Any]] = {}
 
 
-class Watcher:
-    """Is told of every choice."""
-
-    def see(self, choice: Choice) -> None:
-        """Take note of a choice."""
-        raise NotImplementedError
-
-
-class _Recorder(Watcher):
-    def __init__(self) -> None:
-        self.taken: list[Choice] = []
-
-    def see(self, choice: Choice) -> None:
-        self.taken.append(choice)
-
-
-class _Explained(Exception):  # noqa: N818  # no error: it ends a call that is only explained
+class _Explained(BaseException):  # `except Exception` in the explained function does not catch it
     def __init__(self, choice: Choice) -> None:
         super().__init__(choice)
         self.choice = choice
 
 
-class _Stopper(Watcher):
-    def see(self, choice: Choice) -> None:
-        raise _Explained(choice)
-
-
-# Context variables: threads that serve two models do not see each other's.
+# Context variables: each thread and each asynchronous task has its own values.
 _override: ContextVar[str | None] = ContextVar("convattn_backend", default=None)
 _last_override: str | None = None  # of any thread
-_watcher: ContextVar[Watcher | None] = ContextVar("convattn_watcher", default=None)
+_watcher: ContextVar[Callable[[Choice], None] | None] = ContextVar("convattn_paths", default=None)
 _LOGS = "paths" in os.environ.get("CONVATTN_LOG", "").split(",")
-_logged: set[str] = set()
 if _LOGS:  # pragma: no cover
     _log.addHandler(logging.StreamHandler())
     _log.setLevel(logging.INFO)
+
+
+@lru_cache(maxsize=1024)
+def _log_once(choice: str) -> None:
+    _log.info("%s", choice)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
@@ -349,16 +331,23 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
 
     ``print(explain(sliding_window_attention, q, k, v, num_heads=4))``
 
+    The function runs up to its first operator: a batch norm before it updates its statistics.
+
     Args:
-        function: an operator's function, or a layer: of several operators the first is explained.
-        *args: its arguments.
-        **kwargs: its arguments.
+        function: an operator's function, or a layer. If a layer calls several operators, the first
+            call is explained.
+        *args: positional arguments of the function.
+        **kwargs: keyword arguments of the function.
 
     Raises:
         TypeError: the function calls no operator.
-        ValueError: the arguments are wrong, or name a path that refuses them.
+        ValueError: the arguments are invalid, or name a path that refuses the call.
     """
-    token = _watcher.set(_Stopper())
+
+    def stop(choice: Choice) -> None:
+        raise _Explained(choice)
+
+    token = _watcher.set(stop)
     try:
         function(*args, **kwargs)
     except _Explained as explained:
@@ -371,30 +360,43 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Choice:
 
 @contextmanager
 def record_paths() -> Iterator[list[Choice]]:
-    """Collect which path every operator takes.
+    """List the paths that operators take inside the ``with`` block.
 
     ``with record_paths() as taken: model(x)``
 
-    Calls in code that ``torch.compile`` has compiled are not seen: they were chosen when it was
-    traced.
+    Calls inside code that ``torch.compile`` has compiled are not listed: the paths were chosen when
+    the code was traced.
     """
-    recorder = _Recorder()
-    token = _watcher.set(recorder)
+    taken: list[Choice] = []
+    outer = _watcher.get()
+
+    def record(choice: Choice) -> None:
+        taken.append(choice)
+        if outer is not None:
+            outer(choice)
+
+    token = _watcher.set(record)
     try:
-        yield recorder.taken
+        yield taken
     finally:
         _watcher.reset(token)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Send every operator whose backend is "auto" down the path ``name``, where it has one.
+    """Take the path ``name`` in each call with ``backend="auto"`` that the path can compute.
 
-    ``with use_backend("reference"): ...`` runs the plain formulas in a whole model. It is heeded by
-    the thread, or the asynchronous task, that it is entered in.
+    ``with use_backend("reference"): ...`` computes a whole model by the formulas. An operator
+    without a path of this name, or whose path refuses the call, takes its preferred path; `explain`
+    and `record_paths` show it.
+
+    The context applies to the thread, or the asynchronous task, that enters it. A forward pass that
+    ``torch.utils.checkpoint`` computes again may run on another thread: pass
+    ``context_fn=checkpoint_contexts``, as the backbones of this package do. What is folded, once,
+    by ``reparameterize`` does not depend on it.
 
     Raises:
-        ValueError: no operator has a path of that name.
+        ValueError: no operator has a path with this name.
     """
     known = sorted({path for operator in OPERATORS.values() for path in operator.backends})
     check_choice("backend", name, ("auto", *known))
@@ -421,16 +423,16 @@ def _read_override(last: str | None) -> str | None:
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Let a forward pass that is computed again take the paths of the first one.
+    """Return contexts in which a recomputed forward pass takes the paths of the first pass.
 
-    The ``context_fn`` of ``torch.utils.checkpoint.checkpoint``: the second forward pass may run on
-    another thread, or after `use_backend` has ended.
+    Pass this function to ``torch.utils.checkpoint.checkpoint`` as ``context_fn``. The second
+    forward pass may run on another thread, or after `use_backend` has ended.
     """
     return nullcontext(), _Restored(_override.get())
 
 
 class _Restored(AbstractContextManager[None]):
-    """Sets the override that a forward pass had; it may be entered again and again."""
+    """Sets the backend that `use_backend` named in the first forward pass; it is reentrant."""
 
     def __init__(self, override: str | None) -> None:
         self._overrides = [override]
@@ -444,9 +446,9 @@ class _Restored(AbstractContextManager[None]):
 
 
 def exporting() -> bool:
-    """Return whether the operators are written down for another runtime, which knows PyTorch's own.
+    """Return whether a call is traced for another runtime, which has PyTorch's operators only.
 
-    ``torch.onnx.export`` does the one or the other.
+    ``torch.onnx.export`` traces by ``torch.jit`` or by ``torch.export``.
     """
     return torch.jit.is_tracing() or is_torch_export()  # type: ignore[attr-defined]
 
@@ -461,8 +463,8 @@ def is_torch_export() -> bool:
 def transformed() -> bool:
     """Return whether ``torch.func`` or forward-mode differentiation transforms the operators.
 
-    PyTorch has no public question for either, and kernels without a rule for them raise errors that
-    name no way out.
+    PyTorch has no public function that returns this. Kernels that have no rule for these transforms
+    raise errors that name no alternative.
     """
     return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
@@ -470,25 +472,25 @@ def transformed() -> bool:
 
 
 def derivable() -> AbstractContextManager[None]:
-    """Let sdpa multiply plainly where a transform differentiates it: its kernels lack derivatives.
+    """Let ``scaled_dot_product_attention`` use separate operators while a transform is active.
 
-    They have no forward mode, and no derivative of their gradient.
+    Its fused kernels have no forward-mode derivative and no second derivative.
     """
     return sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext()
 
 
 def autocasts(device: str) -> bool:
-    """Return whether autocast chooses the types on such a device."""
+    """Return whether autocast is enabled for a device type."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def no_autocast(device: str) -> AbstractContextManager[None]:
-    """Keep the types as they are, where autocast would choose others."""
+    """Disable autocast for a device type."""
     return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _described(call: Call) -> str:
-    """Return device, type and shapes of a call, in a few words."""
+    """Return device, dtype and shape of a call, as text."""
     given = [t for t in call.tensors if t is not None]
     if not given:
         return ", ".join(f"{name}={value}" for name, value in call.options.items())

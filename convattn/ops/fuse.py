@@ -1,4 +1,4 @@
-"""Weight arithmetic: kernels that shift, and layers with nothing between them as one.
+"""Weight arithmetic: convolution kernels that shift, and consecutive layers folded into one.
 
 d channels of a group, J groups that a fully connected layer takes, N outputs per channel of a
 group, K kernel.
@@ -19,24 +19,24 @@ def shift_kernels(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return kernels that move K^2 maps to the K^2 places of a K x K kernel and add them.
+    """Return kernels that shift K^2 maps to the K^2 positions of a K x K kernel and add them.
 
     ``kernels[o, m, i, j] = 1 if (i, j) == (m // K, m % K) else 0``
 
     Args:
         kernel_size: K, odd.
-        out_chans: number of outputs, all alike.
+        out_chans: number of outputs, which are equal.
         device: where to make them.
         dtype: their type.
 
     Returns:
-        Kernels (out_chans, K^2, K, K): an expanded view, to be copied before writing.
+        Kernels (out_chans, K^2, K, K): an expanded view; copy it before writing.
 
     Raises:
-        ValueError: an even kernel.
+        ValueError: an even kernel size.
 
-    ACmix (arXiv 2111.14556), "Improved Shift and Summation": where the kernels of its group
-    convolution start.
+    ACmix (arXiv 2111.14556), "Improved Shift and Summation": the initial kernels of its group
+    convolution.
     """
     check_odd("kernel_size", kernel_size)
     one_hot = torch.eye(kernel_size**2, device=device, dtype=dtype)
@@ -50,8 +50,8 @@ def fold_fc_group_conv(fc_weight: Tensor, dep_weight: Tensor, *, groups: int) ->
 
     The folded convolution takes the J groups channel by channel: input channel ``g J + j`` is
     channel g of group j. A bias of the fully connected layer is one more group that is 1 inside
-    the map, with the bias as its column of ``fc_weight``: zero padding then cuts it off at the
-    border as it does the layer's output.
+    the map, with the bias as its column of ``fc_weight``. The group is 0 in the zero padding, like
+    the layer's output.
 
     Args:
         fc_weight: the layer (M, J) or (M, J, 1, 1).
@@ -64,7 +64,7 @@ def fold_fc_group_conv(fc_weight: Tensor, dep_weight: Tensor, *, groups: int) ->
     Raises:
         ValueError: shapes that do not fit.
 
-    ACmix (arXiv 2111.14556), the convolution path. The published code keeps the two layers apart.
+    ACmix (arXiv 2111.14556), the convolution path. The published code does not fold the layers.
     """
     check_divisible("outputs of dep_weight", dep_weight.shape[0], "groups", groups)
     if fc_weight.shape[0] != dep_weight.shape[1]:
@@ -78,7 +78,7 @@ def fold_fc_group_conv(fc_weight: Tensor, dep_weight: Tensor, *, groups: int) ->
 def batch_norm_factors(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm does in evaluation as one factor and one summand per channel.
+    """Return the scale and the shift per channel of a batch norm in evaluation mode.
 
     ``norm(x) = scale x + shift``, ``scale = weight / sqrt(variance + eps)``,
     ``shift = bias - mean scale``
@@ -88,10 +88,10 @@ def batch_norm_factors(
         variance: running variance (C,).
         weight: learnt scale (C,); None for 1.
         bias: learnt bias (C,); None for 0.
-        eps: what is added to the variance.
+        eps: the constant that is added to the variance.
 
     Returns:
-        scale (C,) and shift (C,), in float32 at least.
+        scale (C,) and shift (C,), in float32 or float64.
     """
     scale = (widened(variance) + eps).rsqrt()
     if weight is not None:
@@ -101,7 +101,7 @@ def batch_norm_factors(
 
 
 def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return the weight of a layer whose outputs are multiplied by a factor each.
+    """Fold a factor of each output of a layer into the layer's weight.
 
     ``y = scale (W x)  =>  y = (scale W) x``
 
@@ -110,7 +110,7 @@ def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
         scale: (C,) or (1,).
 
     Returns:
-        The scaled weight, in float32 at least.
+        The scaled weight, in float32 or float64.
     """
     return widened(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
 
@@ -118,10 +118,10 @@ def scale_outputs(weight: Tensor, scale: Tensor) -> Tensor:
 def affine_before(
     weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a layer that also does what was done to its inputs before.
+    """Fold a scale and a shift of the inputs of a layer into its weight and bias.
 
-    ``y = W (scale x + shift) + b  =>  y = (W scale) x + (W shift + b)``; for a convolution that is
-    exact where it pads nothing.
+    ``y = W (scale x + shift) + b  =>  y = (W scale) x + (W shift + b)``; for a convolution this is
+    exact at outputs that read no padding.
 
     Args:
         weight: of a convolution or a linear layer: (C_out, C_in / groups, ...).
@@ -131,7 +131,7 @@ def affine_before(
         groups: of the convolution.
 
     Returns:
-        The weight and the bias (C_out,), in float32 at least.
+        The weight and the bias (C_out,), in float32 or float64.
 
     Raises:
         ValueError: factors for another number of inputs.
@@ -149,22 +149,22 @@ def affine_before(
 
 
 def _as_weight(factor: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Give a factor of each input the shape of the weight of a layer with groups."""
+    """Reshape factors of the inputs for the weight of a layer with groups."""
     outputs = weight.shape[0] // groups
     rows = factor.reshape(groups, 1, -1).expand(-1, outputs, -1).flatten(0, 1)
     return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
 
 
 def add_identity(weight: Tensor) -> Tensor:
-    """Return the kernels of a depth-wise convolution to whose output its input is added.
+    """Fold a residual connection around a depth-wise convolution into its kernels.
 
-    ``y = x + DW(x)``: 1 more in the centre.
+    ``y = x + DW(x)``: 1 is added to the centre of each kernel.
 
     Args:
         weight: (C, 1, K, K) with K odd.
 
     Returns:
-        Kernels (C, 1, K, K), in float32 at least.
+        Kernels (C, 1, K, K), in float32 or float64.
 
     Raises:
         ValueError: kernels that are not depth-wise or have no centre.
@@ -180,5 +180,5 @@ def add_identity(weight: Tensor) -> Tensor:
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return a tensor in float32 at least, so that folding rounds once."""
+    """Return a tensor in float32 or float64, so that folding rounds once."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

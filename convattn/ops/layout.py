@@ -1,4 +1,4 @@
-"""Maps as the tokens of attention heads, and back.
+"""Conversions between maps and the tokens of attention heads.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Turn a map (B, C, H, W) into tokens (B, HW, C); a channels-last one is not copied."""
+    """Turn a map (B, C, H, W) into tokens (B, HW, C); a channels-last map is not copied."""
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
@@ -19,12 +19,12 @@ def to_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """View tokens (B, N, HW, d) as a map (B, C, H, W), the heads one after another in C."""
+    """View tokens (B, N, HW, d) as a map (B, C, H, W); the channels of a head are adjacent in C."""
     return tokens.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (height, width))
 
 
 def check_tokens(tokens: Tensor, x: Tensor) -> None:
-    """Raise unless there are tokens (B, T, C) of the batch and the channels of a map."""
+    """Raise an error unless tokens are (B, T, C), with the batch and the channels of a map."""
     given = tokens.dim() == 3 and tokens.shape[1] > 0
     if not given or tokens.shape[0] != x.shape[0] or tokens.shape[2] != x.shape[1]:
         raise ValueError(

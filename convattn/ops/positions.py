@@ -1,4 +1,4 @@
-"""Positions along an axis: of queries, and of the pixels that a window shows, mirrored or not."""
+"""Positions along an axis: of queries, and of the pixels in their windows on a mirrored map."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def ceil_divide(size: int, step: int) -> int:
-    """Return how many steps cover an axis, written so that symbolic sizes simplify."""
+    """Return the quotient rounded up, in a form that PyTorch can simplify for symbolic sizes."""
     return (size + step - 1) // step
 
 
 def reflect(positions: Tensor, size: int) -> Tensor:
-    """Mirror positions at the borders of an axis, again and again until they lie inside.
+    """Mirror positions at the borders of an axis repeatedly, until they are inside.
 
     ``0 1 2`` continues as ``... 2 1 [0 1 2] 1 0 1 2 ...``; an axis of one pixel repeats it.
     """
@@ -29,7 +29,7 @@ def padded_positions(size: int, reach: int, device: torch.device) -> Tensor:
 def window_positions(
     size: int, *, window_size: int, stride: int, dilation: int, device: torch.device
 ) -> Tensor:
-    """Return the positions in the window around every ``stride``-th one: (size / stride, K)."""
+    """Return the positions in the window of every ``stride``-th pixel: (size / stride, K)."""
     centres = torch.arange(0, size, stride, device=device)
     taps = torch.arange(window_size, device=device) - window_size // 2
     return reflect(centres[:, None] + dilation * taps, size)

@@ -1,7 +1,7 @@
-"""What this machine's processor can do, as PyTorch uses it; found once.
+"""The instructions of this machine's processor that PyTorch uses; each is detected once.
 
-Where oneDNN cannot compute a type, PyTorch's own operators take another kernel, often a slow one,
-and its fused operators (``torch.ops.mkldnn``) raise an error.
+If oneDNN does not support a dtype, PyTorch's operators call another kernel, which is often slow,
+and the fused operators (``torch.ops.mkldnn``) raise an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-# Operators of PyTorch that say whether the processor has what oneDNN's kernels of a type need.
+# Operators of PyTorch that return whether the processor has the instructions of oneDNN's kernels.
 _QUESTIONS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -21,8 +21,8 @@ _QUESTIONS = {
 def onednn_computes(dtype: torch.dtype) -> bool:
     """Return whether oneDNN convolves and multiplies tensors of ``dtype`` on this processor.
 
-    ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, take
-    abilities away.
+    ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``, set before PyTorch is imported, disable
+    instructions.
     """
     return _answer(dtype)
 
@@ -38,7 +38,7 @@ def _answer(dtype: torch.dtype) -> bool:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Return whether matrix products of ``dtype`` are fast: half precision needs instructions."""
+    """Return whether matrix products of ``dtype`` are fast; half precision needs instructions."""
     return dtype in (torch.float32, torch.float64) or onednn_computes(dtype)
 
 

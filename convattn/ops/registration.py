@@ -1,7 +1,7 @@
-"""Operators of PyTorch for a CPU: implementation, shapes of fake tensors, FLOP formula, gradient.
+"""Define operators of PyTorch for a CPU: implementation, fake tensors, FLOP formula, gradient.
 
-They are defined by the low-level calls of ``torch.library``, which add 3 us to a call without a
-gradient; `torch.library.custom_op` adds 10 and more.
+The low-level functions of ``torch.library`` define the operators. They add 3 us to a call without a
+gradient; `torch.library.custom_op` adds at least 10 us.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from convattn.ops.reference import attention as reference
 NAMESPACE = "convattn"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-# (q, k, v, position, num_heads, window_size, stride, dilation, scale) -> y; and, after the gradient
-# of y, the same -> the gradients of q, k and v. Maps (B, C, H, W), the results channels-last.
+# Forward: (q, k, v, position, num_heads, window_size, stride, dilation, scale) -> y.
+# Backward: (grad_y, the same arguments) -> grad_q, grad_k, grad_v.
+# Maps are (B, C, H, W); the results are channels-last.
 Forward = Callable[..., Tensor]
 Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 _MAPS = "Tensor q, Tensor k, Tensor v, Tensor? position"
@@ -39,8 +40,8 @@ def define(
         schema: ``NAME(arguments) -> results``, or ``NAME.OVERLOAD(...)``.
         compute: computes the results on a CPU.
         fake: allocates the results, for tensors that have no data.
-        flops: counts the operations from the shapes of the arguments; None where there are none
-            that PyTorch counts, which are those of products.
+        flops: counts the operations of matrix products from the shapes of the arguments; None if
+            the operator has no matrix product.
 
     Returns:
         The operator.
@@ -57,15 +58,15 @@ def define(
 
 
 def requires_gradient(*tensors: Tensor | None) -> bool:
-    """Return whether autograd records what is computed with these tensors."""
+    """Return whether autograd records operations on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def check_no_gradient(name: str, *tensors: Tensor | None) -> None:
-    """Raise where a gradient is required of an operator that has no gradient formula.
+    """Raise an error if a gradient is required; the operator has no gradient formula.
 
     Raises:
-        RuntimeError: autograd records, and a tensor requires a gradient.
+        RuntimeError: gradients are enabled, and a tensor requires a gradient.
     """
     if requires_gradient(*tensors):
         raise RuntimeError(f"the kernel {name!r} has no gradient: call it under torch.no_grad()")
@@ -74,19 +75,20 @@ def check_no_gradient(name: str, *tensors: Tensor | None) -> None:
 def register_sliding_window(name: str, forward: Forward, backward: Backward) -> Forward:
     """Register a path of ``ops.sliding_window_attention``, and return the function that calls it.
 
-    ``torch.compile`` sees one operator, and backward keeps nothing but the maps. Where no gradient
-    is required the operator is called alone.
+    ``torch.compile`` traces the path as one operator, and only the maps are stored for the backward
+    pass. If no gradient is required, the operator is called without an autograd formula.
 
     Args:
-        name: of the path; its operators are ``sliding_window_NAME`` and
+        name: name of the path; its operators are ``sliding_window_NAME`` and
             ``sliding_window_NAME_backward``.
         forward: computes the outputs.
-        backward: computes the gradients of q, k and v. The gradient of the position is a sum of the
-            gradient of k, and second derivatives are those of the formula.
+        backward: computes grad_q, grad_k and grad_v. The gradient of the position is a sum of
+            grad_k. Second derivatives are computed by the reference.
     """
     operator, fake = f"sliding_window_{name}", lambda q, *_: empty_channels_last(q)
-    # An autograd formula costs 4 us a call: where no gradient is required, another overload runs.
-    # It is defined first: PyTorch drops the formula of an operator that gets another overload.
+    # An autograd formula costs 4 us per call. If no gradient is required, an overload without a
+    # formula is called. This overload is defined first: PyTorch drops the formula of an operator
+    # when a second overload is defined.
     infer = define(f"{operator}.no_gradient({_MAPS}, {_OPTIONS}) -> Tensor", forward, fake)
     answer = define(
         f"{operator}({_MAPS}, {_OPTIONS}) -> Tensor",
@@ -102,7 +104,7 @@ def register_sliding_window(name: str, forward: Forward, backward: Backward) -> 
     )
 
     def differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        maps = ctx.saved_tensors  # read once: checkpointing computes them anew each time
+        maps = ctx.saved_tensors  # read once: checkpointing recomputes the tensors at each read
         grad_q, grad_k, grad_v = derive(grad, *maps, *ctx.options)
         grad_position, position = None, maps[3]
         if position is not None and ctx.needs_input_grad[3]:
@@ -143,15 +145,15 @@ def register_sliding_window(name: str, forward: Forward, backward: Backward) -> 
 
 
 def empty_channels_last(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an empty map shaped like another whose channels lie one after another.
+    """Return an empty channels-last map of the shape of another map.
 
-    It is no view of a tensor in that order: autograd forbids a change in place of such an output.
+    The map is not a view: autograd forbids changes in place of an output that is a view.
     """
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _save_inputs(tensors: int, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Save the inputs of an operator for its gradient, and nothing that it computed."""
+    """Save the inputs of an operator for the backward pass, without its outputs."""
     ctx.save_for_backward(*inputs[:tensors])
     ctx.options = inputs[tensors:]
 
@@ -165,9 +167,9 @@ def _count_products(
 
 
 def _sum_heads(x: Tensor, batch: int, num_heads: int) -> Tensor:
-    """Sum maps (B, C, H, W) over heads, and over images if they share one: (B or 1, d, H, W).
+    """Sum maps (B, C, H, W) over heads, and over images if ``batch`` is 1: (B or 1, d, H, W).
 
-    Images are summed first, and channels last: rows of memory are added.
+    Images are summed before heads, in channels-last layout, so that contiguous rows are added.
     """
     x = x.permute(0, 2, 3, 1)
     x = x.sum_to_size(batch, *x.shape[1:]).unflatten(3, (num_heads, -1))
@@ -175,7 +177,7 @@ def _sum_heads(x: Tensor, batch: int, num_heads: int) -> Tensor:
 
 
 def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    """Differentiate the gradients of the formula: rare enough for its K^2 copies."""
+    """Differentiate the gradients of the reference, which makes K^2 copies of keys and values."""
     names = ("num_heads", "window_size", "stride", "dilation", "scale")
     options = dict(zip(names, ctx.options, strict=True))
     with torch.enable_grad():

@@ -1,6 +1,6 @@
-"""Whether this machine computes the operators right: each once, on a small map.
+"""Check that this machine computes the operators correctly: each operator once, on a small map.
 
-The reference computes in float64 what the paths of the operators compute in other types.
+The results of the paths in other dtypes are compared with the reference in float64.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from convattn.ops.tokens.layer_norm import layer_norm_2d
 from convattn.ops.windows.attention import window_attention
 from convattn.ops.xvolution.pixel_shift import pixel_shift_attention
 
-# The largest difference, as a share of the largest number, that rounding explains.
+# The largest difference that is attributed to rounding, relative to the largest number.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _CHANNELS, _SIZE = 16, 20
 
 
 class Check(NamedTuple):
-    """What one operator computed in one type."""
+    """The result of the check of one operator in one dtype."""
 
     operator: str
     dtype: torch.dtype
-    difference: float  # from the reference, as a share of its largest number
-    error: str  # of a computation that failed
+    difference: float  # from the reference, relative to its largest number
+    error: str  # the error of a computation that failed; "" if it did not fail
 
     @property
     def is_right(self) -> bool:
-        """Whether the result is that of the reference, but for rounding."""
+        """Whether the result differs from that of the reference by rounding at most."""
         return not self.error and self.difference <= TOLERANCES[self.dtype]
 
 
 def self_check(backend: str = "auto", device: torch.device | str = "cpu") -> Iterator[Check]:
-    """Compute each operator in each type, and compare it with the reference.
+    """Compute each operator in each dtype, and compare the result with the reference.
 
     Args:
-        backend: the path to take, where an operator has it; see `use_backend`.
+        backend: the path of each operator that has it; see `use_backend`.
         device: where to compute.
     """
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def self_check(backend: str = "auto", device: torch.device | str = "cpu") -> Ite
             given = x.to(dtype)
             try:
                 difference = _difference(operator, given, backend, device)
-            except Exception as error:  # whatever a compiler, a driver or a kernel raises
+            except Exception as error:  # any error of a compiler, a driver or a kernel
                 yield Check(name, dtype, 0.0, f"{type(error).__name__}: {error}")
             else:
                 yield Check(name, dtype, difference, "")

@@ -23,14 +23,14 @@ class Scaled(nn.Module):
         return {"maps": [x, self.factor * x], "labels": x.long(), "name": "scaled"}
 
 
-def test_it_is_the_largest_of_all_outputs():
+def test_parity_is_the_largest_difference_of_all_outputs():
     x = torch.randn(3, 4)
     assert parity(Scaled(1.0), x, deployed=Scaled(1.5)) == pytest.approx(0.5)
     assert parity(Scaled(2.0), x, deployed=Scaled(2.0)) == 0
     assert parity(Scaled(0.0), 0 * x, deployed=Scaled(0.0)) == 0
 
 
-def test_a_backbone_knows_its_own_input_and_keeps_its_mode():
+def test_a_backbone_has_a_default_input_and_keeps_its_mode():
     model: Any = randomise(convattn.create_model("acmix_resnet_nano", in_chans=4)).double()
     model.bn1.eval()
     assert 0 < parity(model) < 1e-12
@@ -38,7 +38,7 @@ def test_a_backbone_knows_its_own_input_and_keeps_its_mode():
     assert not model.bn1.training
 
 
-def test_a_wrong_deployed_form_shows():
+def test_a_wrong_deployed_form_has_a_large_difference():
     model = randomise(convattn.create_model("glnet_nano")).double()
     wrong: Any = convattn.reparameterize(model)
     with torch.no_grad():
@@ -46,12 +46,14 @@ def test_a_wrong_deployed_form_shows():
     assert parity(model, deployed=wrong) > 1e-6
 
 
-def test_errors_say_what_to_give():
-    with pytest.raises(ValueError, match=r"Conv2d does not say .* parity\(model, torch.randn"):
+def test_errors_name_the_missing_input_or_the_shapes():
+    with pytest.raises(
+        ValueError, match=r"Conv2d has no pretrained_cfg .* parity\(model, torch.randn"
+    ):
         parity(nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match=r"shapes \(1, 4, 3, 3\) and \(1, 5, 3, 3\)"):
         parity(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 3, 3), deployed=nn.Conv2d(3, 5, 1))
-    with pytest.raises(ValueError, match="returns no tensor of numbers"):
+    with pytest.raises(ValueError, match="returns no floating-point tensor"):
         parity(nn.Identity(), torch.zeros(2, dtype=torch.long))
 
 
@@ -65,10 +67,10 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize("factors", [(1.5, float("nan")), (float("nan"), 1.5)])
-def test_what_is_no_number_in_any_output_shows(factors):
+def test_a_nan_in_any_output_gives_nan(factors):
     assert math.isnan(parity(Pair(1.0, 1.0), torch.randn(3), deployed=Pair(*factors)))
 
 
-def test_another_number_of_outputs_is_told():
+def test_a_different_number_of_outputs_raises():
     with pytest.raises(ValueError, match="returns 2 tensors and its deployed form 1"):
         parity(Pair(1.0, 1.0), torch.randn(3), deployed=Pair(1.0))

@@ -122,7 +122,7 @@ def test_in_place_the_model_itself_is_changed():
     torch.testing.assert_close(model(x), y, rtol=1e-9, atol=1e-9)
 
 
-def test_again_it_changes_nothing():
+def test_a_second_reparameterize_changes_nothing():
     deployed = convattn.reparameterize(trained(NETWORKS["torchvision resnet"]()))
     again = convattn.reparameterize(deployed).state_dict()
     assert again.keys() == deployed.state_dict().keys()
@@ -167,7 +167,7 @@ def test_a_norm_folds_where_it_always_follows_its_layer_alone(name):
     assert parity(model, x, deployed=deployed) < 1e-12
 
 
-def test_parts_of_what_cannot_be_traced_fold():
+def test_parts_of_an_untraceable_model_are_folded():
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,7 +193,7 @@ def test_shared_modules_fold_once_or_stay():
     assert parity(model, x, deployed=deployed) == 0
 
 
-def test_what_parts_share_that_are_traced_apart_stays():
+def test_a_layer_shared_by_separately_traced_parts_is_not_folded():
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -209,7 +209,7 @@ def test_what_parts_share_that_are_traced_apart_stays():
     assert parity(model, x, deployed=deployed) == 0
 
 
-def test_a_linear_layer_keeps_its_norm():
+def test_a_norm_after_a_linear_layer_is_not_folded():
     """Its channels are the last axis, those of the norm are the second one, and as many."""
     model = trained(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm2d(3)))
     deployed = convattn.reparameterize(model)
@@ -228,14 +228,14 @@ def test_frozen_norms_fold(kind):
     assert parity(model, x, deployed=deployed) < 1e-12
 
 
-def test_tied_weights_come_apart():
+def test_tied_weights_are_untied_by_folding():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model[2].weight = model[0].weight
     assert parity(trained(model), x) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["conv", "norm"])
-def test_what_a_hook_looks_at_stays(name):
+def test_modules_with_a_hook_are_not_folded(name):
     model, seen = block(FOLD["plain"]), []
     model.get_submodule(name).register_forward_hook(lambda m, i, y: seen.append(y))
     model(x)
@@ -245,7 +245,7 @@ def test_what_a_hook_looks_at_stays(name):
     assert norms(deployed) == 2
 
 
-def test_a_hook_on_a_part_leaves_what_is_inside_free():
+def test_layers_inside_a_module_with_a_hook_are_folded():
     part = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model = trained(nn.Sequential(part, nn.BatchNorm2d(3)))
     seen: list[Tensor] = []
@@ -258,7 +258,7 @@ def test_a_hook_on_a_part_leaves_what_is_inside_free():
     assert isinstance(deployed[1], nn.BatchNorm2d)
 
 
-def test_tracing_leaves_nothing_in_the_model():
+def test_tracing_does_not_store_tensors_in_the_model():
     def keep(m: Any, x: Tensor) -> Tensor:
         m.last = m.norm(m.conv(x))
         return m.last
@@ -268,7 +268,7 @@ def test_tracing_leaves_nothing_in_the_model():
     assert isinstance(deployed.norm, nn.Identity)
 
 
-def test_a_method_of_that_name_that_takes_something_is_another():
+def test_a_reparameterize_method_with_arguments_is_not_called():
     class Encoder(nn.Module):
         def reparameterize(self, mean: Tensor, variance: Tensor) -> Tensor:
             raise AssertionError
@@ -276,12 +276,12 @@ def test_a_method_of_that_name_that_takes_something_is_another():
     convattn.reparameterize(nn.Sequential(Encoder()))
 
 
-def test_a_batch_of_statistics_stays():
+def test_norms_with_batch_statistics_are_not_folded():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
     assert norms(convattn.reparameterize(model)) == 1
 
 
-def test_layers_without_sizes_stay():
+def test_lazy_layers_are_not_folded():
     model = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d())
     assert convattn.reparameterize(model, inplace=True)(x.float()).shape == (2, 4, 64, 64)
 

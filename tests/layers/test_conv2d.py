@@ -110,7 +110,7 @@ def test_takes_exactly_the_arguments_of_a_convolution(layer_class):
         (8, 12, 1, 2, "valid"),
     ],
 )
-def test_stands_where_a_convolution_was_made(layer_class, arguments):
+def test_has_the_arguments_and_output_shape_of_a_convolution(layer_class, arguments):
     x = torch.randn(2, 8, 9, 6)
     layer = layer_class(*arguments)
     assert layer(x).shape == nn.Conv2d(*arguments)(x).shape
@@ -176,16 +176,16 @@ def test_heads_divide_the_channels(channels, heads):
         ACmix.from_conv2d(conv, num_heads=11)
 
 
-def test_attentions_without_a_choice_of_heads_are_given_none():
+def test_num_heads_is_not_passed_to_attentions_without_heads():
     conv = nn.Conv2d(8, 16, 3, padding=1)
     assert ACmix.from_conv2d(conv, attention="patchwise")(torch.randn(2, 8, 9, 7)).shape[1] == 16
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kernel_size": 2}, "kernel_size must be odd, got 2; use 1 or 3"),
-    ({"kernel_size": (1, 3)}, r"square: kernel_size must be one number, got \(1, 3\)"),
-    ({"stride": (1, 2)}, r"square: stride must be one number, got \(1, 2\)"),
-    ({"dilation": (1, 2)}, r"square: dilation must be one number, got \(1, 2\)"),
+    ({"kernel_size": (1, 3)}, r"both axes: kernel_size must be one number, got \(1, 3\)"),
+    ({"stride": (1, 2)}, r"both axes: stride must be one number, got \(1, 2\)"),
+    ({"dilation": (1, 2)}, r"both axes: dilation must be one number, got \(1, 2\)"),
     ({"groups": 4}, "groups must be 1, got groups=4 of 8 channels; leave grouped"),
     ({"padding": 0}, r"padding must be 1 for kernel_size=3 and dilation=1, got \(0, 0\)"),
     ({"padding": (1, 0)}, r"padding must be 1 .*, got \(1, 0\)"),
@@ -197,7 +197,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @every_class
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_what_an_operator_cannot_do_is_named(layer_class, change, message):
+def test_unsupported_arguments_of_a_convolution_raise(layer_class, change, message):
     arguments = {"kernel_size": 3, "padding": 1, **change}
     with pytest.raises(ValueError, match=message):
         layer_class(8, 8, **arguments)
@@ -243,7 +243,7 @@ def test_a_convolution_that_is_taken_over_is_the_result():
     assert torch.equal(layer(x), conv(x))
 
 
-def test_what_is_beside_a_convolution_starts_at_zero_and_learns():
+def test_an_added_operator_starts_at_zero_and_learns():
     conv = nn.Conv2d(8, 12, 3, 2, 1)
     layer = ConvBeside(conv, ACmix.from_conv2d(conv))
     x = torch.randn(2, 8, 9, 7)
@@ -255,7 +255,7 @@ def test_what_is_beside_a_convolution_starts_at_zero_and_learns():
     assert_close(layer(x), conv(x) + layer.op(x), torch.float32)
 
 
-def test_what_is_beside_a_convolution_keeps_the_type_that_it_gives():
+def test_an_added_operator_keeps_the_dtype_of_the_convolution():
     conv = nn.Conv2d(8, 12, 3, 2, 1)
     layer = ConvBeside(conv, GLMix.from_conv2d(conv))
     x = torch.randn(2, 8, 9, 7)

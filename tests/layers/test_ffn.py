@@ -137,7 +137,7 @@ def _parametrize(layer: nn.Module) -> None:
 @pytest.mark.parametrize(
     "attach", [_hook, _hook_before, _hook_backward, _replace_forward, _prune, _parametrize]
 )
-def test_what_is_attached_to_a_layer_is_heeded_after_deployment(attach, name):
+def test_layers_with_attachments_are_not_fused(attach, name):
     mlp, x = randomise(ConvMlp(16, 24)).eval(), _map()
     attach(mlp.get_submodule(name))
     with torch.no_grad():

@@ -322,7 +322,7 @@ def test_a_module_around_layers_may_have_something_attached(network, attachment)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_of_a_network_with_nothing_attached_nothing_is_said(network):
+def test_a_network_without_attachments_folds_without_a_warning(network):
     result, message = reparameterized(trained(network))
     assert not message
     assert not reparameterized(result)[1]
@@ -413,7 +413,7 @@ def test_a_layer_with_two_places_folds_in_neither():
     assert " stages.2.blocks.0.mlp" in message
 
 
-def test_a_block_of_timm_with_something_attached_inside_is_not_asked_to_fold():
+def test_reparameterize_of_a_timm_block_with_attachments_is_not_called():
     model = randomise(nn.Sequential(RepVggBlock(3, 3), RepVggBlock(3, 3))).double().eval()
     replace_forward(model.get_submodule("0.conv_kxk"), "conv")
     with torch.no_grad():
@@ -452,7 +452,7 @@ def test_a_hook_that_is_removed_after_deployment_leaves_a_model_that_runs():
     assert " q_proj: left, it has hooks (1 forward hook)" in message
 
 
-def test_a_norm_that_no_layer_takes_over_is_not_worth_a_warning():
+def test_a_norm_that_follows_no_layer_gives_no_warning():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
     model[2].register_forward_hook(lambda *_: None)
     assert not reparameterized(model)[1]
@@ -625,7 +625,7 @@ def test_an_adapter_around_the_attention_of_acmix_computes(attention, mix):
 def test_an_adapter_without_forward_tokens_takes_no_tokens():
     layer = ACmix(8, attention="global")
     wrap(layer, "attn")
-    with pytest.raises(NotImplementedError, match="Adapter has no forward_tokens of its own"):
+    with pytest.raises(NotImplementedError, match="Adapter does not define forward_tokens"):
         layer.forward_tokens(torch.randn(1, 8, 4, 4), torch.randn(1, 1, 8))
 
 

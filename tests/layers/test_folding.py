@@ -100,7 +100,7 @@ def _hooked() -> nn.Conv2d:
     ],
     ids=lambda m: type(m).__name__,
 )
-def test_what_computes_in_its_own_way_is_left_alone(layer, after):
+def test_layers_with_another_computation_are_not_changed(layer, after):
     before = copy.deepcopy(layer)
     assert not fold_norm(layer, after)
     for name, value in before.named_parameters():
@@ -108,13 +108,13 @@ def test_what_computes_in_its_own_way_is_left_alone(layer, after):
             assert torch.equal(layer.get_parameter(name), value)
 
 
-def test_a_watched_norm_stays():
+def test_a_norm_with_a_hook_is_not_folded():
     after = norm()
     after.register_forward_hook(lambda *_: None)
     assert not fold_norm(conv(8, 8, 1), after)
 
 
-def test_a_sequence_keeps_the_places_of_what_is_left():
+def test_a_folded_sequence_keeps_its_indices():
     layers = nn.Sequential(
         conv(8, 8, 3, padding=1), norm(), nn.ReLU(), norm(), conv(8, 4, 2, 2), norm(4), nn.GELU()
     ).eval()
@@ -150,7 +150,7 @@ def test_channels_follow_the_type_of_the_map():
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("weighting", [True, False])
 @pytest.mark.parametrize("attention", ["pssa", "sa"])
-def test_xvolution_takes_over_the_norm_after_it(attention, weighting, norms):
+def test_the_norm_after_xvolution_is_folded(attention, weighting, norms):
     layer = randomise(XVolution(8, 8, attention=attention, weighting=weighting)).double().eval()
     if not norms:  # as ``replace(keep=True)`` leaves it
         layer.take_over(conv(8, 8, 3, padding=1))
@@ -171,7 +171,7 @@ def test_xvolution_is_left_alone_around_a_convolution_of_another_kind():
 
 @pytest.mark.parametrize("branches", ["parallel", "sequential", "local", "global"])
 @pytest.mark.parametrize("outputs", [8, 12])
-def test_glmix_takes_over_the_norm_after_it(branches, outputs):
+def test_the_norm_after_glmix_is_folded(branches, outputs):
     layer = randomise(GLMix(8, outputs, branches=branches, stride=2)).double().eval()
     after = norm(outputs)
     y = after(layer(x))

@@ -146,7 +146,7 @@ def test_branches_in_parallel_are_the_sum_of_both():
 
 
 @pytest.mark.parametrize("clustering", ["soft", "kmeans", "static"])
-def test_the_global_branch_clusters_attends_and_gives_back(clustering):
+def test_the_global_branch_clusters_attends_and_dispatches(clustering):
     mixer = GLMix(16, head_dim=8, slots=(2, 3), clustering=clustering, branches="global")
     mixer, scale = randomise(mixer), mixer.slot_scale
     u, context = torch.randn(2, 16, 7, 5), torch.randn(2, 16, 7, 5)
@@ -265,7 +265,7 @@ def test_a_stride_dispatches_slots_to_the_kept_pixels_alone():
 
 
 @pytest.mark.parametrize("backend", ["native", "shared"])
-def test_a_path_without_gradients_says_how_to_train(backend):
+def test_a_path_without_gradients_raises_in_training(backend):
     mixer, x = GLMix(16, slots=4, backend=backend), torch.randn(1, 16, 8, 6)
     with pytest.raises(ValueError, match=f"{backend!r} cannot .* gradient.*; use backend='auto'"):
         mixer(x)
@@ -292,7 +292,7 @@ def test_the_local_branch_is_dilated():
 @pytest.mark.parametrize(
     ("channels", "heads"), [(16, 1), (32, 1), (37, 1), (48, 1), (80, 2), (96, 3), (128, 4)]
 )
-def test_heads_have_about_32_channels_where_nothing_is_said(channels, heads):
+def test_heads_have_about_32_channels_by_default(channels, heads):
     assert GLMix(channels).slot_attn.num_heads == heads
 
 
@@ -304,7 +304,7 @@ def test_heads_have_about_32_channels_where_nothing_is_said(channels, heads):
         ({"branches": "local"}, "slots=none, clustering=soft, branches=local"),
     ],
 )
-def test_prints_what_it_is(arguments, text):
+def test_repr_shows_the_arguments(arguments, text):
     assert text in GLMix(16, **arguments).extra_repr()
 
 

@@ -31,7 +31,7 @@ def test_starts_where_timm_starts():
 
 @pytest.mark.parametrize("layer", ["qkv", "proj"])
 @torch.inference_mode()
-def test_the_layers_are_called(layer):
+def test_layers_with_a_hook_are_called(layer):
     attention, x = HeadAttention(8, 2).eval(), torch.randn(1, 5, 8)
     attention.proj.bias.zero_()
     attention.qkv.bias.zero_()

@@ -9,7 +9,7 @@ from convattn.layers.linear import Linear
 from tests.compare import assert_same
 
 
-def test_it_is_pytorchs():
+def test_equals_the_linear_layer_of_torch():
     ours, theirs = Linear(12, 20).double(), nn.Linear(12, 20).double()
     ours.load_state_dict(theirs.state_dict())
     assert isinstance(ours, nn.Linear)

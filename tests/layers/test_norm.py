@@ -34,7 +34,7 @@ def _map(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}])
-def test_it_is_timms(options):
+def test_equals_the_norm_of_timm(options):
     ours, theirs = _pair(**options)
     assert isinstance(ours, timm.layers.LayerNorm2d)
     assert isinstance(ours, nn.LayerNorm)

@@ -15,7 +15,7 @@ import convattn
 from tests.layers.properties import randomise
 from tests.test_surgery import every_operator, narrow_resnet, narrow_timm_resnet, small
 
-pytestmark = pytest.mark.filterwarnings("ignore:the state dict is one of the network before")
+pytestmark = pytest.mark.filterwarnings("ignore:the state dict was saved before")
 
 WHERE = "layer[34].*.conv2"
 OWN = ("op.", "gamma", "q_proj.", "k_proj.", "v_proj.", "weighting.", "attn_norm.")
@@ -29,7 +29,7 @@ def changed(operator: str) -> Any:
 
 @every_operator
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_weights_from_before_land_in_the_convolution(operator, again):
+def test_a_state_dict_from_before_is_loaded_into_the_convolution(operator, again):
     trained, model = narrow_resnet().eval(), again(changed(operator))
     state = trained.state_dict()
     keys = model.load_state_dict(state, strict=False)
@@ -84,7 +84,7 @@ def test_a_layer_alone_loads_a_convolution(operator):
         nn.utils.spectral_norm,
     ],
 )
-def test_what_computes_the_weight_lands_too(operator, attach):
+def test_a_computed_weight_from_before_is_loaded(operator, attach):
     before, model = small().eval(), small().eval()
     attach(before[0])
     attach(model[0])
@@ -95,7 +95,7 @@ def test_what_computes_the_weight_lands_too(operator, attach):
 
 
 @every_operator
-def test_keys_of_nobody_stay_unexpected(operator):
+def test_unknown_keys_stay_unexpected(operator):
     model = changed(operator)
     state = {**model.state_dict(), "layer4.0.conv2.colour": torch.ones(1)}
     keys = model.load_state_dict(state, strict=False)
@@ -105,7 +105,7 @@ def test_keys_of_nobody_stay_unexpected(operator):
     assert keys.unexpected_keys == ["layer4.0.conv2.colour"]
 
 
-def test_an_operator_that_kept_nothing_takes_no_convolution():
+def test_an_operator_without_convolution_loads_no_convolution():
     model: Any = narrow_resnet()
     convattn.replace(model, "xvolution", where=WHERE)
     before = model.layer4[0].conv2.conv.weight.clone()
@@ -115,7 +115,7 @@ def test_an_operator_that_kept_nothing_takes_no_convolution():
 
 
 @every_operator
-def test_a_deployed_form_takes_no_weights_from_before(operator):
+def test_a_deployed_form_does_not_load_a_state_dict_from_before(operator):
     """What is folded into its convolution would be lost."""
     model = narrow_timm_resnet().eval()
     convattn.replace(model, operator, where="layer3.*.conv2", keep=True)

@@ -48,7 +48,7 @@ def test_starts_as_the_convolution_alone(attention, training):
     assert torch.equal(layer(x), layer.conv_norm(layer.conv(x)))
 
 
-def test_starts_at_zero_whoever_resets_its_norms():
+def test_reset_parameters_sets_the_attention_scale_to_zero():
     layer: Any = XVolution(8)
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -107,7 +107,7 @@ def test_the_names_of_the_state_dict_are_frozen():
 
 
 @pytest.mark.parametrize(("distance", "reaches"), [(None, 2), (1, 1), (4, 4)])
-def test_displacements_are_dilated_with_the_convolution_if_nothing_is_said(distance, reaches):
+def test_displacements_have_the_dilation_of_the_convolution_by_default(distance, reaches):
     layer = randomise(XVolution(16, dilation=2, distance=distance, weighting=False)).eval()
     nn.init.zeros_(layer.get_parameter("conv.weight"))
     x = torch.randn(1, 16, 13, 13, requires_grad=True)
@@ -126,7 +126,7 @@ def test_the_convolution_is_dilated(attention):
     assert_close(layer(x), layer.conv_norm(conv(x)), torch.float32)
 
 
-def test_prints_what_it_is():
+def test_repr_shows_the_arguments():
     text = "16, 24, kernel_size=3, stride=2, dilation=1, num_heads=4, attention=pssa, distance=1"
     assert XVolution(16, 24, stride=2).extra_repr() == text
 

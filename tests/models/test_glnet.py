@@ -153,7 +153,7 @@ class TestTokenLabelling:
     def model(self, build) -> GLNet:
         return build("glnet_nano", num_classes=6, token_labelling=True)
 
-    def test_output_adds_half_of_the_strongest_position(self, model):
+    def test_output_adds_half_of_the_largest_position_logit(self, model):
         x = torch.randn(3, 3, 64, 96)
         logits, positions = model.forward_token_labels(x)
         assert (logits.shape, positions.shape) == ((3, 6), (3, 6, 2, 3))
@@ -173,7 +173,7 @@ class TestTokenLabelling:
         empty = model.forward_token_labels(x, (1, 1, 1, 2))
         torch.testing.assert_close(empty, (logits, positions))
 
-    def test_box_mixes_what_it_covers(self, model):
+    def test_box_mixes_the_pixels_inside_it(self, model):
         x, box = torch.randn(2, 3, 64, 64), (0, 1, 2, 2)
         seen: list[torch.Tensor] = []
         model.stages.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))

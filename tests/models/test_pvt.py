@@ -32,7 +32,7 @@ def test_computes_what_the_published_code_computes(name, dtype, bound, tmp_path)
 def test_a_published_file_is_loaded_strictly():
     state = Fixture("pvt_tiny").state(torch.float32)
     model = convattn.create_model("pvt_tiny")
-    with pytest.raises(ValueError, match=r"1 left over \(stages\.0\.blocks\.0\.extra\)"):
+    with pytest.raises(ValueError, match=r"1 unexpected \(stages\.0\.blocks\.0\.extra\)"):
         convattn.load_official(model, {**state, "block1.0.extra": torch.zeros(1)})
     del state["pos_embed4"]
     with pytest.raises(ValueError, match=r"1 missing \(stages\.3\.positions\.pos_embed\)"):

@@ -83,7 +83,7 @@ def test_variants_are_functions_of_their_family():
 
 
 def test_img_size_is_refused_where_images_have_any_size() -> None:
-    with pytest.raises(TypeError, match=r"'img_size': it takes images of any size"):
+    with pytest.raises(TypeError, match=r"'img_size': the model supports images of any size"):
         convattn.create_model("acmix_swin_nano", img_size=64)
 
 

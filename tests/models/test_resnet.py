@@ -217,7 +217,7 @@ class TestXVolution:
     @pytest.mark.parametrize(
         ("name", "conv"), [("xvolution_resnet34", "conv1"), ("xvolution_resnet50", "conv2")]
     )
-    def test_stands_in_every_block_of_the_third_stage(self, name, conv):
+    def test_operator_is_in_every_block_of_the_third_stage(self, name, conv):
         model = convattn.create_model(name, device="meta")
         found = {n: m for n, m in model.named_modules() if isinstance(m, XVolution)}
         assert list(found) == [f"layer3.{i}.{conv}" for i in range(6)]
@@ -227,7 +227,7 @@ class TestXVolution:
         ("stages", "expected"),
         [(2, [2]), ((4, 2), [2, 4]), ([3, 3], [3]), ((1, 2, 3, 4), [1, 2, 3, 4])],
     )
-    def test_stands_in_the_stages_asked_for(self, build, stages, expected):
+    def test_operator_is_in_the_chosen_stages(self, build, stages, expected):
         model = build("xvolution_resnet_nano", stages=stages, num_classes=3)
         found = [n for n, m in model.named_modules() if isinstance(m, XVolution)]
         assert found == [f"layer{i}.0.conv2" for i in expected]

@@ -59,14 +59,14 @@ def test_computes_what_the_published_code_computes(dtype, bound, tmp_path):
         (lambda state: state.pop("bn3.running_var"), r"1 missing \(stages\.3\.norm\.0\.running_v"),
         (
             lambda state: state.update({"layer4.1.conv.bias": torch.zeros(2048)}),
-            r"1 left over \(stages\.4\.blocks\.1\.expand\.bias\)",
+            r"1 unexpected \(stages\.4\.blocks\.1\.expand\.bias\)",
         ),
         (
             lambda state: state.update({"conv2.weight": torch.zeros(512, 64, 1, 1)}),
             r"stages\.2\.downsample\.1\.weight \(512, 64, 1, 1\) instead of \(512, 256, 1, 1\)",
         ),
     ],
-    ids=["missing", "left over", "shape"],
+    ids=["missing", "unexpected", "shape"],
 )
 def test_published_file_must_hold_exactly_the_models_weights(
     change: Callable[[dict[str, Tensor]], Any], message: str
@@ -131,7 +131,7 @@ def test_a_single_path_lacks_exactly_the_parameters_of_the_other(name, gone):
     assert len(whole - alone) == 5 * len(gone)
 
 
-def test_stages_hold_what_was_published():
+def test_stages_have_the_published_blocks():
     model: Any = convattn.create_model("san19", device="meta")
     assert [len(stage.blocks) for stage in model.stages] == [3, 3, 4, 6, 3]
     sizes = [mixer.attn.window_size for mixer in mixers(model)]

@@ -64,14 +64,14 @@ def test_computes_what_the_published_code_computes(
         (lambda state: state.pop("layers.0.downsample.norm.bias"), r"1 missing \(stages\.1\."),
         (
             lambda state: state.update({"layers.2.downsample.norm.bias": torch.zeros(384)}),
-            r"1 left over \(layers\.2\.downsample\.norm\.bias\)",
+            r"1 unexpected \(layers\.2\.downsample\.norm\.bias\)",
         ),
         (
             lambda state: state.update({"head.bias": torch.zeros(7)}),
             r"head\.fc\.bias \(7,\) instead of \(10,\)",
         ),
     ],
-    ids=["missing", "left over", "shape"],
+    ids=["missing", "unexpected", "shape"],
 )
 def test_published_file_must_hold_exactly_the_models_weights(
     change: Callable[[dict[str, Tensor]], Any], message: str
@@ -326,8 +326,8 @@ def test_learned_variants_start_at_the_fixed_ones(build, change):
         ({"mixer": "conv", "mix": "attention"}, "mix='attention' .* with mixer='conv'"),
         ({"mixer": "conv", "shift": "fixed"}, "shift='fixed' with mixer='conv'"),
         ({"depths": (1, 0, 1, 1)}, "the depth of a stage must be at least 1, got 0"),
-        ({"depths": (1, 1, 2)}, r"must name the same stages, got .*\(1, 1, 2\)"),
-        ({"window_size": (7, 7)}, "must name the same stages"),
+        ({"depths": (1, 1, 2)}, r"must each have one entry per stage, got .*\(1, 1, 2\)"),
+        ({"window_size": (7, 7)}, "must each have one entry per stage"),
         ({"num_heads": (3, 2, 4, 8)}, "multiple of num_heads, got dim=16, num_heads=3"),
         ({"kernel_size": 4}, "must be odd, got 4; use 3 or 5"),
     ],

@@ -27,7 +27,7 @@ def networks(request, name) -> list[Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_over_images_and_over_networks(networks):
+def test_vmap_over_images_and_over_networks(networks):
     images = torch.rand(2, 1, 3, 32, 32)
     expected = torch.stack([networks[0](image) for image in images])
     assert_close(vmap(networks[0])(images), expected, torch.float32)

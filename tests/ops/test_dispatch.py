@@ -32,8 +32,12 @@ def _add(x: Tensor, offset: Tensor | None, *, rounds: int) -> Tensor:
     return y if offset is None else y + offset
 
 
+def _shift(x: Tensor, offset: Tensor | None, *, rounds: int) -> Tensor:
+    return x + x + 10  # wrong, so that the tests see which path ran
+
+
 def _multiply(x: Tensor, offset: Tensor | None, *, rounds: int) -> Tensor:
-    return _add(x, offset, rounds=rounds)
+    return 2 * x + 100
 
 
 def _no_offset(call: Doubling) -> str | None:
@@ -42,18 +46,13 @@ def _no_offset(call: Doubling) -> str | None:
 
 @pytest.fixture
 def operator() -> Iterator[Operator[Doubling]]:
-    yield _operator(named=True)
-    del OPERATORS["doubling"]
-
-
-def _operator(*, named: bool) -> Operator[Doubling]:
-    return Operator(
+    yield Operator(
         "doubling",
         Path("reference", _add, "the formula"),
-        Path("shift", _multiply, "rounds cost nothing", _no_offset, lambda call: call.rounds > 1),
+        Path("shift", _shift, "rounds cost nothing", _no_offset, lambda call: call.rounds > 1),
         Path("multiply", _multiply, "one multiplication", _no_offset),
-        named=named,
     )
+    del OPERATORS["doubling"]
 
 
 def _call(*, offset: bool = False, rounds: int = 1) -> Doubling:
@@ -101,17 +100,12 @@ def test_use_backend_decides_for_auto_alone_and_ends_with_its_block(operator):
     assert operator.choose(_call()).name == "multiply"
 
 
-def test_use_backend_raises_where_the_path_refuses(operator):
-    with ops.use_backend("shift"), pytest.raises(ValueError, match="it adds no offset"):
-        operator(_call(offset=True))
-
-
-def test_use_backend_is_a_preference_for_operators_that_no_argument_names():
-    operator = _operator(named=False)
+def test_use_backend_leaves_calls_alone_that_its_path_refuses(operator):
     with ops.use_backend("shift"):
         assert operator.choose(_call()).name == "shift"
         assert operator.choose(_call(offset=True)).name == "reference"
-    del OPERATORS["doubling"]
+        choice = operator.explain(_call(offset=True))
+    assert choice.others["shift"] == "it cannot: it adds no offset"
 
 
 def test_threads_do_not_see_each_others_backend(operator):
@@ -169,6 +163,8 @@ def test_a_choice_without_tensors_compares_sizes(operator):
         Path("one", lambda groups: "one layer", "less work", prefers=lambda call: call.groups < 4),
     )
     assert [fold(Fold(n)) for n in (3, 4)] == ["one layer", "layers"]
+    with ops.use_backend("reference"):
+        assert fold(Fold(3)) == "one layer"
     assert "fold (groups=4) takes 'reference'" in str(fold.explain(Fold(4)))
     del OPERATORS["fold"]
 
@@ -181,7 +177,7 @@ def test_explain_says_what_runs_and_why_not_the_others():
     assert choice.operator == "sliding_window_attention"
     assert choice.path == "dense"
     assert "has windows of up to 32 pixels" in choice.others["native"]
-    assert choice.others["tiled"] == "asked after 'dense'"
+    assert choice.others["tiled"] == "it comes after 'dense' in the order of the paths"
     assert "(cpu, float32, (1, 8, 20, 20)) takes 'dense'" in str(choice)
     assert "not 'native': it cannot: it has windows" in str(choice)
 
@@ -204,7 +200,7 @@ def test_record_paths_lists_every_choice_in_order():
         ("global_attention", "sdpa"),
         ("sliding_window_attention", "tiled"),
     ]
-    assert taken[1].because == "it is the one that was named"
+    assert taken[1].because == "the argument backend names this path"
 
 
 def test_a_variable_writes_each_choice_once():
@@ -231,8 +227,33 @@ def test_compiled_code_heeds_the_backend(operator):
         lambda x: operator(Doubling(x, None, 1)), fullgraph=True, backend="eager"
     )
     x = torch.ones(2, 3)
-    assert torch.equal(compiled(x), 2 * x)
+    for name, offset in (("auto", 100), ("reference", 0), ("shift", 10), ("auto", 100)):
+        with ops.use_backend(name):
+            assert torch.equal(compiled(x), 2 * x + offset)
+
+
+def test_explain_names_who_named_the_path(operator):
+    choice = operator.explain(_call(), "reference")
+    assert choice.because == "the argument backend names this path"
+    assert choice.others["multiply"] == "it can, but 'reference' is named"
     with ops.use_backend("reference"):
-        assert torch.equal(compiled(x), 2 * x)
-    with ops.use_backend("shift"):
-        assert torch.equal(compiled(x), 2 * x)
+        assert operator.explain(_call()).because == "use_backend names this path"
+
+
+def test_explain_passes_through_handlers_of_errors(operator):
+    def handle() -> None:
+        try:
+            operator(_call())
+        except Exception:
+            raise AssertionError("explain ends the call") from None
+
+    assert ops.explain(handle).path == "multiply"
+
+
+def test_records_of_paths_nest(operator):
+    with ops.record_paths() as outer:
+        operator(_call())
+        with ops.record_paths() as inner:
+            operator(_call(offset=True))
+    assert [choice.path for choice in outer] == ["multiply", "reference"]
+    assert [choice.path for choice in inner] == ["reference"]

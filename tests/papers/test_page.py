@@ -56,7 +56,7 @@ def test_every_model_is_there_once():
 def test_models_are_listed_under_their_family():
     found = sections()
     assert all("nano" in row[0] for row in rows(found["Nano models"]))
-    assert all(row[0].endswith(("_conv`", "_attn`")) for row in rows(found["One path alone"]))
+    assert all(row[0].endswith(("_conv`", "_attn`")) for row in rows(found["Single paths"]))
     baselines = [row[0].strip("`") for row in rows(found["Baselines"])]
     assert {"baseline_resnet26", "san19", "pvt_small", "conv_swin_tiny"} <= set(baselines)
     assert [row[0] for row in rows(found["ResNet-ACmix"])] == [
@@ -95,7 +95,7 @@ def test_a_figure_differs_where_it_does_not_round_to_the_papers(ours, paper, exp
 
 
 def test_a_model_of_no_heading_is_named():
-    with pytest.raises(ValueError, match="resnet18 belongs under no heading"):
+    with pytest.raises(ValueError, match="no heading of the page matches resnet18"):
         heading_of("resnet18")
 
 

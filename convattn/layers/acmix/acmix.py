@@ -29,7 +29,7 @@ _Projected = tuple[Tensor, Tensor, Tensor]
 
 
 class ACmix(Conv2dLike):
-    """Aggregate one projection twice, by attention and by convolution, and add the two.
+    """Compute q, k and v once, aggregate them by attention and by convolution, and add the results.
 
     ``q, k, v = W_q x + b_q, W_k x + b_k, W_v x + b_v``,
     ``y = alpha * attention(q, k, v) + beta * shift_and_sum(fc(q, k, v))``
@@ -38,21 +38,22 @@ class ACmix(Conv2dLike):
         in_chans: channels of the input.
         out_chans: channels C of the output; None for ``in_chans``.
         attention: "sliding_window", "window", "shifted_window", "global", "spatial_reduction" or
-            "patchwise"; or an ``AttentionPart``, or what makes one of ``out_chans``.
-        num_heads: N, divides C; None for 4. Patch-wise attention has 4 groups and takes none.
+            "patchwise"; or an ``AttentionPart``, or a function from ``out_chans`` to one.
+        num_heads: N, divides C; None for 4. Not for patch-wise attention, which has 4 groups.
         kernel_size: K_c of the convolution, odd.
         window_size: K_a of a sliding window, a window or a patch; None for 7.
         reduction: R of spatial reduction; None for 2.
-        stride: s. Windows cannot skip queries: with them both paths work at full resolution and the
-            sum is sampled.
+        stride: s. Window attention computes every query: both paths then work at full resolution,
+            and ACmix subsamples the sum.
         dilation: distance between the pixels that the convolution, a sliding window or a patch
-            takes.
-        shift: "learned" (a group convolution that starts at the shifts), "random" (one that does
-            not), "fixed" (its kernels are the shifts), "tensor" (tensors are shifted).
+            reads.
+        shift: "learned" (a group convolution whose initial kernels are the shifts), "random" (a
+            group convolution with random initial kernels), "fixed" (a group convolution whose
+            kernels are the shifts and are not trained), "tensor" (the tensors are shifted).
         mix: "learned" (alpha and beta), "complement" (alpha; beta = 1 - alpha), "learned_alpha"
             (alpha; beta = 1), "sum" (1, 1), "attention" (1, 0) or "convolution" (0, 1) alone,
-            without the parameters of the other: that convolution takes the map as it is, neither
-            rolled nor reduced.
+            without the parameters of the other path. The convolution alone reads the input map: the
+            map is neither rolled for shifted windows nor reduced.
         fc_bias: whether ``fc`` has a bias.
         backend: "auto", or "reference" for the formulas in both paths.
 
@@ -61,13 +62,14 @@ class ACmix(Conv2dLike):
 
     Raises:
         TypeError: sizes that are not integers.
-        ValueError: sizes, names or combinations that do not fit; the message says what would.
+        ValueError: sizes, names or combinations that ACmix does not support; the message names
+            supported ones.
 
     ACmix (CVPR 2022, arXiv 2111.14556), "Integration of Self-Attention and Convolution"; the
     variants of ``shift`` and ``mix`` are those of its ablations. The published code ignores the
-    dilation; its model builder overwrites the start of the group convolution (call
-    ``reset_parameters`` last); its position grid is float32 on the default GPU; its sizes are
-    limited by reflection and windows.
+    dilation. Its model builder overwrites the initial kernels of the group convolution (call
+    ``reset_parameters`` last). Its position grid is float32 on the default GPU. Its map sizes are
+    limited by reflection padding and by windows.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class ACmix(Conv2dLike):
             self.fc = nn.Conv2d(sum(groups), kernel_size**2, 1, bias=fc_bias)
             sizes = (self.head_dim, out_chans, kernel_size, self.attn.stride, dilation)
             self.dep_conv = make_group_convolution(shift, *sizes)
-        # after ``reparameterize`` one of these convolves: the map of the projections, or q, k and v
+        # After ``reparameterize``: ``direct`` convolves the input map, ``folded`` q, k and v.
         self.direct: MapConvolution | None = None
         self.folded: nn.Conv2d | None = None
         self.alpha: Any = MIXES[mix].factor("alpha")
@@ -129,12 +131,12 @@ class ACmix(Conv2dLike):
     @classmethod
     def _fitting(cls, size: ConvSize, options: dict[str, Any]) -> dict[str, Any]:
         named = ATTENTIONS.get(options.get("attention", "sliding_window"))
-        takes_heads = named is not None and "num_heads" in named.takes
-        heads = {"num_heads": fewer_heads(size.out_channels, NUM_HEADS)} if takes_heads else {}
+        has_heads = named is not None and "num_heads" in named.takes
+        heads = {"num_heads": fewer_heads(size.out_channels, NUM_HEADS)} if has_heads else {}
         return {**heads, **super()._fitting(size, options)}
 
     def reset_parameters(self) -> None:
-        """Initialise alpha, beta and the group convolution; call it after a builder's own code."""
+        """Initialise alpha, beta and the group convolution; call it last in a model builder."""
         for parameter in (self.alpha, self.beta):
             if isinstance(parameter, nn.Parameter):
                 nn.init.constant_(parameter, 0.5)
@@ -165,17 +167,17 @@ class ACmix(Conv2dLike):
         return self._mix(self._attend(x, qkv), self._convolve(x, way, qkv))
 
     def forward_tokens(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix a map and tokens: pixels and tokens attend to one another.
+        """Mix a map and tokens: pixels and tokens attend to each other.
 
-        The same projections make q, k and v of both. Tokens have no part in the convolution: the
-        result of a token is ``alpha * attention``.
+        The same projections compute q, k and v of pixels and tokens. The convolution path ignores
+        tokens: the output of a token is ``alpha * attention``.
 
         Args:
             x: the map (B, C_in, H, W).
             tokens: (B, T, C_in).
 
         Returns:
-            What ``forward`` returns of a map, and the tokens (B, T, C).
+            The mixed map, as from ``forward``, and the mixed tokens (B, T, C).
 
         Raises:
             NotImplementedError: the attention does not support tokens; "global" and
@@ -184,10 +186,10 @@ class ACmix(Conv2dLike):
         """
         check_map(x, "x", self.in_chans)
         if self.mix == "convolution":
-            raise ValueError("tokens need an attention, and mix='convolution' has none")
+            raise ValueError("tokens require attention, and mix='convolution' has no attention")
         if not (self.attn.supports_tokens and hasattr(type(self.attn), "forward_tokens")):
             raise NotImplementedError(
-                f"{type(self.attn).__name__} has no forward_tokens of its own, so that it takes no "
+                f"{type(self.attn).__name__} does not define forward_tokens and does not support "
                 "tokens; use attention='global' or 'spatial_reduction'"
             )
         check_tokens(tokens, x)
@@ -199,26 +201,29 @@ class ACmix(Conv2dLike):
         return y, times(self.alpha, column).squeeze(3).transpose(1, 2)
 
     def reparameterize(self) -> None:
-        """Fold what is linear with nothing between, exactly and for good.
+        """Fold consecutive linear operations, exactly and permanently.
 
-        beta goes into ``fc``. Where q, k and v come from one map, the projections to them, ``fc``
-        and the group convolution become a dense convolution of that map, or a 1x1 and a group
-        convolution, whichever is faster; else the last two become one where that is no more work.
-        alpha goes into the attention's output projection, or into W_v, with its inverse where
-        ``fc`` still takes v, unless it is close to zero. A bias ends at the border of the map, as
-        it did before the group convolution.
+        - beta is folded into ``fc``.
+        - If q, k and v are projections of one map, the projections, ``fc`` and the group
+          convolution become one dense convolution of that map, or a 1x1 and a group convolution,
+          whichever is faster. Otherwise ``fc`` and the group convolution become one convolution if
+          that needs no more multiply-adds.
+        - alpha is folded into the attention's output projection, or else into W_v. If ``fc`` still
+          reads v, 1 / alpha is folded into ``fc``; an alpha close to zero is then not folded.
+
+        As before folding, biases are added inside the map only, not in the zero padding.
         """
         fold_acmix(self)
 
     def absorb_affine(self, scale: Tensor, shift: Tensor) -> bool:
-        """Make all outputs ``scale * y + shift``, those of tokens too, exactly and for good.
+        """Replace all outputs y, of pixels and tokens, by ``scale * y + shift``, permanently.
 
         Args:
             scale: (C,), any values.
             shift: (C,).
 
         Returns:
-            Whether it is done; if not, the layer is as before, or in its own deployed form.
+            Whether this was possible. If not, the layer is unchanged, or in its deployed form.
         """
         return absorb_affine(self, scale, shift)
 
@@ -235,16 +240,17 @@ class ACmix(Conv2dLike):
         if way != "projected":
             if self.mix == "convolution" or self._attends_map():
                 return None
-            known = isinstance(attn, AttentionPart)  # an adapter may need every query
+            known = isinstance(attn, AttentionPart)  # an adapter may use all queries
             if known and attn.skips_queries and is_pointwise(self.q_proj):
                 queries = x[:, :, :: attn.stride, :: attn.stride]
         return self.projections(queries, attn.context(x))
 
     def _attends_map(self) -> bool:
+        """Return whether the attention computes its output from the map, without q, k and v."""
         attn = self.attn
-        known = isinstance(attn, AttentionPart)  # an adapter shows what its part declares
-        readable = known and attn.attends_map and attn.one_map and is_bare(attn)
-        return readable and self.projections.are_readable()
+        known = isinstance(attn, AttentionPart)  # the attributes of an adapter are its part's
+        supported = known and attn.attends_map and attn.one_map and is_bare(attn)
+        return supported and self.projections.are_readable()
 
     def _attend(self, x: Tensor, qkv: _Projected | None) -> Tensor | None:
         if self.mix == "convolution":

@@ -1,6 +1,7 @@
-"""The convolution path of ACmix: ``fc`` and a group convolution, and the ways to compute both.
+"""The convolution path of ACmix: ``fc``, then a group convolution, on several paths.
 
-B batch, J groups of d channels of q, k and v, C output channels, K kernel, s stride.
+B: batch. J: number of groups of q, k and v together, of d channels each. C: output channels. K:
+kernel size. s: stride.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ SHIFTS = ("learned", "random", "fixed", "tensor")
 
 
 class ShiftConv2d(nn.Conv2d):
-    """A group convolution whose ``reset_parameters`` makes it a sum of shifts."""
+    """A group convolution whose ``reset_parameters`` sets its kernels to shifts."""
 
     def reset_parameters(self) -> None:
-        """Start at the shifts."""
+        """Set the kernels to shifts: the convolution sums shifted maps."""
         with torch.no_grad():
             self.weight.copy_(shift_kernels(self.kernel_size[0], self.out_channels))
 
@@ -45,7 +46,7 @@ class ShiftConv2d(nn.Conv2d):
 def make_group_convolution(
     shift: str, head_dim: int, out_chans: int, kernel_size: int, stride: int, dilation: int
 ) -> nn.Conv2d | None:
-    """Return the convolution from K^2 maps in each of d groups; None for shifts without weights."""
+    """Return a convolution with d groups of K^2 input maps; None for shifts without weights."""
     if shift in ("fixed", "tensor"):
         return None
     conv = ShiftConv2d if shift == "learned" else nn.Conv2d
@@ -55,26 +56,27 @@ def make_group_convolution(
 
 @dataclass
 class ConvolutionPath:
-    """``shift_and_sum(fc(q, k, v))`` of an ACmix, which has the modules under their names.
+    """``shift_and_sum(fc(q, k, v))`` of an ACmix, which holds the modules.
 
-    ACmix makes this object at each use, and it reads the modules then: they may be replaced,
-    copied, moved and wrapped.
+    ACmix creates this object at each use. The object reads the current modules of the ACmix, so the
+    modules may be replaced, copied, moved and wrapped.
 
     Args:
-        layer: has ``fc`` and ``dep_conv`` or, after ``reparameterize``, ``direct`` or ``folded``.
+        layer: the ACmix, with ``fc`` and ``dep_conv`` or, after ``reparameterize``, ``direct`` or
+            ``folded``.
     """
 
     layer: ACmix
 
     def way(self, x: Tensor) -> str | None:
-        """Return what is convolved.
+        """Return the path that computes the convolution.
 
         Args:
-            x: the map of the projections.
+            x: the map that q, k and v are projections of.
 
         Returns:
-            "direct", "dense" or "connected" for the map, "projected" for q, k and v, None for no
-            convolution.
+            "direct", "dense" or "connected", which convolve ``x``; "projected", which convolves q,
+            k and v; None if there is no convolution.
         """
         layer = self.layer
         if layer.direct is not None:
@@ -93,7 +95,7 @@ class ConvolutionPath:
         )
 
     def from_map(self, x: Tensor, way: str) -> Tensor:
-        """Convolve the map of the projections: (B, C, ceil(H / s), ceil(W / s))."""
+        """Convolve the map that q, k and v are projections of: (B, C, ceil(H / s), ceil(W / s))."""
         layer = self.layer
         if layer.direct is not None:
             return layer.direct(x)
@@ -112,7 +114,7 @@ class ConvolutionPath:
         )
 
     def from_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Convolve q, k and v, maps of one size: (B, C, ceil(H / s), ceil(W / s))."""
+        """Convolve q, k and v, which have equal H and W: (B, C, ceil(H / s), ceil(W / s))."""
         layer = self.layer
         if layer.folded is not None:
             return folded_convolution(
@@ -153,20 +155,20 @@ class ConvolutionPath:
         )
 
     def may_fold(self) -> bool:
-        """Whether ``fc`` and the group convolution are there and may be folded."""
+        """Return whether ``fc`` and the group convolution exist and may be folded."""
         layer = self.layer
         if layer.fc is None or not may_fold(*self._layers()):
             return False
         return self._is_readable()
 
     def scale(self, factor: Tensor) -> None:
-        """Multiply what the path computes, in the weights of ``fc``."""
+        """Multiply the output of this path by ``factor``: the weights of ``fc`` are scaled."""
         layer = self.layer
         assert layer.fc is not None
         fold_scale(layer.fc, factor.to(layer.fc.weight.device))
 
     def deployed_from_map(self) -> MapConvolution | None:
-        """Return the deployed form that takes the map of the projections, or None."""
+        """Return the deployed form that convolves the input of the projections, or None."""
         layer = self.layer
         projections = layer.projections
         if not self._may_take_map() or not may_read(*projections.layers):
@@ -184,7 +186,7 @@ class ConvolutionPath:
         )
 
     def deployed_from_projected(self) -> nn.Conv2d | None:
-        """Return both layers as one that takes q, k and v, or None if that is more work."""
+        """Return one convolution of q, k and v for both layers, or None if it is slower."""
         layer = self.layer
         fc = layer.fc
         if fc is None or layer.shift == "tensor":
@@ -204,12 +206,12 @@ class ConvolutionPath:
         return [part for part in (layer.fc, layer.dep_conv) if part is not None]
 
     def _is_readable(self) -> bool:
-        """Whether the weights of ``fc`` and ``dep_conv`` say all that calls of them compute."""
+        """Return whether ``fc`` and ``dep_conv`` compute only what their weights define."""
         conv = self.layer.dep_conv
         return (conv is None or self._is_group_convolution(conv)) and is_pointwise(self.layer.fc)
 
     def _is_group_convolution(self, conv: nn.Conv2d) -> bool:
-        """Whether a call of ``dep_conv`` computes what this path computes from its weight."""
+        """Return whether ``dep_conv`` computes the group convolution that its weight defines."""
         if type(conv) not in (nn.Conv2d, ShiftConv2d) or not is_bare(conv):
             return False
         layer, stride = self.layer, self.layer.attn.stride
@@ -223,7 +225,7 @@ class ConvolutionPath:
         )
 
     def _kernels(self, like: Tensor) -> Tensor:
-        """Return those of the group convolution (C, K^2, K, K), like a map in type and device."""
+        """Return the group convolution's kernels (C, K^2, K, K), or shifts in ``like``'s dtype."""
         layer = self.layer
         if layer.dep_conv is not None:
             return layer.dep_conv.weight
@@ -232,7 +234,7 @@ class ConvolutionPath:
         )
 
     def _call_layers(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Call ``fc``, with the channels as images, and ``dep_conv``."""
+        """Call ``fc`` on each of the d channels as a separate image, then ``dep_conv``."""
         layer = self.layer
         assert layer.fc is not None
         groups = [x.unflatten(1, (-1, layer.head_dim)) for x in (q, k, v)]

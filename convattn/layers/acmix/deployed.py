@@ -14,16 +14,16 @@ from convattn.ops.fuse import fold_fc_group_conv, scale_outputs, widened
 
 
 class MapConvolution(nn.Module):
-    """The convolution path as one or two convolutions of the map of the projections.
+    """The convolution path as one or two convolutions of the projections' input map.
 
     ``y = conv(connect(x)) + border * 1``: ``connect`` is a 1x1 convolution, or None where one dense
-    convolution computes the path; ``border`` is the sum of the projections' biases, which ends at
-    the border of the map.
+    convolution computes the path. ``border * 1`` adds the biases of the projections, which are zero
+    in the padding around the map.
 
     Args:
-        connect: to the maps that ``conv`` takes, or None.
+        connect: the 1x1 convolution to the input of ``conv``, or None.
         conv: the convolution, strided and dilated.
-        border: kernels (C, 1, K, K) of a map of ones, or None.
+        border: kernels (C, 1, K, K) that convolve a map of ones, or None.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MapConvolution(nn.Module):
 
     @torch.no_grad()
     def absorb_affine(self, scale: Tensor, shift: Tensor | None) -> None:
-        """Make the outputs ``scale * y + shift``, both (C,)."""
+        """Replace the outputs y by ``scale * y + shift``, both (C,)."""
         fold_scale(self.conv, scale)
         if shift is not None:
             fold_shift(self.conv, shift)
@@ -66,7 +66,7 @@ def deployed_map(
     stride: int,
     dilation: int,
 ) -> MapConvolution:
-    """Return the deployed form that takes the map of the projections."""
+    """Return the deployed form that convolves the input map of the projections."""
     parts = connected(
         [p.weight for p in projections],
         [p.bias for p in projections],
@@ -88,10 +88,10 @@ def deployed_map(
 def _conv(
     weight: Tensor, like: Tensor, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution of these kernels without bias, of the type and kind of ``like``."""
-    outputs, taken, K, _ = weight.shape
+    """Return a convolution with these kernels, in the dtype of ``like``, without bias."""
+    outputs, inputs, K, _ = weight.shape
     conv = nn.Conv2d(
-        taken * groups,
+        inputs * groups,
         outputs,
         K,
         stride,
@@ -111,7 +111,7 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
 
 @torch.no_grad()
 def deployed_layers(fc: nn.Conv2d, dep_weight: Tensor, head_dim: int) -> nn.Conv2d:
-    """Return ``fc`` and the group convolution as one; a bias becomes one more group of ones."""
+    """Return one convolution for ``fc`` and the group convolution; a bias convolves ones."""
     weight = fc.weight.flatten(1)
     if fc.bias is not None:
         weight = torch.cat([weight, fc.bias[:, None]], dim=1)

@@ -1,4 +1,4 @@
-"""How ACmix folds: alpha and beta in weights, the convolution path in its deployed form."""
+"""Folding of ACmix: alpha and beta into weights, the convolution path into its deployed form."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from convattn.ops.fuse import widened
 if TYPE_CHECKING:
     from convattn.layers.acmix.acmix import ACmix
 
-# Beyond, a factor and its inverse in two weights would cost digits in half precision.
+# Outside this range, folding alpha and 1 / alpha would lose digits in half precision.
 _MODERATE = (0.01, 100.0)
 
 
 @torch.no_grad()
 def fold_acmix(layer: ACmix) -> None:
-    """Fold what is linear with nothing between; see ``ACmix.reparameterize``."""
+    """Fold consecutive linear operations; see ``ACmix.reparameterize``."""
     if layer.fc is None or not may_fold_inside(layer) or not layer.convolution.may_fold():
         return
     layer.convolution.scale(torch.as_tensor(layer.factors[1]))
@@ -44,7 +44,7 @@ def fold_acmix(layer: ACmix) -> None:
 
 @torch.no_grad()
 def absorb_affine(layer: ACmix, scale: Tensor, shift: Tensor) -> bool:
-    """Make the layer's outputs ``scale * y + shift``; see ``ACmix.absorb_affine``."""
+    """Replace the layer's outputs y by ``scale * y + shift``; see ``ACmix.absorb_affine``."""
     attn = layer.attn
     if layer.mix == "attention":
         last = _last_layer(layer)
@@ -62,7 +62,7 @@ def absorb_affine(layer: ACmix, scale: Tensor, shift: Tensor) -> bool:
     last = _last_layer(layer)
     if last is None or isinstance(layer.alpha, nn.Parameter):
         return False
-    # The convolution sees no tokens: in a layer that supports them the attention adds the shift.
+    # The convolution does not read tokens: if tokens are supported, the attention adds the shift.
     tokens = attn.supports_tokens
     if tokens and not attn.weights_sum_to_one:
         return False
@@ -74,16 +74,16 @@ def absorb_affine(layer: ACmix, scale: Tensor, shift: Tensor) -> bool:
 
 
 def _settle(layer: ACmix, factor: str) -> None:
-    """Make a factor 1, and no longer a parameter."""
+    """Replace a factor that was folded by the number 1."""
     delattr(layer, factor)
     setattr(layer, factor, 1.0)
 
 
 def _fold_alpha(layer: ACmix, alpha: Tensor) -> bool:
-    """Fold the factor of the attention into weights; False, and nothing done, if not possible.
+    """Fold alpha into weights; return False, without a change, if that is not possible.
 
-    It goes into the last layer of the attention. If that is ``v_proj`` and ``fc`` takes v too, the
-    inverse goes into ``fc``, which has a column for each group of q, k and v.
+    Alpha is folded into the last layer of the attention. If this layer is ``v_proj`` and ``fc``
+    also reads v, 1 / alpha is folded into the columns of v in ``fc``.
     """
     last, fc = _last_layer(layer), layer.fc
     if last is None:
@@ -98,9 +98,9 @@ def _fold_alpha(layer: ACmix, alpha: Tensor) -> bool:
 
 
 def _last_layer(layer: ACmix) -> nn.Conv2d | None:
-    """Return the layer whose factors are those of the attention; None if there is none.
+    """Return the layer into which a factor of the attention can be folded, or None.
 
-    That is the output projection of the attention or, without one, ``v_proj``.
+    This layer is the output projection of the attention or, without one, ``v_proj``.
     """
     attn = layer.attn
     if not may_reach_into(attn, AttentionPart) or not attn.linear_in_values:

@@ -1,4 +1,4 @@
-"""The sum of ACmix: where alpha and beta start, and which of the two are parameters."""
+"""The weights alpha and beta of ACmix: their initial values, and which are parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Mix:
-    """Where alpha and beta start, and which are parameters; a beta of None is 1 - alpha."""
+    """Initial alpha and beta, and which are parameters; beta=None means 1 - alpha."""
 
     alpha: float
     beta: float | None
@@ -33,7 +33,7 @@ MIXES = {
 
 
 def times(factor: Tensor | float, x: Tensor) -> Tensor:
-    """Multiply a map; a parameter takes the type of the map, or autocast would widen the map."""
+    """Multiply a map by a factor; a parameter is cast to the map's dtype, as under autocast."""
     if isinstance(factor, Tensor):
         return factor.to(x.dtype) * x
     return x if factor == 1.0 else factor * x

@@ -1,4 +1,4 @@
-"""The projections of ACmix: three 1x1 convolutions make q, k and v of one map, or of two."""
+"""The projections of ACmix: three 1x1 convolutions compute q, k and v of one or two maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convattn.layers.foldable import is_bare
 class Projections:
     """``q, k, v = W_q x + b_q, W_k c + b_k, W_v c + b_v`` of a map x and its context c.
 
-    ACmix makes this object at each use, from the submodules that it has then.
+    ACmix creates this object at each use, from its current submodules.
     """
 
     q: nn.Conv2d
@@ -28,16 +28,16 @@ class Projections:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The weights (C_q, C_in, 1, 1) and so on, where they `are_readable`."""
+        """The weights of q, k and v, such as (C_q, C_in, 1, 1), if they `are_readable`."""
         return [layer.weight for layer in self.layers]
 
     @property
     def biases(self) -> list[Tensor | None]:
-        """The biases (C_q,) and so on, or None, where they `are_readable`."""
+        """The biases of q, k and v, such as (C_q,), or None, if they `are_readable`."""
         return [layer.bias for layer in self.layers]
 
     def are_readable(self) -> bool:
-        """Whether weights and biases say all that calls of the three layers compute."""
+        """Return whether the three layers compute only what weights and biases define."""
         return is_pointwise(self.q) and is_pointwise(self.k) and is_pointwise(self.v)
 
     def __call__(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,10 +46,10 @@ class Projections:
 
 
 def is_pointwise(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
-    """Whether a layer is a 1x1 convolution whose weight and bias say all that a call computes.
+    """Return whether a layer is a 1x1 convolution that computes only what its weights define.
 
-    A class that is derived from ``nn.Conv2d``, as one with parametrized weights is, may compute
-    something else.
+    The class must be ``nn.Conv2d`` itself: a subclass, such as one with parametrized weights, may
+    compute something else.
     """
     return (
         type(layer) is nn.Conv2d

@@ -1,1 +1,1 @@
-"""Attentions: the parts that ACmix takes, and the block of GLNet that has attention alone."""
+"""The attentions of ACmix, and the attention block of GLNet."""

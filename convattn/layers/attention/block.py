@@ -1,4 +1,4 @@
-"""Global attention over every position: the other block of GLNet."""
+"""The attention block of GLNet: global attention over all positions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class AttentionBlock(PreNormBlock):
     Args:
         dim: channels.
         num_heads: heads of the attention; None for one per ``head_dim`` channels.
-        head_dim: channels of a head, where ``num_heads`` is None.
+        head_dim: channels of a head if ``num_heads`` is None.
         pos_embed: whether to add the depth-wise 3x3 convolution.
         mlp_ratio: hidden channels of the FFN over ``dim``.
         mlp_dwconv: whether the FFN has a depth-wise 3x3 convolution.
-        layer_scale: start of the learnt scale of each channel of a branch; None for no scale.
+        layer_scale: initial value of the learnt scale per channel of a branch; None for no scale.
         drop_path: rate at which a branch of an image is dropped in training.
 
     Raises:
         ValueError: channels that the heads do not divide, or a rate out of range.
 
-    GLMix (arXiv 2411.14429), the blocks "mha" of GLNet and the odd ones of its hybrid stages.
-    In GLNet-STL they have neither position embedding nor depth-wise convolution.
+    GLMix (arXiv 2411.14429), the "mha" blocks of GLNet and every second block of its "hybrid"
+    stages. In GLNet-STL the blocks have neither position embedding nor depth-wise convolution.
     """
 
     def __init__(
@@ -59,5 +59,5 @@ class AttentionBlock(PreNormBlock):
         return mixed.transpose(1, 2).unflatten(2, u.shape[-2:])
 
     def scale_mix(self, scale: Tensor) -> bool:
-        """Fold a factor of each channel into the projection of the attention."""
+        """Fold ``scale``, a factor per channel, into the output projection of the attention."""
         return fold_factor(self.attn, scale)

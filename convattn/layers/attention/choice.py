@@ -1,4 +1,4 @@
-"""The attentions that ACmix knows by name, and how it makes the one it is asked for."""
+"""The built-in attentions of ACmix by name, and the function that builds an attention."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AttentionFactory = Callable[[int], AttentionPart]
 
 @dataclass(frozen=True)
 class _Named:
-    """A built-in attention, which of ACmix's arguments it takes, and what its name fixes."""
+    """A built-in attention, the arguments of ACmix that it supports, and fixed arguments."""
 
     part: Callable[..., AttentionPart]
     takes: tuple[str, ...]
     fixed: dict[str, Any] = field(default_factory=dict)
-    sees_all: bool = False  # nothing is left to dilate
+    sees_all: bool = False  # queries attend to the whole map, so a dilation has no effect
 
 
 ATTENTIONS = {
@@ -48,7 +48,7 @@ ATTENTIONS = {
     "patchwise": _Named(PatchwiseAttention, ("window_size", "stride", "dilation", "backend")),
 }
 
-NUM_HEADS = 4  # where nothing else is said: the default of the attentions
+NUM_HEADS = 4  # the default of the attentions
 
 
 def make_part(
@@ -58,17 +58,20 @@ def make_part(
     given: dict[str, Any],
 ) -> AttentionPart:
     """Return the attention, and raise for arguments that it would ignore."""
-    said = {name: value for name, value in chosen.items() if value is not None}
+    set_values = {name: value for name, value in chosen.items() if value is not None}
     if isinstance(attention, str):
-        return _make_named_part(attention, out_chans, said, given)
-    if said:
-        raise ValueError(f"the attention that is plugged in has its own {', '.join(said)}")
-    makes = callable(attention) and not isinstance(attention, nn.Module)
-    part = attention(out_chans) if makes else attention
+        return _make_named_part(attention, out_chans, set_values, given)
+    if set_values:
+        raise ValueError(
+            f"an attention that is not given by name defines {', '.join(set_values)} itself; "
+            "leave out these arguments of ACmix"
+        )
+    is_factory = callable(attention) and not isinstance(attention, nn.Module)
+    part = attention(out_chans) if is_factory else attention
     if not isinstance(part, AttentionPart):
         raise TypeError(f"attention must be a name or an AttentionPart, got {type(part).__name__}")
     if part.dim not in (None, out_chans):
-        raise ValueError(f"the attention has dim={part.dim}, which must be out_chans={out_chans}")
+        raise ValueError(f"dim of the attention must be out_chans={out_chans}, got {part.dim}")
     if part.stride not in (1, given["stride"]):
         raise ValueError(
             f"the stride of the attention must be 1 or that of ACmix, got {part.stride} "
@@ -78,10 +81,10 @@ def make_part(
 
 
 def without_attention(part: AttentionPart, stride: int) -> AttentionPart:
-    """Return what a convolution alone needs of an attention: how it groups channels."""
-    left = AttentionPart(part.groups, stride=stride)
-    left.one_map = part.one_map
-    return left
+    """Return an empty part for ``mix="convolution"``: it keeps the groups of the channels."""
+    empty = AttentionPart(part.groups, stride=stride)
+    empty.one_map = part.one_map
+    return empty
 
 
 def _make_named_part(

@@ -1,4 +1,4 @@
-"""What an attention is to ACmix: derive from it to plug in one of your own."""
+"""The base class of ACmix's attentions: derive from it to define another attention."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from torch import Tensor, nn
 
 from convattn.checks import check_positive
 
-# What a part may override without a change of the attention that it computes.
+# The methods that a part may override without changing the attention that it computes.
 _HARMLESS = ("__init__", "extra_repr", "reset_parameters")
 
 
 class AttentionPart(nn.Module):
-    """An attention over q, k and v that ACmix made: derive from it and write ``forward``.
+    """An attention over the q, k and v of ACmix. A subclass defines ``forward``.
 
     ACmix computes ``x = prepare(x)``; q from x, k and v from ``context(x)``;
     ``restore(alpha * forward(q, k, v) + beta * convolution(q, spread(k), spread(v)))``.
 
     Args:
-        groups: how many groups of d channels q, k and v have, where v has all output channels: (N,
-            N, N) for N heads.
-        stride: s of ``forward``'s result; 1 where the part cannot skip queries: ACmix then skips
-            pixels of the sum.
-        dim: channels of v, where the part is made for a number; ACmix checks that it has as many.
+        groups: numbers of groups of d channels in q, k and v; v has all output channels. (N, N, N)
+            for N heads.
+        stride: s, the stride of ``forward``'s output; 1 if the part computes every query: ACmix
+            then subsamples the sum.
+        dim: channels of v; None for any number. ACmix checks that it has as many output channels.
 
     Attributes:
-        one_map: whether q, k and v are projections of one map, and of its size: ``context`` and
+        one_map: whether q, k and v are projections of one map and have its size: ``context`` and
             ``spread`` return their argument.
-        attends_map: whether ``forward_map`` computes the same as ``forward``, with less work.
-        skips_queries: whether ``forward`` supports a q of the queries at ``[::s, ::s]`` alone.
-        supports_tokens: whether there is a ``forward_tokens``.
-        linear_in_values: whether ``forward`` sums v with weights that do not depend on v; the
-            convolution ``proj`` may follow, if the part has one.
-        weights_sum_to_one: whether those weights do.
+        attends_map: whether ``forward_map`` exists; it computes the same as ``forward``, faster.
+        skips_queries: whether ``forward`` supports a q that has only the queries ``[::s, ::s]``.
+        supports_tokens: whether ``forward_tokens`` exists.
+        linear_in_values: whether ``forward`` is a weighted sum of v whose weights do not depend on
+            v; a convolution ``proj`` may follow.
+        weights_sum_to_one: whether the weights of this sum add up to one.
 
-    A class declares these abilities in its body. Those of a class that it is derived from are
-    inherited unless it overrides what computes them: see `__init_subclass__`.
+    A class declares these abilities in its body. A subclass inherits them, except those whose
+    methods it overrides: see `__init_subclass__`.
 
-    A part with 4 heads in which every pixel gets the mean of the values::
+    Example: a part with 4 heads, in which the output of every pixel is the mean of the values::
 
         class Mean(AttentionPart):
             def __init__(self, dim: int) -> None:
@@ -58,14 +58,15 @@ class AttentionPart(nn.Module):
     weights_sum_to_one: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Set the abilities that a class does not declare, and may not inherit.
+        """Set the abilities that a subclass does not declare and may not inherit.
 
-        Methods of classes beside the part that the class is derived from count as its own:
+        A method of a mixin counts as a method of the subclass. If the subclass overrides
 
         - ``context`` or ``spread``: ``one_map`` is False;
         - ``forward``: ``skips_queries`` is False;
-        - ``forward`` or ``forward_map``: ``attends_map`` is whether it has the latter;
-        - ``forward`` or ``forward_tokens``: ``supports_tokens`` is whether it has the latter;
+        - ``forward`` or ``forward_map``: ``attends_map`` is True if it defines ``forward_map``;
+        - ``forward`` or ``forward_tokens``: ``supports_tokens`` is True if it defines
+          ``forward_tokens``;
         - any method: ``linear_in_values`` and ``weights_sum_to_one`` are False.
         """
         super().__init_subclass__(**arguments)
@@ -96,15 +97,15 @@ class AttentionPart(nn.Module):
         self.dim = dim
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Move the map (B, C_in, H, W) to where both paths work."""
+        """Transform the input map (B, C_in, H, W) before both paths, such as by a roll."""
         return x
 
     def context(self, x: Tensor) -> Tensor:
-        """Return the map that keys and values are projected from."""
+        """Return the map from which keys and values are projected."""
         return x
 
     def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring keys or values to the size (H, W) of the queries for the convolution path."""
+        """Resize keys or values to the size (H, W) of the queries, for the convolution path."""
         return x
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,27 +119,29 @@ class AttentionPart(nn.Module):
         raise NotImplementedError
 
     def forward_map(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        """Attend on the map that q, k and v are projections of.
+        """Project a map to q, k and v and attend, in one operator.
 
         Args:
-            x: what ``prepare`` returned (B, C_in, H, W).
-            weights: of the 1x1 convolutions that make q, k and v.
-            biases: of the same, or None each.
+            x: the output of ``prepare`` (B, C_in, H, W).
+            weights: the weights of the 1x1 convolutions that compute q, k and v.
+            biases: the biases of these convolutions; None for no bias.
         """
-        raise NotImplementedError("this attention takes q, k and v")
+        raise NotImplementedError(
+            "this attention requires q, k and v: it does not define forward_map"
+        )
 
     def forward_tokens(
         self, q: Tensor, k: Tensor, v: Tensor, q_tokens: Tensor, k_tokens: Tensor, v_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attend with T tokens, which have no place on the map: return the map and the tokens.
+        """Attend with T tokens that have no position on the map: return the map and the tokens.
 
-        A part in which a pixel attends to every other may have this method. The queries, keys and
-        values of the tokens are columns (B, groups[i] d, T, 1), their result is (B, C, T, 1).
+        A part may define this method if every pixel attends to every other pixel. The queries, keys
+        and values of the tokens have shape (B, groups[i] d, T, 1), the result (B, C, T, 1).
         """
         raise NotImplementedError(
-            "this attention takes no tokens; use attention='global' or 'spatial_reduction'"
+            "this attention does not support tokens; use attention='global' or 'spatial_reduction'"
         )
 
     def restore(self, y: Tensor) -> Tensor:
-        """Move the sum of the paths back to where the input was."""
+        """Undo ``prepare`` on the sum of both paths."""
         return y

@@ -1,7 +1,7 @@
-"""The attentions that ACmix takes as parts: their parameters and one call into ops.
+"""The attentions of ACmix: each has its parameters and calls one operator of ``convattn.ops``.
 
-B batch, C channels, N heads of d = C / N channels, H W size of the map, s stride. ACmix projects q,
-k and v, and the part does the rest: see ``AttentionPart``.
+B: batch. C: channels. N: heads of d = C / N channels. H, W: size of the map. s: stride. ACmix
+computes the projections q, k and v, and the part computes the attention: see ``AttentionPart``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SlidingWindowAttention(AttentionPart):
         self.pos_proj = nn.Conv2d(2, dim // num_heads, 1)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: (B, C, ceil(H / s), ceil(W / s)), also for ``q`` of that size."""
+        """Attend: (B, C, ceil(H / s), ceil(W / s)); ``q`` may have that size or the map's."""
         return sliding_window_attention(
             q,
             k,
@@ -92,15 +92,16 @@ class WindowAttention(AttentionPart):
         dim: channels C.
         num_heads: N.
         window_size: K.
-        shifted: whether the grid of windows is moved by K // 2 rows and columns; along an axis that
-            is no longer than the window it is not.
+        shifted: whether the grid of windows is shifted by K // 2 rows and columns. It is not
+            shifted along an axis with at most K pixels.
         backend: path of ``convattn.ops.window_attention``.
 
     Raises:
         ValueError: sizes that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after Swin (arXiv
-    2103.14030), section 3.2. The published code needs maps that the window divides.
+    2103.14030), section 3.2. The published code requires maps whose sides are multiples of
+    K.
     """
 
     attends_map = True
@@ -131,11 +132,11 @@ class WindowAttention(AttentionPart):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the bias table at small random values."""
+        """Initialize the bias table with small random values."""
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Roll the map, so that the shifted windows become the grid's."""
+        """Roll the map: the shifted windows become the windows of the unshifted grid."""
         rows, columns = self._shifts(x)
         return torch.roll(x, (-rows, -columns), (2, 3)) if rows + columns > 0 else x
 
@@ -159,7 +160,7 @@ class WindowAttention(AttentionPart):
         return self.proj(attended)
 
     def forward_map(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        """Attend from the map that q, k and v are projections of: (B, C, H, W)."""
+        """Project a map to q, k and v and attend, in one operator: (B, C, H, W)."""
         attended = map_window_attention(
             x,
             weights,
@@ -203,8 +204,8 @@ class GlobalAttention(AttentionPart):
     Raises:
         ValueError: sizes that do not fit.
 
-    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT. The paper gives
-    no position term and no projection.
+    ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT. The paper
+    defines no position term and no projection.
     """
 
     supports_tokens = True
@@ -235,7 +236,7 @@ class GlobalAttention(AttentionPart):
     def forward_tokens(
         self, q: Tensor, k: Tensor, v: Tensor, q_tokens: Tensor, k_tokens: Tensor, v_tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attend from pixels and tokens to both: (B, C, ceil(H / s), ceil(W / s)), (B, C, T, 1)."""
+        """Attend jointly over pixels and tokens: (B, C, ceil(H / s), ceil(W / s)), (B, C, T, 1)."""
         q = q[:, :, :: self.stride, :: self.stride]
         H, W, T = q.shape[2], q.shape[3], q_tokens.shape[2]
         y = self._attend(
@@ -257,7 +258,7 @@ class SpatialReductionAttention(GlobalAttention):
         dim: channels C.
         in_chans: channels of the map that is reduced; None for ``dim``.
         num_heads: N.
-        reduction: R; 1 reduces nothing and has no parameters.
+        reduction: R; with 1 the map is not reduced, and the reduction has no parameters.
         stride: s.
         proj: whether a projection follows.
         backend: path of ``convattn.ops.global_attention``.
@@ -266,8 +267,8 @@ class SpatialReductionAttention(GlobalAttention):
         ValueError: sizes that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after PVT (arXiv
-    2102.12122), section 3.3. As in PVT, rows and columns that R leaves over are not reduced; a map
-    smaller than R, which PVT does not take, is padded with zeros.
+    2102.12122), section 3.3. As in PVT, rows and columns beyond the last full R x R patch are
+    ignored. A map smaller than R, which PVT does not support, is padded with zeros.
     """
 
     one_map = False
@@ -303,7 +304,7 @@ class SpatialReductionAttention(GlobalAttention):
         return self.norm(self.reduce(x))
 
     def spread(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Repeat each pixel R x R times; what R leaves over gets the pixel nearest to it."""
+        """Repeat each pixel R x R times; ignored rows and columns get the nearest pixel."""
         for dim, length in ((2, size[0]), (3, size[1])):
             places = torch.arange(length, device=x.device) // self.reduction
             x = x.index_select(dim, places.clamp_max(x.shape[dim] - 1))
@@ -328,9 +329,9 @@ class PatchwiseAttention(AttentionPart):
         ValueError: sizes that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after the patch-wise SAN
-    (arXiv 2004.13621), section 3.2. The network copies k K^2 times, as its batch norm has
-    parameters for each place of the patch; v is not copied. In training, batch norm needs more than
-    one position in the batch.
+    (arXiv 2004.13621), section 3.2. The network copies k K^2 times, because its batch norm
+    has parameters for each position in the patch; v is not copied. In training, batch norm requires
+    more than one position in the batch.
     """
 
     linear_in_values = True
@@ -366,7 +367,7 @@ class PatchwiseAttention(AttentionPart):
         )
 
     def reparameterize(self) -> None:
-        """Fold the norm inside the network into the layer before it, exactly and for good."""
+        """Fold the norm inside the network into the layer before it, permanently."""
         fold_sequence(self.mlp)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -392,7 +393,7 @@ def prepend_tokens(tokens: Tensor, x: Tensor) -> Tensor:
 
 
 def position_grid(x: Tensor) -> Tensor:
-    """Return columns and rows as numbers from -1 to 1, like ``x`` in type: (1, 2, H, W)."""
+    """Return the coordinates (x, y) from -1 to 1 in the dtype of ``x``: (1, 2, H, W)."""
     check_map(x)
     H, W = x.shape[2], x.shape[3]
     rows, columns = _from_minus_one_to_one(H, x), _from_minus_one_to_one(W, x)
@@ -400,8 +401,8 @@ def position_grid(x: Tensor) -> Tensor:
 
 
 def _from_minus_one_to_one(size: int, like: Tensor) -> Tensor:
-    """``torch.linspace(-1, 1, size)``, which would compile and export for this size alone."""
-    # counted in float32 at least: bfloat16 knows no integer beyond 256
+    """Return ``torch.linspace(-1, 1, size)``, in a form that exports for any size."""
+    # in float32 or float64: bfloat16 does not represent all integers above 256
     dtype = torch.promote_types(like.dtype, torch.float32)
     places = torch.arange(size, device=like.device, dtype=dtype)
     return (places * (2 / max(size - 1, 1)) - 1).to(like.dtype)

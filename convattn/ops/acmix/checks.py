@@ -1,4 +1,4 @@
-"""What the convolution path of ACmix takes, and what it says of anything else.
+"""Checks of the arguments of ACmix's convolution path.
 
 J groups of d channels each, of q, then of k, then of v; K^2 maps and N outputs per channel.
 """
@@ -22,14 +22,14 @@ def check_groups(
     stride: int,
     dilation: int,
 ) -> int:
-    """Raise unless the maps are groups that the layer takes; return their number J."""
+    """Raise an error unless the fully connected layer takes the maps' groups; return J."""
     groups = check_maps(q, k, v, head_dim, stride, dilation)
     check_layer(fc_weight, fc_bias, groups, head_dim)
     return groups
 
 
 def check_layer(fc_weight: Tensor, fc_bias: Tensor | None, groups: int, head_dim: int) -> None:
-    """Raise unless the fully connected layer takes J groups."""
+    """Raise an error unless the fully connected layer takes J groups."""
     check_tensor("fc_weight", fc_weight)
     if fc_weight.shape[1:] not in ((groups,), (groups, 1, 1)):
         raise ValueError(
@@ -46,7 +46,7 @@ def check_layer(fc_weight: Tensor, fc_bias: Tensor | None, groups: int, head_dim
 
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dilation: int) -> int:
-    """Raise unless the maps are of one size, in groups of d channels; return their number J."""
+    """Raise an error unless the maps have one size and groups of d channels; return J."""
     check_positive("stride", stride)
     check_positive("dilation", dilation)
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -61,14 +61,14 @@ def check_maps(q: Tensor, k: Tensor, v: Tensor, head_dim: int, stride: int, dila
 
 
 def check_widths(channels: Sequence[int], head_dim: int) -> int:
-    """Raise unless q, k and v are groups of d channels; return their number J."""
+    """Raise an error unless q, k and v have groups of d channels; return J."""
     for name, width in zip("qkv", channels, strict=True):
         check_divisible(f"channels of {name}", width, "head_dim", head_dim)
     return sum(width // head_dim for width in channels)
 
 
 def check_kernels(dep_weight: Tensor, maps: int, head_dim: int) -> None:
-    """Raise unless these are square, odd kernels for ``maps`` maps, as many for each channel."""
+    """Raise an error unless kernels are square, odd, and fit ``maps`` maps per channel."""
     check_tensor("dep_weight", dep_weight)
     if dep_weight.dim() != 4 or dep_weight.shape[2] != dep_weight.shape[3]:
         raise ValueError(
@@ -85,7 +85,7 @@ def check_kernels(dep_weight: Tensor, maps: int, head_dim: int) -> None:
 
 
 def check_folded(kernels: Tensor, groups: int, head_dim: int) -> None:
-    """Raise unless these are square, odd kernels for J groups, or for one more, of ones."""
+    """Raise an error unless kernels are square, odd, and fit J groups, or J + 1 with a bias."""
     check_tensor("kernels", kernels)
     fits = kernels.dim() == 4 and kernels.shape[2] == kernels.shape[3]
     if not fits or kernels.shape[1] not in (groups, groups + 1):
@@ -98,7 +98,7 @@ def check_folded(kernels: Tensor, groups: int, head_dim: int) -> None:
 
 
 def check_square(maps: int) -> int:
-    """Raise unless these are K^2 maps of an odd K; return K."""
+    """Raise an error unless the number of maps is K^2 with an odd K; return K."""
     kernel_size = round(maps**0.5)
     if kernel_size**2 != maps or kernel_size % 2 == 0:
         raise ValueError(f"fc_weight must give K^2 maps of an odd K, got {maps}")

@@ -2,8 +2,8 @@
 
 B batch, H W size of the map, J groups of d channels each (those of q, then of k, then of v), M =
 K^2 maps per channel, N outputs per channel, K kernel, s stride. Maps are (B, C, H, W) with the
-groups one after another in C; the result has its channels in the order (d, N), as published
-checkpoints do.
+channels of each group adjacent in C. The channels of the result have the order (d, N), as in
+published checkpoints.
 
 | path        | computes                                                                        |
 |-------------|---------------------------------------------------------------------------------|
@@ -11,7 +11,7 @@ checkpoints do.
 | "grouped"   | the fully connected layer, then the convolution from M to N maps in each group  |
 | "reference" | the formula: K^2 copies of the M maps, einsum                                   |
 
-`convattn.ops.acmix.from_map` computes the same from the map that q, k and v are projections of.
+`convattn.ops.acmix.from_map` computes the same result from the input map of q, k and v.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class ConvolutionCall(Call):
 
     @property
     def groups(self) -> int:
-        """J."""
+        """The number of groups J."""
         return self.fc_weight.shape[1]
 
     @property
     def outputs(self) -> int:
-        """N."""
+        """The number of outputs per channel N."""
         return self.dep_weight.shape[0] // self.head_dim
 
     @property
     def kernel_size(self) -> int:
-        """K."""
+        """The kernel size K."""
         return self.dep_weight.shape[3]
 
 
@@ -116,7 +116,7 @@ def _convolve_grouped(
     return convolve(x.flatten(1, 2), dep_weight, stride, dilation, groups=head_dim)
 
 
-# A `LayersCall` asks which of "folded" and "grouped" a deployed layer is.
+# With a `LayersCall`, the choice between "folded" and "grouped" is made for a deployed layer.
 ACMIX_CONVOLUTION: Operator[ConvolutionCall | LayersCall] = Operator(
     "acmix_convolution",
     Path("reference", reference.acmix_convolution, "the formula"),
@@ -159,8 +159,8 @@ def acmix_convolution(
         fc_bias: (K^2,) or None.
         stride: s.
         dilation: r.
-        backend: "auto", "folded", "grouped" or "reference". "auto" folds while that is no more
-            work: J N K^2 multiplications for each channel and pixel against J K^2 s^2 + N K^4.
+        backend: "auto", "folded", "grouped" or "reference". "auto" takes "folded" unless it has
+            more multiplications per channel and pixel: J N K^2 > J K^2 s^2 + N K^4.
 
     Returns:
         A map (B, d N, ceil(H / s), ceil(W / s)), channels in the order (d, N).
@@ -188,10 +188,10 @@ def folded_convolution(
     stride: int = 1,
     dilation: int = 1,
 ) -> Tensor:
-    """Compute ``acmix_convolution`` with kernels that `fuse.fold_fc_group_conv` made before.
+    """Compute ``acmix_convolution`` with the folded kernels of `fuse.fold_fc_group_conv`.
 
     ``y[c, n, i] = sum_j sum_t kernels[c N + n, j, t] g_j[c, s i + r (t - K // 2)]``, g_j the groups
-    of q, k and v, and a last one of ones where ``kernels`` has one more: the bias of the layer
+    of q, k and v. If ``kernels`` has J + 1 groups, the last group is 1: the bias of the layer
 
     Args:
         q: queries (B, C_q, H, W).
@@ -229,7 +229,7 @@ def shift_convolution(
     stride: int = 1,
     dilation: int = 1,
 ) -> Tensor:
-    """Compute ``acmix_convolution`` with the kernels of ``shift_kernels``, by moving tensors.
+    """Compute ``acmix_convolution`` with the kernels of ``shift_kernels``, by shifting tensors.
 
     ``y[c, n, i] = sum_m f[c, m, s i + r (t_m - K // 2)]``, t_m = (m // K, m % K), zero outside
 
@@ -239,7 +239,7 @@ def shift_convolution(
         v: values (B, C_v, H, W).
         fc_weight: (K^2, J) or (K^2, J, 1, 1).
         head_dim: d.
-        num_outputs: N, outputs per channel, all alike.
+        num_outputs: N, outputs per channel, which are equal.
         fc_bias: (K^2,) or None.
         stride: s.
         dilation: r.
@@ -251,8 +251,8 @@ def shift_convolution(
         TypeError: maps that are not floating point, sizes that are not integers.
         ValueError: shapes, sizes or a backend that do not fit.
 
-    ACmix (arXiv 2111.14556), "Improved Shift and Summation": the tensor shifts that its ablation
-    starts from.
+    ACmix (arXiv 2111.14556), "Improved Shift and Summation": the tensor shifts that are the
+    baseline of its ablation.
     """
     check_groups(q, k, v, fc_weight, fc_bias, head_dim, stride, dilation)
     check_positive("num_outputs", num_outputs)
@@ -268,6 +268,6 @@ def shift_convolution(
 
 
 def convolve(x: Tensor, kernels: Tensor, stride: int, dilation: int, groups: int = 1) -> Tensor:
-    """Convolve a map that zeros surround, so that a stride of 1 keeps its size."""
+    """Convolve a map with zero padding, so that a stride of 1 keeps the size of the map."""
     padding = dilation * (int(kernels.shape[3]) // 2)  # sizes are tensors where a model is traced
     return F.conv2d(x, kernels, None, stride, padding, dilation, groups)

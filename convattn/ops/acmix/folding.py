@@ -1,8 +1,8 @@
-"""Weight arithmetic of ACmix's convolution path: from the map that q, k and v are projected from.
+"""Fold the weights of ACmix's convolution path, so that it reads the input map of q, k and v.
 
-C_in channels of that map, J groups of d channels (of q, then of k, then of v), M = K^2 maps per
-channel, N outputs per channel, K kernel. q, k and v are linear in the map, so that the layers after
-them can take the map itself.
+C_in channels of the input map, J groups of d channels (of q, then of k, then of v), M = K^2 maps
+per channel, N outputs per channel, K kernel size. The projections to q, k and v are linear, so that
+they can be folded into the layers that follow.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from convattn.ops.fuse import fold_fc_group_conv, widened
 
 @dataclass(frozen=True)
 class Connected:
-    """A projection to R maps for each of d channels, and the group convolution that takes them.
+    """A projection to R maps for each of d channels, and a group convolution of these maps.
 
     Attributes:
-        weight: of the projection (d, R, C_in).
-        bias: of the projection (d, R).
-        kernels: of the convolution with d groups (d N, R, K, K).
+        weight: weight of the projection (d, R, C_in).
+        bias: bias of the projection (d, R).
+        kernels: weight of the convolution with d groups (d N, R, K, K).
     """
 
     weight: Tensor
@@ -33,9 +33,13 @@ class Connected:
     kernels: Tensor
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """Return both layers as one: (d N, C_in, K, K), and what a map of ones adds (d N, 1, K, K).
+        """Fold both layers into one convolution.
 
-        The bias of the projection ends where the map does: zero padding cuts it off.
+        The convolution pads with zeros after the projection, so that the bias of the projection is
+        0 outside the map. The border kernels convolve a map of ones, which is padded in this way.
+
+        Returns:
+            The kernels (d N, C_in, K, K), and the border kernels (d N, 1, K, K).
         """
         kernels = self.kernels.unflatten(0, (self.weight.shape[0], -1))
         weight = torch.einsum("dnrhw,dri->dnihw", kernels, self.weight)
@@ -52,18 +56,20 @@ def connected(
     *,
     head_dim: int,
 ) -> Connected:
-    """Fold the fully connected layer into the projections, or into the convolution if J < K^2.
+    """Fold the fully connected layer into the projections or into the convolution.
+
+    The convolution is taken if J < K^2 and the layer has no bias.
 
     Args:
-        weights: of the projections to q, k and v, (d times groups, C_in, 1, 1) each.
-        biases: of the projections, (d times groups,) or None each.
+        weights: weights of the projections to q, k and v, (d times groups, C_in, 1, 1) each.
+        biases: biases of the projections, (d times groups,) or None each.
         fc_weight: (M, J) or (M, J, 1, 1).
         fc_bias: (M,) or None.
-        dep_weight: kernels of the group convolution (d N, M, K, K).
+        dep_weight: weight of the group convolution (d N, M, K, K).
         head_dim: d.
 
     Returns:
-        Weights in float32 at least, so that they are rounded once.
+        The two layers; the weights are float32 or float64, so that they are rounded once.
     """
     weights = [widened(w) for w in weights]
     fc, dep_weight = widened(fc_weight.flatten(1)), widened(dep_weight)
@@ -84,9 +90,9 @@ def connected(
 def connectable(
     maps: Sequence[Tensor], fc_weight: Tensor, fc_bias: Tensor | None, head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the groups (B, d, J, H, W) and the weight (M, J) that connects them.
+    """Return the groups (B, d, J, H, W), and the weight (M, J) of the layer that connects them.
 
-    A bias becomes one more group of ones, so that zero padding cuts it off at the border.
+    A bias becomes one more group, of ones, so that the bias is 0 in the zero padding.
     """
     weight = fc_weight.flatten(1)
     if fc_bias is not None:
@@ -95,7 +101,10 @@ def connectable(
 
 
 def interleaved(maps: Sequence[Tensor], head_dim: int, *, ones: bool) -> Tensor:
-    """Return the groups beside one another in each channel: (B, d, J, H, W)."""
+    """Return channel c of all groups, then channel c + 1 of all groups: (B, d, J, H, W).
+
+    ``ones`` appends a group of ones.
+    """
     groups = [x.unflatten(1, (-1, head_dim)).transpose(1, 2) for x in maps]
     if ones:
         groups.append(torch.ones_like(groups[0][:, :, :1]))
@@ -103,10 +112,12 @@ def interleaved(maps: Sequence[Tensor], head_dim: int, *, ones: bool) -> Tensor:
 
 
 def merge_groups(kernels: Tensor, *, groups: int, merged: int) -> Tensor:
-    """Return the kernels of several groups as those of one, with zeros between the groups.
+    """Merge each m neighbouring groups of a convolution into one group.
+
+    The weights between different original groups are 0.
 
     Args:
-        kernels: (d N, R, K, K).
+        kernels: weight of the convolution (d N, R, K, K).
         groups: d.
         merged: m, divides d.
 
@@ -117,21 +128,21 @@ def merge_groups(kernels: Tensor, *, groups: int, merged: int) -> Tensor:
         return kernels
     single = kernels.unflatten(0, (groups // merged, merged, -1)).unsqueeze(3)
     own = torch.eye(merged, dtype=kernels.dtype, device=kernels.device)
-    # (d / m, m, N, m, R, K, K): each of the m sets of outputs has its own of the m sets of inputs
+    # (d / m, m, N, m, R, K, K): 0 unless outputs and inputs belong to the same original group
     return (single * own[:, None, :, None, None, None]).flatten(3, 4).flatten(0, 2)
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Weights of the convolution path in the deployed form, of a map (B, C_in, H, W).
+    """Weights of the convolution path in the deployed form, which reads a map (B, C_in, H, W).
 
-    ``y = conv(connect(x)) + border * 1``
+    ``y = conv(connect(x)) + border * 1``, where ``border * 1`` is the convolution of a map of ones
 
     Attributes:
-        kernels: of ``conv``.
-        groups: of ``conv``.
+        kernels: weight of ``conv``.
+        groups: number of groups of ``conv``.
         connect: weight (d R, C_in, 1, 1) and bias (d R,) of a 1x1 convolution, or None.
-        border: kernels (d N, 1, K, K) of a map of ones, or None.
+        border: weight (d N, 1, K, K) of the convolution of a map of ones, or None.
     """
 
     kernels: Tensor
@@ -142,10 +153,10 @@ class Folded:
 
 @dataclass
 class FoldCall(Call):
-    """Sizes of a convolution path that is folded once.
+    """Sizes of a convolution path whose weights are folded once.
 
-    A projection from C_in channels to R maps for each of d channels, and a group convolution to N
-    outputs for each.
+    The path has a projection from C_in channels to R maps for each of d channels, and a group
+    convolution to N outputs for each of d channels.
     """
 
     in_chans: int
@@ -157,7 +168,7 @@ class FoldCall(Call):
 
     @property
     def merged(self) -> int:
-        """How many neighbouring groups are convolved as one."""
+        """The number of neighbouring groups that are merged into one group."""
         merged = 1
         while (
             self.head_dim % (2 * merged) == 0 and 2 * merged * self.outputs <= tuned.MERGED_OUTPUTS
@@ -167,7 +178,10 @@ class FoldCall(Call):
 
 
 def _is_dense_faster(call: FoldCall) -> bool:
-    """Compare multiplications for one pixel of the result."""
+    """Return whether one dense convolution is estimated to be faster than two layers.
+
+    The estimate is the number of multiplications per pixel of the result.
+    """
     C, taps = call.head_dim * call.outputs, call.kernel_size**2
     projection = call.head_dim * call.maps * call.in_chans * call.stride**2
     grouped = C * call.maps * call.merged * taps
@@ -190,25 +204,25 @@ def _as_two(parts: Connected, merged: int) -> Folded:
 
 FOLD_MAP_CONVOLUTION: Operator[FoldCall] = Operator(
     "fold_map_convolution",
-    Path("connected", _as_two, "one core: (128, 28x28) 10 ms, dense 15; (256, 14x14) 7, 14"),
+    Path("connected", _as_two, "one core: (128, 28x28) 10 ms, dense 15; (256, 14x14) 7, dense 14"),
     Path(
         "dense",
         _as_dense,
-        "one core: (64, 56x56) 15 ms, connected 16; (128, 56x56) with stride 2 16, 48",
+        "one core: (64, 56x56) 15 ms, connected 16; (128, 56x56), stride 2: 16, connected 48",
         prefers=_is_dense_faster,
     ),
-    named=False,
 )
 
 
-def fold_map_convolution(parts: Connected, *, stride: int) -> Folded:
-    """Fold a projection and a group convolution into what is faster: one convolution, or two.
+def fold_map_convolution(parts: Connected, *, stride: int, backend: str = "auto") -> Folded:
+    """Fold a projection and a group convolution into one or two convolutions, the faster form.
 
     Args:
-        parts: the two layers.
-        stride: of the group convolution.
+        parts: the projection and the group convolution.
+        stride: stride of the group convolution.
+        backend: "auto", "dense" or "connected".
     """
     d, R, C_in = parts.weight.shape
     C, _, K, _ = parts.kernels.shape
     call = FoldCall(C_in, d, R, C // d, K, stride)
-    return FOLD_MAP_CONVOLUTION.choose(call).run(parts, call.merged)
+    return FOLD_MAP_CONVOLUTION.choose(call, backend).run(parts, call.merged)

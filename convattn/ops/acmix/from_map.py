@@ -1,13 +1,13 @@
-"""The convolution path of ACmix from the map that q, k and v are projections of.
+"""The convolution path of ACmix on the input map of the projections to q, k and v.
 
-B batch, C_in channels and H W size of the map; the other letters are those of
-`convattn.ops.acmix.convolution`. q, k and v are linear in the map, so that the convolution can take
-the map in their place, and the projections' gradients come from the folded weights.
+B batch, C_in channels and H W size of the map; the other symbols are those of
+`convattn.ops.acmix.convolution`. The projections are linear, so that they can be folded into the
+convolution. Autograd computes the gradients of the projections through the folded weights.
 
 | path                              | computes                                                  |
 |-----------------------------------|-----------------------------------------------------------|
 | "dense"                           | projections and both layers as one convolution of the map |
-| "connected"                       | a projection to the M maps per channel, then their group  |
+| "connected"                       | a projection to the M maps per channel, then the group    |
 |                                   | convolution                                               |
 | "projected"                       | q, k and v, then `acmix_convolution`                      |
 | "folded", "grouped", "reference"  | q, k and v, then that path of `acmix_convolution`         |
@@ -37,9 +37,10 @@ from convattn.ops.dispatch import Call, Operator, Path
 
 @dataclass
 class MapCall(Call):
-    """What the path depends on: no size of the map, so that one compiled graph serves every size.
+    """The arguments on which the choice of the path depends.
 
-    ``alone`` is whether nothing else needs q, k and v.
+    The size of the map is not among them, so that one compiled graph computes every size. ``alone``
+    is True if no other operator needs q, k and v.
     """
 
     x: Tensor
@@ -49,7 +50,7 @@ class MapCall(Call):
 
     @property
     def measured(self) -> bool:
-        """Whether this is what was measured: PyTorch's operators on a CPU."""
+        """Whether the preferences were measured for the call: on a CPU, without export."""
         return self.device == "cpu" and not self.exporting
 
 
@@ -58,7 +59,7 @@ def _is_narrow(call: MapCall) -> bool:
 
 
 def _copies_more(call: MapCall) -> bool:
-    """Whether q, k and v cost more than the maps that the fully connected layer makes of them."""
+    """Whether q, k and v cost more than the K^2 maps per channel of the fully connected layer."""
     return call.measured and (call.alone or call.outputs > tuned.PROJECTED_OUTPUTS)
 
 
@@ -78,7 +79,7 @@ def _convolve_connected(
 
 
 def _projected(backend: str) -> Callable[..., Tensor]:
-    """Return the path that projects, and then takes a path of `acmix_convolution`."""
+    """Return a path that computes q, k and v, and then a path of `acmix_convolution`."""
 
     def run(
         x: Tensor,
@@ -104,22 +105,22 @@ CONVOLUTION_PATH: Operator[MapCall] = Operator(
     Path(
         "dense",
         _convolve_dense,
-        "one core, with gradients: (64, 56x56) 53 ms, projected 95; (128, 56x56) with stride 2 90, "
-        "182; (128, 28x28) 43, 52",
+        "one core, with gradients: (64, 56x56) 53 ms, projected 95; (128, 56x56), stride 2: 90, "
+        "projected 182; (128, 28x28) 43, projected 52",
         prefers=_is_narrow,
     ),
     Path(
         "connected",
         _convolve_connected,
         "one core, with gradients: (192, 28x28), N = 6: 58 ms, projected 66, dense 84; "
-        "(384, 14x14), N = 12: 29, 39, 75",
+        "(384, 14x14), N = 12: 29, projected 39, dense 75",
         prefers=_copies_more,
     ),
     Path(
         "projected",
         _projected("auto"),
-        "one core, with gradients: (256, 14x14), N = 4: 26 ms, connected 27, dense 41; the others "
-        "were not measured elsewhere, and an exported layer keeps its own operators",
+        "one core, with gradients: (256, 14x14), N = 4: 26 ms, connected 27, dense 41; on other "
+        "devices the paths were not measured, and an exported layer needs its own operators",
     ),
     Path("folded", _projected("folded"), "it is a path of `acmix_convolution`"),
     Path("grouped", _projected("grouped"), "it is a path of `acmix_convolution`"),
@@ -136,14 +137,14 @@ def convolution_path(
     alone: bool = False,
     backend: str = "auto",
 ) -> str:
-    """Return what to convolve: "dense" or "connected" for ``x``, "projected" for its q, k and v.
+    """Return the path of the convolution: "dense" or "connected" from x, "projected" from q, k, v.
 
     Args:
-        x: the map (B, C_in, H, W) that q, k and v are projections of.
+        x: the input map of the projections (B, C_in, H, W).
         head_dim: d.
         out_chans: d N.
         stride: s.
-        alone: whether nothing else needs q, k and v.
+        alone: whether no other operator needs q, k and v.
         backend: "auto", or a path of ``acmix_convolution``, which takes q, k and v.
 
     Raises:
@@ -167,12 +168,12 @@ def map_convolution(
     dilation: int = 1,
     path: str = "dense",
 ) -> Tensor:
-    """Compute ``acmix_convolution`` from the map that q, k and v are projected from.
+    """Compute the projections to q, k and v, then ``acmix_convolution``, in the folded form.
 
     Args:
         x: the map (B, C_in, H, W).
-        weights: of the 1x1 convolutions that make q, k and v, (C_q, C_in, 1, 1) and so on.
-        biases: of the same, (C_q,) and so on, or None.
+        weights: weights of the projections, (C_q, C_in, 1, 1), (C_k, C_in, 1, 1) and so on.
+        biases: biases of the projections, (C_q,) and so on, or None.
         fc_weight: (K^2, J) or (K^2, J, 1, 1).
         dep_weight: kernels of the group convolution (d N, K^2, K, K).
         head_dim: d.
@@ -188,7 +189,7 @@ def map_convolution(
         TypeError: a map that is not floating point, sizes that are not integers.
         ValueError: shapes, sizes or a path that do not fit.
 
-    ACmix (arXiv 2111.14556), the convolution path; that the projections can be folded too is ours.
+    ACmix (arXiv 2111.14556), the convolution path. The paper does not fold the projections.
     """
     check_choice("path", path, _PATHS)
     check_positive("stride", stride)

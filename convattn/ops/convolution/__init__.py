@@ -1,1 +1,1 @@
-"""Convolutions with paths of their own: depth-wise, followed by a GELU, feed-forward networks."""
+"""Convolutions: depth-wise, with a GELU, and feed-forward networks."""

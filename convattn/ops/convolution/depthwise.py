@@ -1,8 +1,8 @@
 """Depth-wise convolution with a fast gradient of its weight.
 
 oneDNN has a fast kernel for the gradient of a 3x3 depth-wise weight, and none for larger ones: in
-bfloat16 the gradient of a 5x5 weight takes 20 times as long as the forward pass. It is computed
-from gradients of 3x3 weights that cover the larger one, each of a shifted map.
+bfloat16 the gradient of a 5x5 weight takes 20 times as long as the forward pass. The path "threes"
+computes it from gradients of 3x3 weights that cover the larger weight, each with a shifted map.
 
 | path        | computes                                                      |
 |-------------|---------------------------------------------------------------|
@@ -25,7 +25,7 @@ from convattn.ops.processor import onednn_computes
 
 @dataclass
 class DepthwiseCall(Call):
-    """Arguments of `depthwise_conv2d`, in the type that autocast chooses."""
+    """Arguments of `depthwise_conv2d`, in the dtype of autocast."""
 
     x: Tensor
     weight: Tensor
@@ -36,7 +36,7 @@ class DepthwiseCall(Call):
 
     @property
     def kernel_size(self) -> int:
-        """K."""
+        """The kernel size K."""
         return self.weight.shape[-1]
 
 
@@ -49,13 +49,13 @@ def _threes_refuse(call: DepthwiseCall) -> str | None:
     if call.x.dtype != call.weight.dtype:
         return "the map and the weight must have one type"
     if call.compiling:
-        return "its backward pass is no operator of PyTorch"
+        return "its backward pass is not an operator of PyTorch"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     return None
 
 
-def _threes_pay(call: DepthwiseCall) -> bool:
+def _prefers_threes(call: DepthwiseCall) -> bool:
     half = call.dtype == torch.bfloat16 and call.device == "cpu"
     wide = call.kernel_size > 3 and call.stride == 1
     return half and wide and call.grad and not call.compiling and onednn_computes(call.dtype)
@@ -80,23 +80,22 @@ DEPTHWISE: Operator[DepthwiseCall] = Operator(
     Path(
         "reference",
         _convolve,
-        "PyTorch's operator: with AVX2 alone, in bfloat16, 1.5x to 2x as fast as threes",
+        "PyTorch's operator; without AVX-512, in bfloat16, 1.5x to 2x as fast as threes",
     ),
     Path(
         "threes",
         _convolve_by_threes,
         "weight gradient in bfloat16 6.2x to 6.7x; float32 1.1x to 1.25x, not taken",
         _threes_refuse,
-        _threes_pay,
+        _prefers_threes,
     ),
-    named=False,
 )
 
 
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    """``conv2d(x, weight, bias, stride, padding, dilation)`` for a weight (C, 1, k, k)."""
+    """Return the depth-wise ``conv2d`` for a weight (C, 1, k, k), with C groups."""
     if x.is_cpu and x.dtype != torch.float64 and autocasts("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight = x.to(dtype), weight.to(dtype)
@@ -118,7 +117,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # a gradient of the gradient is required
+        if torch.is_grad_enabled():  # a second derivative is required
             gradients = _gradients(grad, x, weight, ctx.padding, ctx.dilation, needed)
             return *gradients, None, None
         grad_x = grad_weight = grad_bias = None
@@ -133,7 +132,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
-    """Return the gradient of a weight (C, 1, k, k), k at least 3, for 3x3 elements at a time."""
+    """Return the gradient of a weight (C, 1, k, k), k at least 3, 3x3 elements at a time."""
     k = weight.shape[-1]
     starts = [*range(0, k - 3, 3), k - 3]
     height, width = (n + 2 * dilation for n in grad.shape[2:])

@@ -34,7 +34,7 @@ def _count_flops(
     return conv_flop_count(list(x_shape), list(weight_shape), list(out_shape))
 
 
-# PyTorch has the operator without a formula.
+# PyTorch has no FLOP formula for this operator.
 if hasattr(torch.ops.mkldnn, _NAME) and getattr(torch.ops.mkldnn, _NAME) not in flop_registry:
     register_flop_formula(getattr(torch.ops.mkldnn, _NAME))(_count_flops)
 
@@ -51,9 +51,9 @@ class ConvGeluCall(Call):
 
 
 def has_kernel(dtype: torch.dtype) -> bool:
-    """Whether PyTorch has the fused operator, and the processor what it needs for the type."""
-    switched_on = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, _NAME)
-    return bool(switched_on and onednn_computes(dtype))
+    """Return whether PyTorch has the fused operator, and oneDNN supports the dtype on this CPU."""
+    is_enabled = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, _NAME)
+    return bool(is_enabled and onednn_computes(dtype))
 
 
 def _onednn_refuses(call: ConvGeluCall) -> str | None:
@@ -64,13 +64,13 @@ def _onednn_refuses(call: ConvGeluCall) -> str | None:
         return f"oneDNN does not convolve {call.dtype} on this machine"
     if not call.alike:
         return "the map, the weight and the bias must have one type"
-    # The kernel keeps the layout of channels-last maps, and converts others twice.
+    # For maps in other layouts the kernel converts the layout before and after the convolution.
     if not call.x.is_contiguous(memory_format=torch.channels_last):
         return "it needs a map with channels last"
     return None if call.x.numel() > 0 else "the map has no pixel"
 
 
-def _onednn_pays(call: ConvGeluCall) -> bool:
+def _prefers_onednn(call: ConvGeluCall) -> bool:
     return call.device == "cpu" and call.dtype in DTYPES and not call.compiling
 
 
@@ -89,21 +89,20 @@ def _in_two_steps(
 # Measured on one core with AVX-512, batch 8, in the FFNs of GLNet.
 CONV_GELU: Operator[ConvGeluCall] = Operator(
     "conv2d_gelu",
-    Path("reference", _in_two_steps, "gradients need the input of the GELU"),
+    Path("reference", _in_two_steps, "a gradient needs the input of the GELU"),
     Path(
         "onednn",
         _fused,
-        "FFN in bfloat16 1.5x at (96, 56), 1.1x at (384, 14); float32 more",
+        "FFN in bfloat16 1.5x at (96, 56x56), 1.1x at (384, 14x14); in float32 more",
         _onednn_refuses,
-        _onednn_pays,
+        _prefers_onednn,
     ),
-    named=False,
 )
 
 
 def conv2d_gelu(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: int = 0, groups: int = 1
 ) -> Tensor:
-    """``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))`` with the exact GELU."""
+    """Return the exact ``gelu(conv2d(x, weight, bias, padding=padding, groups=groups))``."""
     y: Tensor = CONV_GELU(ConvGeluCall(x, weight, bias, padding, groups))
     return y

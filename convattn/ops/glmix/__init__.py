@@ -1,1 +1,1 @@
-"""GLMix: slots that gather a map softly and give it back."""
+"""GLMix: soft clustering of a map into slots, and dispatching of the slots to the map."""

@@ -23,14 +23,14 @@ class ScaledCall(Call):
 
     @property
     def grad(self) -> bool:
-        """Whether a gradient is required of a tensor or of the scale."""
+        """Whether gradients are enabled, and a tensor or the scale requires a gradient."""
         if not torch.is_grad_enabled():
             return False
         return super().grad or (isinstance(self.scale, Tensor) and self.scale.requires_grad)
 
     @property
     def plain(self) -> bool:
-        """Whether the tensors and the scale are PyTorch's own, and the scale has a value."""
+        """Whether the tensors are plain, and the scale is a number or a plain tensor."""
         number = isinstance(self.scale, (int, float)) or type(self.scale) in (Tensor, Parameter)
         return number and super().plain
 
@@ -42,17 +42,17 @@ class MapCall(ScaledCall):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the map, or that of autocast where it is on."""
+        """The dtype of the map, or the dtype of autocast if autocast is enabled."""
         return result_type(self.u)
 
     @property
     def pixels(self) -> int:
-        """Pixels of the map; a symbol where sizes are symbols."""
+        """The number of pixels of the map; a symbol if sizes are symbols."""
         return self.u.shape[2] * self.u.shape[3]
 
     @property
     def symbolic(self) -> bool:
-        """Whether sizes are symbols, or a compiled program is traced, where they may be."""
+        """Whether sizes are symbols, or may be since a program is traced."""
         return self.compiling or not isinstance(self.pixels, int)
 
 
@@ -87,10 +87,10 @@ class ClusterAndDispatchCall(MapCall):
 
     @property
     def grad(self) -> bool:
-        """Whether gradients are enabled: parameters of ``attend`` may require one."""
+        """Whether gradients are enabled: parameters of ``attend`` may require a gradient."""
         return torch.is_grad_enabled()
 
     @property
     def autocast(self) -> bool:
-        """No: each path converts the tensors to the type of autocast itself."""
+        """False: each path converts the tensors to the dtype of autocast."""
         return False

@@ -8,7 +8,7 @@ from convattn.checks import check_map, check_positive, check_tensor
 
 
 def check_grid(grid: tuple[int, int]) -> None:
-    """Raise unless ``grid`` is (rows, columns), both positive integers."""
+    """Raise an error unless ``grid`` is (rows, columns), both positive integers."""
     if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise ValueError(f"grid must be (rows, columns), got {grid!r}")
     check_positive("rows of the grid", grid[0])
@@ -16,7 +16,7 @@ def check_grid(grid: tuple[int, int]) -> None:
 
 
 def check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
-    """Return slots (B, M, C); raise unless they are those of the map ``u``, or (1, M, C)."""
+    """Return slots (B, M, C); raise an error unless they are (B or 1, M, C) for the map ``u``."""
     check_map(u, "u")
     check_tensor(name, slots)
     B, C = u.shape[:2]
@@ -32,7 +32,7 @@ def check_slots(slots: Tensor, u: Tensor, name: str) -> Tensor:
 
 
 def check_number(slots: Tensor, prototypes: Tensor) -> None:
-    """Raise unless there are as many slots as prototypes."""
+    """Raise an error unless there are as many slots as prototypes."""
     if prototypes.shape[1] != slots.shape[1]:
         raise ValueError(
             f"prototypes and slots must be equally many, got {prototypes.shape[1]} and "
@@ -41,16 +41,16 @@ def check_number(slots: Tensor, prototypes: Tensor) -> None:
 
 
 def check_scale(scale: Tensor | float) -> None:
-    """Raise unless ``scale`` is a number or a tensor with one number."""
+    """Raise an error unless ``scale`` is a number or a tensor with one number."""
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
-            raise ValueError(f"scale must hold one number, got shape {tuple(scale.shape)}")
+            raise ValueError(f"scale must have one element, got shape {tuple(scale.shape)}")
     elif not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or a tensor, got {scale!r}")
 
 
 def check_attended(slots: Tensor, prototypes: Tensor, u: Tensor) -> Tensor:
-    """Return the attended slots (B, M, C); raise unless they are as many as the prototypes."""
+    """Return the attended slots (B, M, C); raise an error unless each prototype has one."""
     slots = check_slots(slots, u, "attended slots")
     check_number(slots, prototypes)
     return slots

@@ -1,11 +1,11 @@
-"""Vectors of length 1: what the cosines of GLMix are products of.
+"""Unit vectors, whose products are the cosines of GLMix.
 
-A vector that is not longer than `MIN_NORM` has no direction: it becomes 0.
+A vector with a norm of `MIN_NORM` or less has no direction: its unit vector is set to 0.
 
 | path        | computes                                                             |
 |-------------|----------------------------------------------------------------------|
 | "native"    | slots, in one pass, without gradients: `convattn.ops.kernels.native` |
-| "reference" | by PyTorch's operators                                               |
+| "reference" | slots, by PyTorch's operators                                        |
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class DirectionsCall(ScaledCall):
 
 
 def directions(x: Tensor) -> Tensor:
-    """Return vectors of length 1 along the last dimension; 0 for those without a direction."""
-    # Half precision overflows in the squares: the norm is taken in float32 at least.
+    """Return unit vectors along the last dimension; 0 for vectors without a direction."""
+    # Squares overflow in half precision, so that the norm is computed in float32 or float64.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
     inverse = (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
     return (x * inverse).to(x.dtype)
 
 
 def inverse_length(u: Tensor) -> Tensor:
-    """Return ``1 / |u|`` (B, P) in float32 at least; 0 for a vector without a direction."""
+    """Return ``1 / |u|`` (B, P) in float32 or float64; 0 for a vector without a direction."""
     length = torch.linalg.vector_norm(u, dim=-1, dtype=wide_dtype(u))
     return torch.threshold_(length, MIN_NORM, torch.inf).reciprocal_()
 
@@ -62,12 +62,11 @@ DIRECTIONS: Operator[DirectionsCall] = Operator(
         conditions.refuses,
         prefers=lambda call: not call.compiling,
     ),
-    named=False,
 )
 
 
 def scaled_directions(slots: Tensor, scale: Tensor | float) -> Tensor:
-    """Return ``scale * slots / |slots|`` (B, M, C): the logits are their products with pixels.
+    """Return ``scale * slots / |slots|`` (B, M, C), whose products with unit pixels are logits.
 
     Args:
         slots: (B, M, C).

@@ -33,8 +33,8 @@ def _assign(centroids: Tensor, units: Tensor) -> Tensor:
 
 
 def _means(members: Tensor, tokens: Tensor, centroids: Tensor) -> Tensor:
-    """Return the mean of the members of each slot; the centroid where a slot has none."""
+    """Return the mean of the members of each slot; the old centroid if a slot has no members."""
     count = members.sum(dim=2, keepdim=True)
-    # Divided before the product: a sum of thousands of pixels is beyond half precision.
+    # The division is before the product: a sum of thousands of pixels may overflow in float16.
     weights = (members / count.clamp_min(1).to(wide_dtype(tokens))).to(tokens.dtype)
     return torch.where(count > 0, weights @ tokens, centroids)

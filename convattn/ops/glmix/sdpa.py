@@ -1,4 +1,4 @@
-"""The path "sdpa" of GLMix: ``scaled_dot_product_attention`` on vectors of length 1.
+"""The path "sdpa" of GLMix: ``scaled_dot_product_attention`` on unit vectors.
 
 B batch, C channels, H W size of the map, M slots. Clustering and dispatching are attention with one
 head each: slots attend to pixels, and pixels to slots.

@@ -1,12 +1,13 @@
-"""The paths "shared" and "native" of GLMix: similarities once, for clustering and dispatching.
+"""The paths "shared" and "native" of GLMix: clustering and dispatching share the similarities.
 
 B batch, C channels, P = HW pixels, M slots; ``keys`` (B, M, C) and tiles as in `tiled.py`. Both
-steps compare the same slots with the same pixels: ``e = exp(keys . u / |u|)`` (B, P, M) serves
-both. Its columns divided by their sums are the weights of clustering, its rows divided by theirs
-those of dispatching. No maximum is subtracted from the logits, which are cosines times the inverse
-temperature: up to `MAX_SCALE` their exponentials, and sums over any map, are numbers of float32.
+steps compare the same slots with the same pixels, so that ``e = exp(keys . u / |u|)`` (B, P, M) is
+computed once. The columns of e divided by their sums are the weights of clustering. The rows of e
+divided by their sums are the weights of dispatching. The logits are cosines times the inverse
+temperature. Up to a scale of `MAX_SCALE`, their exponentials and the sums over any map are finite
+in float32, so that the maximum of the logits is not subtracted.
 
-Two steps on rows have a kernel in C, which the path "native" takes.
+The path "native" computes two operations on rows by kernels in C.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from convattn.ops.reference.glmix import MIN_NORM
 
 MAX_SCALE = 20.0
 
-_COMPILED = "it reads the value of the scale, which a compiled or exported program does not have"
+_COMPILED = "it needs the value of the scale, which is unknown in a compiled or exported program"
 
 
 def refuses(call: ClusterAndDispatchCall) -> str | None:
-    """Return why the path "shared" cannot compute a call, or None where it can."""
+    """Return why the path "shared" cannot compute a call, or None if it can."""
     if not call.on_cpu:
         return f"it computes maps on the CPU, got {call.devices}"
     if call.grad:
-        return "it has no gradient, and gradients are enabled; torch.no_grad() disables them"
+        return "it has no gradient, and one is required; torch.no_grad() disables gradients"
     if call.compiling:
         return _COMPILED
     if call.transformed:
@@ -49,7 +50,7 @@ def refuses(call: ClusterAndDispatchCall) -> str | None:
 
 
 def natively_refuses(call: ClusterAndDispatchCall) -> str | None:
-    """Return why the path "native" cannot compute a call, or None where it can."""
+    """Return why the path "native" cannot compute a call, or None if it can."""
     return conditions.refuses(call) or _limits_refuse(call)
 
 
@@ -57,15 +58,15 @@ def _limits_refuse(call: ClusterAndDispatchCall) -> str | None:
     if call.compiling:
         return _COMPILED
     if call.stride != 1:
-        return f"it dispatches to all pixels of the map, got stride={call.stride}"
+        return f"it supports stride=1 only, got stride={call.stride}"
     scale = float(call.scale)
     if not abs(scale) <= MAX_SCALE:
-        return f"it takes exponentials for scales of up to {MAX_SCALE:g}, got scale={scale:g}"
+        return f"it supports scales up to {MAX_SCALE:g}, got scale={scale:g}"
     return None
 
 
 def prefers(call: ClusterAndDispatchCall) -> bool:
-    """Return whether no gradient is required, and there are few enough similarities to keep."""
+    """Return whether no gradient is required, and the similarities are few enough to be stored."""
     if call.grad or call.stride != 1 or not tiled.prefers(call):
         return False
     images, slots, _ = call.prototypes.shape
@@ -73,7 +74,7 @@ def prefers(call: ClusterAndDispatchCall) -> bool:
 
 
 class _Kept(NamedTuple):
-    """The similarities of a tile (b, P', M), and 1 / their sums over the slots (b, P')."""
+    """The similarities of a tile (b, P', M), and the inverse sums over the slots (b, P')."""
 
     similarities: Tensor
     inverse_sums: Tensor
@@ -83,7 +84,7 @@ def _path(
     similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
     scale_rows: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[..., Tensor]:
-    """Return `cluster_and_dispatch` by two functions on the rows of a tile."""
+    """Return a path of `cluster_and_dispatch` that uses two functions on the rows of a tile."""
 
     def run(
         prototypes: Tensor,
@@ -111,7 +112,7 @@ def _cluster(
     tokens: Tensor,
     similarities: Callable[[Tensor, Tensor], tuple[_Kept, Tensor]],
 ) -> tuple[Tensor, list[_Kept]]:
-    """Return the slots (B, M, C), and what is kept of each tile."""
+    """Return the slots (B, M, C), and the similarities of each tile."""
     slots = torch.empty_like(keys, memory_format=torch.contiguous_format)
     kept: list[_Kept] = []
     for images, runs in tiles(keys, tokens):
@@ -129,7 +130,7 @@ def _dispatch(
     tokens: Tensor,
     scale_rows: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Return the mixtures of slots (B, P, C); the similarities that were kept are overwritten."""
+    """Return the mixtures of slots (B, P, C); the stored similarities are overwritten."""
     mixed = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     places = ((images, run) for images, runs in tiles(slots, tokens) for run in runs)
     for tile, (images, run) in zip(kept, places, strict=True):
@@ -155,7 +156,7 @@ def _scale_rows(e: Tensor, scales: Tensor) -> Tensor:
 
 
 def _similarities_natively(k: Tensor, u: Tensor) -> tuple[_Kept, Tensor]:
-    u = u.contiguous()  # a tile of a map whose channels are not last is copied
+    u = u.contiguous()  # copies the tile if the map is not channels-last
     e = torch.bmm(u, k)
     inverse_sums, totals = rows.similarities_(e, u, MIN_NORM)
     return _Kept(e, inverse_sums), totals

@@ -1,21 +1,21 @@
-"""GLMix: pool slots from a map, cluster the map softly into them, dispatch them to the map.
+"""GLMix: pool slots from a map, cluster the map softly into the slots, dispatch the slots.
 
-B batch, C channels, H W size of the map, M slots. Both similarity steps are attention with one
+B batch, C channels, H W size of the map, M slots. Clustering and dispatching are attention with one
 head; "native", "shared" and "reference" store its (M, HW) similarity maps.
 
 Paths of `soft_clustering`, of `dispatch`, and of `cluster_and_dispatch`, which computes both:
 
 | path        | computes                                                                |
 |-------------|-------------------------------------------------------------------------|
-| "tiled"     | products and softmax of a few thousand pixels at a time, again backward |
-| "sdpa"      | ``scaled_dot_product_attention`` on vectors of length 1                 |
+| "tiled"     | products and softmax of a few thousand pixels at a time                 |
+| "sdpa"      | ``scaled_dot_product_attention`` on unit vectors                        |
 | "triton"    | blocks of slots and pixels, on a GPU: `convattn.ops.kernels.triton`     |
 | "reference" | the formulas, with whole similarity maps                                |
 
 `cluster_and_dispatch` has two more, without gradients:
 
-| "shared"    | similarities once, kept from one step to the other                      |
-| "native"    | "shared", with two steps in C: `convattn.ops.kernels.native`            |
+| "shared"    | the similarities once, for clustering and for dispatching               |
+| "native"    | "shared", with two operations in C: `convattn.ops.kernels.native`       |
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from convattn.ops.resampling.bins import average_bins
 # Measured by ``python -m benchmarks.ops`` with AVX-512, batch 8, 64 slots, the maps of GLNet-STL:
 # "shared" on two cores, the others on one.
 _NATIVE = "one core, (64, 56x56): 15 ms, shared 19, tiled 34; bfloat16 27, 33, 49"
-_SHARED = "similarities once: against tiled 1.3x to 1.45x, in either type"
-_TILED = "against sdpa bfloat16 2 to 4.4x, float32 1.0x and with gradients 1.05 to 1.6x"
-_SDPA = "one node for any size; bfloat16 with AVX2 alone: against tiled 6x, against shared 8x"
+_SHARED = "it computes the similarities once: 1.3x to 1.45x as fast as tiled, in both dtypes"
+_TILED = "against sdpa: bfloat16 2x to 4.4x, float32 1.0x, with gradients 1.05x to 1.6x"
+_SDPA = "one graph node for any size; bfloat16 without AVX-512: 6x as fast as tiled, 8x as shared"
 _TRITON = "not measured on a GPU"
 
 
 def _in_two_steps(
     cluster: Callable[..., Tensor], disperse: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    """Return `cluster_and_dispatch` by a path's clustering and dispatching."""
+    """Return a path of `cluster_and_dispatch` from a path's clustering and dispatching."""
 
     def run(
         prototypes: Tensor,
@@ -110,9 +110,9 @@ CLUSTER_AND_DISPATCH: Operator[ClusterAndDispatchCall] = Operator(
 def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average a map over a grid of bins: the slots before clustering.
 
-    ``S0[i * columns + j] = mean of x over rows floor(iH / rows) .. ceil((i + 1)H / rows)`` and the
-    like for columns. Bins of a map that the grid does not divide overlap; those of a map smaller
-    than the grid repeat pixels.
+    ``S0[i * columns + j] = mean of x over rows floor(iH / rows) .. ceil((i + 1)H / rows)``, and
+    over columns in the same way. If the grid does not divide the map, bins overlap. If the map is
+    smaller than the grid, several bins contain the same pixel.
 
     Args:
         x: the map (B, C, H, W).
@@ -152,8 +152,8 @@ def soft_clustering(
     Raises:
         ValueError: shapes that do not fit, or a backend that is unknown or cannot compute the call.
 
-    GLMix (arXiv 2411.14429), soft clustering. A vector that is zero has cosine 0 with all others
-    and gets no gradient through the cosines; the published code divides by a tiny number there.
+    GLMix (arXiv 2411.14429), soft clustering. A zero vector has cosine 0 with all others and gets
+    no gradient through the cosines; the published code divides it by a small number.
     """
     slots = check_slots(slots, u, "slots")
     check_scale(scale)
@@ -173,8 +173,8 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
         iterations: rounds of assignment and mean.
 
     Returns:
-        Centroids (B, M, C). Gradients reach ``u`` through the means of the last iteration alone:
-        assignments have no gradient, and the initial slots get none.
+        Centroids (B, M, C). Only the means of the last iteration have a gradient with respect to
+        ``u``. The assignments have no gradient, and the initial slots get no gradient.
 
     Raises:
         ValueError: shapes that do not fit, or no iteration.
@@ -194,9 +194,9 @@ def dispatch(
     ``g_p = sum_m softmax_m(scale * cos(prototypes_m, u_p)) slots_m``
 
     Args:
-        prototypes: what pixels are compared with, the slots before clustering: (B, M, C), or
+        prototypes: the slots before clustering, with which pixels are compared: (B, M, C), or
             (1, M, C) for the whole batch.
-        slots: what pixels receive (B, M, C).
+        slots: the vectors that are mixed (B, M, C).
         u: the map (B, C, H, W).
         scale: inverse temperature, a number or a tensor of shape (1,).
         backend: "auto", "tiled", "sdpa", "triton" or "reference". On a CPU "auto" takes "tiled",
@@ -228,7 +228,7 @@ def cluster_and_dispatch(
     stride: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    """Cluster a map into slots, let the slots attend to one another, and dispatch them.
+    """Cluster a map into slots, apply ``attend`` to the slots, and dispatch them to the map.
 
     ``dispatch(prototypes, attend(soft_clustering(prototypes, u, scale)), u[::s, ::s], scale)``
 
@@ -236,11 +236,11 @@ def cluster_and_dispatch(
         prototypes: initial slots (B, M, C), or (1, M, C) for the whole batch.
         u: the map (B, C, H, W).
         scale: inverse temperature, a number or a tensor of shape (1,).
-        attend: maps the clustered slots (B, M, C) to as many.
-        stride: s. All pixels are clustered, every s-th of a row and a column receives slots.
+        attend: a function from the clustered slots (B, M, C) to new slots of this shape.
+        stride: s. All pixels are clustered; the slots are dispatched to ``u[:, :, ::s, ::s]``.
         backend: "auto", "native", "shared", or a path of the two functions. "native" and "shared"
-            run on a CPU with gradients disabled, stride 1 and a ``scale`` of up to 20; there "auto"
-            takes them for up to 2^24 similarities, else what it takes for the two functions.
+            need a CPU, disabled gradients, stride 1 and a ``scale`` of up to 20. "auto" takes them
+            for up to 2^24 similarities; otherwise it takes the path of the two functions.
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)); its memory is channels-last, except on "reference".

@@ -1,10 +1,10 @@
 """The path "tiled" of GLMix: no (M, HW) similarity map is stored, forward or backward.
 
-B batch, C channels, P = HW pixels, M slots. ``keys`` (B, M, C) are the slots' directions times the
-inverse temperature, so that the logits are ``keys . u / |u|``: the logits are divided by the length
-of a pixel, not the pixels, so that the map is not copied. A tile is a group of images where their
-maps are small, or a run of pixels of one image; its logits stay in the cache. The backward pass
-computes them again.
+B batch, C channels, P = HW pixels, M slots. ``keys`` (B, M, C) are the unit vectors of the slots
+times the inverse temperature. The logits are ``keys . u / |u|``. The product is divided by the norm
+of the pixel, instead of the pixel itself, so that the map is not copied. A tile is a group of
+images with small maps, or a range of pixels of one image; the logits of a tile fit in the cache.
+The backward pass computes the logits again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from convattn.ops.glmix.precision import in_one_dtype, result_type, wide_dtype
 from convattn.ops.processor import multiplies
 from convattn.ops.reference.glmix import MIN_NORM
 
-Tile = tuple[slice, list[slice]]  # images, and the runs of pixels that cover them
+Tile = tuple[slice, list[slice]]  # images, and the ranges of pixels that cover each image
 
 
 def refuses(call: MapCall) -> str | None:
-    """Return why the path cannot compute a call, or None where it can."""
+    """Return why the path cannot compute a call, or None if it can."""
     if call.compiling:
         return "its loops over tiles would fix the sizes of a compiled or exported program"
     if call.transformed:
@@ -36,7 +36,7 @@ def refuses(call: MapCall) -> str | None:
 
 
 def prefers(call: MapCall) -> bool:
-    """Return whether batched products are fast: on a CPU, in types that it multiplies."""
+    """Return whether batched products are fast: on a CPU with instructions for the dtype."""
     if call.device != "cpu" or call.symbolic:
         return False
     return call.dtype != torch.float16 and multiplies(call.dtype)
@@ -64,7 +64,7 @@ def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, *, scale: Tensor | fl
 
 
 def to_pixels(u: Tensor) -> Tensor:
-    """Return the tokens (B, P, C) of a map: a view of one that is dense in either layout."""
+    """Return the pixels of a map as tokens (B, P, C): a view if the map is NCHW or NHWC."""
     return u.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -78,7 +78,7 @@ class _Cluster(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         keys, tokens, slots, shares = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will be differentiated
+        if torch.is_grad_enabled():  # a second derivative is required
             return _differentiable(_plain_cluster, (keys, tokens), grad)
         return _cluster_backward(keys, tokens, slots, shares, grad)
 
@@ -91,14 +91,14 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # a second derivative is required
             return _differentiable(_plain_dispatch, ctx.saved_tensors, grad)
         keys, slots, tokens = ctx.saved_tensors
         return _dispatch_backward(keys, slots, tokens, grad)
 
 
 def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slots, and the share (B, M, tiles) of a slot's weight that lies in each tile."""
+    """Return the slots, and the share (B, M, tiles) of each tile in the weights of a slot."""
     means, shares = [], []
     for images, runs in tiles(keys, tokens):
         k, u = keys[images], tokens[images]
@@ -113,20 +113,19 @@ def _cluster(keys: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cluster_runs(keys: Tensor, tiles: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # Each tile has its own softmax. The mean of the tiles is weighted by their log-sum-exp.
+    # Each tile has its own softmax. The shares of the tiles follow from their log-sum-exps (lse).
     wide = wide_dtype(keys)
     mean, total = torch.zeros_like(keys, dtype=wide), None
-    tops = []
+    lses = []
     for u in tiles:
         logits = _logits(keys, u)
         weights = logits.softmax(-1)
-        top = logits.amax(-1).to(wide) - weights.amax(-1).to(wide).log()
-        new = top if total is None else torch.logaddexp(total, top)
-        share = (top - new).exp().unsqueeze(-1)
+        lse = logits.amax(-1).to(wide) - weights.amax(-1).to(wide).log()
+        total = lse if total is None else torch.logaddexp(total, lse)
+        share = (lse - total).exp().unsqueeze(-1)
         mean.lerp_(torch.bmm(weights, u).to(wide), share)
-        tops.append(top)
-        total = new
-    return mean.to(keys.dtype), torch.stack(tops, -1).softmax(-1).to(keys.dtype)
+        lses.append(lse)
+    return mean.to(keys.dtype), torch.stack(lses, -1).softmax(-1).to(keys.dtype)
 
 
 def _dispatch(keys: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
@@ -150,7 +149,7 @@ def _cluster_backward(
         k = keys[images]
         for i, run in enumerate(runs):
             u = tokens[images, run]
-            # The weights of a tile are its softmax times its share, by which `g` is multiplied.
+            # The weights of a tile are its softmax times its share. `g` includes the share.
             g = grad[images] * shares[images, :, i].unsqueeze(-1)
             mean = (g.to(wide) * slots[images].to(wide)).sum(-1, keepdim=True).to(dtype)
             both = torch.cat([k, g], 1)
@@ -192,12 +191,12 @@ def _dispatch_backward(
 
 
 def _tangential(gradient: Tensor, u: Tensor, radial: Tensor) -> Tensor:
-    """Subtract the part of the gradient along ``u``: cosines do not depend on the length."""
+    """Subtract the component of the gradient along ``u``: a cosine does not depend on |u|."""
     return gradient.addcmul_(u, radial.to(u.dtype).unsqueeze(-1), value=-1)
 
 
 def tiles(keys: Tensor, tokens: Tensor) -> Iterator[Tile]:
-    """Divide a batch into images at a time, and their pixels into runs."""
+    """Divide a batch into groups of images, and the pixels of each image into ranges."""
     B, P = tokens.shape[:2]
     M = keys.shape[1]
     pixels = min(P, tuned.SLOT_TILE_PIXELS, max(1, tuned.SLOT_TILE_LOGITS // M))
@@ -238,7 +237,7 @@ def _plain_logits(keys: Tensor, tokens: Tensor) -> Tensor:
 def _differentiable(
     function: Callable[..., Tensor], saved: tuple[Tensor, ...], grad: Tensor
 ) -> Any:
-    """Return gradients that can be differentiated; they store the similarity maps."""
+    """Return gradients that can be differentiated; autograd stores the similarity maps."""
     result = function(*saved)
     leaves = [t for t in saved if t.requires_grad]
     gradients = iter(torch.autograd.grad(result, leaves, grad, create_graph=True))

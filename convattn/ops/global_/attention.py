@@ -37,7 +37,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float | N
 GLOBAL: Operator[GlobalCall] = Operator(
     "global_attention",
     Path("reference", reference.global_attention, "the formula"),
-    Path("sdpa", _attend, "one call of scaled_dot_product_attention keeps no logits"),
+    Path("sdpa", _attend, "scaled_dot_product_attention stores no logits"),
 )
 
 
@@ -52,11 +52,11 @@ def global_attention(
 ) -> Tensor:
     """Let every pixel attend to every pixel of the map of keys.
 
-    ``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, j anywhere
+    ``y_i = sum_j softmax_j(scale * q_i . k_j) v_j``, j over all pixels
 
     Args:
         q: queries (B, C, H, W).
-        k: keys (B, C, h, w), on a map of any size: a reduced one is spatial-reduction attention.
+        k: keys (B, C, h, w) of any size; spatial-reduction attention has a reduced map of keys.
         v: values, shaped like ``k``.
         num_heads: N; head n has channels n d to (n + 1) d.
         scale: factor of the logits; None for 1 / sqrt(d).
@@ -70,8 +70,9 @@ def global_attention(
         ValueError: shapes or a backend that do not fit.
 
     ACmix (arXiv 2111.14556), "Generalization to Other Attention Modes", after ViT and PVT (arXiv
-    2102.12122). ``torch.func`` takes every derivative; ``backward`` through a gradient needs
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call, as PyTorch's kernels do.
+    2102.12122). ``torch.func`` can compute every derivative. A second derivative by ``backward``
+    needs the context ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call, since
+    PyTorch's fused kernels have no second derivative.
     """
     check_heads(q, k, v, num_heads)
     return GLOBAL(GlobalCall(q, k, v, num_heads, scale), backend)

@@ -1,4 +1,4 @@
-"""Patch-wise aggregation: sums of a window's pixels with weights of their own."""
+"""Patch-wise aggregation: weighted sums over windows, with given weights for each position."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class PatchCall(Call):
 def _aggregate_taps(
     weights: Tensor, v: Tensor, *, kernel_size: int, stride: int, dilation: int
 ) -> Tensor:
-    """Add one product per place in the window: views of the padded map, never copies."""
+    """Add one product per place in the window, on views of the padded map, without copies."""
     reach = dilation * (kernel_size // 2)
     for dim in (2, 3):
         v = v.index_select(dim, padded_positions(v.shape[dim], reach, v.device))
     v = v.unflatten(1, (-1, weights.shape[1]))
-    # Narrowed, not sliced: where sizes are symbols, a slice would be clamped to them K^2 times.
+    # `narrow` instead of slices: a slice would be clamped to symbolic sizes K^2 times.
     height, width = (stride * (size - 1) + 1 for size in weights.shape[3:])
     out = v.new_zeros(())
     for t, weight in enumerate(weights.unbind(2)):
@@ -57,7 +57,7 @@ def patchwise_aggregate(
     dilation: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    """Sum the K x K pixels around every s-th one with weights of its own, the map mirrored.
+    """Sum the K x K pixels around every s-th pixel, with given weights, on a mirrored map.
 
     ``y[c, i] = sum_t weights[c mod M, t, i] v[c, i + t]``, t in the K x K window
 
@@ -77,7 +77,7 @@ def patchwise_aggregate(
         ValueError: shapes, sizes or a backend that do not fit.
 
     The aggregation of patch-wise SAN (arXiv 2004.13621), section 3.2, that ACmix takes as one of
-    its attentions. Reflection longer than the map reflects again.
+    its attentions. A map that is smaller than the reach of a window is mirrored repeatedly.
     """
     check_odd("kernel_size", kernel_size)
     check_positive("stride", stride)

@@ -1,1 +1,1 @@
-"""The operators straight from their formulas: plain, slow, and run anywhere."""
+"""The reference paths of the operators: they follow the formulas, on any device."""

@@ -1,4 +1,4 @@
-"""The convolution path of ACmix from its formulas: connect, unfold, sum.
+"""The reference of ACmix's convolution path: connect the groups, unfold, sum.
 
 B batch, J = 3N groups of d channels each (q, then k, then v), N outputs per channel of a group,
 K kernel; maps are (B, C, H, W).
@@ -39,7 +39,7 @@ def acmix_convolution(
 
 
 def connect(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, head_dim: int) -> Tensor:
-    """Connect the groups the same way for each of their channels: (B, d, K^2, H, W)."""
+    """Apply the fully connected layer to the groups at each channel: (B, d, K^2, H, W)."""
     groups = torch.cat([x.unflatten(1, (-1, head_dim)) for x in maps], dim=1)
     features = torch.einsum("mj,bjdhw->bdmhw", weight.flatten(1), groups)
     return features if bias is None else features + bias[:, None, None]

@@ -1,7 +1,7 @@
-"""The attentions from their formulas, plain and slow: unfolding, loops over windows, einsum.
+"""The reference paths of the attention operators: unfolding, loops over windows, einsum.
 
 B batch, C channels, N heads of d = C / N channels, K window, s stride, r dilation; maps are
-(B, C, H, W) with the N heads one after another in C.
+(B, C, H, W) with the channels of each head adjacent in C.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def sliding_window_attention(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """Copy the K x K keys and values of every query, then softmax over them.
+    """Copy the K x K keys and values of every query, and attend to them.
 
-    ``q`` holds the queries that the stride answers.
+    ``q`` contains every s-th query of each axis.
     """
     B, C, *size = q.shape
     scale = (C // num_heads) ** -0.5 if scale is None else scale
@@ -52,7 +52,7 @@ def window_attention(
     shift: tuple[int, int],
     scale: float | None,
 ) -> Tensor:
-    """Attend window by window; one that hangs over the border has fewer pixels."""
+    """Attend window by window; a window at the border may have fewer pixels."""
     rows = []
     for rows_of_window in _windows(q.shape[2], window_size, shift[0]):
         row = []
@@ -96,7 +96,7 @@ def patchwise_aggregate(
 
 
 def neighbourhoods(x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Return the K x K pixels around every s-th one, reflected: (B, C, K^2, H_out, W_out)."""
+    """Return the K x K pixels around every s-th pixel, mirrored: (B, C, K^2, H_out, W_out)."""
     B, C, H, W = x.shape
     reach = dilation * (kernel_size // 2)
     for dim in (2, 3):
@@ -108,7 +108,7 @@ def neighbourhoods(x: Tensor, kernel_size: int, stride: int, dilation: int) -> T
 
 
 def _reflect(i: int, size: int) -> int:
-    """Mirror a position at the borders until it lies inside."""
+    """Mirror a position at the borders until it is inside."""
     while size > 1 and not 0 <= i < size:
         i = -i if i < 0 else 2 * (size - 1) - i
     return i if size > 1 else 0
@@ -132,9 +132,10 @@ def _attend(
 
 
 def _windows(size: int, window_size: int, shift: int) -> list[list[tuple[int, int, bool]]]:
-    """List the index, the place and whether it was rolled around, of each pixel of each window.
+    """List (index, place in the window, whether the shift rolled it) of the pixels of each window.
 
-    What was rolled around ends the last window; the places left over lie before it.
+    Pixels that were rolled around the border are at the end of the last window. Places without a
+    pixel are before them.
     """
     left_over = -size % window_size
     windows: list[list[tuple[int, int, bool]]] = [[] for _ in range(-(-size // window_size))]

@@ -1,4 +1,4 @@
-"""GLMix from its formulas, plain and slow: bins in loops, similarity maps in full.
+"""The reference paths of GLMix: loops over bins, and whole similarity maps.
 
 B batch, C channels, H W size of the map, M slots.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A vector shorter than this has no direction: its cosine with anything is 0.
+# A vector with this norm or less has no direction: its cosine with any vector is 0.
 MIN_NORM = 1e-6
 
 
 def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Average each bin of the grid, one after another."""
+    """Average each bin of the grid in a loop."""
     H, W = x.shape[-2:]
     rows, columns = grid
     slots = [x[:, :, r, c].mean(dim=(2, 3)) for r in _bins(H, rows) for c in _bins(W, columns)]
@@ -21,13 +21,13 @@ def pool_slots(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def soft_clustering(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
-    """Mean of the map under a softmax over positions of each slot's similarity map."""
+    """Average the map with the softmax over positions of each slot's similarity map."""
     weights = (scale * _cosine(slots, u)).softmax(dim=2).to(u.dtype)
     return torch.einsum("bmp,bcp->bmc", weights, u.flatten(2))
 
 
 def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
-    """Mean of the positions nearest to each slot, repeated; an empty slot stays where it is."""
+    """Replace each slot by the mean of its nearest positions, repeatedly; keep empty slots."""
     for _ in range(iterations):
         nearest = _cosine(slots.detach(), u.detach()).argmax(dim=1)
         start, images = slots.detach(), []
@@ -41,24 +41,24 @@ def kmeans_clustering(slots: Tensor, u: Tensor, iterations: int) -> Tensor:
 
 
 def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
-    """Mean of the slots under a softmax over slots of each position's similarities."""
+    """Average the slots with the softmax over slots of each position's similarities."""
     weights = (scale * _cosine(prototypes, u)).softmax(dim=1).to(slots.dtype)
     mixed = torch.einsum("bmp,bmc->bcp", weights, slots)
     return mixed.unflatten(2, u.shape[-2:])
 
 
 def _bins(size: int, number: int) -> list[slice]:
-    """From the floor of each bin's start to the ceiling of its end."""
+    """Return each bin from the floor of its start to the ceiling of its end."""
     return [slice(i * size // number, -(-(i + 1) * size // number)) for i in range(number)]
 
 
 def _cosine(slots: Tensor, u: Tensor) -> Tensor:
-    """Cosine of every slot with every position, (B, M, HW)."""
+    """Return the cosine of every slot with every position, (B, M, HW)."""
     return torch.einsum("bmc,bcp->bmp", _unit(slots, dim=2), _unit(u.flatten(2), dim=1))
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:
-    # Squares of half-precision values overflow: the norm is taken in float32 at least.
+    # Squares overflow in half precision, so that the norm is computed in float32 or float64.
     wide = x if x.dtype == torch.float64 else x.float()
     norm = wide.square().sum(dim=dim, keepdim=True).clamp_min(MIN_NORM**2).sqrt()
     return torch.where(norm > MIN_NORM, wide / norm, 0.0).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Pixel shift self-attention from its formula: one copy of keys and values per displacement.
+"""The reference of pixel shift self-attention: one copy of keys and values per displacement.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, L distance.
 """

@@ -1,4 +1,4 @@
-"""Averages of a map over a grid of bins, as adaptive pooling takes them.
+"""Averages of a map over the bins of adaptive pooling.
 
 B batch, C channels, H W size of the map.
 
@@ -41,8 +41,8 @@ def _pool(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
 def _pool_refuses(call: BinsCall) -> str | None:
     if call.exported:
         return (
-            "an export may be for ONNX, which has no pooling to bins that overlap, nor to bins of "
-            "a map whose size is not known"
+            "an export may be for ONNX, which has no pooling to overlapping bins or to bins of a "
+            "map of unknown size"
         )
     return None
 
@@ -53,15 +53,15 @@ def _multiply(x: Tensor, *, grid: tuple[int, int]) -> Tensor:
     return along_axes(wide, rows, columns).flatten(1, 2).to(x.dtype)
 
 
-def _products_pay(call: BinsCall) -> bool:
-    """Return whether the gradient of the pooling is slow, not deterministic, or not exported."""
+def _prefers_products(call: BinsCall) -> bool:
+    """Return whether the gradient of pooling is slow or nondeterministic, or not exportable."""
     if call.grad and not call.exporting:
         return call.device == "cpu" or torch.are_deterministic_algorithms_enabled()
     return call.exported
 
 
 def _bins(n: int, side: int, like: Tensor) -> Tensor:
-    """Return the matrix (n, side) whose product averages the bins of adaptive pooling."""
+    """Return the matrix (n, side) that averages the bins of adaptive pooling along an axis."""
     i = torch.arange(n, device=like.device)[:, None]
     p = torch.arange(side, device=like.device)
     inside = ((p >= i * side // n) & (p < ((i + 1) * side + n - 1) // n)).to(like.dtype)
@@ -77,7 +77,6 @@ AVERAGE_BINS: Operator[BinsCall] = Operator(
         _multiply,
         "forward and backward 2.4 ms, PyTorch's pooling 14.6; on CUDA PyTorch's gradient is not "
         "deterministic; exports have no such pooling",
-        prefers=_products_pay,
+        prefers=_prefers_products,
     ),
-    named=False,
 )

@@ -37,7 +37,7 @@ def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     Returns:
         (B, C, *size), in float32 or float64.
     """
-    x = x if x.dtype == torch.float64 else x.float()  # half has no bicubic
+    x = x if x.dtype == torch.float64 else x.float()  # float16 has no bicubic kernel
     resized: Tensor = RESIZE(ResizeCall(x, size, mode))
     return resized
 
@@ -59,7 +59,7 @@ def _multiply(x: Tensor, *, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def _weights(like: Tensor, size: int, given: int, mode: str) -> Tensor:
-    """Return the matrix (size, given) of interpolation along an axis: that of unit vectors."""
+    """Return the matrix (size, given) of interpolation along an axis, from unit vectors."""
     units = torch.eye(given, dtype=like.dtype, device=like.device)[None, None]
     return _interpolate(units, size=(size, given), mode=mode)[0, 0]
 
@@ -71,12 +71,11 @@ def _interpolate(x: Tensor, *, size: tuple[int, int], mode: str) -> Tensor:
 
 RESIZE: Operator[ResizeCall] = Operator(
     "resize",
-    Path("reference", _interpolate, "PyTorch's operator; an exported program has it alone"),
+    Path("reference", _interpolate, "PyTorch's operator; an exported program needs it"),
     Path(
         "products",
         _multiply,
         "deterministic gradients on CUDA",
         prefers=lambda call: call.grad and not call.exporting,
     ),
-    named=False,
 )

@@ -1,1 +1,1 @@
-"""Sliding-window attention: `attention` has the function, the other files a path each."""
+"""Sliding-window attention. The function is in `attention`, and its paths are in other modules."""

@@ -1,17 +1,17 @@
 """Sliding-window attention: the public function and its paths.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation. Maps are (B, C, H, W) with the N heads one after another in C.
+r dilation. Maps are (B, C, H, W) with the channels of each head adjacent in C.
 
 | path        | computes                                                                 |
 |-------------|--------------------------------------------------------------------------|
-| "native"    | on vectors of queries, in C: `convattn.ops.kernels.native`               |
-| "bands"     | some rows of queries at a time, all keys of the rows that they see       |
-| "dense"     | all keys of the map, each counted as often as a window shows it          |
+| "native"    | vectors of queries, in C: `convattn.ops.kernels.native`                  |
+| "bands"     | some rows of queries at a time, and the rows of keys in their windows    |
+| "dense"     | all keys of the map, by a mask with the logs of their counts             |
 | "strips"    | tiles of queries, a few images at a time (CPU)                           |
 | "tiled"     | tiles of queries with a halo of keys, all at once                        |
 | "triton"    | tiles of queries, on a GPU: `convattn.ops.kernels.triton`                |
-| "reference" | the formula, with K^2 copies of what a window shows                      |
+| "reference" | the formula, with K^2 copies of keys and values                          |
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class SlidingCall(Call):
 
     @property
     def pixels(self) -> int:
-        """Pixels of the map of keys; a symbol where sizes are symbols."""
+        """The number of pixels of the map of keys; a symbol if sizes are symbols."""
         return self.k.shape[2] * self.k.shape[3]
 
     @property
     def reach(self) -> int:
-        """How far a window reaches from its centre."""
+        """The distance from the centre of a window to its border, in pixels."""
         return self.dilation * (self.window_size // 2)
 
 
@@ -66,7 +66,7 @@ def _is_small(call: SlidingCall) -> bool:
 
 
 def _fills_vectors(call: SlidingCall) -> bool:
-    """Whether vectors of queries are not half empty: as of 10 x 10 pixels for 7 x 7 windows."""
+    """Whether queries fill the vectors of "native": from 10 x 10 pixels for 7 x 7 windows."""
     if call.device != "cpu":
         return False
     if call.grad and call.dtype == torch.bfloat16:
@@ -74,8 +74,8 @@ def _fills_vectors(call: SlidingCall) -> bool:
     return call.pixels > (call.window_size + tuned.NATIVE_MARGIN) ** 2
 
 
-def _bands_pay(call: SlidingCall) -> bool:
-    """Whether bands see a part of a small map; each call has no gradient, graph or launch."""
+def _prefers_bands(call: SlidingCall) -> bool:
+    """Whether the windows of a band contain only a part of the rows of a small map on a CPU."""
     if call.device != "cpu" or call.compiling or call.grad or not _is_small(call):
         return False
     rows = 2 * call.reach + 1 + call.stride
@@ -83,14 +83,14 @@ def _bands_pay(call: SlidingCall) -> bool:
 
 
 def _bands_refuse(call: SlidingCall) -> str | None:
-    return "its bands are those of one size, and sizes are symbols" if call.compiling else None
+    return "its bands need fixed sizes, and sizes are symbols" if call.compiling else None
 
 
 def _strips_refuse(call: SlidingCall) -> str | None:
     if not call.on_cpu and call.device != "meta":
-        return f"it computes maps on the CPU, got {call.devices}"
+        return f"it computes tensors on the CPU, got {call.devices}"
     if call.exporting:
-        return "an exported program has PyTorch's operators alone"
+        return "an exported program has PyTorch's operators only"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     return None
@@ -101,7 +101,10 @@ def _native_refuses(call: SlidingCall) -> str | None:
 
 
 def _on_moved_keys(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a path without positions attend with them: ``q_i . p_i`` cancels in the softmax."""
+    """Subtract the positions from the keys of a path that has none.
+
+    This is exact: ``q_i . p_i`` cancels in the softmax.
+    """
 
     def run(
         q: Tensor, k: Tensor, v: Tensor, position: Tensor | None, *, num_heads: int, **options: Any
@@ -121,7 +124,7 @@ SLIDING: Operator[SlidingCall] = Operator(
     Path(
         "native",
         native.attend_natively,
-        "two cores, (64, 56x56): 3.7 ms, strips 11; with gradients 16, 42",
+        "two cores, (64, 56x56): 3.7 ms, strips 11; with gradients 16, strips 42",
         _native_refuses,
         _fills_vectors,
     ),
@@ -130,7 +133,7 @@ SLIDING: Operator[SlidingCall] = Operator(
         _on_moved_keys(attend_in_bands),
         "two cores, (256, 14x14): 2.0 ms, dense 2.8",
         _bands_refuse,
-        _bands_pay,
+        _prefers_bands,
     ),
     Path(
         "dense",
@@ -142,10 +145,10 @@ SLIDING: Operator[SlidingCall] = Operator(
     Path(
         "strips",
         attend_in_strips,
-        "two cores, (64, 56x56): 14 ms, tiled 21; with gradients 11 MiB, 91",
+        "two cores, (64, 56x56): 14 ms, tiled 21; with gradients 11 MiB, tiled 91",
         _strips_refuse,
     ),
-    Path("tiled", _on_moved_keys(attend_tiled), "PyTorch's own operators alone"),
+    Path("tiled", _on_moved_keys(attend_tiled), "it has PyTorch's operators only"),
     Path(
         "triton",
         _on_moved_keys(triton.attend_sliding),
@@ -174,21 +177,22 @@ def sliding_window_attention(
     ``y_i = sum_j softmax_j(scale * q_i . (k_j + p_i - p_j)) v_j``, j in the K x K window around i
 
     Args:
-        q: queries (B, C, H, W), of which those at ``[::s, ::s]`` attend, or those alone:
-            (B, C, ceil(H / s), ceil(W / s)).
+        q: queries (B, C, H, W), of which ``q[:, :, ::s, ::s]`` is used, or only the queries that
+            are used: (B, C, ceil(H / s), ceil(W / s)).
         k: keys (B, C, H, W).
         v: values, shaped like ``k``.
         num_heads: N; head n has channels n d to (n + 1) d.
         window_size: K, odd.
         stride: s.
         dilation: distance between the pixels of a window.
-        position: p, a map (B or 1, d, H, W) that all heads share; None for none.
+        position: p, a map (B or 1, d, H, W) that all heads share; None for no positions.
         scale: factor of the logits; None for 1 / sqrt(d).
         backend: "auto", "native", "bands", "dense", "strips", "tiled", "triton" or "reference". On
-            a CPU "auto" takes "native" for float32 and bfloat16 where a C compiler is found and
-            windows have up to 32 pixels, at most 40 from the first to the last; else "strips"; for
-            small maps "dense": of 7 x 7 windows up to 9 x 9, without "native" up to 18 x 18.
-            Elsewhere, in exported models and under ``torch.func`` it takes "dense" or "tiled".
+            a CPU "auto" takes "native" for float32 and bfloat16 if a C compiler is found and a
+            window has up to 32 pixels, at most 40 from the first to the last; else "strips". For
+            small maps "auto" takes "dense": for 7 x 7 windows up to 9 x 9 pixels, without "native"
+            up to 18 x 18. On other devices, in exported models and under ``torch.func`` it takes
+            "dense" or "tiled".
 
     Returns:
         A map (B, C, ceil(H / s), ceil(W / s)).
@@ -198,9 +202,9 @@ def sliding_window_attention(
         ValueError: shapes, sizes or a backend that do not fit.
 
     ACmix (arXiv 2111.14556), after SASA (arXiv 1906.05909). The published code copies keys
-    and values K^2 times, ignores the dilation and needs maps larger than K / 2: here a reflection
-    that is longer than the map reflects again. The fast paths use that softmax cancels ``q_i .
-    p_i``: the keys are ``k - p``.
+    and values K^2 times, ignores the dilation and needs maps larger than K / 2. Here smaller maps
+    are mirrored repeatedly. ``q_i . p_i`` cancels in the softmax, so that the fast paths take ``k -
+    p`` as the keys.
     """
     check_odd("window_size", window_size)
     check_positive("stride", stride)

@@ -1,12 +1,13 @@
-"""Sliding-window attention on the CPU, strip by strip, with no more in memory than a few images.
+"""Sliding-window attention on the CPU in strips of queries, a few images at a time.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride, r
-dilation; n blocks of T columns of queries, strips of R rows of them, U = (s (R - 1) + K) (s (T - 1)
-+ K) keys that a strip of a block sees.
+dilation; n blocks of T columns of queries, strips of R rows of the queries of a block, U = (s (R -
+1) + K) (s (T - 1) + K) keys in the windows of a strip of a block.
 
-A few images at a time are cut into blocks of columns with a halo, so that the keys of a strip lie
-one after another in memory: a strip is a view of all blocks and heads, and takes a masked product,
-a softmax and a product. Backward does so again: the logits are never kept.
+A few images at a time are copied into blocks of columns with a halo, so that the keys of a strip
+are contiguous in memory. A strip is a view of all blocks and heads. It is computed by a masked
+product, a softmax and a second product. The logits are not stored: the backward pass computes them
+again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def strips_forward(
     dilation: int,
     scale: float,
 ) -> Tensor:
-    """Return the outputs in q's type; sums and exponentials are float32 at least."""
+    """Return the outputs in the dtype of q; sums and exponentials are float32 or float64."""
     B, C = q.shape[:2]
     H, W = k.shape[2:]
     tiling = tile_map(H, W, window_size, stride, dilation)
@@ -61,7 +62,7 @@ def strips_backward(
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; that of the position is a sum of that of k."""
+    """Return grad_q, grad_k and grad_v; the gradient of the position is a sum of grad_k."""
     B, C, H, W = k.shape
     tiling = tile_map(H, W, window_size, stride, dilation, backward=True)
     space = Workspace(tiling, num_heads, C, q.dtype)
@@ -83,9 +84,10 @@ def strips_backward(
 
 
 class _Buffers:
-    """The memory that a few images are computed in, and the views of their strips, made once.
+    """The workspace of a few images, and the views of their strips, which are created once.
 
-    ``query_tiles`` and ``logits`` hold ``maps`` maps: backward computes with two side by side.
+    ``query_tiles`` and ``logits`` contain ``maps`` maps. The backward pass needs two: queries and
+    output gradients, logits and their gradients.
     """
 
     def __init__(self, space: Workspace, images: int, maps: int = 1) -> None:
@@ -100,12 +102,12 @@ class _Buffers:
         self.logits = space.buffer("logits", (maps * blocks, *space.mask.shape))
         self.weights = self.logits[:blocks]
         self.strips = [
-            (self.queries[i], self.keys[:, seen], self.values[:, seen], self.outputs[i])
-            for i, seen in enumerate(space.tiling.strips)
+            (self.queries[i], self.keys[:, span], self.values[:, span], self.outputs[i])
+            for i, span in enumerate(space.tiling.strips)
         ]
 
     def cut(self, q: Tensor, k: Tensor, v: Tensor, origin: Tensor | None) -> None:
-        """Cut queries, keys and values of as many images."""
+        """Copy the queries, keys and values of the images to the workspace."""
         self.space.cut_queries(q, self.queries)
         self.space.cut_keys(k, self.keys, origin)
         self.space.cut_keys(v, self.values)
@@ -117,29 +119,29 @@ class _Buffers:
             torch.bmm(self.weights, values, out=outputs)
 
     def weigh(self, queries: Tensor, keys: Tensor, scale: float = 1.0) -> None:
-        """Compute the softmax of the logits of a strip: (b N n, R T, U)."""
+        """Compute the attention weights of a strip, the softmax of its logits: (b N n, R T, U)."""
         torch.baddbmm(self.space.mask, queries, keys.mT, alpha=scale, out=self.weights)
         torch.softmax(self.weights, 2, out=self.weights)
 
 
 class _BackwardBuffers(_Buffers):
-    """The same with gradients; ``outputs`` holds those of the queries."""
+    """The workspace of the backward pass; ``outputs`` contains grad_q."""
 
     def __init__(self, space: Workspace, images: int) -> None:
         super().__init__(space, images, maps=2)
         blocks = len(self.weights)
         self.output_gradients = self.query_tiles[:, :blocks]
         self.grad_logits = self.logits[blocks:]
-        # Gradients of values, then of keys: products of weights and output gradients, and of the
-        # gradients of logits and queries, which lie in the same order.
+        # grad_v, then grad_k. One batched product computes both: grad_v from weights and output
+        # gradients, grad_k from the gradients of the logits and the queries.
         self.grad_tiles = space.buffer("gradient tiles", (2 * blocks, *self.keys.shape[1:]))
         self.grad_strip = space.buffer(
             "gradient strip", (2 * blocks, space.mask.shape[1], self.keys.shape[2])
         )
-        self.sums = [self.grad_tiles[:, seen] for seen in space.tiling.strips]
+        self.sums = [self.grad_tiles[:, span] for span in space.tiling.strips]
 
     def differentiate(self) -> None:
-        """Add up the gradients of all strips, with their weights computed again."""
+        """Accumulate the gradients of all strips; the weights are computed again."""
         self.grad_tiles.zero_()
         weights, grad_logits, logits = self.weights, self.grad_logits, self.logits.mT
         for strip, output_gradients, query_tiles, sums in zip(

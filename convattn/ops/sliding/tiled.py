@@ -1,4 +1,4 @@
-"""Sliding-window attention in tiles of queries with a halo of keys, by PyTorch's operators alone.
+"""Sliding-window attention in tiles of queries with a halo of keys, in PyTorch's operators only.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
 r dilation, T queries and U keys of a tile along one axis.
@@ -28,10 +28,10 @@ def attend_tiled(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """Attend tile by tile: T x T queries and the U x U keys that they see, under one mask.
+    """Attend tile by tile: T x T queries, the U x U keys of their windows, and one mask.
 
-    The keys of neighbouring tiles overlap: together they are up to four copies of a map that is
-    larger than the window.
+    The keys of neighbouring tiles overlap. For a map that is larger than the window, the keys of
+    all tiles are up to four times as many as the pixels.
     """
     B, _, H, W = q.shape
     rows, columns = (_plan(size, window_size, stride, dilation, q.device) for size in k.shape[2:])
@@ -54,17 +54,17 @@ def attend_tiled(
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tiles of one axis: n in each of r phases, of T queries each.
+    """The tiles of one axis: n tiles of T queries in each of r phases.
 
-    A dilated window shows every r-th pixel, so the queries of a tile lie r outputs apart: their
-    windows show the same pixels.
+    A dilated window contains every r-th pixel. The queries of a tile are r outputs apart, so that
+    their windows contain the same pixels.
     """
 
     blocks: int  # n
     tile: int  # T
-    queries: Tensor  # (r n, T) places among the queries of the stride
+    queries: Tensor  # (r n, T) indices of the queries
     keys: Tensor  # (r n, U) positions
-    seen: Tensor  # (T, U) whether the query's window shows the key
+    seen: Tensor  # (T, U) whether the query's window contains the key
 
 
 def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch.device) -> _Plan:
@@ -80,7 +80,7 @@ def _plan(size: int, window_size: int, stride: int, dilation: int, device: torch
     return _Plan(
         blocks,
         tile,
-        # those past the end are dropped later
+        # the outputs of queries past the end are discarded later
         queries=(first + dilation * query).clamp(max=ceil_divide(size, stride) - 1),
         keys=reflect(stride * first + dilation * (key - window_size // 2), size),
         seen=(offset >= 0) & (offset < window_size),

@@ -1,4 +1,4 @@
-"""Where the tiles of `strips.py` lie on the axes of a map; the same letters."""
+"""The tiling of the axes of a map for `strips.py`, whose symbols are used here."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from convattn.ops.positions import ceil_divide, reflect
 
 @dataclass(frozen=True)
 class AxisTiling:
-    """The queries of one axis in tiles of one size: n in each of r phases.
+    """The queries of one axis in tiles of equal size: n tiles in each of r phases.
 
-    A dilated window shows every r-th pixel: queries of a tile lie r outputs apart, so that their
-    windows show the same pixels. The keys of a phase overlap from tile to tile.
+    A dilated window contains every r-th pixel. The queries of a tile are r outputs apart, so that
+    their windows contain the same pixels. The keys of neighbouring tiles of a phase overlap.
 
     Attributes:
         phases: r, or fewer on a short axis.
-        tiles: n, of each phase.
-        tile: queries of a tile.
-        step: keys from the first of a tile to the first of the next.
-        keys_per_tile: keys that the windows of a tile show.
-        outputs: outputs of the axis.
-        output_of_query: the output that each query computes; the last one for queries past the end.
-        past: which queries lie past the end.
+        tiles: n, the number of tiles of each phase.
+        tile: number of queries of a tile.
+        step: number of keys between the first keys of neighbouring tiles.
+        keys_per_tile: number of keys in the windows of a tile.
+        outputs: number of outputs of the axis.
+        output_of_query: the output that each query computes; the last output for queries past the
+            end.
+        past: the queries past the end.
         query_of_output: the query that computes each output.
         keys: the position of each key of all tiles, phase by phase, flattened.
-        core: the keys that are not mirrored, which lie in order; None where they do not.
-        seen: (queries, keys of a tile) whether the window of the query shows the key.
+        core: the keys that are not mirrored, if they are in order; else None.
+        seen: (queries, keys of a tile) whether the window of the query contains the key.
     """
 
     phases: int
@@ -49,25 +50,25 @@ class AxisTiling:
 
     @property
     def in_order(self) -> bool:
-        """Whether query i computes output i, for all of them."""
+        """Whether query i computes output i, for all i."""
         return len(self.output_of_query) == self.outputs and self.phases == 1
 
     @property
     def borders(self) -> list[slice]:
-        """Where the mirrored keys lie, if the others lie in order."""
+        """The ranges of the mirrored keys, if the other keys are in order."""
         assert self.core is not None
         borders = slice(0, self.core.start), slice(self.core.stop, len(self.keys))
         return [x for x in borders if x.start < x.stop]
 
     @property
     def keys_of_phase(self) -> int:
-        """How many keys the tiles of a phase have together."""
+        """The number of keys of all tiles of a phase."""
         return len(self.keys) // self.phases
 
 
 @lru_cache(maxsize=64)
 def divide(size: int, span: int, window_size: int, stride: int, dilation: int) -> AxisTiling:
-    """Divide an axis into even tiles of ``span`` queries at most."""
+    """Divide an axis into tiles of equal size, with ``span`` queries at most."""
     cpu = torch.device("cpu")
     outputs = ceil_divide(size, stride)
     phases = min(dilation, outputs)
@@ -102,13 +103,13 @@ def divide(size: int, span: int, window_size: int, stride: int, dilation: int) -
 
 @dataclass(frozen=True)
 class Tiling:
-    """Blocks of columns of a map, strips of their rows, and what the queries of a strip see.
+    """Blocks of columns of a map, strips of rows of a block, and the mask of a strip.
 
     Attributes:
         rows: the tiling of the rows.
         columns: the tiling of the columns.
-        mask: (R T, U) 0 where the window of the query shows the key, else -inf.
-        strips: the keys of each strip, among those of a block.
+        mask: (R T, U) 0 if the window of the query contains the key, else -inf.
+        strips: the range of the keys of each strip, among the keys of a block.
     """
 
     rows: AxisTiling
@@ -118,7 +119,7 @@ class Tiling:
 
     @property
     def blocks(self) -> int:
-        """Return n of all phases."""
+        """The number of blocks of all phases."""
         return self.columns.phases * self.columns.tiles
 
 
@@ -131,7 +132,7 @@ def tile_map(
     *,
     backward: bool = False,
 ) -> Tiling:
-    """Divide the queries of a map into blocks of columns, and those into strips of rows."""
+    """Divide the queries of a map into blocks of columns, and each block into strips of rows."""
     spans = tuned.STRIP_SPANS_BACKWARD if backward else tuned.STRIP_SPANS
     return _tile_map(height, width, window_size, stride, dilation, spans[stride > 1])
 

@@ -1,4 +1,7 @@
-"""Blocks of a few images and the memory that `strips.py` computes in; the same letters."""
+"""The workspace of `strips.py`, and the copies between maps and blocks.
+
+The symbols are those of `strips.py`, and P is the number of rows of keys in a block.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from convattn.ops.sliding.tiling import AxisTiling, Tiling
 
 
 class Workspace:
-    """Cuts a few images at a time into blocks (b N n, rows and columns of a block, d), and back.
+    """Copies a few images at a time to blocks (b N n, rows and columns of a block, d), and back.
 
-    All that is computed on the way lies in memory that is used again for the next images.
+    The next images reuse the memory of all intermediate results.
     """
 
     def __init__(self, tiling: Tiling, num_heads: int, channels: int, dtype: torch.dtype) -> None:
@@ -29,19 +32,21 @@ class Workspace:
         self._origin: Tensor | None = None
 
     def chunks(self, batch: int, maps: int = 1) -> Iterator[slice]:
-        """Divide a batch into as many images as fit, one at least, a quarter of it at most.
+        """Divide a batch into chunks whose logits fit in the caches.
+
+        A chunk has at least one image, and at most a quarter of the batch.
 
         Args:
-            batch: images.
-            maps: how many maps of logits each has.
+            batch: number of images.
+            maps: number of maps of logits of each image.
         """
         limit = tuned.STRIP_LOGITS * torch.get_num_threads() // maps
         fits = limit // (self.num_heads * self.tiling.blocks * self.mask.nbytes)
-        size = max(1, min(fits, batch // 4))  # all images of small maps would fit, in much memory
+        size = max(1, min(fits, batch // 4))  # a large batch of small maps would need much memory
         return (slice(i, min(i + size, batch)) for i in range(0, batch, size))
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """Return the memory of that name in a shape; it grows where it is too small."""
+        """Return the buffer ``name`` in a shape; a buffer that is too small is replaced."""
         dtype, size = self.dtype if dtype is None else dtype, math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or len(buffer) < size:
@@ -59,10 +64,10 @@ class Workspace:
         return blocks, len(self.tiling.rows.keys) * self.tiling.columns.keys_per_tile, self.head_dim
 
     def cut_queries(self, x: Tensor, tiles: Tensor) -> None:
-        """Copy a map like the outputs (b, C, H/s, W/s) to query tiles; queries past the end get 0.
+        """Copy a map to query tiles; queries past the end of the map are 0.
 
         Args:
-            x: the map.
+            x: a map of the size of the outputs (b, C, H/s, W/s).
             tiles: (strips, b N n, R T, d).
         """
         x = x.permute(0, 2, 3, 1)
@@ -73,7 +78,7 @@ class Workspace:
         self._untiled(tiles).copy_(self._tiles(x))
 
     def paste_outputs(self, tiles: Tensor, out: Tensor) -> None:
-        """Copy query tiles to a map like the outputs (b, H/s, W/s, C)."""
+        """Copy query tiles to a map of the size of the outputs (b, H/s, W/s, C)."""
         rows, columns = self.tiling.rows, self.tiling.columns
         tiles = self._untiled(tiles)
         if rows.in_order and columns.in_order:
@@ -95,17 +100,20 @@ class Workspace:
         return x.unflatten(1, (-1, self.tiling.rows.tile))
 
     def origin(self, position: Tensor | None, images: slice) -> Tensor | None:
-        """Return the positions of a few images as `cut_keys` subtracts them from their keys."""
+        """Return the positions of a few images in blocks, which `cut_keys` subtracts from keys."""
         if position is None or self._origin is not None:
             return self._origin
         shared = len(position) == 1
         origin = self._spread("origin", position if shared else position[images], num_heads=1)
-        if shared:  # one position of all images is padded once
+        if shared:  # a position that all images share is padded once
             self._origin = origin
         return origin
 
     def cut_keys(self, x: Tensor, blocks: Tensor, origin: Tensor | None = None) -> None:
-        """Copy keys or values of each block from a map (b, C, H, W) to (b N n, P columns, d)."""
+        """Copy the keys or values of all blocks from a map (b, C, H, W) to (b N n, P columns, d).
+
+        ``origin`` is subtracted from the keys.
+        """
         x = self._spread("padded", x, self.num_heads)
         blocks = blocks.view(x.shape)
         if origin is None:
@@ -114,21 +122,21 @@ class Workspace:
             torch.sub(x, origin, out=blocks)
 
     def _spread(self, name: str, x: Tensor, num_heads: int) -> Tensor:
-        """View the padded map block by block: (b, N, phases, n of one, P, columns, d)."""
+        """Pad a map and view its blocks: (b, N, phases, n of a phase, P, columns, d)."""
         columns = self.tiling.columns
         x = self._pad(name, x.permute(0, 2, 3, 1)).unflatten(3, (num_heads, -1))
         x = x.unflatten(2, (columns.phases, -1)).unfold(3, columns.keys_per_tile, columns.step)
         return x.permute(0, 4, 2, 3, 1, 6, 5)
 
     def _pad(self, name: str, x: Tensor) -> Tensor:
-        """Copy the rows and columns of keys of a map (b, H, W, C), mirrored at its borders."""
+        """Copy a map (b, H, W, C) to the positions of the keys; the map is mirrored."""
         rows, columns = self.tiling.rows, self.tiling.columns
         shape = (len(x), len(rows.keys), len(columns.keys), x.shape[3])
         padded = self.buffer(name, shape)
         if rows.core is None or columns.core is None:
             x = self._select("rows", x.contiguous(), 1, rows.keys)
             return padded.copy_(self._select("columns", x, 2, columns.keys))
-        # Mirrored after the copy, where the channels of a pixel lie together in any layout.
+        # Mirror the copy: its channels are contiguous, whatever the layout of the map.
         inside = padded[:, rows.core]
         height, width = (core.stop - core.start for core in (rows.core, columns.core))
         inside[:, :, columns.core] = x[:, :height, :width]
@@ -140,13 +148,13 @@ class Workspace:
         return padded
 
     def sum_copies(self, blocks: Tensor, out: Tensor) -> None:
-        """Add the tiles of all blocks up, pixel by pixel: (b, H, W, C)."""
+        """Sum the key tiles of all blocks at each pixel: (b, H, W, C)."""
         rows, columns = self.tiling.rows, self.tiling.columns
         tiles, step, width = columns.tiles, columns.step, columns.keys_per_tile
         x = blocks.unflatten(1, (-1, width))
         x = x.unflatten(0, (-1, self.num_heads, columns.phases, tiles))
         x = x.permute(0, 4, 2, 3, 5, 1, 6)  # rows, phases, tiles, columns of a tile, heads
-        reach = ceil_divide(width, step)  # the last tile reaches past whole steps
+        reach = ceil_divide(width, step)  # steps that a tile covers, rounded up
         sums = self.buffer("sums", (*x.shape[:3], tiles - 1 + reach, step, *x.shape[5:]))
         sums[:, :, :, tiles:] = 0
         if width < step:
@@ -157,7 +165,7 @@ class Workspace:
             sums[:, :, :, i : i + tiles, : piece.shape[4]] += piece
         sums = sums.flatten(5, 6).flatten(3, 4)[:, :, :, : columns.keys_of_phase].flatten(2, 3)
         inside = _fold(_fold(sums, 1, rows, out.shape[1]), 2, columns, out.shape[2])
-        if inside.shape != out.shape:  # with a stride no window may show the last pixels
+        if inside.shape != out.shape:  # with a stride, no window may contain the last pixels
             out.zero_()
         out[:, : inside.shape[1], : inside.shape[2]] = inside
 
@@ -167,7 +175,7 @@ class Workspace:
 
 
 def _fold(x: Tensor, dim: int, axis: AxisTiling, size: int) -> Tensor:
-    """Add up the copies of each position of an axis, in place where the copies lie in order."""
+    """Sum the copies of each position of an axis, in place if the copies are in order."""
     if axis.core is None:
         shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
         return x.new_zeros(shape).index_add_(dim, axis.keys, x)

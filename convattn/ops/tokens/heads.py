@@ -1,13 +1,13 @@
-"""Attention of few tokens with many narrow heads: GLMix's slots, the last stages of GLNet.
+"""Attention of few tokens with many heads of few channels: GLMix's slots, GLNet's last stages.
 
 B batch, N tokens, C channels of h heads with d = C / h channels each.
 
 | path        | computes                                                                |
 |-------------|-------------------------------------------------------------------------|
 | "native"    | in C, without gradients: `convattn.ops.kernels.native`                  |
-| "products"  | batched products and a softmax of some images at a time, without gradients |
+| "products"  | batched products and a softmax, some images at a time, without gradients |
 | "sdpa"      | ``scaled_dot_product_attention``                                        |
-| "reference" | batched products and a softmax, whose weights are stored for gradients  |
+| "reference" | batched products and a softmax; stores the weights for gradients        |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HeadsCall(Call):
 
     @property
     def tokens(self) -> int:
-        """N; a symbol where sizes are symbols."""
+        """The number of tokens N; a symbol if sizes are symbols."""
         return self.qkv.shape[1]
 
 
@@ -43,33 +43,33 @@ def _native_refuses(call: HeadsCall) -> str | None:
     if refusal is not None:
         return refusal
     if call.tokens > native.MOST_TOKENS:
-        return f"its sums are exact to {native.MOST_TOKENS} tokens, got {call.tokens}"
+        return f"it supports up to {native.MOST_TOKENS} tokens, got {call.tokens}"
     return None if call.qkv.numel() > 0 else "there is no token"
 
 
-def _products_pay(call: HeadsCall) -> bool:
-    """Whether the processor multiplies bfloat16: products are faster than "sdpa" then."""
+def _prefers_products(call: HeadsCall) -> bool:
+    """Whether the CPU has bfloat16 instructions: then "products" is faster than "sdpa"."""
     half = call.device == "cpu" and call.dtype == torch.bfloat16
     return half and not call.compiling and multiplies(call.dtype)
 
 
 def _products_refuse(call: HeadsCall) -> str | None:
     if call.grad or call.transformed:
-        return "it overwrites what a gradient needs"
+        return "it overwrites tensors that a gradient needs"
     if call.compiling or not call.plain:
-        return "its tiles are those of one size"
+        return "its tiles need fixed sizes, and tensors of PyTorch's own classes"
     return None if call.tokens > 0 else "there is no token"
 
 
 def _sdpa_refuses(call: HeadsCall) -> str | None:
     if call.transformed:
-        return "it has no forward mode, and no derivative of its gradient"
+        return "it has no forward-mode derivative and no second derivative"
     return None
 
 
-def _sdpa_pays(call: HeadsCall) -> bool:
-    """Whether "reference" is not faster, which stores weights for gradients."""
-    return not (_products_pay(call) and call.grad and call.tokens <= tuned.MAX_STORED_TOKENS)
+def _prefers_sdpa(call: HeadsCall) -> bool:
+    """Whether "sdpa" is at least as fast as "reference", which stores weights for gradients."""
+    return not (_prefers_products(call) and call.grad and call.tokens <= tuned.MAX_STORED_TOKENS)
 
 
 def _split(qkv: Tensor, num_heads: int) -> Tensor:
@@ -112,7 +112,7 @@ def _attend(qkv: Tensor, *, num_heads: int) -> Tensor:
 # Measured with AVX-512 and heads of 32 channels, on one CPU core unless a path says otherwise.
 HEADS: Operator[HeadsCall] = Operator(
     "attend_heads",
-    Path("reference", _attend, "bfloat16 with gradients, 64 tokens: 6x as fast backward as sdpa"),
+    Path("reference", _attend, "bfloat16, 64 tokens: backward pass 6x as fast as with sdpa"),
     Path(
         "native",
         _attend_natively,
@@ -123,23 +123,22 @@ HEADS: Operator[HeadsCall] = Operator(
     Path(
         "products",
         _attend_in_tiles,
-        "bfloat16 against sdpa: 64 tokens 2x, 196 tokens 1.7x",
+        "bfloat16: 64 tokens 2x as fast as sdpa, 196 tokens 1.7x",
         _products_refuse,
-        _products_pay,
+        _prefers_products,
     ),
     Path(
         "sdpa",
         _attend_by_sdpa,
-        "float32: as fast as products, or faster; bfloat16 with AVX2 alone 8x; CUDA: not measured",
+        "float32: as fast as products, or faster; bfloat16 without AVX-512: 8x; CUDA: not measured",
         _sdpa_refuses,
-        _sdpa_pays,
+        _prefers_sdpa,
     ),
-    named=False,
 )
 
 
 def attend_heads(qkv: Tensor, num_heads: int) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, N, 3C): tokens (B, N, C)."""
-    qkv.unflatten(2, (3, num_heads, -1))  # raises where the heads do not fit
+    """Return ``softmax(q k^T / sqrt(d)) v`` of every head (B, N, C), for ``qkv`` (B, N, 3C)."""
+    qkv.unflatten(2, (3, num_heads, -1))  # raises an error if num_heads does not divide C
     y: Tensor = HEADS(HeadsCall(qkv, num_heads))
     return y

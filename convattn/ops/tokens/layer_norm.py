@@ -20,7 +20,7 @@ from convattn.ops.kernels.native import conditions, rows
 
 @dataclass
 class LayerNormCall(Call):
-    """Arguments of `layer_norm_2d`, of whose map the channels are last: (B, H, W, C)."""
+    """Arguments of `layer_norm_2d`; ``pixels`` is (B, H, W, C)."""
 
     pixels: Tensor
     weight: Tensor | None
@@ -31,7 +31,7 @@ class LayerNormCall(Call):
 
 @dataclass
 class AddLayerNormCall(Call):
-    """Arguments of `add_layer_norm_2d`, of whose maps the channels are last: (B, H, W, C)."""
+    """Arguments of `add_layer_norm_2d`; ``pixels`` and ``branch`` are (B, H, W, C)."""
 
     pixels: Tensor
     branch: Tensor
@@ -50,7 +50,7 @@ def _native_refuses(call: LayerNormCall | AddLayerNormCall) -> str | None:
 def _rows_refuse(
     call: LayerNormCall | AddLayerNormCall, weight: Tensor, bias: Tensor
 ) -> str | None:
-    """Return why the pixels are no rows of memory that the weight and the bias fit, or None."""
+    """Return why the pixels are not contiguous rows that match weight and bias, or None."""
     pixels = call.pixels
     for tensor in call.tensors:
         if tensor.dtype != pixels.dtype or not tensor.is_contiguous():
@@ -116,7 +116,6 @@ LAYER_NORM: Operator[LayerNormCall] = Operator(
         _native_refuses,
         _is_eager,
     ),
-    named=False,
 )
 ADD_LAYER_NORM: Operator[AddLayerNormCall] = Operator(
     "add_layer_norm_2d",
@@ -128,16 +127,15 @@ ADD_LAYER_NORM: Operator[AddLayerNormCall] = Operator(
         _native_refuses,
         _is_eager,
     ),
-    named=False,
 )
 
 
 def layer_norm_2d(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of (B, C, H, W).
+    """Return ``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of a map.
 
-    ``shape`` is (C,), as ``layer_norm`` takes it.
+    ``x`` is (B, C, H, W), and ``shape`` is (C,), as for ``layer_norm``.
     """
     y: Tensor = LAYER_NORM(LayerNormCall(x.permute(0, 2, 3, 1), weight, bias, shape, eps))
     return y.permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Attention inside the windows of a grid, from q, k and v or from the map before them."""
+"""Window attention, from q, k and v or from the input map of their projections."""

@@ -1,11 +1,11 @@
 """Attention inside the windows of a grid: the public functions and their paths.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window. Maps are (B, C,
-H, W) with the N heads one after another in C.
+H, W) with the channels of each head adjacent in C.
 
 | path        | computes                                                                        |
 |-------------|---------------------------------------------------------------------------------|
-| "native"    | in C, windows read where they lie in the map, without gradients                 |
+| "native"    | in C, on the map without a copy by windows, without gradients                   |
 | "products"  | a copy of the map by windows, products and a softmax                            |
 | "sdpa"      | the same copy, ``scaled_dot_product_attention``                                 |
 | "reference" | the formula, window by window                                                   |
@@ -52,7 +52,7 @@ class WindowCall(Call):
 
 @dataclass
 class MapWindowCall(Call):
-    """Arguments of `map_window_attention`, checked, its three projections joined to one."""
+    """Arguments of `map_window_attention`, checked; its three projections are concatenated."""
 
     x: Tensor
     weight: Tensor
@@ -63,6 +63,11 @@ class MapWindowCall(Call):
     shift: tuple[int, int]
     scale: float | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of q, k and v, which autocast may choose."""
+        return torch.get_autocast_dtype(self.device) if self.autocast else self.x.dtype
+
 
 AnyCall = WindowCall | MapWindowCall
 
@@ -72,12 +77,12 @@ def _native_refuses(call: AnyCall) -> str | None:
         return f"it has windows of up to {MOST_TOKENS} pixels, got {call.window_size**2}"
     *maps, _ = call.tensors
     if any(t is not None and t.dtype != call.dtype for t in maps):
-        return "it computes maps and weights of one type"
+        return "the maps and the weights must have one type"
     return conditions.refuses(call)
 
 
-def _products_pay(call: AnyCall) -> bool:
-    """Whether products are faster, or the one way: sdpa has no gradient of a mask, nor a jvp."""
+def _prefers_products(call: AnyCall) -> bool:
+    """Whether "products" is faster than "sdpa", or a transform needs derivatives sdpa lacks."""
     if call.transformed:
         return True
     if call.device != "cpu" or call.dtype != torch.bfloat16 or call.grad or call.exporting:
@@ -107,24 +112,24 @@ def _from_projections(
 
 
 _NATIVE = (
-    "two cores, shifted, with bias: bfloat16 (96, 56) 6.3 ms, copied 18, (384, 14) 2.7, 3.5; "
-    "float32 12, 19 and 4.9, 7.0"
+    "two cores, shifted, with bias: bfloat16 (96, 56x56) 6.3 ms, on a copy 18, (384, 14x14) 2.7, "
+    "3.5; float32 12, 19 and 4.9, 7.0"
 )
-_PRODUCTS = "bfloat16 (96, 56), 3 heads: 18 ms, sdpa 26 for the layer, (192, 28) 10, 12"
-_SDPA = "keeps no logits for a gradient; float32 (96, 56) 26 ms, products 51"
+_PRODUCTS = "the layer in bfloat16, 3 heads: (96, 56x56) 18 ms, sdpa 26; (192, 28x28) 10, sdpa 12"
+_SDPA = "it stores no logits for a gradient; float32 (96, 56x56) 26 ms, products 51"
 
 WINDOWS: Operator[WindowCall] = Operator(
     "window_attention",
     Path("reference", reference.window_attention, "the formula"),
     Path("native", attend_in_place, _NATIVE, _native_refuses, _not_compiling),
-    Path("products", in_copied_windows(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("products", in_copied_windows(attend_by_products), _PRODUCTS, prefers=_prefers_products),
     Path("sdpa", in_copied_windows(attend_by_sdpa), _SDPA),
 )
 MAP_WINDOWS: Operator[MapWindowCall] = Operator(
     "map_window_attention",
     Path("reference", _from_projections, "the formula"),
     Path("native", attend_map_in_place, _NATIVE, _native_refuses, _not_compiling),
-    Path("products", in_copied_map(attend_by_products), _PRODUCTS, prefers=_products_pay),
+    Path("products", in_copied_map(attend_by_products), _PRODUCTS, prefers=_prefers_products),
     Path("sdpa", in_copied_map(attend_by_sdpa), _SDPA),
 )
 
@@ -141,7 +146,7 @@ def window_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Let every pixel attend to the K x K window of the map's grid of windows that it lies in.
+    """Let every pixel attend to the pixels of its K x K window in a grid of windows.
 
     ``y_i = sum_j softmax_j(scale * q_i . k_j + bias_ij) v_j``, j in the window of i
 
@@ -150,14 +155,14 @@ def window_attention(
         k: keys, shaped like ``q``.
         v: values, shaped like ``q``.
         num_heads: N; head n has channels n d to (n + 1) d.
-        window_size: K. A map that K does not divide is padded; nothing attends to padding.
-        shift: by how much the map was rolled, or (rows, columns). Pixels that were rolled around
-            the border do not attend to those that were not; they end the last window, padding
-            comes before them.
-        bias: added to the logits (N, K^2, K^2), query by key; None for none.
+        window_size: K. A map that K does not divide is padded; padding is masked.
+        shift: the number of pixels by which the map was rolled, or (rows, columns). Pixels that
+            were rolled around the border and pixels that were not do not attend to each other. The
+            rolled pixels are at the end of the last window, after the padding.
+        bias: added to the logits (N, K^2, K^2), query by key; None for no bias.
         scale: factor of the logits; None for 1 / sqrt(d).
-        backend: "auto", "native", "products", "sdpa" or "reference". "auto" takes "sdpa" where a
-            gradient is required, else on a CPU also "native" or "products".
+        backend: "auto", "native", "products", "sdpa" or "reference". "auto" takes "sdpa" if a
+            gradient is required; otherwise it may take "native" or "products" on a CPU.
 
     Returns:
         A map (B, C, H, W), still rolled.
@@ -190,16 +195,16 @@ def map_window_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Compute ``window_attention`` from the map that q, k and v are 1x1 convolutions of.
+    """Compute 1x1 convolutions to q, k and v, then ``window_attention``.
 
     Args:
         x: the map (B, C_in, H, W), rolled by ``-shift``.
-        weights: of the convolutions that make q, k and v, (C, C_in, 1, 1) each.
-        biases: of the same, (C,) or None each.
+        weights: weights of the convolutions to q, k and v, (C, C_in, 1, 1) each.
+        biases: biases of these convolutions, (C,) or None each.
         num_heads: N.
         window_size: K.
-        shift: by how much the map was rolled, or (rows, columns).
-        bias: added to the logits (N, K^2, K^2); None for none.
+        shift: the number of pixels by which the map was rolled, or (rows, columns).
+        bias: added to the logits (N, K^2, K^2); None for no bias.
         scale: factor of the logits; None for 1 / sqrt(d).
         backend: as in ``window_attention``.
 
@@ -213,7 +218,7 @@ def map_window_attention(
     check_projections(x, weights, biases)
     if not weights[0].shape == weights[1].shape == weights[2].shape:
         shapes = ", ".join(str(tuple(w.shape)) for w in weights)
-        raise ValueError(f"q, k and v must have as many channels, got weights {shapes}")
+        raise ValueError(f"q, k and v must have equally many channels, got weights {shapes}")
     check_positive("window_size", window_size)
     check_divisible("channels of q", weights[0].shape[0], "num_heads", num_heads)
     shift = check_windows(num_heads, window_size, shift, bias)
@@ -225,7 +230,7 @@ def map_window_attention(
 def _joined(
     weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return several projections as one."""
+    """Concatenate several projections to one."""
     if all(b is None for b in biases):
         return torch.cat(list(weights)), None
     filled = (

@@ -1,7 +1,7 @@
-"""Attention in windows on a copy of the map by windows: one product after another, or sdpa.
+"""Window attention on a copy of the map in the order of the windows, by batched products or sdpa.
 
-B batch, C channels, N heads of d = C / N channels, K window, L = K^2 its pixels, n windows. The
-heads are views of that copy, which is made once.
+B batch, C channels, N heads of d = C / N channels, K window, L = K^2 pixels of a window, n windows
+of an image. The map is copied once; the heads are views of the copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
 
 
 def in_copied_windows(attend: Attend) -> Callable[..., Tensor]:
-    """Return a path of ``window_attention`` that attends so in a copy of q, k and v by windows."""
+    """Return a path of ``window_attention`` that applies ``attend`` to copies of q, k and v."""
 
     def run(
         q: Tensor,
@@ -43,7 +43,10 @@ def in_copied_windows(attend: Attend) -> Callable[..., Tensor]:
 
 
 def in_copied_map(attend: Attend) -> Callable[..., Tensor]:
-    """Return the same from the map that one 1x1 convolution makes q, k and v of: one copy."""
+    """Return a path of ``map_window_attention`` that applies ``attend``.
+
+    The path copies the map, and a 1x1 convolution computes q, k and v from the copy.
+    """
 
     def run(
         x: Tensor,
@@ -70,7 +73,7 @@ def in_copied_map(attend: Attend) -> Callable[..., Tensor]:
 def attend_by_sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Attend by ``scaled_dot_product_attention``, which keeps no logits for a gradient."""
+    """Attend by ``scaled_dot_product_attention``, which stores no logits for the backward pass."""
     with derivable():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
@@ -78,7 +81,7 @@ def attend_by_sdpa(
 def attend_by_products(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Attend by two batched products with a softmax between."""
+    """Attend by a batched product, a softmax and a second batched product."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
     batch = q.shape[:2]
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))
@@ -87,7 +90,7 @@ def attend_by_products(
     else:
         mask = mask.expand(*batch, -1, -1).flatten(0, 1)
         logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
-    # A softmax of bfloat16 rows takes more than twice as long.
+    # A softmax in bfloat16 takes more than twice as long as in float32.
     wide = torch.promote_types(logits.dtype, torch.float32)
     weights = logits.softmax(-1, dtype=wide).to(v.dtype)
     return torch.bmm(weights, v).unflatten(0, batch)

@@ -1,6 +1,6 @@
-"""Attention in windows that are read where they lie in the map, by the kernels in C.
+"""Window attention by the kernels in C, which read the map without a copy by windows.
 
-C channels, K window, L = K^2 its pixels.
+C channels, K window, L = K^2 pixels of a window.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def attend_map_in_place(
     shift: tuple[int, int],
     scale: float | None,
 ) -> Tensor:
-    """Do the same from the map that one 1x1 convolution makes q, k and v of."""
+    """Compute q, k and v by a 1x1 convolution of the map x, then attend in the windows."""
     layout = lay_out(x, window_size, shift)
     q, k, v = F.conv2d(pad(x, layout), weight, offset).chunk(3, 1)
     return unpad(_attend(q, k, v, bias, layout, num_heads, scale), layout)
@@ -56,7 +56,7 @@ def _attend(
     num_heads: int,
     scale: float | None,
 ) -> Tensor:
-    """Attend in maps of whole windows, q, k and v (B, C, H, W) each."""
+    """Attend in padded maps, q, k and v (B, C, H, W) each."""
     mask = None if bias is None else heads.lanes(bias.float().mT)[None]
     if layout.padded or layout.shifted:
         pixels = layout.window_size**2
@@ -64,7 +64,7 @@ def _attend(
             mask = q.new_zeros(1, 1, pixels, heads.whole(pixels), dtype=torch.float32)
         mask = mask_of(
             layout, mask, q.device
-        )  # symmetric, so that it is right for the transposed bias too
+        )  # the mask without bias is symmetric, so that it also fits the transposed bias
     q, k, v = (_with_channels_last(x) for x in (q, k, v))
     scale = (q.shape[1] // num_heads) ** -0.5 if scale is None else scale
     return heads.attend_windows(
@@ -73,5 +73,5 @@ def _attend(
 
 
 def _with_channels_last(x: Tensor) -> Tensor:
-    x = x.resolve_neg()  # a view may stand for the negative of what lies in memory
+    x = x.resolve_neg()  # a view may have a negative bit, which the kernels do not read
     return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)

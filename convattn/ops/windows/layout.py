@@ -1,9 +1,9 @@
-"""Where the windows of a grid lie in a map, and the mask between pixels that may not meet.
+"""The layout of a grid of windows in a map, and the mask of pixels that must not attend.
 
-B batch, C channels, N heads of d = C / N channels, K window, L = K^2 its pixels, n windows.
+B batch, C channels, N heads of d = C / N channels, K window, L = K^2 pixels of a window, n windows.
 
-An axis that K does not divide is padded before the pixels that the shift rolled around its end:
-those stay together in the last window, as they are in the grid of windows that the shift moves.
+An axis that K does not divide is padded. The padding is before the pixels that the shift rolled
+around the end of the axis, so that these pixels stay together in the last window.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from convattn.ops.positions import ceil_divide
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the windows of a map lie.
+    """The windows of a map.
 
     Attributes:
         window_size: K.
         grid: rows and columns of windows.
-        gaps: of each axis, where its padding starts and ends.
-        padded: the axes whose padding is put in.
-        shifted: whether there are pixels that the shift rolled around.
+        gaps: the start and the end of the padding of each axis.
+        padded: the axes that are padded.
+        shifted: whether the shift rolled pixels around the end of an axis.
     """
 
     window_size: int
@@ -45,10 +45,10 @@ def lay_out(x: Tensor, window_size: int, shift: tuple[int, int]) -> Layout:
 
 
 def _padded_axes(height: int, width: int, window_size: int) -> tuple[int, ...]:
-    """Return the axes that whole windows do not fill.
+    """Return the axes whose size K does not divide.
 
-    A compiled graph is for maps that they fill, or for all the others: it has one guard on sizes,
-    and its padding may be empty.
+    A compiled graph computes either the maps that K divides, or all other maps. It therefore has
+    one guard on sizes, and its padding may be empty.
     """
     left_over = height % window_size, width % window_size
     if left_over[0] + left_over[1] == 0:
@@ -59,13 +59,13 @@ def _padded_axes(height: int, width: int, window_size: int) -> tuple[int, ...]:
 
 
 def _gap(size: int, windows: int, shift: int, window_size: int) -> tuple[int, int]:
-    """Return where the padding of an axis starts and ends."""
+    """Return the start and the end of the padding of an axis."""
     start = max(size - shift, 0)
     return start, start + windows * window_size - size
 
 
 def pad(x: Tensor, layout: Layout) -> Tensor:
-    """Fill up to whole windows with zeros."""
+    """Pad a map with zeros, so that K divides its sizes."""
     for dim in layout.padded:
         start, end = layout.gaps[dim - 2]
         shape = list(x.shape)
@@ -76,7 +76,7 @@ def pad(x: Tensor, layout: Layout) -> Tensor:
 
 
 def unpad(x: Tensor, layout: Layout) -> Tensor:
-    """Take out what `pad` put in."""
+    """Remove the padding of `pad`."""
     for dim in layout.padded:
         start, end = layout.gaps[dim - 2]
         after = x.narrow(dim, end, x.shape[dim] - end)
@@ -85,14 +85,14 @@ def unpad(x: Tensor, layout: Layout) -> Tensor:
 
 
 def partition(x: Tensor, layout: Layout) -> Tensor:
-    """Cut a map of whole windows into those, channels last: (B n, K, K, C)."""
+    """Cut a padded map into windows, channels last: (B n, K, K, C)."""
     rows, columns = ((n, layout.window_size) for n in layout.grid)
     x = x.unflatten(3, columns).unflatten(2, rows)
     return x.permute(0, 2, 4, 3, 5, 1).contiguous().flatten(0, 2)
 
 
 def merge(out: Tensor, layout: Layout) -> Tensor:
-    """Put the windows' tokens (B n, N, L, d) back in their places: (B, C, H, W), channels last."""
+    """Return the tokens of windows (B n, N, L, d) as a channels-last map (B, C, H, W)."""
     out = out.transpose(1, 2).flatten(2)
     K, rows, columns = layout.window_size, *layout.grid
     out = out.reshape(-1, rows, columns, K, K, out.shape[2])
@@ -100,12 +100,12 @@ def merge(out: Tensor, layout: Layout) -> Tensor:
 
 
 def mask_of(layout: Layout, bias: Tensor, device: torch.device) -> Tensor:
-    """Return what is added to the logits of each window: (n, N or 1, L, L).
+    """Return the mask, with the bias, that is added to the logits: (n, N or 1, L, L).
 
     Args:
-        layout: of the windows.
-        bias: (1, N or 1, L, L); if its last dimension is longer, so is that of the mask.
-        device: of the queries, which must be that of the bias.
+        layout: the layout of the windows.
+        bias: (1, N or 1, L, L). If its last dimension is longer than L, the mask is as long.
+        device: the device of the queries and of the bias.
     """
     rows, columns = (
         _segments(gap, windows, layout.window_size, device)
@@ -113,13 +113,13 @@ def mask_of(layout: Layout, bias: Tensor, device: torch.device) -> Tensor:
     )
     segments = 3 * rows[:, None, :, None] + columns[None, :, None, :]
     segments = segments.flatten(2).flatten(0, 1)
-    apart = segments[:, :, None] != segments[:, None, :]
-    apart = F.pad(apart, (0, bias.shape[3] - apart.shape[2]))
-    return bias.masked_fill(apart[:, None], float("-inf"))
+    masked = segments[:, :, None] != segments[:, None, :]
+    masked = F.pad(masked, (0, bias.shape[3] - masked.shape[2]))
+    return bias.masked_fill(masked[:, None], float("-inf"))
 
 
 def _segments(gap: tuple[int, int], windows: int, window_size: int, device: torch.device) -> Tensor:
-    """Number the pixels of an axis, window by window: 0 in place, 1 padding, 2 rolled around."""
+    """Label the pixels of an axis by window: 0 not rolled, 1 padding, 2 rolled around the end."""
     places = torch.arange(windows * window_size, device=device)
     segments = (places >= gap[0]).long() + (places >= gap[1]).long()
     return segments.unflatten(0, (windows, window_size))

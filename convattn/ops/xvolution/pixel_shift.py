@@ -51,7 +51,7 @@ def _shifted(
     scale: float,
 ) -> Tensor:
     heads = (num_heads, q.shape[1] // num_heads)
-    # Scaled before the product, which half precision might not hold.
+    # The queries are scaled before the product, which might overflow in half precision.
     queries = (q[:, :, ::stride, ::stride] * scale).unflatten(1, heads)
     height, width = queries.shape[-2:]
     pad = (distance * (kernel_size // 2),) * 4
@@ -101,10 +101,10 @@ def pixel_shift_attention(
     that are L pixels apart, keys and values zero outside the map.
 
     Args:
-        q: queries (B, C, H, W), of which those at [::s, ::s] are used.
+        q: queries (B, C, H, W), of which ``q[:, :, ::s, ::s]`` is used.
         k: keys (B, C, H, W).
         v: values (B, C, H, W).
-        num_heads: heads, one block of channels after another.
+        num_heads: N; each head has a block of adjacent channels.
         kernel_size: K, odd.
         distance: L, pixels between displacements.
         stride: s.
@@ -118,7 +118,7 @@ def pixel_shift_attention(
         ValueError: shapes, sizes or names that do not fit.
 
     X-volution (arXiv 2106.02253), pixel shift self-attention. No code was published, and the text
-    leaves the displacements and their distance open: all of the K x K grid is our choice.
+    does not specify the displacements and their distance. This package takes the whole K x K grid.
     """
     _check_maps(q, k, v)
     check_divisible("channels", q.shape[1], "num_heads", num_heads)

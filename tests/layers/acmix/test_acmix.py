@@ -226,7 +226,7 @@ def test_the_learnt_factors_start_at_a_half():
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
-def test_at_the_start_all_shifts_but_the_random_one_are_alike(kernel_size):
+def test_all_shifts_except_random_are_equal_at_initialization(kernel_size):
     x = torch.randn(2, 16, 9, 7).double()
     outputs = {}
     for shift in SHIFTS:
@@ -271,7 +271,7 @@ def test_windows_with_a_stride_are_sampled(attention):
     assert_close(sampled(x), full(x)[:, :, ::2, ::2], torch.float32)
 
 
-def test_a_shifted_window_shows_what_lies_around_its_border():
+def test_a_shifted_window_reads_across_the_border_of_unshifted_windows():
     layer = randomise(ACmix(16, attention="shifted_window", window_size=4, mix="attention"))
     x = torch.randn(1, 16, 12, 12, requires_grad=True)
     layer(x)[0, :, 5, 2].sum().backward()
@@ -348,7 +348,7 @@ def test_any_attention_can_be_plugged_in(attention):
 
 
 @pytest.mark.parametrize("c2", [None, 16, 32])
-def test_channels_are_enough(c2):
+def test_only_the_channels_are_required(c2):
     assert ACmix(16, c2)(torch.randn(1, 16, 5, 3)).shape == (1, c2 or 16, 5, 3)
 
 
@@ -368,7 +368,7 @@ def test_no_copy_of_keys_for_every_window_is_made_or_kept():
     assert saved_for_backward(lambda: plain(x)) > 2 * copies
 
 
-def test_queries_are_projected_only_where_a_stride_answers():
+def test_a_deployed_layer_projects_only_the_queries_of_its_stride():
     acmix = ACmix(16, 16, num_heads=2, stride=2).eval()
     x = torch.randn(1, 16, 9, 12)
     trained = acmix(x)

@@ -30,8 +30,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"attention": "window", "dilation": 2}, "takes no dilation, got dilation=2"),
     ({"attention": "patchwise", "num_heads": 4}, "takes no num_heads, got num_heads=4"),
     ({"attention": "patchwise", "out_chans": 20}, "dim=20, share=8; the nearest .* is 10"),
-    ({"attention": GlobalAttention, "num_heads": 2}, "plugged in has its own num_heads"),
-    ({"attention": GlobalAttention(64)}, "has dim=64, which must be out_chans=16"),
+    ({"attention": GlobalAttention, "num_heads": 2}, "defines num_heads itself"),
+    ({"attention": GlobalAttention(64)}, "dim of the attention must be out_chans=16, got 64"),
     (
         {"attention": GlobalAttention(16, stride=3), "stride": 2},
         "must be 1 or that of ACmix, got 3",
@@ -48,7 +48,7 @@ def test_rejects(arguments, message):
 @pytest.mark.parametrize(
     ("attention", "kind"), [(nn.Conv2d(16, 16, 1), "Conv2d"), (None, "NoneType"), (3, "int")]
 )
-def test_rejects_what_is_no_attention(attention, kind):
+def test_rejects_an_attention_of_another_type(attention, kind):
     message = f"attention must be a name or an AttentionPart, got {kind}"
     with pytest.raises(TypeError, match=message):
         ACmix(16, attention=attention)

@@ -83,7 +83,7 @@ def test_tokens_are_the_same(attention):
         WindowAttention(16, window_size=3),
     ],
 )
-def test_the_factor_goes_into_an_output_projection(part):
+def test_alpha_is_folded_into_an_output_projection(part):
     layer = trained(attention=part)
     v = layer.v_proj.weight.clone()
     folded = assert_same_when_folded(layer)
@@ -110,7 +110,7 @@ class _Squared(GlobalAttention):
 
 
 @pytest.mark.parametrize("part", [_Squared(16), _Squared(16, proj=True)])
-def test_the_factor_of_an_attention_that_is_not_known_stays(part):
+def test_alpha_is_not_folded_into_a_nonlinear_attention(part):
     folded = assert_same_when_folded(trained(attention=part))
     assert isinstance(folded.alpha, nn.Parameter)
     assert folded.beta == 1
@@ -119,14 +119,14 @@ def test_the_factor_of_an_attention_that_is_not_known_stays(part):
 @pytest.mark.parametrize(("alpha", "stays"), [(0.0, True), (1e-6, True), (-0.7, False)])
 @pytest.mark.parametrize("mix", ["learned", "complement", "learned_alpha"])
 @pytest.mark.parametrize("shift", ["learned", "tensor"])
-def test_a_factor_that_is_nearly_zero_stays_where_the_convolution_takes_v(mix, alpha, stays, shift):
+def test_an_alpha_near_zero_is_not_folded_if_the_convolution_reads_v(mix, alpha, stays, shift):
     layer = trained(mix=mix, window_size=3, shift=shift)
     nn.init.constant_(layer.alpha, alpha)
     folded = assert_same_when_folded(layer)
     assert isinstance(folded.alpha, nn.Parameter) == (stays and shift == "tensor")
 
 
-def test_the_formulas_stay_where_they_are_asked_for():
+def test_the_reference_backend_is_not_folded():
     folded = assert_same_when_folded(trained(backend="reference", window_size=3))
     assert folded.folded is folded.direct is None
     assert folded.dep_conv is not None
@@ -178,12 +178,12 @@ def test_any_widths_compute_the_same(kernel_size, heads, in_chans, fc_bias):
     assert folded.direct is not None
 
 
-def test_both_ways_to_convolve_the_map_occur():
-    ways = []
+def test_the_map_is_convolved_densely_or_in_two_steps():
+    dense = []
     for in_chans, stride in [(3, 1), (300, 1), (300, 8)]:
         layer = trained(in_chans, 16, window_size=3, stride=stride)
-        ways.append(assert_same_when_folded(layer).direct.connect is None)
-    assert ways == [True, False, True]
+        dense.append(assert_same_when_folded(layer).direct.connect is None)
+    assert dense == [True, False, True]
 
 
 NORMS = [torch.zeros(16), torch.linspace(-2, 2, 16), torch.full((16,), 3.0)]
@@ -204,7 +204,7 @@ NORMS = [torch.zeros(16), torch.linspace(-2, 2, 16), torch.full((16,), 3.0)]
         {"attention": _Squared(16), "mix": "sum"},
     ],
 )
-def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale):
+def test_a_following_norm_is_folded_exactly_or_not_at_all(options, scale):
     layer = trained(**options)
     scale, shift = scale.double(), torch.randn(16).double()
     for size in [(9, 7), (1, 2)]:
@@ -234,14 +234,14 @@ def test_a_norm_that_follows_is_taken_over_exactly_or_not_at_all(options, scale)
         ({"backend": "reference"}, False),
     ],
 )
-def test_which_layers_take_a_norm_over(options, takes):
+def test_which_layers_a_following_norm_is_folded_into(options, takes):
     assert trained(**options).absorb_affine(torch.rand(16), torch.rand(16)) == takes
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "convolution"])
 @pytest.mark.parametrize("attention", ["global", "spatial_reduction"])
 @pytest.mark.parametrize("proj", [True, False])
-def test_a_norm_that_is_taken_over_reaches_tokens_too(attention, mix, proj):
+def test_a_folded_norm_also_applies_to_tokens(attention, mix, proj):
     part: Any = GlobalAttention if attention == "global" else SpatialReductionAttention
     layer = trained(16, attention=part(16, proj=proj), mix=mix)
     x, tokens = torch.randn(2, 16, 6, 5).double(), torch.randn(2, 3, 16).double()
@@ -272,7 +272,7 @@ def test_the_border_of_the_map_takes_no_second_map():
     assert not calls.count["add"]
 
 
-def test_a_projection_that_somebody_watches_is_still_called():
+def test_a_projection_with_a_hook_is_still_called():
     layer, seen = trained(window_size=3, mix="convolution"), []
     layer.q_proj.register_forward_hook(lambda *args: seen.append(args))
     assert_same_when_folded(layer)

@@ -56,7 +56,7 @@ def test_every_hook_fires_once(register, attention, name):
 
 @pytest.mark.parametrize("name", LAYERS[:5])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_layers_that_are_called_compute_the_same(options, name):
+def test_layers_with_a_hook_compute_the_same(options, name):
     layer = trained(**options).eval()
     called = copy.deepcopy(layer)
     called.get_submodule(name).register_forward_hook(lambda *_: None)
@@ -123,7 +123,7 @@ def double(layer: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "change", [adapt, double_by_hook, double_by_instance, double_by_parametrization]
 )
-def test_a_layer_that_computes_something_else_is_heeded(change, attention, name):
+def test_a_layer_with_another_computation_is_called(change, attention, name):
     layer = trained(attention=attention, window_size=3).eval()
     changed, expected = copy.deepcopy(layer), copy.deepcopy(layer)
     double(expected, name)
@@ -158,14 +158,14 @@ def test_another_convolution_in_the_place_of_a_projection():
 
 
 @pytest.mark.parametrize("mix", ["attention", "learned"])
-def test_queries_that_are_not_answered_are_projected_where_that_may_matter(mix):
+def test_all_queries_are_projected_if_the_projection_has_a_hook(mix):
     layer, sizes = trained(mix=mix, stride=2), []
     layer.q_proj.register_forward_hook(lambda _, args, y: sizes.append(y.shape[2:]))
     layer(maps(layer))
     assert sizes == [(9, 7)]
 
 
-def test_a_wide_convolution_in_the_place_of_queries_sees_the_whole_map():
+def test_a_wide_query_projection_reads_the_whole_map():
     layer = trained(mix="attention", stride=2)
     wide = copy.deepcopy(layer)
     wide.q_proj = nn.Conv2d(16, 16, 3, padding=1).double()
@@ -199,7 +199,7 @@ def test_projections_may_share_their_weights():
 @pytest.mark.parametrize(
     "change", [adapt, double_by_hook, double_by_instance, double_by_parametrization]
 )
-def test_what_is_not_bare_deploys_exactly(change, name, attention):
+def test_changed_layers_deploy_exactly(change, name, attention):
     layer = trained(attention=attention).eval()
     change(layer, name)
     expected = layer(maps(layer))
@@ -237,12 +237,12 @@ class All(SlidingWindowAttention):
         return super().forward(q, k, v)
 
 
-def test_what_derives_from_a_sliding_window_gets_every_query():
+def test_a_subclass_of_a_sliding_window_gets_every_query():
     layer = trained(mix="attention", stride=2)
     derived = trained(mix="attention", stride=2, attention=All(16, stride=2))
     assert_close(derived(maps(layer)), layer(maps(layer)), torch.float64)
 
 
-def test_an_attention_that_derives_from_a_known_one_is_heeded():
+def test_the_forward_of_a_derived_attention_is_called():
     layer = ACmix(16, attention=Sevens(16, window_size=3), mix="attention")
     assert (layer(torch.randn(1, 16, 5, 5)) == 7).all()

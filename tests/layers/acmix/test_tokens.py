@@ -29,7 +29,7 @@ def _inputs(tokens: int = 3) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_the_convolution_does_not_see_tokens_nor_they_it(name):
+def test_the_convolution_path_and_tokens_are_independent(name):
     layer, (x, tokens) = _acmix(name), _inputs()
     attention = copy.deepcopy(layer)
     attention.fc = None  # the attention is left, not yet weighted
@@ -43,7 +43,7 @@ def test_the_convolution_does_not_see_tokens_nor_they_it(name):
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_pixels_and_tokens_see_one_another(name):
+def test_pixels_and_tokens_attend_to_each_other(name):
     layer, (x, tokens) = _acmix(name), _inputs()
     x.requires_grad_()
     tokens.requires_grad_()
@@ -81,13 +81,13 @@ def test_an_attention_without_a_stride_is_sampled_and_its_tokens_are_not():
     assert_close(u, seen, torch.float64)
 
 
-def test_attentions_of_neighbours_have_no_place_for_tokens():
+def test_a_sliding_window_does_not_support_tokens():
     with pytest.raises(NotImplementedError, match="tokens; use attention='global' or"):
         ACmix(16).double().forward_tokens(*_inputs())
 
 
-def test_the_convolution_alone_takes_no_tokens():
-    with pytest.raises(ValueError, match="mix='convolution' has none"):
+def test_the_convolution_alone_does_not_support_tokens():
+    with pytest.raises(ValueError, match="mix='convolution' has no attention"):
         _acmix("global", mix="convolution").forward_tokens(*_inputs())
 
 

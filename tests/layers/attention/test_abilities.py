@@ -114,7 +114,7 @@ def test_some_parts_support_tokens(name):
     if part.supports_tokens:
         assert part.forward_tokens(*maps(part), *tokens)[1].shape == (2, 16, 2, 1)
     else:
-        with pytest.raises(NotImplementedError, match="takes no tokens"):
+        with pytest.raises(NotImplementedError, match="does not support tokens"):
             part.forward_tokens(*maps(part), *tokens)
 
 
@@ -192,14 +192,14 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("base", BASES)
-def test_a_forward_of_its_own_has_no_inherited_ability(base, way):
+def test_a_subclass_with_its_own_forward_inherits_no_ability(base, way):
     kind = WAYS[way](base)
     expected = dict.fromkeys(ABILITIES, False) | {"one_map": base.one_map}
     for part in (kind(16), type("Further", (kind,), {})(16)):
         assert is_declared(part) == expected
 
 
-def test_a_step_of_its_own_may_not_be_linear():
+def test_an_overridden_method_resets_the_linear_abilities():
     class Sharpened(GlobalAttention):
         def restore(self, y: Tensor) -> Tensor:
             return y.square()
@@ -210,7 +210,7 @@ def test_a_step_of_its_own_may_not_be_linear():
     assert not part.weights_sum_to_one
 
 
-def test_a_forward_of_its_own_may_declare_what_it_can():
+def test_a_subclass_with_its_own_forward_may_declare_abilities():
     class Halved(SlidingWindowAttention):
         skips_queries = linear_in_values = True
 
@@ -245,5 +245,5 @@ def test_tokens_need_a_forward_of_tokens_as_new_as_the_forward():
             return super().forward(q, k, v).square()
 
     layer = ACmix(16, attention=Written(16))
-    with pytest.raises(NotImplementedError, match="Written has no forward_tokens of its own"):
+    with pytest.raises(NotImplementedError, match="Written does not define forward_tokens"):
         layer.forward_tokens(torch.zeros(1, 16, 4, 4), torch.zeros(1, 1, 16))

@@ -92,7 +92,7 @@ def test_spatial_reduction_takes_any_size(reduction, reduced):
         assert torch.equal(spread[:, :, i, j], cell)
 
 
-def test_spatial_reduction_leaves_out_what_does_not_divide():
+def test_spatial_reduction_ignores_incomplete_patches():
     part = SpatialReductionAttention(4, num_heads=1, reduction=4).double()
     x = torch.randn(1, 4, 7, 8).double()
     assert_close(part.context(x), part.norm(part.reduce(x[:, :, :4])), torch.float64)
@@ -121,7 +121,7 @@ def test_patchwise_weights_come_from_query_and_patch():
     assert_close(part(q, k, v), expected, torch.float64)
 
 
-def test_a_part_without_an_answer_says_so():
+def test_a_part_without_forward_raises():
     with pytest.raises(NotImplementedError):
         AttentionPart((1, 1, 1))(*_qkv(1, 2, 3, 3))
 
@@ -206,7 +206,7 @@ def test_tokens_stand_beside_the_reduced_map():
     assert_close(u, y[:, :, :1, :1], torch.float64)
 
 
-def test_a_projection_follows_where_it_is_asked_for():
+def test_proj_adds_a_projection():
     q, k, v = _qkv(1, 8, 5, 6)
     for kind in (GlobalAttention, SpatialReductionAttention):
         plain, part = kind(8, num_heads=2), randomise(kind(8, num_heads=2, proj=True)).double()

@@ -56,8 +56,7 @@ def test_every_deployed_form_computes_the_two_layers(name, kernel_size, head_dim
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
     maps = F.conv2d(x, layers.weight.flatten(0, 1)[..., None, None], layers.bias.flatten())
     expected = convolve(maps, layers.kernels, stride, 1, groups=head_dim)
-    with ops.use_backend(name):
-        folded = fold_map_convolution(layers, stride=stride)
+    folded = fold_map_convolution(layers, stride=stride, backend=name)
     assert (folded.connect is None) == (name == "dense")
     assert_close(deployed(folded, x, stride), expected, torch.float64)
 
@@ -85,6 +84,6 @@ def test_the_widths_decide_between_one_convolution_and_two(in_chans, heads, stri
     [(16, 4, 4), (32, 3, 4), (32, 6, 2), (32, 12, 1), (6, 4, 2), (7, 1, 1), (64, 1, 16)],
 )
 def test_groups_are_merged_up_to_a_vector_of_outputs(groups, outputs, merged):
-    with ops.use_backend("connected"):
-        folded = fold_map_convolution(parts(head_dim=groups, outputs=outputs), stride=1)
+    layers = parts(head_dim=groups, outputs=outputs)
+    folded = fold_map_convolution(layers, stride=1, backend="connected")
     assert folded.groups == groups // merged

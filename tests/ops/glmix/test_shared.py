@@ -142,11 +142,11 @@ def test_a_path_that_cannot_share_similarities_says_why(backend):
     with pytest.raises(ValueError, match=f"{backend!r} cannot compute this call .*gradient"):
         _mixed(slots, u, scale, backend=backend)
     with torch.no_grad():
-        with pytest.raises(ValueError, match="scales of up to 20, got scale=1000;"):
+        with pytest.raises(ValueError, match="scales up to 20, got scale=1000;"):
             _mixed(slots, u, scale * 400, backend=backend)
-        with pytest.raises(ValueError, match="scales of up to 20, got scale=nan;"):
+        with pytest.raises(ValueError, match="scales up to 20, got scale=nan;"):
             _mixed(slots, u, scale * torch.nan, backend=backend)
-        with pytest.raises(ValueError, match="all pixels of the map, got stride=2;"):
+        with pytest.raises(ValueError, match="supports stride=1 only, got stride=2;"):
             ops.cluster_and_dispatch(slots, u, scale, _attend, stride=2, backend=backend)
         with pytest.raises(ValueError, match="on the CPU, got meta;"):
             _mixed(*(t.to("meta") for t in (slots, u, scale)), backend=backend)
@@ -164,7 +164,7 @@ def _export_shared(slots: Tensor, u: Tensor, scale: Tensor) -> None:
 
 @torch.no_grad()
 def test_a_path_that_shares_similarities_is_not_exported():
-    with pytest.raises(Exception, match="a compiled or exported program does not have"):
+    with pytest.raises(Exception, match="unknown in a compiled or exported program"):
         _export_shared(*_inputs((2, 8, 6, 9), torch.float32))
 
 

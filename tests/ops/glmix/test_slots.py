@@ -246,7 +246,7 @@ def test_kmeans_needs_an_iteration():
 @pytest.mark.parametrize(
     ("scale", "error", "message"),
     [
-        (torch.ones(2), ValueError, r"scale must hold one number, got shape \(2,\)"),
+        (torch.ones(2), ValueError, r"scale must have one element, got shape \(2,\)"),
         (None, TypeError, "scale must be a number or a tensor, got None"),
     ],
 )

@@ -239,7 +239,7 @@ def test_sliding_window_rejects(change, message):
 
 def test_queries_of_another_size_are_refused():
     q, k = torch.zeros(1, 8, 3, 2), torch.zeros(1, 8, 5, 6)
-    message = r"the size of k, \(5, 6\), or \(3, 3\) for the queries of stride=2 alone; got q"
+    message = r"the size of k, \(5, 6\), or \(3, 3\) for only the queries of stride=2; got q"
     with pytest.raises(ValueError, match=message):
         ops.sliding_window_attention(q, k, k, num_heads=2, stride=2)
 

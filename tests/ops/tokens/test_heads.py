@@ -146,7 +146,7 @@ def test_auto_takes_sdpa_for_gradients(dtype):
         ("native", _call(4, torch.float32, grad=True), "it has no gradient"),
         ("native", _call(4, torch.float64), "float32 and bfloat16, got torch.float64"),
         ("native", HeadsCall(torch.empty(1, 4, 24, device="meta"), 2), "on the CPU, got meta"),
-        ("products", _call(4, torch.float32, grad=True), "what a gradient needs"),
+        ("products", _call(4, torch.float32, grad=True), "tensors that a gradient needs"),
         ("products", _call(0, torch.float32), "there is no token"),
         pytest.param("native", _call(0, torch.float32), "no token", marks=needs_kernels),
         pytest.param("native", _call(2049, torch.float32), "got 2049", marks=needs_kernels),

@@ -87,7 +87,7 @@ def test_products_replace_the_fused_call_where_that_is_faster(function, dtype, g
     choice = ops.explain(attend, x, function)
     if not grad and library.available():
         assert choice.path == "native"
-        assert choice.others["sdpa"] == "asked after 'native'"
+        assert choice.others["sdpa"] == "it comes after 'native' in the order of the paths"
         assert ("measured" in choice.others["products"]) == (path == "sdpa")
     else:
         assert choice.path == path
@@ -175,7 +175,11 @@ def test_it_rejects(change, message):
     ("channels", "biases", "message"),
     [
         # together they could be taken for three of eight channels
-        ((4, 8, 12), 3, r"as many channels, got weights \(4, 8, 1, 1\), \(8, 8, 1, 1\), \(12,"),
+        (
+            (4, 8, 12),
+            3,
+            r"equally many channels, got weights \(4, 8, 1, 1\), \(8, 8, 1, 1\), \(12,",
+        ),
         ((8, 8), 2, "must be three each, .*, got 2 and 2"),
         ((8, 8, 8), 2, "must be three each, .*, got 3 and 2"),
     ],

@@ -1,4 +1,4 @@
-"""Compile C files for this machine, and keep the build in the user's cache."""
+"""Compile C files for this machine, and store the build in the user's cache."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FLAGS = (
     "-fopenmp",
     "-shared",
     "-fPIC",
-    "-w",  # warnings are for the tests, which have none
+    "-w",  # the tests compile with warnings enabled
 )
-TIMEOUT = 60  # seconds that a compiler may take: it takes 4, on cores that are busy up to 30
-PATIENCE = 2  # seconds after which a line says what is waited for
+TIMEOUT = 60  # limit of the compilation in seconds: it takes 4, or up to 30 on busy cores
+PATIENCE = 2  # seconds of compilation after which a warning is logged
 _log = logging.getLogger("convattn")
 
 
@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 
 def find() -> list[str] | None:
-    """Return the words of the command that calls a compiler: $CC may be ``ccache gcc``."""
+    """Return the words of the compiler's command; $CC may have several, as in ``ccache gcc``."""
     named = _words(os.environ.get("CC", ""))
     for words in (named, *([name] for name in COMPILERS)):
         found = shutil.which(words[0]) if words else None
@@ -50,7 +50,7 @@ def find() -> list[str] | None:
 
 
 def version(compiler: list[str]) -> str:
-    """Return the first line of a compiler's ``--version``; "" where it has none."""
+    """Return the first line of a compiler's ``--version``; "" if there is none."""
     try:
         return _version(compiler, check=False).partition("\n")[0].strip()
     except (OSError, subprocess.SubprocessError):
@@ -58,13 +58,15 @@ def version(compiler: list[str]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return a folder of the kernels' own: others of its parent are data sets, made by others.
+    """Return the folder of the builds, which contains nothing else.
+
+    Other folders of its parent contain data sets, to which other users may write.
 
     Raises:
         FileNotFoundError: the user has no home.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # relative ones are to be ignored, its specification says
+    if os.path.isabs(base):  # the XDG specification says that relative paths are ignored
         return Path(base) / "convattn" / "kernels"
     try:
         return Path.home() / ".cache" / "convattn" / "kernels"
@@ -73,20 +75,20 @@ def cache_folder() -> Path:
 
 
 def load(source: Source, compiler: list[str]) -> tuple[ctypes.CDLL, str]:
-    """Return the library and the name of its build, from the cache if it can be had there.
+    """Return the library and the name of its build, from the cache if the cache can be used.
 
     Raises:
-        OSError: it cannot be built or loaded.
+        OSError: the library cannot be built or loaded.
         subprocess.SubprocessError: the compiler fails, or takes longer than `TIMEOUT`.
     """
     try:
         build = _cached(source, cache_folder(), compiler)
         loaded = ctypes.CDLL(str(build))
-    except OSError:  # read-only, full, somebody else's, or nothing is loaded from there
+    except OSError:  # the cache is read-only, full, another user's, or mounted noexec
         with tempfile.TemporaryDirectory(prefix="convattn-") as folder:
             build = _build_in(source, Path(folder), compiler)
-            loaded = ctypes.CDLL(str(build))  # loaded, it needs no file
-    # clang's threads would spin for 200 ms on the cores that PyTorch's threads need next.
+            loaded = ctypes.CDLL(str(build))  # a loaded library needs no file
+    # Without this, clang's OpenMP threads spin for 200 ms on cores that PyTorch's threads need.
     set_blocktime = getattr(loaded, "kmp_set_blocktime", None)
     if set_blocktime is not None:
         set_blocktime(0)
@@ -94,7 +96,7 @@ def load(source: Source, compiler: list[str]) -> tuple[ctypes.CDLL, str]:
 
 
 def reason(error: Exception) -> str:
-    """Return one line that says why a compiler failed."""
+    """Return the reason why a compiler failed, in one line."""
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it took more than {error.timeout:.0f} s"
     lines = str(getattr(error, "stderr", None) or error).strip().split("\n")
@@ -104,17 +106,17 @@ def reason(error: Exception) -> str:
 def _words(command: str) -> list[str]:
     try:
         return shlex.split(command)
-    except ValueError:  # a quote that nothing closes
+    except ValueError:  # a quote is not closed
         return []
 
 
 def _cached(source: Source, folder: Path, compiler: list[str]) -> Path:
-    """Return the build in the cache; it is built there unless it lies there whole."""
+    """Return the build in the cache; compile it if it is missing or incomplete."""
     target = folder / f"kernels-{_key(source, compiler)}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its parents do not get this mode
     _check_private(folder)
     if not _is_whole(target):
-        # Processes that start together each build their own, and the last one stays.
+        # Processes that start at the same time compile one build each; the last one remains.
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             built = _build_in(source, Path(unfinished), compiler)
             content = built.read_bytes()
@@ -124,14 +126,14 @@ def _cached(source: Source, folder: Path, compiler: list[str]) -> Path:
 
 
 def _check_private(folder: Path) -> None:
-    """Raise where others could have put a library for us to run."""
+    """Raise an error if another user could have written a library to the folder."""
     found = folder.stat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(f"others may write to {folder}")
+        raise PermissionError(f"other users may write to {folder}")
 
 
 def _is_whole(build: Path) -> bool:
-    """Return whether a build ends with the digest of the rest: a full disk may have cut it."""
+    """Return whether a build ends with the digest of its content: a full disk truncates it."""
     try:
         content = build.read_bytes()
     except FileNotFoundError:
@@ -152,8 +154,8 @@ def _build_in(source: Source, folder: Path, compiler: list[str]) -> Path:
 
 @contextmanager
 def _announced(compiler: str) -> Iterator[None]:
-    """Log that kernels are compiled; a line that is shown by default follows if that is slow."""
-    message = "compiling the C kernels for this processor with %s, once, within %d s"
+    """Log that kernels are compiled, and log it as a warning if the compilation is slow."""
+    message = "compiling the C kernels for this processor with %s; this is done once, within %d s"
     _log.info(message, compiler, TIMEOUT)
     timer = threading.Timer(PATIENCE, _log.warning, (message, compiler, TIMEOUT))
     timer.daemon = True
@@ -165,13 +167,13 @@ def _announced(compiler: str) -> Iterator[None]:
 
 
 def _flags(compiler: list[str]) -> list[str]:
-    """Return the flags: for this processor, unless $CC names one: ``gcc -march=x86-64-v3``."""
+    """Return the flags, without ``-march`` if $CC has one, as in ``gcc -march=x86-64-v3``."""
     named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler)
     return [flag for flag in FLAGS if not (named and flag.startswith("-march="))]
 
 
 def _key(source: Source, compiler: list[str]) -> str:
-    """Return a digest that tells builds apart: source, compiler, flags, processor."""
+    """Return a digest of the source files, the compiler, the flags and the processor."""
     parts = [(source.folder / name).read_bytes() for name in source.files]
     command = " ".join([*compiler, *_flags(compiler)])
     parts += [s.encode() for s in (_version(compiler, check=True), command, _processor())]
@@ -186,7 +188,7 @@ def _version(compiler: list[str], *, check: bool) -> str:
 
 
 def _processor() -> str:
-    """Return the processor's abilities: machines that differ may share a home."""
+    """Return the processor's model and instructions: different machines may share a home."""
     names = ("model name", "flags", "Features", "CPU part", "isa")
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n\n")[0].splitlines()

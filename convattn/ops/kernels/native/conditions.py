@@ -1,4 +1,4 @@
-"""Which calls the kernels in C cannot compute, for every operator alike."""
+"""The conditions of the kernels in C that are the same for every operator."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def refuses(call: Call, *, refuses_gradients: bool = True) -> str | None:
-    """Return why a kernel in C cannot compute a call, or None where it can.
+    """Return why a kernel in C cannot compute a call, or None if it can.
 
     Args:
-        call: what the operator is called with.
+        call: the arguments of the operator.
         refuses_gradients: whether the kernel has no backward pass.
     """
     return refuses_tensors(call, refuses_gradients=refuses_gradients) or why_not_available()
 
 
 def refuses_tensors(call: Call, *, refuses_gradients: bool = True) -> str | None:
-    """Return why a path for PyTorch's own tensors on the CPU cannot compute a call, or None.
+    """Return why a path for plain tensors on the CPU cannot compute a call, or None if it can.
 
     Args:
-        call: what the operator is called with.
+        call: the arguments of the operator.
         refuses_gradients: whether the path has no backward pass.
     """
     if not call.on_cpu:
@@ -36,9 +36,9 @@ def refuses_tensors(call: Call, *, refuses_gradients: bool = True) -> str | None
     if not call.plain:
         return "it computes tensors of PyTorch's own classes, not of subclasses"
     if call.exporting:
-        return "an exported program has PyTorch's operators alone"
+        return "an exported program has PyTorch's operators only"
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     if call.autocast:
-        return "autocast chooses the types of PyTorch's operators alone"
+        return "autocast is enabled, and applies to PyTorch's operators only"
     return None

@@ -1,21 +1,21 @@
-/* Attention of few tokens with narrow heads, and of the pixels of windows, without gradients.
+/* Attention of few tokens with heads of few channels, and window attention, without gradients.
 
    B batch, N heads of d channels, T tokens.
 
        l_ij = scale q_i . k_j + mask_ij,  y_i = sum_j exp(l_ij) v_j / sum_j exp(l_ij)
 
-   One task is a head of a window of an image; tokens without windows are one window of one row. Its
-   queries are copied to rows of [channel][token], so that the lanes of a vector are queries: keys
-   and values are numbers that all lanes share, and no sum goes across lanes. A group of QUERIES
-   vectors attends to all keys: its logits stay in the first cache.
+   One task is a head of a window of an image; tokens without windows are one window of one row. The
+   queries of a task are copied to rows of [channel][token], so that the lanes of a vector are
+   queries. Keys and values are scalars that all lanes share, and no sum is across lanes. A group of
+   QUERIES vectors attends to all keys; the logits of a group fit in the L1 cache.
 
-   Where the processor multiplies pairs of bfloat16, a word of 32 bits is such a pair: of channels
-   for the logits, of keys for the outputs. The loops are the same, over half as many words. */
+   If the processor has products of bfloat16 pairs, a 32-bit word is a pair of channels for the
+   logits, and a pair of keys for the outputs. The loops are the same, with half as many words. */
 
 #include "vectors.h"
 
 #define QUERIES 3
-#if LANES == 16 /* and 32 registers */
+#if LANES == 16 /* AVX-512 has 32 registers */
 #define KEYS 7
 #define CHANNELS 8
 #else
@@ -23,7 +23,7 @@
 #define CHANNELS 4
 #endif
 
-/* In maps, `channel` is the stride from head to head; a head's channels lie one after another. */
+/* In maps, `channel` is the stride between heads; the channels of a head are contiguous. */
 typedef struct {
     int64_t batch, heads, width; /* B, N, d */
     int64_t down, across;        /* windows of an image */
@@ -40,7 +40,7 @@ INLINE vec add_pairs(vec sum, vec a, float b) {
     memcpy(&word, &b, sizeof word);
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
 }
-/* Each lane becomes a pair. */
+/* Return pairs of bfloat16: lane i is the pair of a[i] and b[i]. */
 INLINE vec pair(vec a, vec b) {
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
     const __m512i order = _mm512_set_epi16(
@@ -54,7 +54,7 @@ INLINE vec add_pairs(vec sum, vec a, float b) { return sum + a * b; }
 INLINE vec pair(vec a, vec b) { return a + b; }
 #endif
 
-/* sum + a b, of numbers or of pairs. */
+/* sum + a b, of floats or of bfloat16 pairs. */
 INLINE vec add_product(vec sum, vec a, float b, int pairs) {
     return pairs ? add_pairs(sum, a, b) : sum + a * b;
 }
@@ -77,7 +77,7 @@ static int64_t divide(const task_t *t, float *at, parts_t *parts) {
 
 int64_t heads_abi(void) { return ABI(sizeof(task_t)); }
 
-/* Return how many floats the workspace of all threads has. */
+/* Return the size of the workspace of all threads in floats. */
 int64_t heads_workspace(const task_t *t) {
     parts_t parts;
     return LANES + t->threads * divide(t, NULL, &parts);
@@ -139,7 +139,7 @@ INLINE void sum_block(const float *p, const float *v, int64_t padded, int64_t wo
             store(sums + (c * QUERIES + r) * LANES, sum[r][c] * factor[r]);
 }
 
-/* Replace logits by exp(logit - largest of the query); return 1 / their sum. */
+/* Replace logits by exp(logit - the query's largest logit); return 1 / the sum of the results. */
 INLINE vec weigh(float *logits, int64_t tokens) {
     vec largest = load(logits), total = all(0);
     for (int64_t j = 1; j < tokens; j++)
@@ -152,7 +152,7 @@ INLINE vec weigh(float *logits, int64_t tokens) {
     return 1 / total;
 }
 
-/* Make pairs of the weights of each two keys; of an odd number, the last is paired with 0. */
+/* Combine the weights of two neighbouring keys to pairs; a last single weight is paired with 0. */
 INLINE void pair_weights(float *weights, int64_t tokens) {
     for (int64_t j = 0; j < tokens; j += 2) {
         vec second = j + 1 < tokens ? load(weights + (j + 1) * QUERIES * LANES) : all(0);
@@ -160,7 +160,7 @@ INLINE void pair_weights(float *weights, int64_t tokens) {
     }
 }
 
-/* Outputs of `rows` vectors of queries, of which `first` is the first query. */
+/* Outputs of `rows` vectors of queries; `first` is the index of the first query. */
 INLINE void group(const task_t *t, const parts_t *parts, const float *mask, int64_t first, int rows,
                   int pairs) {
     int64_t tokens = t->rows * t->columns;
@@ -181,11 +181,11 @@ INLINE void group(const task_t *t, const parts_t *parts, const float *mask, int6
 #undef PART
 }
 
-/* ---- maps in, maps out ---- */
+/* ---- reading and writing maps ---- */
 
 typedef struct {
     const map_t *map;
-    int64_t start; /* of the head in its window */
+    int64_t start; /* offset of the head in its window */
     int64_t columns, width;
 } tokens_t;
 
@@ -208,13 +208,13 @@ static void copy_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t
     }
 }
 
-/* The same tokens as words that hold pairs of channels. */
+/* View tokens as words; each word is a pair of channels. */
 static tokens_t paired(tokens_t x, map_t *words) {
     *words = (map_t){x.map->data, 0, 0, x.map->row / 2, x.map->column / 2, 0};
     return (tokens_t){words, x.start / 2, x.columns, x.width / 2};
 }
 
-/* Copy tokens to words that hold a channel of two tokens. */
+/* Copy tokens to words; each word is one channel of a pair of tokens. */
 static void pair_tokens(const tokens_t *from, int64_t tokens, float *to, int64_t padded) {
     const uint16_t *data = from->map->data;
     for (int64_t j = 0; j < tokens; j += 2) {
@@ -274,7 +274,7 @@ INLINE void attend(const task_t *t, const parts_t *parts, const map_t *maps, con
     else
         copy_tokens(&v, tokens, parts->values, padded);
     int64_t vectors = lanes / LANES, groups = (vectors + QUERIES - 1) / QUERIES;
-    for (int64_t g = 0; g < groups; g++) { /* of nearly the same size */
+    for (int64_t g = 0; g < groups; g++) { /* groups of nearly equal size */
         int64_t first = g * vectors / groups, rows = (g + 1) * vectors / groups - first;
         switch (rows) {
             case 1: group(t, parts, mask, first * LANES, 1, pairs); break;
@@ -286,7 +286,7 @@ INLINE void attend(const task_t *t, const parts_t *parts, const map_t *maps, con
     }
 }
 
-/* Whether pairs of channels are aligned words in memory. */
+/* Return whether pairs of channels are aligned words in memory. */
 static int fits_pairs(const task_t *t, const map_t *maps) {
     if (t->width % 2) return 0;
     for (int i = 0; i < 3; i++) {

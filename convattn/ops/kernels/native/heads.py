@@ -1,6 +1,7 @@
-"""Attention of few tokens and of the pixels of windows by `heads.c`, without gradients.
+"""Attention of few tokens, and window attention, by `heads.c`, without gradients.
 
-Products and exponentials are float32. Each is an operator of PyTorch for a CPU.
+Products and exponentials are computed in float32. Each function calls an operator of PyTorch for a
+CPU.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from convattn.ops.kernels.native.kernels import HEADS_TASK, MAPS, Kernels, is_ha
 from convattn.ops.kernels.native.library import kernels
 from convattn.ops.registration import check_no_gradient, define, empty_channels_last
 
-MOST_TOKENS = 2048  # sums of more would lose digits of float32
-_LANES = 16  # the most that a vector has
+MOST_TOKENS = 2048  # limits the rounding error of float32 sums over tokens
+_LANES = 16  # the largest number of lanes of a vector
 
 
 def attend_tokens(qkv: Tensor, num_heads: int) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` of every head, for ``qkv`` (B, T, 3C): (B, T, C)."""
+    """Return ``softmax(q k^T / sqrt(d)) v`` of every head (B, T, C), for ``qkv`` (B, T, 3C)."""
     check_no_gradient("attend_tokens", qkv)
     y: Tensor = _attend_tokens(qkv, num_heads)
     return y
@@ -36,14 +37,14 @@ def attend_windows(
     window_size: int,
     scale: float,
 ) -> Tensor:
-    """Attend in the K x K windows of maps (B, C, H, W) that windows fill, channels last.
+    """Attend in the K x K windows of channels-last maps (B, C, H, W); K divides H and W.
 
     Args:
-        q: queries; the channels of a pixel lie one after another, as in ``k`` and ``v``.
+        q: queries; the channels of a pixel are contiguous, also in ``k`` and ``v``.
         k: keys.
         v: values.
-        mask: added to the logits (windows or 1, heads or 1, keys, queries), float32, its queries in
-            whole vectors by `lanes`; None for nothing.
+        mask: added to the logits (windows or 1, heads or 1, keys, queries), float32, the queries
+            padded to whole vectors by `lanes`; None for no mask.
         num_heads: N.
         window_size: K.
         scale: factor of the products.
@@ -54,12 +55,12 @@ def attend_windows(
 
 
 def lanes(x: Tensor) -> Tensor:
-    """Lengthen the last dimension by zeros, to whole vectors."""
+    """Pad the last dimension with zeros to whole vectors."""
     return F.pad(x.contiguous(), (0, whole(x.shape[-1]) - x.shape[-1]))
 
 
 def whole(size: int) -> int:
-    """Return how long a row of so many numbers is in whole vectors."""
+    """Return the length of a row that is padded to whole vectors."""
     return size + -size % _LANES
 
 
@@ -95,7 +96,7 @@ def _compute_windows(
     d, half = C // num_heads, is_half(q, k, v)
     if H % window_size or W % window_size or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
-            f"maps must have one shape, which windows of {window_size} pixels fill, got "
+            f"maps must have one shape, which window_size={window_size} divides, got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     out = empty_channels_last(q)
@@ -121,7 +122,7 @@ def _compute_windows(
 def _describe(x: Tensor, head_dim: int, half: bool) -> tuple[int, ...]:
     image, channel, row, column = x.stride()
     if channel != 1 and x.shape[1] > 1:
-        raise ValueError(f"channels must lie one after another, got strides {x.stride()}")
+        raise ValueError(f"the channels of a pixel must be contiguous, got strides {x.stride()}")
     return x.data_ptr(), image, head_dim, row, column, half
 
 
@@ -134,7 +135,7 @@ def _run(like: Tensor, task: tuple[float, ...], maps: bytes, mask: Tensor | None
 
 @lru_cache(maxsize=256)
 def _prepare(native: Kernels, task: tuple[float, ...]) -> tuple[bytes, int]:
-    """Return the task as the C code reads it, and how many floats its workspace has."""
+    """Return the task as a C struct, and the size of its workspace in floats."""
     packed = HEADS_TASK.pack(*task)
     return packed, native.heads_workspace(packed)
 

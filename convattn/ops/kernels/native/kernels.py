@@ -12,14 +12,14 @@ import torch
 ABI_VERSION = 1
 DTYPES = (torch.float32, torch.bfloat16)
 
-# Structs of the C files, all of whose fields have 8 bytes; see there what they mean.
+# Structs of the C files, where their fields are documented; each field has 8 bytes.
 MAP = Struct("@6q")  # data, image, channel, row, column, half
 MAPS = {count: Struct(f"@{6 * count}q") for count in (4, 5, 8)}
 SLIDING_TASK = Struct("@12qd")
 HEADS_TASK = Struct("@8qd3q")
 
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "x": ctypes.c_float}
-# A letter for each argument: address, integer, float. All return an integer or nothing.
+# A letter for each argument: p address, n integer, x float. Functions return an integer or nothing.
 _SIGNATURES = {
     "rows_abi": "",
     "rows_layer_norm": "ppppppnnxnn",
@@ -38,14 +38,14 @@ _ABI = {"rows_abi": 0, "heads_abi": HEADS_TASK.size, "sliding_abi": SLIDING_TASK
 
 
 class AbiError(RuntimeError):
-    """A compiled library has other signatures or structs than this package calls."""
+    """The signatures or structs of a compiled library differ from those of this package."""
 
 
 class Kernels:
-    """The functions of a compiled library, by their names.
+    """The functions of a compiled library, as attributes.
 
     Raises:
-        AbiError: the library has another ABI.
+        AbiError: the ABI of the library differs from the ABI of this package.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -69,15 +69,15 @@ class Kernels:
 
 
 def abi(number: int) -> tuple[int, int, int]:
-    """Divide what the library says of itself: version, sizes of a task and of a map in bytes."""
+    """Unpack an ABI number of the library: version, size of a task and of a map in bytes."""
     return number >> 32, number >> 16 & 0xFFFF, number & 0xFFFF
 
 
 def is_half(*tensors: torch.Tensor) -> bool:
-    """Return whether tensors of one type are bfloat16; else they are float32.
+    """Return True if all tensors are bfloat16, and False if all are float32.
 
     Raises:
-        TypeError: they have another type, or several.
+        TypeError: the tensors have another dtype, or different dtypes.
     """
     dtype = tensors[0].dtype
     for t in tensors:

@@ -1,7 +1,8 @@
-"""The compiled kernels of this process: whether they can be used, and why not.
+"""Compile and load the kernels in C, or return the reason why they cannot be used.
 
-The first call that needs them compiles and loads them, compares their ABI with this package's, and
-computes each kernel once on a few numbers (`self_check`), in milliseconds.
+The first call that needs a kernel compiles and loads the library, compares its ABI with the ABI
+that this package calls, and tests each kernel on a few numbers (`self_check`). The test takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _lock = threading.Lock()
 
 
 def _renew_lock() -> None:
-    """Replace the lock in a forked process, where no other thread is left to release it."""
+    """Replace the lock in a forked process: the thread that could release it does not exist."""
     global _lock
     _lock = threading.Lock()
 
@@ -43,24 +44,24 @@ class NotAvailableError(RuntimeError):
 
 
 class Status(NamedTuple):
-    """What is known of the kernels on this machine."""
+    """The state of the kernels on this machine."""
 
-    reason: str  # why there are none; "" where they are compiled
-    compiler: str  # the command that calls it; "" where none is found
-    version: str  # the first line of its --version
-    cache: Path | None  # where builds are kept, if anywhere
-    builds: tuple[Path, ...]  # of this machine and of others that share the cache
+    reason: str  # why the kernels cannot be used; "" if they can
+    compiler: str  # the command of the compiler; "" if no compiler is found
+    version: str  # the first line of the compiler's --version
+    cache: Path | None  # the folder of the builds; None if there is none
+    builds: tuple[Path, ...]  # the builds in the folder, also of machines that share it
 
 
 class _Outcome(NamedTuple):
     kernels: Kernels | None
-    reason: str = ""  # why there are none
-    failed: bool = False  # though there is a compiler
+    reason: str = ""  # why the kernels cannot be used
+    failed: bool = False  # whether a compiler is found, and the kernels cannot be used
     build: str = ""  # name of the build
 
 
 class Library:
-    """Kernels that are compiled from C files when they are first needed."""
+    """Kernels that are compiled from C files at the first call."""
 
     def __init__(self, source: compiler.Source = SOURCE) -> None:
         self.source = source
@@ -71,25 +72,25 @@ class Library:
         """Return the compiled kernels.
 
         Raises:
-            NotAvailableError: there is no compiler, or it fails, the kernels compute wrongly, or
-                ``CONVATTN_NATIVE=0``.
+            NotAvailableError: no compiler is found, the compiler fails, a kernel returns a wrong
+                result, or ``CONVATTN_NATIVE=0`` is set.
         """
         outcome = self._outcome or self._find()
         if outcome.kernels is None:
             raise NotAvailableError(
-                f"backend 'native': {outcome.reason}; backend 'auto' does without; "
+                f"backend 'native': {outcome.reason}; backend 'auto' takes another path; "
                 "`convattn doctor` shows more"
             )
         return outcome.kernels
 
     def why_not_available(self) -> str | None:
-        """Return why the kernels cannot be used, or None where they can; a failure warns once."""
+        """Return why the kernels cannot be used, or None if they can; a failure warns once."""
         outcome = self._outcome or self._find()
         if outcome.failed and not self._warned:
-            self._warned = True  # before the warning, of which a filter may make an error
+            self._warned = True  # first, since a warning filter may raise an error
             warnings.warn(
-                f"{outcome.reason}. PyTorch's operators compute the same, slower; {_SWITCH}=0 "
-                "silences this",
+                f"{outcome.reason}. Slower operators of PyTorch are used instead; {_SWITCH}=0 "
+                "disables this warning",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -102,7 +103,7 @@ class Library:
         return self.why_not_available() is None
 
     def status(self) -> Status:
-        """Return what is known of the kernels, which are compiled now if they have not been."""
+        """Return the state of the kernels; the first call compiles them."""
         reason, command = self._find().reason, compiler.find() or []
         try:
             cache = compiler.cache_folder()
@@ -113,7 +114,7 @@ class Library:
         return Status(reason, shlex.join(command), version, cache, builds)
 
     def describe(self) -> str:
-        """Return in a line which kernels a run uses: for its environment and its model card."""
+        """Return one line on the kernels in use, for the environment and the card of a run."""
         outcome = self._find()
         if outcome.kernels is None:
             return f"PyTorch's operators: {outcome.reason}"
@@ -131,11 +132,11 @@ def _load(source: compiler.Source) -> _Outcome:
     if os.environ.get(_SWITCH, "1") == "0":
         return _Outcome(None, f"{_SWITCH}=0 is set")
     if sys.platform != "linux":
-        return _Outcome(None, f"the kernels are for Linux, this is {sys.platform}")
+        return _Outcome(None, f"the kernels need Linux, this is {sys.platform}")
     command = compiler.find()
     if command is None:
         names = ", ".join(compiler.COMPILERS)
-        return _Outcome(None, f"no C compiler ({names}, or $CC) is on the path")
+        return _Outcome(None, f"no C compiler ({names}, or $CC) is found")
     try:
         loaded, build = compiler.load(source, command)
         kernels = Kernels(loaded)
@@ -166,15 +167,15 @@ def available() -> bool:
 
 @torch.compiler.assume_constant_result
 def why_not_available() -> str | None:
-    """Return why the kernels of this package cannot be used; None where they can."""
+    """Return why the kernels of this package cannot be used; None if they can."""
     return installed.why_not_available()
 
 
 def status() -> Status:
-    """Return what is known of the kernels of this package; see `Library.status`."""
+    """Return the state of the kernels of this package; see `Library.status`."""
     return installed.status()
 
 
 def describe() -> str:
-    """Return in a line which kernels a run uses; see `Library.describe`."""
+    """Return one line on the kernels in use; see `Library.describe`."""
     return installed.describe()

@@ -1,12 +1,12 @@
-/* Products of sliding windows, in rows of columns; the lanes of a vector are neighbouring queries.
+/* Products of sliding-window attention. The lanes of a vector are neighbouring queries of a row.
 
-   ROWS rows of queries are multiplied together: they share the keys of PLACES columns of the
-   window, and the values of CHANNELS channels. */
+   ROWS rows of queries are multiplied at a time. They share the loads of the keys at PLACES columns
+   of the window, and of the values of CHANNELS channels. */
 
 #include "vectors.h"
 
 #define ROWS 3
-#if LANES == 16 /* and 32 registers */
+#if LANES == 16 /* AVX-512 has 32 registers */
 #define PLACES 7
 #define CHANNELS 8
 #else
@@ -58,7 +58,7 @@ static void score(const float *q, int64_t query_stride, int64_t q_step, const fl
 #undef BLOCK
 }
 
-/* A row of values, and its weights in the rows [first, end) of a group. */
+/* A row of values, and the weights of this row for the rows [first, end) of a group of queries. */
 typedef struct {
     const float *row, *weights[ROWS];
     int first, end;
@@ -100,7 +100,7 @@ INLINE void sum_block(const term_t *terms, int64_t count, int64_t x, int64_t fro
             store(out + r * row_stride + c * out_step, sum[r][c]);
 }
 
-/* Weighted sums of all channels, of a vector of columns that begins at x, in a group's rows. */
+/* Weighted sums of all channels for a vector of columns from x on, in the rows of a group. */
 static void sum(const term_t *terms, int64_t count, int64_t x, int64_t width, int64_t step,
                 const int64_t *place, const int64_t *shift, int64_t places, float *out,
                 int64_t row_stride, int64_t out_step) {
@@ -113,7 +113,7 @@ static void sum(const term_t *terms, int64_t count, int64_t x, int64_t width, in
 #undef PART
 }
 
-/* Softmax over the places, in each lane of the mask `kept`; 0 in the others. */
+/* Softmax over the places of the window, in the lanes of the mask `kept`; 0 in the other lanes. */
 static void softmax(float *logits, int64_t step, int64_t places, ivec kept) {
     vec largest = load(logits), total = all(0);
     for (int64_t t = 1; t < places; t++) largest = larger(load(logits + t * step), largest);
@@ -129,7 +129,7 @@ static void softmax(float *logits, int64_t step, int64_t places, ivec kept) {
     }
 }
 
-/* grads = weights (grads - sum of weights grads): gradient of a softmax, in each kept lane. */
+/* grads = weights (grads - sum of weights grads): the gradient of a softmax, in kept lanes. */
 static void softmax_backward(const float *weights, float *grads, int64_t step, int64_t places,
                              ivec kept) {
     vec total = all(0);

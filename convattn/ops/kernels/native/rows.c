@@ -1,6 +1,6 @@
 /* Operations on each row of a matrix: layer norm, GLMix's directions, similarities and scales.
 
-   Rows lie one after another, in float32 or bfloat16; everything is computed in float32. */
+   Rows are contiguous, in float32 or bfloat16; all results are computed in float32. */
 
 #include "vectors.h"
 
@@ -26,7 +26,7 @@ INLINE float sum_of(vec v) {
 #endif
 }
 
-/* Replace by x the lanes of a vector, which begins at i, that lie beyond the row. */
+/* Set the lanes past the end of the row to x; the vector starts at element i of the row. */
 INLINE vec within(vec v, int64_t i, int64_t width, float x) {
 #if LANES == 16
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -60,7 +60,7 @@ INLINE void norm_row(const map_t *x, const map_t *y, int64_t width, const float 
     EACH(i, width) write(y, i, width - i, load(kept + i) * factor * load(weight + i) + load(bias + i));
 }
 
-/* The same for a row of a known number of whole vectors, which stay in registers. */
+/* The layer norm of a row of a constant number of full vectors, which stay in registers. */
 INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, const float *bias,
                        float eps, int vectors) {
     vec v[KEPT], sum = all(0), squares = all(0);
@@ -76,7 +76,7 @@ INLINE void norm_whole(const map_t *x, const map_t *y, const float *weight, cons
     }
 }
 
-/* Norm of x, or of x + branch, which is written to total. */
+/* Layer norm of x, or of x + branch; the sum is written to `total`. */
 INLINE void norm_rows(const map_t *x, const map_t *branch, const map_t *total, const map_t *y,
                       int64_t rows, int64_t width, const float *weight, const float *bias,
                       float eps, int64_t threads, int half) {
@@ -105,7 +105,7 @@ INLINE void norm_rows(const map_t *x, const map_t *branch, const map_t *total, c
     }
 }
 
-/* half: whether all tensors are bfloat16, or else float32; branch and total: both, or neither. */
+/* half: 1 if all tensors are bfloat16, 0 if all are float32; branch and total: both or neither. */
 void rows_layer_norm(void *x, void *branch, void *total, void *weight, void *bias, void *y,
                      int64_t rows, int64_t width, float eps, int64_t half, int64_t threads) {
     map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
@@ -150,10 +150,10 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
             vec sum = all(0);
             EACH(m, slots) {
                 vec v = read(&row, m, slots - m) * inverse;
-                /* down to e^-87, up to e^87 */
+                /* between e^-87 and e^87 */
                 v = exponential(larger(all(-87), -larger(all(-87), -v)));
                 write(&row, m, slots - m, v);
-                v = read(&row, m, slots - m); /* rounded as it is used, 0 beyond the slots */
+                v = read(&row, m, slots - m); /* rounded; 0 past the slots */
                 sum += v;
                 store(total + m, load(total + m) + v);
             }
@@ -162,14 +162,14 @@ INLINE void similar_rows(const map_t *e, const map_t *u, int64_t images, int64_t
     }
 }
 
-/* Return how many floats the workspace of an image has: sums over the pixels of each chunk. */
+/* Return the size of the workspace of an image in floats: sums over the pixels of each chunk. */
 int64_t rows_workspace(int64_t pixels, int64_t slots) {
     return (pixels + CHUNK - 1) / CHUNK * ((slots + LANES - 1) / LANES * LANES);
 }
 
-/* e: products of pixels and slots (images, pixels, slots), replaced by exponentials; u: the pixels,
-   `step` elements from image to image; inverse_sums (images, pixels): 1 / sums over slots; totals
-   (images, slots): sums over pixels, of each chunk in `workspace` first. */
+/* e: products of pixels and slots (images, pixels, slots), replaced by exponentials; u: pixels,
+   with a stride of `step` elements between images; inverse_sums (images, pixels): 1 / sums over
+   slots; totals (images, slots): sums over pixels, first of each chunk in `workspace`. */
 void rows_similarities(void *e, void *u, float *inverse_sums, float *totals, float *workspace,
                        int64_t images, int64_t pixels, int64_t slots, int64_t channels,
                        int64_t step, float min_norm, int64_t half, int64_t threads) {
@@ -197,7 +197,7 @@ INLINE void direct_rows(const map_t *x, const map_t *y, int64_t rows, int64_t wi
     }
 }
 
-/* y = factor x / |x| for every row, 0 where |x| is not above `min_norm`. */
+/* y = factor x / |x| for every row; 0 if |x| is not above `min_norm`. */
 void rows_directions(void *x, void *y, int64_t rows, int64_t width, float min_norm, float factor,
                      int64_t half, int64_t threads) {
     map_t from = {.data = x, .half = half}, to = {.data = y, .half = half};
@@ -214,7 +214,7 @@ INLINE void scale_rows(const map_t *x, int64_t rows, int64_t width, const float 
     }
 }
 
-/* Multiply every row by its own number. */
+/* Multiply row i by scale i, for every row. */
 void rows_scale(void *x, const float *scales, int64_t rows, int64_t width, int64_t half,
                 int64_t threads) {
     map_t at = {.data = x, .half = half};

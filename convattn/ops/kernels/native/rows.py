@@ -1,6 +1,6 @@
 """Layer norm, and GLMix's directions, similarities and scales of rows, by `rows.c`.
 
-Each is an operator of PyTorch for a CPU, without a gradient formula.
+Each function calls an operator of PyTorch for a CPU, without a gradient formula.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from convattn.ops.kernels.native.kernels import is_half
 from convattn.ops.kernels.native.library import kernels
 from convattn.ops.registration import check_no_gradient, define
 
-MOST_WIDTH = 1 << 13  # of a row that is normalised: a few lie on the stack
+MOST_WIDTH = 1 << 13  # maximum channels of a row in layer norm: a few rows are on the stack
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` of each row (..., C), of one type."""
+    """Return ``(x - mean) / sqrt(variance + eps) * weight + bias`` of each row (..., C)."""
     check_no_gradient("layer_norm", x, weight, bias)
     y: Tensor = _layer_norm(x, weight, bias, eps)
     return y
@@ -26,14 +26,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_layer_norm(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return ``x + branch`` and its layer norm, which is that of the rounded sum."""
+    """Return ``x + branch`` and the layer norm of the rounded sum."""
     check_no_gradient("add_layer_norm", x, branch, weight, bias)
     total, y = _add_layer_norm(x, branch, weight, bias, eps)
     return total, y
 
 
 def directions(x: Tensor, min_norm: float, scale: float) -> Tensor:
-    """Return ``scale x / |x|`` for the rows (..., C), 0 for those not longer than ``min_norm``."""
+    """Return ``scale x / |x|`` of the rows (..., C); 0 if |x| is not above ``min_norm``."""
     check_no_gradient("directions", x)
     y: Tensor = _directions(x, min_norm, scale)
     return y
@@ -45,10 +45,10 @@ def similarities_(products: Tensor, u: Tensor, min_norm: float) -> tuple[Tensor,
     Args:
         products: (B, P, M), contiguous.
         u: pixels (B, P, C).
-        min_norm: a length up to which a pixel has no direction: 0 instead of 1 / |u|.
+        min_norm: up to this norm a pixel has no direction, and 1 / |u| is replaced by 0.
 
     Returns:
-        1 / sums over slots (B, P), and sums over pixels (B, M), both float32.
+        Inverse sums over slots (B, P), and sums over pixels (B, M), both float32.
     """
     check_no_gradient("similarities_", products, u)
     inverse_sums, totals = _similarities(products, u, min_norm)
@@ -90,8 +90,8 @@ def _normalise(
     width = x.shape[-1]
     if not len(weight) == len(bias) == width <= MOST_WIDTH:
         raise ValueError(
-            f"rows of {width} channels, at most {MOST_WIDTH}, need as many weights and biases, got "
-            f"{len(weight)} and {len(bias)}"
+            f"rows must have at most {MOST_WIDTH} channels, and a weight and a bias for each, got "
+            f"{width} channels, {len(weight)} weights and {len(bias)} biases"
         )
     half = is_half(x, weight, bias) if branch is None else is_half(x, branch, weight, bias)
     kernels().rows_layer_norm(
@@ -160,7 +160,7 @@ def _compute_scale_rows(x: Tensor, scales: Tensor) -> None:
 
 def _check_in_place(x: Tensor) -> None:
     if not x.is_contiguous():
-        raise ValueError(f"rows must lie one after another, got strides {x.stride()}")
+        raise ValueError(f"rows must be contiguous, got strides {x.stride()}")
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
 

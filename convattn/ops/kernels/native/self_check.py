@@ -1,7 +1,8 @@
-"""Each kernel once on a few numbers, against its formula in plain Python.
+"""Compare each kernel with its formula in plain Python, once, on a few numbers.
 
-No tensor takes part, so that no mode, trace or autocast of PyTorch can see or change the check. The
-inputs are multiples of 1/16, which bfloat16 represents exactly: one expectation serves both types.
+The check uses no tensor, so that no mode, trace or autocast of PyTorch affects it. The inputs are
+multiples of 1/16, which bfloat16 represents exactly: the expected results are the same for both
+dtypes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from convattn.ops.kernels.native.kernels import HEADS_TASK, MAPS, SLIDING_TASK, Kernels
 
-# The largest difference, as a share of the largest expected number, that rounding explains.
+# The largest difference that is attributed to rounding, relative to the largest expected number.
 _TOLERANCES = {False: 1e-4, True: 3e-2}
 _MIN_NORM = 1e-6
 
@@ -21,7 +22,7 @@ Found = tuple[str, Sequence[float], Sequence[float]]  # a result's name, the res
 
 
 class WrongResultError(RuntimeError):
-    """A compiled kernel computes something else than its formula."""
+    """The result of a compiled kernel differs from its formula."""
 
 
 def check_kernels(kernels: Kernels) -> None:
@@ -104,7 +105,7 @@ def _norm(
 
 
 def _check_layer_norm(kernels: Kernels, half: bool) -> Iterator[Found]:
-    for width in (20, 64):  # parts of vectors, and whole ones that stay in registers
+    for width in (20, 64):  # a last vector that is not full, and only full vectors
         x, branch = _sample(2 * width, 1), _sample(2 * width, 2)
         weight, bias = _sample(width, 3), _sample(width, 4)
         total = [a + b for a, b in zip(x, branch, strict=True)]

@@ -1,4 +1,4 @@
-/* Sliding-window attention on a processor's vectors, forward and backward.
+/* Sliding-window attention with vector instructions, forward and backward.
 
    B batch, N heads of d channels, H W size of the map, K window, s stride, r dilation.
 
@@ -6,11 +6,11 @@
        dl_ij = P_ij (dy_i . v_j - sum_j P_ij dy_i . v_j)
        dq_i = scale sum_j dl_ij (k_j - p_j),  dk_j = scale sum_i dl_ij q_i,  dv_j = sum_i P_ij dy_i
 
-   One task is a head of an image, or a band of its rows. Its pixels are copied to rows of
-   [channel][column], so that the lanes of a vector are neighbouring queries: their keys at one
-   place of the window are then a vector, too, which begins r columns further for each place. With a
-   stride, the columns of keys lie in s phases, each of every s-th column. Only a band is copied at
-   a time, and no sum goes across lanes. */
+   One task is a head of an image, or a band of rows of a head. Its pixels are copied to rows of
+   [channel][column], so that the lanes of a vector are neighbouring queries. The keys of these
+   queries at one column of the window are then a vector too. The vector of the next column starts r
+   columns further. With a stride, the columns of keys are stored in s phases of every s-th column.
+   One band is copied at a time, and no sum is across lanes. */
 
 #include "products.h"
 
@@ -26,26 +26,27 @@ typedef struct {
     double scale;
 } task_t;
 
-/* Sizes and offsets that follow from a task. */
+/* Sizes and offsets that are computed from a task. */
 typedef struct {
     int64_t group;         /* rows of queries that are computed together */
-    int64_t reach;         /* of a window to one side */
+    int64_t reach;         /* pixels of a window on one side of its centre */
     int64_t places;        /* K^2 */
     int64_t lanes;         /* queries of a row, in whole vectors */
-    int64_t margin;        /* zeros before and after them */
+    int64_t margin;        /* zeros before and after the queries of a row */
     int64_t query_columns; /* lanes and both margins */
-    int64_t phases;        /* that windows read */
+    int64_t phases;        /* number of phases that windows contain */
     int64_t phase;         /* columns of a phase */
-    int64_t key_columns;   /* of all phases */
-    int64_t key_rows;      /* that the windows of a band cover */
-    int64_t key_stride;    /* floats of a row of keys, of queries, of logits */
+    int64_t key_columns;   /* columns of all phases */
+    int64_t key_rows;      /* rows of keys in the windows of a band */
+    int64_t key_stride;    /* floats of a row of keys; then of queries, of logits */
     int64_t query_stride;
     int64_t logit_stride;
     int64_t shift[MAX_WINDOW]; /* offset of the first key at a column of the window */
-    int64_t place[MAX_WINDOW]; /* offset of its logits */
+    int64_t place[MAX_WINDOW]; /* offset of the logits at a column of the window */
 } plan_t;
 
-/* The parts of a thread's workspace. Backward keeps the logits of a band, forward of a group. */
+/* The parts of a thread's workspace. The backward pass stores the logits of a band, the forward
+   pass stores the logits of a group. */
 typedef struct {
     float *keys, *values;               /* [row][channel][phase][column] */
     float *queries, *grads;             /* [row][channel][column]; grads: dy */
@@ -57,7 +58,7 @@ typedef struct {
 static plan_t plan(const task_t *task) {
     plan_t p;
     int64_t far = task->dilation * (task->window - 1) / task->stride;
-    p.group = task->dilation == 1 ? ROWS : 1; /* rows further apart share no key */
+    p.group = task->dilation == 1 ? ROWS : 1; /* with a dilation, neighbouring rows share no key */
     p.reach = task->dilation * (task->window / 2);
     p.places = task->window * task->window;
     p.lanes = round_up(task->columns, LANES);
@@ -78,7 +79,7 @@ static plan_t plan(const task_t *task) {
     return p;
 }
 
-/* Divide a thread's workspace into parts; return how many floats it has. */
+/* Divide a thread's workspace into parts; return the size of the workspace in floats. */
 static int64_t divide(const task_t *task, const plan_t *p, int backward, float *at,
                       parts_t *parts) {
     float *start = at;
@@ -96,16 +97,16 @@ static int64_t divide(const task_t *task, const plan_t *p, int backward, float *
     return round_up(at - start, LANES);
 }
 
-/* Return how many floats the workspace of all threads has. */
+/* Return the size of the workspace of all threads in floats. */
 int64_t sliding_workspace(const task_t *task, int64_t backward) {
     plan_t p = plan(task);
     parts_t parts;
     return LANES + task->threads * divide(task, &p, backward, NULL, &parts);
 }
 
-/* ---- maps in, maps out ---- */
+/* ---- reading and writing maps ---- */
 
-/* Return the pixel of a mirrored map at x, however far outside. */
+/* Return the index of the pixel of a mirrored map at x, at any distance from the map. */
 static int64_t mirror(int64_t x, int64_t size) {
     if (size == 1) return 0;
     int64_t period = 2 * (size - 1);
@@ -127,8 +128,8 @@ static int64_t place_of(const map_t *map, int64_t image, int64_t channel, int64_
 }
 
 /* Copy a row: to[channel][i] = (map - origin)[channel, column[i]] * scale, or 0 for column -1. The
-   next row in memory is prefetched: a head reads maps in small pieces, and the processor does not
-   predict the next one. */
+   next row in memory is prefetched: a head reads small parts of a map, and the processor does not
+   predict the next part. */
 static void cut(float *to, int64_t step, const int32_t *column, int64_t count, int64_t width,
                 const map_t *map, int64_t at, const map_t *origin, int64_t from, float scale) {
     for (int64_t c = 0; c < width; c += LANES) {
@@ -155,7 +156,7 @@ static void cut(float *to, int64_t step, const int32_t *column, int64_t count, i
     }
 }
 
-/* Write a row of sums to a map whose channels lie one after another, or add it to that map. */
+/* Write a row of sums to a map with contiguous channels, or add the row to the map. */
 static void paste(const float *from, int64_t step, const int32_t *column, int64_t count,
                   int64_t width, const map_t *map, int64_t at, int add, float scale) {
     for (int64_t c = 0; c < width; c += LANES) {
@@ -181,7 +182,7 @@ typedef struct {
     const task_t *task;
     const plan_t *plan;
     parts_t parts;
-    int64_t image, channel, top, rows; /* channel: the first of the head */
+    int64_t image, channel, top, rows; /* channel: first channel of the head */
 } band_t;
 
 static void cut_queries(const band_t *b, float *to, const map_t *map, float scale) {
@@ -204,19 +205,20 @@ static void cut_keys(const band_t *b, float *to, const map_t *map, const map_t *
     }
 }
 
-/* The rows [first, end) of a group of `rows` queries whose windows contain a row of keys: the one
-   `row` rows below the top of the first window, where each next window begins `step` rows lower. */
+/* The rows [first, end) of a group of `rows` rows of queries whose windows contain a row of keys.
+   The row of keys is `row` rows below the top of the first window, and the top of each next window
+   is `step` rows lower. */
 static void rows_of(int64_t row, int64_t step, int64_t window, int64_t rows, term_t *term) {
     term->first = row < window ? 0 : (row - window) / step + 1;
     term->end = row / step + 1 < rows ? row / step + 1 : rows;
 }
 
-/* Logits, or weights' gradients, of a group: out[row][place] = query . key. */
+/* Logits, or gradients of the weights, of a group: out[row][place] = query . key. */
 static void score_group(const band_t *b, const float *queries, const float *keys, float *out,
                         int64_t y, int64_t rows) {
     const task_t *task = b->task;
     const plan_t *p = b->plan;
-    int64_t line = task->window * p->query_columns; /* logits of a row of the window */
+    int64_t line = task->window * p->query_columns; /* logits of one window row */
     for (int64_t row = 0; row < task->stride * (rows - 1) + task->window; row++) {
         term_t t;
         rows_of(row, task->stride, task->window, rows, &t);
@@ -231,7 +233,7 @@ static void score_group(const band_t *b, const float *queries, const float *keys
     }
 }
 
-/* Weighted sums over the windows of a group, to a map. */
+/* Compute weighted sums over the windows of a group, and write them to a map. */
 static void sum_group(const band_t *b, const float *weights, const float *values, const map_t *map,
                       int64_t y, int64_t rows, float scale) {
     const task_t *task = b->task;
@@ -255,8 +257,8 @@ static void sum_group(const band_t *b, const float *weights, const float *values
               task->width, map, place_of(map, b->image, b->channel, b->top + y + r), 0, scale);
 }
 
-/* Weighted sums of `source` over the queries whose windows contain a key, added to a map of keys.
- */
+/* Compute weighted sums of `source` over the queries whose windows contain a key, and add them to a
+   map of keys. */
 static void sum_keys(const band_t *b, const float *weights, const float *source, const map_t *map) {
     const task_t *task = b->task;
     const plan_t *p = b->plan;
@@ -267,7 +269,7 @@ static void sum_keys(const band_t *b, const float *weights, const float *source,
         term_t terms[2 * MAX_WINDOW], *t = terms;
         for (int64_t y = 0; y < b->rows; y++) {
             int64_t row =
-                key - task->stride * y; /* of the group's first key row, below the window's top */
+                key - task->stride * y; /* from the window's top to the group's first row of keys */
             if (row % task->dilation) continue;
             row /= task->dilation;
             t->first = row < 0 ? -row : 0;
@@ -299,8 +301,8 @@ static void sum_keys(const band_t *b, const float *weights, const float *source,
     }
 }
 
-/* Lanes past the last query become 0: NaN there, which comes from a key or a value that is NaN,
-   would reach the sums of other keys. */
+/* Set lanes past the last query to 0. A NaN in these lanes, from a key or a value that is NaN,
+   would be added to the sums of other keys. */
 static void normalise(const band_t *b, float *logits, int64_t rows) {
     const plan_t *p = b->plan;
     for (int64_t r = 0; r < rows; r++)
@@ -320,7 +322,7 @@ static void normalise_backward(const band_t *b, const float *weights, float *gra
         }
 }
 
-/* Maps: q, k, v, origin (subtracted from the keys; without data for none), y. */
+/* Maps: q, k, v, origin (subtracted from the keys; NULL data for no origin), y. */
 static void forward_band(const band_t *b, const map_t *maps) {
     const map_t none = {0};
     cut_queries(b, b->parts.queries, &maps[0], b->task->scale);
@@ -334,7 +336,7 @@ static void forward_band(const band_t *b, const map_t *maps) {
     }
 }
 
-/* Maps: q, k, v, origin, dy, dq, dk, dv; dk and dv begin as zeros. */
+/* Maps: q, k, v, origin, dy, dq, dk, dv; dk and dv are 0 before the call. */
 static void backward_band(const band_t *b, const map_t *maps) {
     const map_t none = {0};
     const plan_t *p = b->plan;
@@ -362,8 +364,9 @@ int omp_get_thread_num(void);
 
 int64_t sliding_abi(void) { return ABI(sizeof(task_t)); }
 
-/* Forward, a band of a head is a task, and the heads of a band follow one another: they share cache
-   lines. Backward, a head is a task, since its bands add to the same rows. */
+/* In the forward pass a task is a band of a head; the heads of a band are consecutive tasks, since
+   they share cache lines. In the backward pass a task is a head, since the bands of a head add to
+   the same rows of keys. */
 void sliding(const task_t *task, const map_t *maps, float *workspace, int64_t backward) {
     plan_t p = plan(task);
     int64_t bands = (task->rows + task->band - 1) / task->band;

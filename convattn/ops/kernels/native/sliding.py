@@ -1,7 +1,7 @@
-"""Sliding-window attention by `sliding.c`; the same letters.
+"""Sliding-window attention by `sliding.c`, whose symbols are used here.
 
-Sums and exponentials are float32, and every sum has one order: results do not depend on how many
-threads there are.
+Sums and exponentials are computed in float32. The order of every sum is fixed, so that the results
+do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from convattn.ops.positions import ceil_divide
 from convattn.ops.registration import empty_channels_last, register_sliding_window
 
 MAX_WINDOW = 32
-MAX_REACH = 40  # pixels from a window's first to its last: of wider ones, most is the halo
-_ROWS = 3  # of queries that are multiplied together
+MAX_REACH = 40  # pixels from the first to the last of a window; wider windows copy mostly halo
+_ROWS = 3  # rows of queries that are multiplied together
 _NO_MAP = (0,) * 6
 
 
@@ -35,7 +35,7 @@ def native_forward(
     dilation: int,
     scale: float,
 ) -> Tensor:
-    """Return the outputs in q's type."""
+    """Return the outputs in the dtype of q."""
     out = empty_channels_last(q)
     k, v = _in_type_of(q, k), _in_type_of(q, v)
     half, origin = q.dtype == torch.bfloat16, _origin(position)
@@ -62,9 +62,9 @@ def native_backward(
     dilation: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; that of the position is a sum of that of k."""
+    """Return grad_q, grad_k and grad_v; the gradient of the position is a sum of grad_k."""
     grad_q = empty_channels_last(q)
-    # Several rows of queries add to them: in float32, and rounded once.
+    # Several rows of queries add to grad_k and grad_v: the sums are float32, and rounded once.
     grad_k, grad_v = (empty_channels_last(x, torch.float32).zero_() for x in (k, v))
     dtypes = k.dtype, v.dtype
     grad, k, v = (_in_type_of(q, x) for x in (grad, k, v))
@@ -80,7 +80,7 @@ def native_backward(
 
 
 def refuses(dtype: torch.dtype, window_size: int, dilation: int) -> str | None:
-    """Return why the kernels cannot compute in this type with such a window; None if they can."""
+    """Return why the kernels do not support this dtype or window; None if they do."""
     if dtype not in DTYPES:
         return f"it computes float32 and bfloat16, got {dtype}"
     if window_size > MAX_WINDOW or dilation * (window_size - 1) > MAX_REACH:
@@ -130,15 +130,15 @@ def _plan(
     limit: int,
     backward: bool,
 ) -> tuple[bytes, int]:
-    """Return the task as the C code reads it, and how many floats its workspace has."""
+    """Return the task as a C struct, and the size of its workspace in floats."""
     (batch, channels, rows, columns), (H, W) = q_shape, k_shape[2:]
     heads, window_size, stride, dilation, scale = options
-    stride = min(stride, max(H, W))  # with a longer one, too, the first pixel alone is a query
+    stride = min(stride, max(H, W))  # a longer stride also leaves the first pixel as the only query
     sizes = batch, heads, channels // heads, H, W, rows, columns, window_size, stride, dilation
     largest = rows
     if backward:  # a head of an image is a task
         threads = min(threads, batch * heads)
-    else:  # bands are: a few for each thread, so that none waits for long
+    else:  # a band is a task: a few bands for each thread balance the load
         largest = ceil_divide(rows, ceil_divide(4 * threads, batch * heads))
     band = ceil_divide(largest, _ROWS) * _ROWS
 

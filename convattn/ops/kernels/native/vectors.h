@@ -1,6 +1,6 @@
-/* Vectors of floats, as GCC and Clang write them for every processor.
+/* Vectors of floats, by the vector extensions of GCC and Clang, for every processor.
 
-   Maps are float32 or bfloat16 and have any strides; everything is computed in float32. */
+   Maps are float32 or bfloat16 and have any strides; all results are computed in float32. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
-/* clang warns of loops that it does not unroll */
+/* clang warns about loops that it does not unroll */
 #pragma clang diagnostic ignored "-Wpass-failed"
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -53,7 +53,7 @@ INLINE vec where(ivec which, vec a, vec b) {
     return (vec)((which & (ivec)a) | (~which & (ivec)b));
 }
 
-/* The larger of each two lanes; NaN where the second is NaN. */
+/* Lane by lane, the larger of a and b; NaN if b is NaN. */
 INLINE vec larger(vec a, vec b) {
 #if LANES == 16
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -62,7 +62,8 @@ INLINE vec larger(vec a, vec b) {
 #endif
 }
 
-/* Copy the first elements of a vector from memory, where the others are 0, or to it. */
+/* Read the first elements of a vector from memory and set the others to 0, or write the first
+   elements to memory. */
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #define MASK(count) ((__mmask16)((1u << (count)) - 1))
 INLINE vec read_floats(const float *p, int64_t count) {
@@ -92,14 +93,14 @@ INLINE void write_floats(float *p, int64_t count, vec v) { memcpy(p, &v, 4 * cou
 INLINE void write_halves(uint16_t *p, int64_t count, hvec h) { memcpy(p, &h, 2 * count); }
 #endif
 
-/* All bits of the first lanes, none of the others. */
+/* Return a mask: all bits are 1 in the first `count` lanes, and 0 in the others. */
 INLINE ivec first_lanes(int64_t count) {
     ivec lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     return lane < (int32_t)(count < LANES ? count : LANES);
 }
 
-/* Read up to a vector of elements that lie one after another; the other lanes are 0. */
+/* Read up to a vector of contiguous elements; the other lanes are 0. */
 INLINE vec read(const map_t *map, int64_t at, int64_t count) {
     if (map->half) {
         const uint16_t *p = (const uint16_t *)map->data + at;
@@ -111,7 +112,8 @@ INLINE vec read(const map_t *map, int64_t at, int64_t count) {
     return count < LANES ? read_floats(p, count) : load(p);
 }
 
-/* Round to the nearest bfloat16, ties to even. The instruction rounds numbers below 2^-126 to 0. */
+/* Round to the nearest bfloat16, ties to even. The instruction rounds magnitudes below 2^-126 to 0.
+ */
 INLINE hvec round_to_half(vec v) {
 #if defined(__AVX512BF16__)
     return (hvec)_mm512_cvtneps_pbh((__m512)v);
@@ -122,7 +124,7 @@ INLINE hvec round_to_half(vec v) {
 #endif
 }
 
-/* Write up to a vector of elements. */
+/* Write up to a vector of contiguous elements. */
 INLINE void write(const map_t *map, int64_t at, int64_t count, vec v) {
     if (map->half) {
         uint16_t *p = (uint16_t *)map->data + at;
@@ -157,11 +159,12 @@ INLINE void prefetch(const map_t *map, int64_t at) {
 #endif
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else /* GCC has the other since version 12 */
+#else /* GCC has __builtin_shufflevector since version 12 */
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
 #endif
 
-/* Transpose a square: log2(LANES) times, its first half is shuffled into its second one. */
+/* Transpose a LANES x LANES matrix: log2(LANES) times, the first half of its rows is interleaved
+   with the second half. */
 INLINE void transpose(vec *a) {
     vec b[LANES];
     UNROLL for (int stage = 1; stage < LANES; stage *= 2) {
@@ -173,14 +176,15 @@ INLINE void transpose(vec *a) {
     }
 }
 
-/* e^x of numbers up to 87, within 2 units in the last place; below -87, where it is nearly 0, it is
-   0. With n the integer next to x / log 2: 2^n times a polynomial of the rest (Cephes, expf). NaN
-   stays NaN: the power is a factor, and its bits are not added to the exponent's. */
+/* Return e^x for x up to 87, with an error of at most 2 units in the last place. For x below -87
+   the result is 0. n is the integer nearest to x / log 2, and the result is 2^n times a polynomial
+   of the remainder (Cephes, expf). The result for NaN is NaN, since 2^n is multiplied, and its bits
+   are not added to the exponent. */
 INLINE vec exponential(vec x) {
-    const float integers = 12582912 + 127; /* from 12582912 on floats have no fractions */
+    const float integers = 12582912 + 127; /* floats from 12582912 on are integers */
     ivec tiny = x < -87;
     vec n = x * 1.44269504088896341f + integers;
-    vec power = (vec)((ivec)n << 23); /* an exponent counts from -127 */
+    vec power = (vec)((ivec)n << 23); /* the bias of the exponent is 127 */
     n -= integers;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = all(1.9875691500e-4f);

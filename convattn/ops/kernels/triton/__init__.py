@@ -1,10 +1,10 @@
-"""Experimental Triton kernels for GPUs, behind ``backend="triton"``: no GPU has measured them yet.
+"""Experimental Triton kernels for GPUs, by ``backend="triton"``. They were not measured on a GPU.
 
-Triton is imported when a kernel runs.
+Triton is imported at the first call of a kernel.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation, L distance, M slots. Sums are taken in float32 at least. Gradients are deterministic:
-no kernel adds with atomics. There are no second derivatives.
+r dilation, L distance, M slots. Sums are computed in float32 or float64. Gradients are
+deterministic: no kernel uses atomic additions. There are no second derivatives.
 
 Without a GPU, ``TRITON_INTERPRET=1 python ...`` runs the kernels in Triton's interpreter, slowly.
 """
@@ -33,7 +33,7 @@ def attend_sliding(
     dilation: int,
     scale: float | None,
 ) -> Tensor:
-    """``ops.sliding_window_attention`` on checked arguments: queries of the stride alone."""
+    """Compute ``ops.sliding_window_attention``; ``q`` has only the queries of the stride."""
     check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 
@@ -54,7 +54,7 @@ def attend_shifted(
     stride: int,
     scale: float,
 ) -> Tensor:
-    """``ops.pixel_shift_attention`` on checked arguments."""
+    """Compute ``ops.pixel_shift_attention`` on checked arguments."""
     check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 
@@ -63,7 +63,7 @@ def attend_shifted(
 
 
 def cluster(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
-    """``ops.soft_clustering`` on checked arguments: slots (B, M, C)."""
+    """Compute ``ops.soft_clustering`` on checked arguments: slots (B, M, C)."""
     check_available()
     from convattn.ops.kernels.triton.cosine import attend_cosine
 
@@ -72,7 +72,7 @@ def cluster(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def disperse(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
-    """``ops.dispatch`` on checked arguments: prototypes and slots (B, M, C)."""
+    """Compute ``ops.dispatch`` on checked arguments: prototypes and slots (B, M, C)."""
     check_available()
     from convattn.ops.kernels.triton.cosine import attend_cosine
 
@@ -93,25 +93,27 @@ def refuses(call: Call) -> str | None:
             "it needs tensors on a GPU, got cpu (TRITON_INTERPRET=1, set before Python starts, "
             "computes the same there, slowly)"
         )
+    if call.transformed:
+        return "it has no rule for torch.func or forward-mode differentiation"
     return None
 
 
 def check_available() -> None:
-    """Raise unless Triton is installed.
+    """Raise an error unless Triton is installed.
 
     Raises:
-        ModuleNotFoundError: it is not.
+        ModuleNotFoundError: Triton is not installed.
     """
     if not AVAILABLE:
         raise ModuleNotFoundError(
             "backend 'triton' needs the package triton, which comes with PyTorch for GPUs; "
-            "backend 'auto' does without; `convattn doctor` shows what is installed",
+            "backend 'auto' takes another path; `convattn doctor` shows what is installed",
             name="triton",
         )
 
 
 def _alike(*tensors: Tensor) -> list[Tensor]:
-    """Give tensors one type, which is autocast's where it is on."""
+    """Convert tensors to one dtype: the dtype of autocast if autocast is enabled."""
     dtype = tensors[0].dtype
     for t in tensors[1:]:
         dtype = torch.promote_types(dtype, t.dtype)
@@ -122,7 +124,7 @@ def _alike(*tensors: Tensor) -> list[Tensor]:
 
 
 def _number(scale: Tensor | float, like: Tensor) -> Tensor:
-    """Return the scale as a tensor (1,) that is as exact as sums are."""
+    """Return the scale as a tensor (1,) in the dtype of sums."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     if isinstance(scale, Tensor):
         return scale.reshape(1).to(like.device, dtype)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""What the Triton programs share."""
+"""Functions and constants that several Triton programs use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e30)  # below any logit; finite: a difference is 0, not NaN
+LOWEST = tl.constexpr(-1e30)  # below any logit, and finite: LOWEST - LOWEST is 0, not NaN
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""Attention by cosine as operators of PyTorch that run Triton programs: both steps of GLMix.
+"""Cosine attention as operators of PyTorch that call Triton programs: both steps of GLMix.
 
-B batch, n rows, m keys, C channels, t scale (the inverse temperature). Clustering has slots for
-rows and pixels for keys and values; dispatching has pixels for rows, prototypes for keys and slots
-for values. ^ is the unit vector, or zero where there is no direction.
+B batch, n rows, m keys, C channels, t scale (the inverse temperature). In clustering, the rows are
+slots, and keys and values are pixels. In dispatching, the rows are pixels, the keys are prototypes
+and the values are slots. ^ is the unit vector, or zero if the vector has no direction.
 
     s_ij = a^_i . k^_j,  P_ij = exp(t s_ij - lse_i),  y_i = sum_j P_ij v_j
 
@@ -12,10 +12,10 @@ for values. ^ is the unit vector, or zero where there is no direction.
     dk_j = t / |k_j| (sum_i dl_ij a^_i - k^_j sum_i dl_ij s_ij)
     dt   = sum_ij dl_ij s_ij
 
-Lengths are computed while vectors are read, and no map (n, m) is stored. Where one side is short
-there are few programs (each slot attends to all pixels): the long side is cut into parts, whose
-outputs are averaged by their lse, and whose gradients, linear in their sums, are added. Without
-atomics, each run adds the same numbers in the same order.
+Norms are computed while vectors are read, and no matrix (n, m) is stored. A side with few vectors
+has few programs (in clustering, each slot attends to all pixels). The other side is then divided
+into parts. The outputs of the parts are averaged with weights from their lse, and their gradients
+are added. There are no atomic additions, so that the order of the sums is fixed.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from convattn.ops.kernels.triton import cosine_programs as programs
 from convattn.ops.kernels.triton.launch import accumulator, on_device_of, power_of_2, wide
 from convattn.ops.positions import ceil_divide
 
-PROGRAMS = 256  # programs that keep a large GPU busy
-LEAST = 4  # blocks of a part, at least: fewer take less time than the start of a program
+PROGRAMS = 256  # number of programs that occupies a large GPU
+LEAST = 4  # minimum blocks of a part: fewer blocks take less time than the start of a program
 
 
 @torch.library.custom_op("convattn_kernels::attend_cosine", mutates_args=())
 def attend_cosine(a: Tensor, k: Tensor, v: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Average values by the softmax of cosines.
+    """Average the values with weights from the softmax of the scaled cosines.
 
     Args:
-        a: rows (B, n, C) of any strides.
+        a: rows (B, n, C) with any strides.
         k: keys (B, m, C).
         v: values (B, m, C); None for the keys.
         scale: t (1,).
 
     Returns:
-        (B, n, C) and lse (B, n), in base 2 and float32 at least.
+        (B, n, C) and lse (B, n), in base 2 and float32 or float64.
     """
     plan = _plan(a, a.shape[1], k.shape[1])
     values = k if v is None else v
@@ -124,14 +124,17 @@ attend_cosine.register_autograd(_backward, setup_context=_save)
 
 @dataclass(frozen=True)
 class _Plan:
-    """How programs share the work of one side: ``number`` blocks, each against parts of the other.
+    """The division of rows and keys among programs.
+
+    A program computes a block of one side, either the rows or the keys, with one part of the other
+    side.
 
     Args:
-        number: blocks of this side.
+        number: number of blocks of the one side.
         images: B.
-        parts: of the other side.
-        part: vectors of a part.
-        blocks: what the program is compiled for.
+        parts: number of parts of the other side.
+        part: number of vectors of a part.
+        blocks: the constants for which the program is compiled.
     """
 
     number: int
@@ -150,22 +153,22 @@ class _Plan:
         return self.part, self.number, self.images
 
     def allocate(self, x: Tensor) -> Tensor:
-        """Allocate something like ``x`` for each part, to be added up in the accumulator's type."""
+        """Allocate a tensor like ``x`` for each part, in the dtype in which parts are added."""
         if self.parts == 1:
             return torch.empty_like(x)[None]
         return x.new_empty(self.parts, *x.shape, dtype=wide(x.dtype))
 
 
 def _plan(x: Tensor, own: int, passing: int) -> _Plan:
-    """Choose blocks by what a program keeps in registers, and parts by how many programs run."""
+    """Choose the blocks by the registers of a program, and the parts by the number of programs."""
     channels, bytes_of_one = x.shape[2], x.element_size()
     block = 64 if bytes_of_one == 2 else 32
     block_c = min(power_of_2(channels, 16), 256 // bytes_of_one)
     chunk = next((c for c in (64, 32) if c <= block and channels % c == 0), 32)
     number = ceil_divide(own, block)
     programs_of_part = number * ceil_divide(channels, block_c) * len(x)
-    wanted = PROGRAMS // max(programs_of_part, 1)  # an empty batch has no program
-    parts = max(min(wanted, passing // (LEAST * block)), 1)
+    target_parts = PROGRAMS // max(programs_of_part, 1)  # an empty batch has no program
+    parts = max(min(target_parts, passing // (LEAST * block)), 1)
     part = ceil_divide(ceil_divide(passing, parts), block) * block
     blocks = {
         "CHANNELS": channels,
@@ -181,7 +184,7 @@ def _plan(x: Tensor, own: int, passing: int) -> _Plan:
 
 
 def _add(parts: Tensor, x: Tensor) -> Tensor:
-    """Add up parts in the type and the layout of ``x``."""
+    """Add the parts; the sum has the dtype and the layout of ``x``."""
     return parts[0] if len(parts) == 1 else torch.empty_like(x).copy_(parts.sum(0))
 
 

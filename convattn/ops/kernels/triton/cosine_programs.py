@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""The Triton programs of attention by cosine; `cosine.py` launches them and has the maths.
+"""The Triton programs of cosine attention; `cosine.py` launches them and has the equations.
 
-A program has a block of rows of one side and a block of output channels, and lets the other side,
-or a part of it, pass by in blocks. Products over all channels are summed chunk by chunk.
+A program computes a block of rows or keys, and a block of output channels. It iterates over the
+other side, or a part of it, in blocks. Products over all channels are summed chunk by chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MIN_NORM = tl.constexpr(1e-6)  # as in ops/reference/glmix.py: a shorter vector 
 
 @triton.jit
 def _load(start, index, channel, s_n, s_c, number, CHANNELS: tl.constexpr):
-    """Load (vectors, channels); zeros where there are none."""
+    """Load (vectors, channels); zeros for vectors and channels past the end."""
     at = index.to(tl.int64)[:, None] * s_n + channel.to(tl.int64)[None, :] * s_c
     mask = (index < number)[:, None] & (channel < CHANNELS)[None, :]
     return tl.load(start + at, mask=mask, other=0.0)
@@ -33,7 +33,7 @@ def _store(start, value, index, channel, s_n, s_c, number, CHANNELS: tl.constexp
 
 @triton.jit
 def _inverse(squares):
-    """Return the factor that makes a vector of that square length a unit vector, or zero."""
+    """Return the inverse norm of vectors from their squared norms; 0 without a direction."""
     length = tl.sqrt(squares)
     return tl.where(length > MIN_NORM, 1.0 / tl.maximum(length, MIN_NORM), 0.0)
 
@@ -43,7 +43,7 @@ def _scaling(
     x, index, s_n, s_c, number, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return the inverse lengths of a block of vectors."""
+    """Return the inverse norms of a block of vectors."""
     squares = tl.zeros([BLOCK], dtype=ACC)
     for chunk in range(0, CHANNELS, CHUNK):
         wide = _load(x, index, chunk + tl.arange(0, CHUNK), s_n, s_c, number, CHANNELS).to(ACC)
@@ -57,7 +57,7 @@ def _products(
     CHANNELS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PASSING: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """Return all products of two blocks of vectors, and the inverse lengths of the second."""
+    """Return all products of two blocks of vectors, and the inverse norms of the second block."""
     total = tl.zeros([BLOCK, PASSING], dtype=ACC)
     squares = tl.zeros([PASSING], dtype=ACC)
     for chunk in range(0, CHANNELS, CHUNK):
@@ -71,7 +71,7 @@ def _products(
 
 @triton.jit
 def _place(blocks, images, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return block, first channel, image (64 bits) and part of this program; blocks go first."""
+    """Return block, first channel, image (64 bits) and part; the block varies fastest."""
     C_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     rest = pid // blocks
@@ -88,7 +88,7 @@ def attend(
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     PASSING: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Rows against one part of the keys: their answer to that part alone, and its lse."""
+    """Compute the outputs and the lse of a block of rows for one part of the keys."""
     block, first, image, which = _place(blocks, images, CHANNELS, BLOCK_C)
     i = block * BLOCK + tl.arange(0, BLOCK)
     c = first + tl.arange(0, BLOCK_C)
@@ -126,7 +126,7 @@ def row_products(
     x, y, out, x_b, x_n, x_c, y_b, y_n, y_c, rows, blocks, images,
     CHANNELS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Products of the vectors of x with those of y at the same place: delta."""
+    """Compute delta, the product of each vector of x with the vector of y at the same place."""
     block, _, image, _ = _place(blocks, images, CHANNELS, CHANNELS)
     i = block * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=ACC)
@@ -145,7 +145,7 @@ def backward_rows(
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     PASSING: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One part's share of the gradient of the rows, and of the derivative along the scale."""
+    """Compute the terms of one part in the gradients of the rows and of the scale."""
     block, first, image, which = _place(blocks, images, CHANNELS, BLOCK_C)
     i = block * BLOCK + tl.arange(0, BLOCK)
     c = first + tl.arange(0, BLOCK_C)
@@ -191,7 +191,7 @@ def backward_keys(
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     PASSING: tl.constexpr, ACC: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """One part's share of the gradients of keys and values, added up where both are one tensor."""
+    """Compute the terms of one part in grad_k and grad_v; their sum if k and v are one tensor."""
     block, first, image, which = _place(blocks, images, CHANNELS, BLOCK_C)
     j = block * BLOCK + tl.arange(0, BLOCK)
     c = first + tl.arange(0, BLOCK_C)

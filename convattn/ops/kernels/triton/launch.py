@@ -1,4 +1,4 @@
-"""What every launch of a Triton program needs."""
+"""Functions that every launch of a Triton program needs."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-# Triton's interpreter sums in the type of the input, too.
+# Sums of float64 are float64, also in Triton's interpreter.
 ACCUMULATORS = {torch.float64: triton.language.float64}
 
 
 def accumulator(dtype: torch.dtype) -> triton.language.dtype:
-    """Return the type in which products of ``dtype`` are summed: float32 at least."""
+    """Return the type in which products of ``dtype`` are summed: float32 or float64."""
     return ACCUMULATORS.get(dtype, triton.language.float32)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return PyTorch's name of the accumulator."""
+    """Return the dtype of sums as a dtype of PyTorch: float32 or float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def on_device_of(x: Tensor, program: object) -> contextlib.AbstractContextManager[object]:
-    """Launch on the device of a tensor.
+    """Return a context in which programs are launched on the device of a tensor.
 
     Raises:
-        RuntimeError: the tensor is on a device that has no Triton.
+        RuntimeError: Triton does not support the device of the tensor.
     """
     if x.is_cuda:
         return torch.cuda.device(x.device)

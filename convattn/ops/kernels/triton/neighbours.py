@@ -1,26 +1,26 @@
-"""Attention to the pixels of a window as operators of PyTorch that run Triton programs.
+"""Attention to the pixels of a window as operators of PyTorch that call Triton programs.
 
 B batch, C channels, N heads of d = C / N channels, H W size of the map, K window, s stride,
-r dilation, T side of a tile; i queries, j places of the window, k(j) the pixel that is shown there.
+r dilation, T side of a tile; i queries, j places of the window, k the pixel at place j of window i.
 
-With a softmax (sliding window; the map is mirrored at its borders, again and again):
+With a softmax (sliding window; the map is mirrored at its borders, repeatedly):
 
     l_ij = scale q_i . k_j,  P_ij = exp(l_ij - lse_i),  y_i = sum_j P_ij v_j
     delta_i = dy_i . y_i,  dl_ij = P_ij (dy_i . v_j - delta_i)
 
-Without (pixel shift; zero outside the map, r is its distance L):
+Without a softmax (pixel shift; the map is zero outside, r is the distance L):
 
     P_ij = l_ij,  y_i = sum_j P_ij v_j,  dl_ij = dy_i . v_j
 
-and with both
+In both cases:
 
     dq_i = scale sum_j dl_ij k_j
     dk_k = scale sum_(ij shows k) dl_ij q_i,   dv_k = sum_(ij shows k) P_ij dy_i
 
-The sums over ``ij shows k`` are gathered, key by key, from each mirror image of the key and the
-queries around that image. Atomic additions would need no images, but would round differently in
-each run and need float32 copies of both gradients. Only y, lse and delta are stored, no copy of a
-map.
+``ij shows k`` are the pairs of a query i and a place j of its window that contains the key k. The
+sums over these pairs are computed key by key, from each mirror image of the key and the queries
+around the image. Atomic additions would need no mirror images, but their order is not fixed, and
+they need float32 copies of both gradients. Only y, lse and delta are stored, and no copy of a map.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from convattn.ops.kernels.triton import neighbours_programs as programs
 from convattn.ops.kernels.triton.launch import accumulator, on_device_of, power_of_2, wide
 from convattn.ops.positions import ceil_divide
 
-MOST_BYTES = 1024  # of a head's channels: larger tiles do not fit in shared memory
+MOST_BYTES = 1024  # maximum bytes of the channels of a head: larger tiles exceed shared memory
 
 
 @torch.library.custom_op("convattn_kernels::attend_neighbours", mutates_args=())
@@ -61,11 +61,11 @@ def attend_neighbours(
         stride: s.
         dilation: r.
         scale: factor of the logits.
-        softmax: mirrored maps under a softmax, or else zeros around plain products.
+        softmax: True for a softmax on mirrored maps, False for products on zero-padded maps.
 
     Returns:
         The map (B, C, ceil(H / s), ceil(W / s)) and lse (B, N, ceil(H / s), ceil(W / s)), in base 2
-        and float32 at least.
+        and float32 or float64.
     """
     out, lse = _outputs(q, num_heads)
     tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
@@ -106,7 +106,7 @@ def attend_neighbours_backward(
     scale: float,
     softmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``attend_neighbours``: of q, k and v, laid out as they are."""
+    """Return grad_q, grad_k and grad_v of ``attend_neighbours``, in the layouts of q, k and v."""
     num_heads = lse.shape[1]
     dq, dk, dv, delta = (torch.empty_like(x) for x in (q, k, v, lse))
     tiling = _tiling(q, num_heads, window_size, stride, dilation, softmax)
@@ -158,7 +158,7 @@ attend_neighbours.register_autograd(_backward, setup_context=_save)
 
 
 def _outputs(q: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Allocate the map of answers, laid out as the queries are, and lse."""
+    """Allocate the map of outputs, in the layout of the queries, and lse."""
     B, C, rows, columns = q.shape
     out = q.new_empty(B, C, rows, columns)
     if q.stride(1) == 1:
@@ -169,7 +169,7 @@ def _outputs(q: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 def _tiling(
     q: Tensor, num_heads: int, window_size: int, stride: int, dilation: int, softmax: bool
 ) -> dict[str, Any]:
-    """Choose tiles and blocks by what a program keeps in registers and shared memory."""
+    """Choose tiles and blocks by the registers and the shared memory of a program."""
     channels = q.shape[1] // num_heads
     block_c = power_of_2(channels, 16)
     row = block_c * q.element_size()  # bytes of a pixel of a tile
@@ -201,7 +201,7 @@ def _tiling(
 
 
 def _by_keys(tiling: dict[str, Any]) -> dict[str, Any]:
-    """Choose the blocks of queries that pass by a tile of keys; SKIP-th candidates are queries."""
+    """Choose the blocks of queries for a tile of keys; every SKIP-th candidate is a query."""
     skip = tiling["STRIDE"] // math.gcd(tiling["STRIDE"], tiling["DILATION"])
     pixels = tiling["BLOCK_ROWS"] * tiling["BLOCK_COLUMNS"]
     columns = power_of_2(ceil_divide(tiling["TILE"] + tiling["WINDOW"] - 1, skip))
@@ -228,9 +228,10 @@ def _grid(
 
 
 def _images(k: Tensor, window_size: int, dilation: int, softmax: bool) -> list[int]:
-    """Return the first mirror image that windows show, by row and column, and how many there are.
+    """Return the first mirror image and the number of mirror images, each by row and column.
 
-    Image m fills the places m span to (m + 1) span of the padded axis, see ``_image``.
+    The windows contain these images. Image m is at the places m span to (m + 1) span of the padded
+    axis, see ``_image``.
     """
     if not softmax:
         return [0, 0, 1, 1]
@@ -244,7 +245,10 @@ def _images(k: Tensor, window_size: int, dilation: int, softmax: bool) -> list[i
 
 
 def _lift(k: Tensor, tiling: dict[str, Any]) -> int:
-    """Return so many strides that no place of a padded map stays negative: signs of % differ."""
+    """Return a number of strides that makes all places of a padded map nonnegative when added.
+
+    The sign of % differs between Triton and its interpreter.
+    """
     return 4 * (max(k.shape[2:]) + tiling["DILATION"] * (tiling["TILE"] + tiling["WINDOW"]))
 
 

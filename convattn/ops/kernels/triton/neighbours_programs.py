@@ -1,10 +1,11 @@
 # mypy: ignore-errors
-"""The Triton programs of attention to neighbours; `neighbours.py` launches them and has the maths.
+"""The Triton programs of attention to neighbours, which `neighbours.py` launches.
 
-A program has one head of one image and a tile of T x T pixels that lie DILATION apart: their
-windows show the same pixels, so that a tile of any dilation is dense. The other side passes by in
-blocks of BLOCK_ROWS x BLOCK_COLUMNS pixels, each a pair of `tl.dot`. Triton turns integers that are
-1 or divisible by 16 into constants, which is good for strides and kept from sizes.
+The equations are in `neighbours.py`. A program computes one head of one image and a tile of T x T
+pixels that are DILATION apart. The windows of these pixels contain the same pixels, so that a tile
+is dense for any dilation. The program iterates over the other side in blocks of BLOCK_ROWS x
+BLOCK_COLUMNS pixels, with two `tl.dot` each. Triton specialises programs for integers that are 1 or
+divisible by 16. This is enabled for strides and disabled for sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _reflect(place, size):
 
 @triton.jit
 def _plane(heads, tiles):
-    """Return tile, image and head of this program: 64 bits, for the offsets in large batches."""
+    """Return tile, image and head of this program, in 64 bits for offsets in large batches."""
     tile = tl.program_id(0) % tiles
     plane = tl.program_id(0) // tiles
     return tile, (plane // heads).to(tl.int64), (plane % heads).to(tl.int64)
@@ -34,13 +35,13 @@ def _plane(heads, tiles):
 
 @triton.jit
 def _first(index, blocks, TILE: tl.constexpr, DILATION: tl.constexpr):
-    """Return where tile ``index`` of an axis starts: block after block, phase after phase."""
+    """Return the start of tile ``index`` of an axis; the blocks of a phase are consecutive."""
     return index // blocks + DILATION * TILE * (index % blocks)
 
 
 @triton.jit
 def _load(start, y, x, channel, s_c, s_y, s_x, mask, CHANNELS: tl.constexpr):
-    """Load (pixels, channels) from a map of any strides."""
+    """Load (pixels, channels) from a map with any strides."""
     at = y.to(tl.int64) * s_y + x.to(tl.int64) * s_x
     mask = mask[:, None] & (channel < CHANNELS)[None, :]
     return tl.load(start + at[:, None] + channel.to(tl.int64)[None, :] * s_c, mask=mask, other=0.0)
@@ -69,7 +70,7 @@ def _window(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Return the pixels of a block of keys, whether they exist, and which query sees which."""
+    """Return the pixels of a block of keys, whether they exist, and the mask of the queries."""
     REACH: tl.constexpr = STRIDE * (TILE - 1) + WINDOW
     ACROSS: tl.constexpr = (REACH + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     n = tl.arange(0, BLOCK_ROWS * BLOCK_COLUMNS)
@@ -99,7 +100,7 @@ def attend(
     STRIDE: tl.constexpr, DILATION: tl.constexpr, SOFTMAX: tl.constexpr, ACC: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Queries of a tile, all keys that they see; the softmax is normalised as keys pass by."""
+    """Compute the outputs of a tile of queries, by an online softmax over blocks of keys."""
     if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
@@ -155,7 +156,7 @@ def backward_queries(
     STRIDE: tl.constexpr, DILATION: tl.constexpr, SOFTMAX: tl.constexpr, ACC: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries of a tile; leaves ``delta`` to the gradient of the keys."""
+    """Compute grad_q of a tile, and store ``delta`` for the gradient of the keys."""
     if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
     tile, image, head = _plane(heads, DILATION * DILATION * blocks_y * blocks_x)
@@ -214,12 +215,12 @@ def _image(
     SKIP: tl.constexpr,
     SKIP_BLOCK: tl.constexpr,
 ):
-    """Return which queries see the mirror image ``index`` of a tile of keys, along one axis.
+    """Return the queries whose windows contain mirror image ``index`` of a tile, along one axis.
 
-    The padded axis is cut every ``span`` places. Image 0 of key y is y, image 1 is 2 span - y,
-    image -1 is -y and so on; each piece leaves one of its ends to its neighbour, so that no place
-    counts twice. Query candidates lie DILATION apart from the image's first place on; with a
-    stride, every SKIP-th of them is a query, from ``offset`` on.
+    The padded axis is divided into pieces of ``span`` places. Image 0 of key y is y, image 1 is
+    2 span - y, image -1 is -y and so on. Neighbouring pieces share an end, which belongs to one
+    piece only, so that no place is counted twice. Candidates for queries are DILATION apart, from
+    the first place of the image. With a stride, every SKIP-th candidate from ``offset`` is a query.
     """
     span = tl.maximum(size - 1, 1)
     turned = ((index & 1) != 0) & (size > 1)
@@ -257,9 +258,9 @@ def backward_keys(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     SKIP: tl.constexpr, SKIP_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the keys and values of a tile, from all queries that see them, mirrored or not.
+    """Compute grad_k and grad_v of a tile, from all queries whose windows contain its keys.
 
-    Each key gathers: no atomics, the same sum in the same order every time.
+    Each key sums over its queries, without atomic additions, so that the order of the sum is fixed.
     """
     if not INTERPRETED:  # in the interpreter it is a Python number
         scale = scale.to(ACC)
@@ -293,7 +294,7 @@ def backward_keys(
             TILE, WINDOW, STRIDE, DILATION, SOFTMAX, SKIP, SKIP_BLOCK,
         )  # fmt: skip
         mine = (y >= low_y) & (y <= high_y) & (x >= low_x) & (x <= high_x)
-        # Most mirror images show no pixel of a tile, so that there are no blocks.
+        # Most mirror images contain no pixel of the tile, and then have no blocks.
         blocks_down = tl.maximum(end_y - begin_y + BLOCK_ROWS - 1, 0) // BLOCK_ROWS
         blocks_across = tl.maximum(end_x - begin_x + BLOCK_COLUMNS - 1, 0) // BLOCK_COLUMNS
         for block in range(blocks_down * blocks_across):

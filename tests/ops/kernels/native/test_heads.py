@@ -220,7 +220,7 @@ def test_a_view_that_negates_is_read_as_it_says():
 
 def test_kernels_refuse_channels_that_lie_apart():
     q = torch.randn(1, 8, 6, 6)
-    with pytest.raises(ValueError, match="channels must lie one after another"):
+    with pytest.raises(ValueError, match="channels of a pixel must be contiguous"):
         heads.attend_windows(q, q, q, None, num_heads=2, window_size=3, scale=1.0)
 
 

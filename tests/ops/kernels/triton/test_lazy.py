@@ -25,7 +25,7 @@ def test_a_machine_without_triton_is_told_so(monkeypatch):
     u = torch.randn(1, 4, 3, 3)
     with pytest.raises(
         ModuleNotFoundError,
-        match=r"needs the package triton.*'auto' does without; `convattn doctor`",
+        match=r"needs the package triton.*'auto' takes another path; `convattn doctor`",
     ):
         kernels.attend_shifted(u, u, u, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
 
