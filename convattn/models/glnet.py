@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from timm.layers import ClassifierHead
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from convattn.checks import check_choice
 from convattn.layers.attention.block import AttentionBlock
-from convattn.layers.foldable import attachment, replaced_steps
+from convattn.layers.foldable import attachment, may_fold_inside
 from convattn.layers.folding import channel_affine
 from convattn.layers.glmix import GLMix, GLMixBlock
 from convattn.models._backbone import check_stages
@@ -132,9 +133,8 @@ class GLNet(Pyramid):
         if affine is not None:
             self.norm = affine
             pools = (self.head, *self.head.global_pool.modules())
-            plain = type(self).forward_features is Pyramid.forward_features
-            changed = not plain or replaced_steps(self) or any(map(attachment, pools))
-            self.folded = not changed
+            known = type(self.head) is ClassifierHead and not any(map(attachment, pools))
+            self.folded = known and may_fold_inside(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, in_chans, H, W)."""

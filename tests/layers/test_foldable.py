@@ -22,6 +22,7 @@ from convattn import ACmix, GLMix, GLMixBlock, XVolution
 from convattn.layers.attention.block import AttentionBlock
 from convattn.layers.attention.choice import ATTENTIONS
 from convattn.layers.conv2d import ConvBeside
+from convattn.models.glnet import GLNet
 from tests.golden import relative_error
 from tests.layers.properties import randomise
 
@@ -506,6 +507,31 @@ def test_an_operator_that_overrides_a_step_keeps_what_follows_the_step(kind):
         result, message = reparameterized(model)
         assert relative_error(result(maps), expected) < 1e-10
     assert f" 0: left, {kind.__name__} has a _" in message
+
+
+class MaximumGLNet(GLNet):
+    """Pools in its own way, before the head."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return super().forward_head(x.amax((2, 3), keepdim=True), pre_logits)
+
+
+class MaximumHead(Adapter):
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return self.base(args[0].amax((2, 3), keepdim=True), *args[1:], **options)
+
+
+@pytest.mark.parametrize("derived", [True, False])
+def test_a_network_with_a_pool_of_its_own_pools_the_normed_map(derived):
+    model: Any = copy.deepcopy(trained("glnet"))
+    if derived:
+        model.__class__ = MaximumGLNet
+    else:
+        model.head = MaximumHead(model.head)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)  # maps of 2 x 2
+    with torch.no_grad():
+        expected = model(images)
+        assert relative_error(reparameterized(model)[0](images), expected) < 1e-10
 
 
 class Renamed(ACmix):
