@@ -140,7 +140,7 @@ def test_each_ablation_is_a_keyword_and_changes_the_output(build, change):
         ({"num_heads": 3}, "the nearest num_heads that fits is"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"output_stride": 32}, "DeiT has output stride 16 only, got output_stride=32"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be a positive number, got 0.0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
         ({"mix": "both"}, "unknown mix 'both'"),
         ({"img_size": 15}, "img_size must be at least 16, got 15"),
     ],
