@@ -198,7 +198,7 @@ def test_learned_slots_have_no_grid():
     mixer = GLMix(32, slots=(2, 3), slot_init="learned")
     assert mixer.slots.shape == (1, 6, 32)
     assert mixer.slot_grid is None
-    with pytest.raises(ValueError, match=r"slot_grid=\(2, 2\) needs pooled slots.* learned ones"):
+    with pytest.raises(ValueError, match=r"slot_grid=\(2, 2\) needs pooled slots.* learned slots"):
         mixer.slot_grid = (2, 2)
 
 
