@@ -164,6 +164,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "beside": beside,
 }
 
+# Layers without which everything folds: another layer takes over the shift of the norm.
+NOT_NEEDED = {("beside", "3.conv")}
+
 x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
 
 
@@ -297,7 +300,8 @@ def test_a_layer_that_has_something_attached_is_left_and_named(network, attachme
         result, message = reparameterized(model, inplace=which is of_each_kind)
         with torch.no_grad():
             assert relative_error(result(x), expected) < 1e-10, name
-        assert f" {name}: left, " in message or not stays(before, result, name), (name, message)
+        named = f" {name}: left, " in message or (network, name) in NOT_NEEDED
+        assert named or not stays(before, result, name), (name, message)
         assert norms(result) - norms(deployed(network)) <= 2, name  # the rest is folded
 
 
@@ -306,8 +310,8 @@ def test_a_layer_that_has_something_attached_is_left_and_named(network, attachme
 def test_a_module_around_layers_may_have_something_attached(network, attachment):
     for name in of_each_kind(network, around):
         model = changed(network, name, attachment)
-        if attachment == "adapter" and network == "deit" and name.endswith(".attn"):
-            continue  # an adapter has no forward_tokens
+        if attachment in ("adapter", "subclass") and network == "deit" and name.endswith(".attn"):
+            continue  # which has no forward_tokens
         with torch.no_grad():
             expected = model(x)
         inside = f"{name}.base." if attachment == "adapter" else f"{name}."
