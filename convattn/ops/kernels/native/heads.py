@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.kernels.native.kernels import HEADS_TASK, MAPS, Kernels, is_half, workspace
-from convattn.ops.kernels.native.library import kernels
+from convattn.ops.kernels.native.library import (
+    HEADS_TASK,
+    MAPS,
+    Kernels,
+    is_half,
+    kernels,
+    workspace,
+)
 from convattn.ops.registration import check_no_gradient, define, empty_channels_last
 
 MOST_TOKENS = 2048  # limits the rounding error of float32 sums over tokens

@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convattn.ops.kernels.native.kernels import DTYPES as DTYPES
-from convattn.ops.kernels.native.kernels import is_half
-from convattn.ops.kernels.native.library import kernels
+from convattn.ops.kernels.native.library import is_half, kernels
 from convattn.ops.registration import check_no_gradient, define
 
 MOST_WIDTH = 1 << 13  # maximum channels of a row in layer norm: a few rows are on the stack

@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 
 from convattn.ops import tuned
-from convattn.ops.kernels.native.kernels import DTYPES, MAPS, SLIDING_TASK, Kernels, workspace
-from convattn.ops.kernels.native.library import kernels, why_not_available
+from convattn.ops.kernels.native.library import (
+    DTYPES,
+    MAPS,
+    SLIDING_TASK,
+    Kernels,
+    kernels,
+    why_not_available,
+    workspace,
+)
 from convattn.ops.positions import ceil_divide
 from convattn.ops.registration import empty_channels_last, register_sliding_window
 

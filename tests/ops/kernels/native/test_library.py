@@ -145,20 +145,36 @@ def _is_refused(changed: Library, message: str) -> None:
     assert message in changed.describe()
 
 
-# A file and a change of it, and the operator that then computes wrongly.
+ONE_VECTOR = "x < LANES; x += LANES)\n            score("
+SLIDING, GRADIENTS = "sliding_window_native", "sliding_window_native_backward"
+# A file, a change of it, and the operator that then computes wrongly.
 WRONG = [
-    (
-        "rows.c",
-        "y, i, width - i, load(kept + i)",
-        "y, i, width - i, 1 + load(kept + i)",
-        "layer_norm",
-    ),
+    ("rows.c", "load(kept + i) * factor", "1 + load(kept + i) * factor", "layer_norm"),
+    ("rows.c", "chunk < (rows + CHUNK - 1) / CHUNK;", "chunk < 1;", "layer_norm"),
+    ("rows.c", "EACH(i, width) write(total", "EACH(i, LANES) write(total", "add_layer_norm"),
     ("rows.c", "length <= min_norm", "length > min_norm", "directions"),
     ("rows.c", "1 / sum_of(sum)", "1 / sum_of(sum) + 1", "similarities_"),
+    ("rows.c", "image * step + p", "image * pixels + p", "similarities_"),
+    ("rows.c", "task % chunks * CHUNK", "0", "similarities_"),
+    ("rows.c", "task * padded + m", "m", "similarities_"),
     ("rows.c", "* scales[row]", "+ scales[row]", "scale_rows_"),
+    ("rows.c", "* scales[row]", "* scales[0]", "scale_rows_"),
     ("heads.c", "if (mask) logit += ", "if (mask) logit -= ", "attend_windows"),
-    ("sliding.c", "x = (x % period + period) % period;", "x = 0;", "sliding_window_native"),
-    ("products.h", "- total);", "+ total);", "sliding_window_native_backward"),
+    ("heads.c", "image = i / t->heads / windows", "image = 0", "attend_windows"),
+    ("heads.c", "row = window / t->across * t->rows", "row = 0", "attend_windows"),
+    ("heads.c", "parts->queries + first", "parts->queries", "attend_windows"),
+    ("heads.c", "PART(KEYS) PART(1)", "PART(KEYS)", "attend_windows"),
+    ("sliding.c", "x = (x % period + period) % period;", "x = 0;", SLIDING),
+    ("sliding.c", "task->dilation * x;\n        p.", "x;\n        p.", SLIDING),
+    ("sliding.c", "column % task->stride * p.phase + column / task->stride", "column", SLIDING),
+    ("sliding.c", "b.top = band * task->band", "b.top = 0", SLIDING),
+    ("sliding.c", "int64_t image = i / task->heads", "int64_t image = 0", SLIDING),
+    ("sliding.c", "x < p->lanes; x += LANES)\n            score(", ONE_VECTOR, SLIDING),
+    ("sliding.c", "row / step + 1 < rows ? row / step", "row + 1 < rows ? row", SLIDING),
+    ("sliding.c", "phase < p->phases;", "phase < 1;", GRADIENTS),
+    ("sliding.c", "if (row % task->dilation) continue;", "", GRADIENTS),
+    ("products.h", "PART(CHANNELS) PART(4) PART(1)", "PART(CHANNELS) PART(4)", SLIDING),
+    ("products.h", "- total);", "+ total);", GRADIENTS),
 ]
 
 
