@@ -55,16 +55,19 @@ _ABI = {"rows_abi": 0, "heads_abi": HEADS_TASK.size, "sliding_abi": SLIDING_TASK
 
 _SWITCH = "CONVATTN_NATIVE"
 _lock = threading.Lock()
+_has_started_threads = False  # whether a kernel has had more than one thread
+_has_lost_threads = False  # whether this process was forked after that
 
 
-def _renew_lock() -> None:
-    """Replace the lock in a forked process: the thread that could release it does not exist."""
-    global _lock
+def _forget_threads() -> None:
+    """Replace the lock in a forked process, which has no copy of the threads of its parent."""
+    global _lock, _has_lost_threads
     _lock = threading.Lock()
+    _has_lost_threads = _has_started_threads
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class AbiError(RuntimeError):
@@ -227,6 +230,19 @@ installed = Library()
 def kernels() -> Kernels:
     """Return the compiled kernels of this package; see `Library.kernels`."""
     return installed.kernels()
+
+
+def threads() -> int:
+    """Return the number of threads of a kernel, which is 1 if a fork has lost OpenMP's threads.
+
+    A forked process would wait forever for threads that OpenMP has started before the fork.
+    """
+    global _has_started_threads
+    if _has_lost_threads:
+        return 1
+    count = torch.get_num_threads()
+    _has_started_threads = _has_started_threads or count > 1
+    return count
 
 
 @torch.compiler.assume_constant_result

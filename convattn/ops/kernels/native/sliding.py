@@ -19,6 +19,7 @@ from convattn.ops.kernels.native.library import (
     SLIDING_TASK,
     Kernels,
     kernels,
+    threads,
     why_not_available,
     workspace,
 )
@@ -121,7 +122,7 @@ def _run(q: Tensor, k: Tensor, options: tuple[float, ...], maps: bytes, *, backw
     if not q.numel():
         return
     native, limit = kernels(), tuned.NATIVE_WORKSPACE[backward]
-    key = q.shape, k.shape, options, torch.get_num_threads(), limit, backward
+    key = q.shape, k.shape, options, threads(), limit, backward
     task, size = _plan(native, *key)
     memory = workspace(q, size)
     native.sliding(task, maps, memory.data_ptr(), backward)
