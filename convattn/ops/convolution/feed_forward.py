@@ -18,7 +18,8 @@ from torch import Tensor
 from convattn.ops import tuned
 from convattn.ops.convolution.gelu import conv2d_gelu, has_kernel
 from convattn.ops.dispatch import Call, Operator, Path
-from convattn.ops.kernels.native.conditions import DTYPES, refuses_tensors
+from convattn.ops.kernels.native.conditions import refuses_tensors
+from convattn.ops.kernels.native.library import DTYPES
 
 
 @dataclass

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from convattn.ops.dispatch import Call, Operator, Path
-from convattn.ops.kernels.native.conditions import DTYPES, refuses_tensors
+from convattn.ops.kernels.native.conditions import refuses_tensors
+from convattn.ops.kernels.native.library import DTYPES
 from convattn.ops.processor import onednn_computes
 
 _NAME = "_convolution_pointwise"

@@ -28,6 +28,7 @@ FLAGS = (
     "-w",  # the tests compile with warnings enabled
 )
 TIMEOUT = 60  # limit of the compilation in seconds: it takes 4, or up to 30 on busy cores
+VERSION_TIMEOUT = 5  # limit of `--version` in seconds
 PATIENCE = 2  # seconds of compilation after which a warning is logged
 _log = logging.getLogger("convattn")
 
@@ -79,7 +80,8 @@ def load(source: Source, compiler: list[str]) -> tuple[ctypes.CDLL, str]:
 
     Raises:
         OSError: the library cannot be built or loaded.
-        subprocess.SubprocessError: the compiler fails, or takes longer than `TIMEOUT`.
+        subprocess.SubprocessError: the compiler fails, or takes longer than `TIMEOUT` or
+            `VERSION_TIMEOUT`.
     """
     try:
         build = _cached(source, cache_folder(), compiler)
@@ -183,7 +185,12 @@ def _key(source: Source, compiler: list[str]) -> str:
 def _version(compiler: list[str], *, check: bool) -> str:
     command = [*compiler, "--version"]
     return subprocess.run(
-        command, check=check, capture_output=True, text=True, errors="replace", timeout=TIMEOUT
+        command,
+        check=check,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=VERSION_TIMEOUT,
     ).stdout
 
 

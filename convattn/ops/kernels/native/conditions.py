@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from convattn.ops.dispatch import Call
-from convattn.ops.kernels.native.library import why_not_available
-
-DTYPES = (torch.float32, torch.bfloat16)
+from convattn.ops.kernels.native.library import DTYPES, why_not_available
 
 
 def refuses(call: Call, *, refuses_gradients: bool = True) -> str | None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.ops.kernels.native.kernels import HEADS_TASK, MAPS, Kernels, is_half, workspace
-from convattn.ops.kernels.native.library import kernels
+from convattn.ops.kernels.native.library import (
+    HEADS_TASK,
+    MAPS,
+    Kernels,
+    is_half,
+    kernels,
+    threads,
+    workspace,
+)
 from convattn.ops.registration import check_no_gradient, define, empty_channels_last
 
 MOST_TOKENS = 2048  # limits the rounding error of float32 sums over tokens
@@ -78,7 +84,7 @@ def _compute_tokens(qkv: Tensor, num_heads: int) -> Tensor:
         *(start + 2 * step, *strides),
         *(out.data_ptr(), T * C, d, T * C, C, half),
     )
-    task = B, num_heads, d, 1, 1, 1, T, torch.get_num_threads(), d**-0.5, 0, 0, 0
+    task = B, num_heads, d, 1, 1, 1, T, threads(), d**-0.5, 0, 0, 0
     _run(qkv, task, maps, None)
     return out
 
@@ -112,9 +118,8 @@ def _compute_windows(
         by_window, by_head, by_key, _ = mask.stride()
         windows, heads = mask.shape[:2]
         strides = by_window if windows > 1 else 0, by_head if heads > 1 else 0, by_key
-    threads = torch.get_num_threads()
     grid = H // window_size, W // window_size
-    task = B, num_heads, d, *grid, window_size, window_size, threads, scale, *strides
+    task = B, num_heads, d, *grid, window_size, window_size, threads(), scale, *strides
     _run(q, task, maps, mask)
     return out
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convattn.ops.kernels.native.kernels import DTYPES as DTYPES
-from convattn.ops.kernels.native.kernels import is_half
-from convattn.ops.kernels.native.library import kernels
+from convattn.ops.kernels.native.library import is_half, kernels, threads
 from convattn.ops.registration import check_no_gradient, define
 
 MOST_WIDTH = 1 << 13  # maximum channels of a row in layer norm: a few rows are on the stack
@@ -105,7 +103,7 @@ def _normalise(
         width,
         eps,
         half,
-        torch.get_num_threads(),
+        threads(),
     )
 
 
@@ -114,7 +112,7 @@ def _compute_directions(x: Tensor, min_norm: float, scale: float) -> Tensor:
     y, width = torch.empty_like(x), x.shape[-1]
     if x.numel():
         sizes = x.numel() // width, width
-        how = is_half(x), torch.get_num_threads()
+        how = is_half(x), threads()
         kernels().rows_directions(x.data_ptr(), y.data_ptr(), *sizes, min_norm, scale, *how)
     return y
 
@@ -140,7 +138,7 @@ def _compute_similarities(products: Tensor, u: Tensor, min_norm: float) -> tuple
         u.stride(0),
         min_norm,
         half,
-        torch.get_num_threads(),
+        threads(),
     )
     return inverse_sums, totals
 
@@ -153,7 +151,7 @@ def _compute_scale_rows(x: Tensor, scales: Tensor) -> None:
             f"scales must be float32 {tuple(x.shape[:-1])}, got {scales.dtype} "
             f"{tuple(scales.shape)}"
         )
-    how = is_half(x), torch.get_num_threads()
+    how = is_half(x), threads()
     if x.numel():
         kernels().rows_scale(x.data_ptr(), scales.data_ptr(), x.numel() // width, width, *how)
 

@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from convattn.ops import tuned
-from convattn.ops.kernels.native.kernels import DTYPES, MAPS, SLIDING_TASK, Kernels, workspace
-from convattn.ops.kernels.native.library import kernels, why_not_available
+from convattn.ops.kernels.native.library import (
+    DTYPES,
+    MAPS,
+    SLIDING_TASK,
+    Kernels,
+    kernels,
+    threads,
+    why_not_available,
+    workspace,
+)
 from convattn.ops.positions import ceil_divide
 from convattn.ops.registration import empty_channels_last, register_sliding_window
 
@@ -114,7 +122,7 @@ def _run(q: Tensor, k: Tensor, options: tuple[float, ...], maps: bytes, *, backw
     if not q.numel():
         return
     native, limit = kernels(), tuned.NATIVE_WORKSPACE[backward]
-    key = q.shape, k.shape, options, torch.get_num_threads(), limit, backward
+    key = q.shape, k.shape, options, threads(), limit, backward
     task, size = _plan(native, *key)
     memory = workspace(q, size)
     native.sliding(task, maps, memory.data_ptr(), backward)

@@ -27,7 +27,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 
-/* Change it with every change of a signature or a struct, here and in `kernels.py`. */
+/* Change it with every change of a signature or a struct, here and in `library.py`. */
 #define ABI_VERSION 1
 #define ABI(task_size) \
     ((int64_t)ABI_VERSION << 32 | (int64_t)(task_size) << 16 | (int64_t)sizeof(map_t))

@@ -187,9 +187,11 @@ def test_a_slow_compiler_is_announced(monkeypatch, tmp_path, source, caplog, pat
     assert all("compiling the C kernels" in r.message for r in caplog.records)
 
 
-def test_a_compiler_that_takes_too_long_is_stopped(monkeypatch, tmp_path, source):
-    monkeypatch.setattr(compiler, "TIMEOUT", 0.2)
-    monkeypatch.setenv("CC", str(_program(tmp_path / "slow", "exec sleep 20")))
+@pytest.mark.parametrize("limit", ["TIMEOUT", "VERSION_TIMEOUT"])
+def test_a_compiler_that_takes_too_long_is_stopped(monkeypatch, tmp_path, source, limit):
+    monkeypatch.setattr(compiler, limit, 0.2)
+    lines = () if limit == "VERSION_TIMEOUT" else ('[ "$1" = --version ] && exit',)
+    monkeypatch.setenv("CC", str(_program(tmp_path / "slow", *lines, "exec sleep 20")))
     with pytest.raises(subprocess.TimeoutExpired) as raised:
         _load(source)
     assert compiler.reason(raised.value) == "it took more than 0 s"

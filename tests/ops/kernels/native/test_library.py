@@ -145,26 +145,48 @@ def _is_refused(changed: Library, message: str) -> None:
     assert message in changed.describe()
 
 
-# A file and a change of it, and the operator that then computes wrongly.
+ONE_VECTOR = "x < LANES; x += LANES)\n            score("
+SLIDING, GRADIENTS = "sliding_window_native", "sliding_window_native_backward"
+# A file, a change of it, and the operator that then computes wrongly.
 WRONG = [
-    (
-        "rows.c",
-        "y, i, width - i, load(kept + i)",
-        "y, i, width - i, 1 + load(kept + i)",
-        "layer_norm",
-    ),
+    ("rows.c", "load(kept + i) * factor", "1 + load(kept + i) * factor", "layer_norm"),
     ("rows.c", "length <= min_norm", "length > min_norm", "directions"),
     ("rows.c", "1 / sum_of(sum)", "1 / sum_of(sum) + 1", "similarities_"),
     ("rows.c", "* scales[row]", "+ scales[row]", "scale_rows_"),
     ("heads.c", "if (mask) logit += ", "if (mask) logit -= ", "attend_windows"),
-    ("sliding.c", "x = (x % period + period) % period;", "x = 0;", "sliding_window_native"),
-    ("products.h", "- total);", "+ total);", "sliding_window_native_backward"),
+    ("sliding.c", "x = (x % period + period) % period;", "x = 0;", SLIDING),
+    ("sliding.c", "b.top = band * task->band", "b.top = 0", SLIDING),
+    ("products.h", "- total);", "+ total);", GRADIENTS),
+]
+# Most of these are right for one image, one vector, one chunk or band, no stride and no dilation.
+WRONG_FOR_SOME_SIZES = [
+    ("rows.c", "chunk < (rows + CHUNK - 1) / CHUNK;", "chunk < 1;", "layer_norm"),
+    ("rows.c", "EACH(i, width) write(total", "EACH(i, LANES) write(total", "add_layer_norm"),
+    ("rows.c", "image * step + p", "image * pixels + p", "similarities_"),
+    ("rows.c", "task % chunks * CHUNK", "0", "similarities_"),
+    ("rows.c", "task * padded + m", "m", "similarities_"),
+    ("rows.c", "* scales[row]", "* scales[0]", "scale_rows_"),
+    ("heads.c", "image = i / t->heads / windows", "image = 0", "attend_windows"),
+    ("heads.c", "row = window / t->across * t->rows", "row = 0", "attend_windows"),
+    ("heads.c", "parts->queries + first", "parts->queries", "attend_windows"),
+    ("heads.c", "PART(KEYS) PART(1)", "PART(KEYS)", "attend_windows"),
+    ("sliding.c", "task->dilation * x;\n        p.", "x;\n        p.", SLIDING),
+    ("sliding.c", "column % task->stride * p.phase + column / task->stride", "column", SLIDING),
+    ("sliding.c", "int64_t image = i / task->heads", "int64_t image = 0", SLIDING),
+    ("sliding.c", "x < p->lanes; x += LANES)\n            score(", ONE_VECTOR, SLIDING),
+    ("sliding.c", "row / step + 1 < rows ? row / step", "row + 1 < rows ? row", SLIDING),
+    ("sliding.c", "phase < p->phases;", "phase < 1;", GRADIENTS),
+    ("sliding.c", "if (row % task->dilation) continue;", "", GRADIENTS),
+    ("products.h", "PART(CHANNELS) PART(4) PART(1)", "PART(CHANNELS) PART(4)", SLIDING),
 ]
 
 
 @needs_compiler
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("name", "old", "new", "kernel"), WRONG)
+@pytest.mark.parametrize(
+    ("name", "old", "new", "kernel"),
+    [*WRONG, *(pytest.param(*x, marks=pytest.mark.slow) for x in WRONG_FOR_SOME_SIZES)],
+)
 def test_a_kernel_that_computes_wrongly_makes_all_unavailable(tmp_path, name, old, new, kernel):
     message = f"the compiled kernel '{kernel}' computes wrongly in float32"
     _is_refused(_changed(tmp_path, name, old, new), message)
@@ -225,7 +247,7 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_compiles(monkeypatch, 
 
 
 CODE = """
-import sys, torch, warnings
+import os, signal, sys, threading, torch, warnings
 warnings.simplefilter("error")
 torch.set_num_threads(2)
 from convattn import ops
@@ -251,6 +273,13 @@ if __name__ == "__main__":
         with torch.inference_mode():
             attend(x)
         attend(x.clone().requires_grad_()).sum().backward()
+    elif how == "forked":
+        expected = attend(x)
+        child = os.fork()
+        if not child:
+            os._exit(not torch.equal(attend(x), expected))
+        threading.Timer(20, os.kill, (child, signal.SIGKILL)).start()
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
     else:
         attend(x)
         torch.randn(2000, 1000).relu().sum()
@@ -281,7 +310,7 @@ def _ends_well(process: subprocess.Popen[str]) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["compiled", "inference", "fork", "spawn"])
+@pytest.mark.parametrize("first", ["compiled", "inference", "forked", "fork", "spawn"])
 def test_the_first_call_may_be_anywhere(started, first):
     _ends_well(_run([*started, first]))
 
