@@ -100,14 +100,24 @@ def may_read(*modules: nn.Module) -> bool:
     return _note(modules, lambda module: _unfit(module) or attachment(module))
 
 
-def may_reach_into(module: nn.Module, kind: type[nn.Module] = nn.Module) -> bool:
+def may_reach_into(
+    module: nn.Module, kind: type[nn.Module] = nn.Module, ability: str | None = None
+) -> bool:
     """Return whether factors of a module's outputs may be folded into layers inside the module.
 
     Args:
         module: the module.
         kind: the class whose code the caller knows.
+        ability: the attribute by which the module's class declares that this is exact, or None.
     """
-    return _note((module,), lambda m: _stranger(m, kind) or attachment(m) or _places(m))
+
+    def why_not(m: nn.Module) -> str | None:
+        reason = _stranger(m, kind) or attachment(m) or _places(m)
+        if reason is None and ability is not None and not getattr(m, ability):
+            return f"its class {type(m).__name__} does not declare {ability}"
+        return reason
+
+    return _note((module,), why_not)
 
 
 def may_fold_inside(

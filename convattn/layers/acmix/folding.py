@@ -103,7 +103,7 @@ def _last_layer(layer: ACmix) -> nn.Conv2d | None:
     This layer is the output projection of the attention or, without one, ``v_proj``.
     """
     attn = layer.attn
-    if not may_reach_into(attn, AttentionPart) or not attn.linear_in_values:
+    if not may_reach_into(attn, AttentionPart, "linear_in_values"):
         return None
     proj = getattr(attn, "proj", None)
     if proj is not None and not may_fold(proj):
