@@ -69,8 +69,8 @@ EXAMPLES: dict[str, Build] = {
         x(2, 8, 7, 5), x(8, 1, 5, 5, scale=0.2), x(8), 1, 2, 1
     ),
     "feed_forward": lambda x: FeedForwardCall(
-        x(3, 8, 7, 5),
-        *(x(12, 8, 1, 1, scale=0.3), x(12)),
+        x(3, 8, 3, 2, scale=0.5),
+        *(x(12, 8, 1, 1, scale=0.3), x(12, scale=0.5)),
         *(x(12, 1, 3, 3, scale=0.3), x(12)),
         *(x(8, 12, 1, 1, scale=0.3), x(8)),
     ),
