@@ -29,6 +29,7 @@ from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convattn.checks import check_choice
+from convattn.ops.registration import requires_gradient
 
 _log = logging.getLogger("convattn.paths")
 
@@ -98,9 +99,7 @@ class Call:
     @property
     def grad(self) -> bool:
         """Whether gradients are enabled and a tensor requires a gradient."""
-        return torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in self.tensors
-        )
+        return requires_gradient(*self.tensors)
 
     @property
     def exporting(self) -> bool:

@@ -22,6 +22,7 @@ from convattn.ops.glmix.directions import inverse_length, scaled_directions
 from convattn.ops.glmix.precision import in_one_dtype, result_type, wide_dtype
 from convattn.ops.processor import multiplies
 from convattn.ops.reference.glmix import MIN_NORM
+from convattn.ops.registration import requires_gradient
 
 Tile = tuple[slice, list[slice]]  # images, and the ranges of pixels that cover each image
 
@@ -47,7 +48,7 @@ def soft_clustering(slots: Tensor, u: Tensor, *, scale: Tensor | float) -> Tenso
     dtype = result_type(u)
     keys, tokens = in_one_dtype(dtype, scaled_directions(slots, scale), to_pixels(u))
     with no_autocast(u.device.type):
-        if _requires_grad(keys, tokens):
+        if requires_gradient(keys, tokens):
             clustered: Tensor = _Cluster.apply(keys, tokens)
         else:
             clustered = _cluster(keys, tokens)[0]
@@ -59,7 +60,7 @@ def dispatch(prototypes: Tensor, slots: Tensor, u: Tensor, *, scale: Tensor | fl
     dtype = result_type(slots)
     parts = in_one_dtype(dtype, scaled_directions(prototypes, scale), slots, to_pixels(u))
     with no_autocast(u.device.type):
-        mixed: Tensor = _Dispatch.apply(*parts) if _requires_grad(*parts) else _dispatch(*parts)
+        mixed: Tensor = _Dispatch.apply(*parts) if requires_gradient(*parts) else _dispatch(*parts)
         return mixed.to(dtype).transpose(1, 2).unflatten(2, u.shape[-2:])
 
 
@@ -214,10 +215,6 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     if not parts:  # no images
         return torch.empty_like(like)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _requires_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _plain_cluster(keys: Tensor, tokens: Tensor) -> Tensor:

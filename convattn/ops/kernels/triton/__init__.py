@@ -34,7 +34,6 @@ def attend_sliding(
     scale: float | None,
 ) -> Tensor:
     """Compute ``ops.sliding_window_attention``; ``q`` has only the queries of the stride."""
-    check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 
     if scale is None:
@@ -55,7 +54,6 @@ def attend_shifted(
     scale: float,
 ) -> Tensor:
     """Compute ``ops.pixel_shift_attention`` on checked arguments."""
-    check_available()
     from convattn.ops.kernels.triton.neighbours import attend_neighbours
 
     q, k, v = _alike(q[:, :, ::stride, ::stride], k, v)
@@ -64,7 +62,6 @@ def attend_shifted(
 
 def cluster(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """Compute ``ops.soft_clustering`` on checked arguments: slots (B, M, C)."""
-    check_available()
     from convattn.ops.kernels.triton.cosine import attend_cosine
 
     slots, pixels = _alike(slots, u.flatten(2).transpose(1, 2))
@@ -73,7 +70,6 @@ def cluster(slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
 
 def disperse(prototypes: Tensor, slots: Tensor, u: Tensor, scale: Tensor | float) -> Tensor:
     """Compute ``ops.dispatch`` on checked arguments: prototypes and slots (B, M, C)."""
-    check_available()
     from convattn.ops.kernels.triton.cosine import attend_cosine
 
     slots, prototypes, pixels = _alike(slots, prototypes, u.flatten(2).transpose(1, 2))
@@ -96,20 +92,6 @@ def refuses(call: Call) -> str | None:
     if call.transformed:
         return "it has no rule for torch.func or forward-mode differentiation"
     return None
-
-
-def check_available() -> None:
-    """Raise an error unless Triton is installed.
-
-    Raises:
-        ModuleNotFoundError: Triton is not installed.
-    """
-    if not AVAILABLE:
-        raise ModuleNotFoundError(
-            "backend 'triton' needs the package triton, which comes with PyTorch for GPUs; "
-            "backend 'auto' takes another path; `convattn doctor` shows what is installed",
-            name="triton",
-        )
 
 
 def _alike(*tensors: Tensor) -> list[Tensor]:

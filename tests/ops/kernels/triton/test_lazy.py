@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from convattn import ops
 from convattn.ops.kernels import triton as kernels
 
 
@@ -23,11 +24,9 @@ def test_triton_programs_are_loaded_when_one_runs():
 def test_a_machine_without_triton_is_told_so(monkeypatch):
     monkeypatch.setattr(kernels, "AVAILABLE", False)
     u = torch.randn(1, 4, 3, 3)
-    with pytest.raises(
-        ModuleNotFoundError,
-        match=r"needs the package triton.*'auto' takes another path; `convattn doctor`",
-    ):
-        kernels.attend_shifted(u, u, u, num_heads=1, kernel_size=3, distance=1, stride=1, scale=1.0)
+    message = r"needs the package triton.*`convattn doctor` shows.*use backend='auto'"
+    with pytest.raises(ValueError, match=message):
+        ops.pixel_shift_attention(u, u, u, num_heads=1, backend="triton")
 
 
 def test_tensors_on_the_cpu_are_refused():
