@@ -104,7 +104,7 @@ class TokenBlock(OneNode):
         T, H, W = tokens.shape[1], x.shape[2], x.shape[3]
         column = join(x, tokens)
         u = self.norm1(column)
-        mixed, seen = self.mixer.forward_tokens(pixels_of(u, T, H, W), tokens_of(u, T))
+        mixed, seen = self.mixer(pixels_of(u, T, H, W), tokens_of(u, T))
         column = self._residuals(column, join(mixed, seen))
         return pixels_of(column, T, H, W), tokens_of(column, T)
 

@@ -168,3 +168,43 @@ class TestErrors:
         arguments: dict[str, Any] = {"global_pool": "averag"}
         with pytest.raises(ValueError, match="unknown global_pool 'averag'; did you mean 'avg"):
             convattn.create_model(name, **arguments)
+
+
+class _Doubled(torch.nn.Module):
+    """An adapter that passes attributes on, as those of PEFT do."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return _doubled(self, inputs, self.base(*inputs))
+
+
+def _doubled(_: torch.nn.Module, __: Any, output: Any) -> Any:
+    return tuple(2 * y for y in output) if isinstance(output, tuple) else 2 * output
+
+
+@pytest.mark.parametrize("network", ["acmix_deit_nano", "acmix_pvt_nano"])
+def test_a_hook_and_an_adapter_of_the_mixer_see_pixels_and_tokens(network):
+    def model() -> Any:
+        torch.manual_seed(0)
+        return convattn.create_model(network).eval()
+
+    plain, hooked, adapted = model(), model(), model()
+    blocks = [m for m in hooked.modules() if type(m).__name__ == "TokenBlock"]
+    for block in blocks:
+        block.mixer.register_forward_hook(_doubled)
+    for block in [m for m in adapted.modules() if type(m).__name__ == "TokenBlock"]:
+        block.mixer = _Doubled(block.mixer)
+    x = torch.randn(2, 3, *plain.default_cfg["input_size"][1:])
+    with torch.no_grad():
+        expected, seen, other = plain(x), hooked(x), adapted(x)
+    assert not torch.allclose(seen, expected, rtol=1e-3)
+    assert torch.equal(seen, other)

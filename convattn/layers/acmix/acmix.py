@@ -158,8 +158,13 @@ class ACmix(Conv2dLike):
         """Alpha and beta: parameters or numbers."""
         return self.alpha, 1 - self.alpha if self.beta is None else self.beta
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s))."""
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Mix a map: (B, C_in, H, W) to (B, C, ceil(H / s), ceil(W / s)).
+
+        With tokens (B, T, C_in) this is `forward_tokens`.
+        """
+        if tokens is not None:
+            return self.forward_tokens(x, tokens)
         check_map(x, "x", self.in_chans)
         x = self.attn.prepare(x)
         way = self.convolution.way(x)
