@@ -33,6 +33,11 @@ def weight_of(layer: nn.Module) -> str:
     return "gamma" if isinstance(layer, LayerScale2d) else "weight"
 
 
+def scaled(y: Any) -> Any:
+    """Change a layer's output: a map, or a map and tokens."""
+    return tuple(map(scaled, y)) if isinstance(y, tuple) else 2 * y + 1
+
+
 def hook(kind: str, answer: Callable[..., Any]) -> Attach:
     def attach(parent: nn.Module, name: str) -> None:
         getattr(parent.get_submodule(name), f"register_{kind}_hook")(answer)
@@ -43,7 +48,7 @@ def hook(kind: str, answer: Callable[..., Any]) -> Attach:
 def replace_forward(parent: nn.Module, name: str) -> None:
     layer = parent.get_submodule(name)
     old = layer.forward
-    layer.forward = lambda *args: old(*args) * 2 + 1
+    layer.forward = lambda *args: scaled(old(*args))
 
 
 def replace_forward_as_accelerate(parent: nn.Module, name: str) -> None:
@@ -51,7 +56,7 @@ def replace_forward_as_accelerate(parent: nn.Module, name: str) -> None:
     layer._old_forward = layer.forward
 
     def new_forward(module: Any, *args: Any) -> Any:
-        return module._old_forward(*args) * 2 + 1
+        return scaled(module._old_forward(*args))
 
     layer.forward = functools.update_wrapper(functools.partial(new_forward, layer), layer.forward)
 
@@ -62,7 +67,7 @@ def derive(parent: nn.Module, name: str) -> None:
     kind: Any = type(layer)
 
     def forward(self: Any, *args: Any) -> Any:
-        return kind.forward(self, *args) * 2 + 1
+        return scaled(kind.forward(self, *args))
 
     layer.__class__ = type(f"Adapted{kind.__name__}", (kind,), {"forward": forward})
 
@@ -81,7 +86,7 @@ class Adapter(nn.Module):
             return getattr(self._modules["base"], name)
 
     def forward(self, *args: Any) -> Any:
-        return self.base(*args) * 2 + 1
+        return scaled(self.base(*args))
 
 
 def wrap(parent: nn.Module, name: str) -> None:
@@ -119,7 +124,7 @@ def norm_weight(norm: Callable[[nn.Module], Any]) -> Attach:
 
 
 ANY: dict[str, Attach] = {
-    "forward hook": hook("forward", lambda m, args, y: 2 * y + 1),
+    "forward hook": hook("forward", lambda m, args, y: scaled(y)),
     "pre hook": hook("forward_pre", lambda m, args: (args[0] * 2, *args[1:])),
     "backward hook": hook("full_backward", lambda *_: None),
     "backward pre hook": hook("full_backward_pre", lambda *_: None),
