@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a live bar in a terminal, and a line per epoch anywhere."""
+"""What a training shows: a bar in a terminal, a line per epoch, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from convattn.tasks.classification.callbacks import epoch_metrics, score
-from convattn.tasks.classification.module import Classifier
+from convattn.runs.metrics import Column, score
+from convattn.training.checkpoints import epoch_metrics
+from convattn.training.module import TaskModule
 
-_HEADING = " epoch      loss     acc   val loss    top-1    top-5   images/s     left"
+_FORMATS = {"loss": ".4f", "share": ".2%", "rate": ".3g", "number": ",.0f"}
+_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class EpochLines(ProgressBar):
-    """Print a line per epoch, and in a terminal a bar below with the epoch that is running.
+    """Print a line per epoch, and in a terminal a bar below for the epoch that is running.
+
+    Elsewhere (pipe, file, notebook) a line every 30 seconds shows the progress of the epoch.
 
     Args:
         console: where to write; the bar appears if it is a terminal.
+        columns: the metrics of an epoch.
+        rule: for the best epoch, see `score`.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(
+        self, console: Console, columns: tuple[Column, ...], rule: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.console = console
+        self.columns = columns
+        self.rule = rule
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._clock = _Clock()
-        self._best: tuple[float, float] = (-1.0, float("-inf"))
+        self._best: tuple[float, ...] = ()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
         self.console.print(*args, **kwargs)
 
     def disable(self) -> None:
-        """Be quiet: Lightning asks all processes but the first."""
+        """Print nothing: Lightning asks this of all processes but the first."""
         self.console = Console(quiet=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,8 +55,10 @@ class EpochLines(ProgressBar):
         batches = int(trainer.num_training_batches)
         done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
         self._clock = _Clock(done, batches * (trainer.max_epochs or 0))
-        self.console.print(Text(_HEADING, style="bold"), soft_wrap=True)
-        if self.console.is_terminal and trainer.is_global_zero:
+        titles = "".join(f"  {column.title:>{column.width}}" for column in self.columns)
+        heading = f"{'epoch':>7}{titles}  {'images/s':>9}  {'left':>7}"
+        self.console.print(Text(heading, style="bold"), soft_wrap=True)
+        if self.console.is_terminal and not self.console.is_jupyter and trainer.is_global_zero:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -66,35 +78,52 @@ class EpochLines(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move the bar."""
-        self._clock.tick(len(batch["label"]) * trainer.world_size)
-        if self._bar is None or not self._clock.due():
+        """Update the bar, or print a line where there is none."""
+        self._clock.tick(len(batch["index"]) * trainer.world_size)
+        if not trainer.is_global_zero or not self._clock.due(0.2 if self._bar else _EVERY):
             return
-        assert isinstance(pl_module, Classifier)
-        numbers = (
-            f"loss {float(pl_module.train_loss.compute()):.4f}   "
-            f"acc {float(pl_module.train_acc.compute()):.1%}   "
-            f"{self._clock.speed:,.0f} images/s   {_duration(self._clock.left)} left"
-        )
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._bar.update(self._task, completed=batch_idx + 1, description=epoch, numbers=numbers)
+        assert isinstance(pl_module, TaskModule)
+        means = pl_module.train_means()
+        shown = [f"{c.title} {_cell(c, means[c.name])}" for c in self.columns if c.name in means]
+        speed = f"{self._clock.speed:,.0f} images/s"
+        numbers = "   ".join([*shown, speed, f"{_duration(self._clock.left)} left"])
+        self._show(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                   batch_idx + 1, int(trainer.num_training_batches), numbers)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so."""
+        """Let the bar say that the validation has begun."""
         if self._bar is not None:
             total = trainer.num_training_batches
             self._bar.update(self._task, completed=total, numbers="validating ...")
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Update the bar, or print a line where there is none."""
+        if not trainer.is_global_zero or not self._clock.due(0.2 if self._bar else _EVERY):
+            return
+        total = trainer.num_val_batches
+        batches = int(total[0] if isinstance(total, list) else total)
+        epoch = f"validation {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._show(trainer, epoch, batch_idx + 1, batches, "")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the epoch's line."""
-        found = epoch_metrics(trainer)
-        is_best = score(found) > self._best
-        self._best = max(self._best, score(found))
+        """Print the line of the epoch."""
+        found = epoch_metrics(trainer, self.columns)
+        reached = score(found, self.rule)
+        is_best = not self._best or reached > self._best
+        self._best = max(self._best, reached)
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+        cells = "".join(f"  {_cell(c, found[c.name]):>{c.width}}" for c in self.columns)
+        speed = float(trainer.callback_metrics["images_per_second"])
         line = Text(
-            f"{epoch:>7}  {found['train_loss']:8.4f}  {found['train_acc']:6.1%}   "
-            f"{found['val_loss']:8.4f}  {found['val_top1']:7.2%}  {found['val_top5']:7.2%}  "
-            f"{found['images_per_second']:9,.0f}  {_duration(self._clock.left):>7}"
+            f"{epoch:>7}{cells}  {speed:9,.0f}  {_duration(self._clock.left):>7}"
             + ("  best" if is_best else ""),
             style="green" if is_best else "",
         )
@@ -102,22 +131,31 @@ class EpochLines(ProgressBar):
         self._clock.start_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training has to beat."""
+        """Return the score of the best epoch."""
         return {"best": list(self._best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read it back."""
+        """Restore the score of the best epoch."""
         self._best = tuple(state_dict["best"])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the bar away, also after an error."""
+        """Remove the bar, also after an error."""
         self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Take the bar away before anyone prints the error."""
+        """Remove the bar before the error is printed."""
         self._stop()
+
+    def _show(self, trainer: pl.Trainer, what: str, done: int, total: int, numbers: str) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=done, total=total, description=what, numbers=numbers
+            )
+        else:
+            parts = [what, f"batch {done:,} of {total:,}", *([numbers] if numbers else [])]
+            self.console.print(Text("   ".join(parts)), soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -135,7 +173,7 @@ class _Clock:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        """Measure the speed anew."""
+        """Measure the speed from now on."""
         self._images, self._epoch_start = 0, time.perf_counter()
 
     def tick(self, images: int) -> None:
@@ -143,9 +181,9 @@ class _Clock:
         self._done += 1
         self._images += images
 
-    def due(self) -> bool:
-        """Whether it is time to show numbers again: reading the metrics waits for the device."""
-        if time.perf_counter() - self._shown < 0.2:
+    def due(self, every: float) -> bool:
+        """Return whether numbers are to be shown again: reading them waits for the device."""
+        if time.perf_counter() - self._shown < every:
             return False
         self._shown = time.perf_counter()
         return True
@@ -160,6 +198,10 @@ class _Clock:
         """Seconds left, validation included."""
         elapsed = time.perf_counter() - self._start
         return elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+
+
+def _cell(column: Column, value: float) -> str:
+    return format(value, _FORMATS[column.kind])
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from convattn.data import (
     BROKEN,
-    Augment,
     Batch,
     BrokenFile,
     DataSource,
@@ -18,54 +18,50 @@ from convattn.data import (
     check_share,
     default_workers,
     eval_loader,
-    eval_transform,
     reread,
     train_loader,
-    train_transform,
 )
-from convattn.tasks.classification.config import TrainConfig
+from convattn.training.task import Task
 
 
-class ClassificationData(pl.LightningDataModule):
-    """Training and validation batches of a data source.
+class TaskData(pl.LightningDataModule):
+    """Training and validation batches of a task's data.
 
     Args:
-        source: the data.
-        config: batch size, augmentation, workers.
+        task: its data, settings, transforms and collation.
         preprocess: what the model expects.
-        epoch: the epoch that the training goes on with.
-        batches_done: batches of that epoch that it has already seen.
+        epoch: the epoch at which the training starts.
+        batches_done: batches of that epoch that are already trained.
     """
 
     def __init__(
-        self,
-        source: DataSource,
-        config: TrainConfig,
-        preprocess: Preprocess,
-        *,
-        epoch: int = 0,
-        batches_done: int = 0,
+        self, task: Task[Any], preprocess: Preprocess, *, epoch: int = 0, batches_done: int = 0
     ) -> None:
         super().__init__()
-        self.source = source
-        self.config = config
-        self.preprocess = preprocess
+        self.task = task
         self.epoch = epoch
         self.batches_done = batches_done
         self.broken: set[int] = set()
-        # Made at once, so that a policy that timm does not have is told before anything is written.
-        self._vary = train_transform(preprocess, augmentation(config, source))
+        # Made before anything is written, so that a policy unknown to timm is an error by then.
+        self._train_transform = task.train_transform(preprocess)
+        self._eval_transform = task.eval_transform(preprocess)
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return self.task.source
 
     @property
     def batch_size(self) -> int:
-        """Images per batch and device: no more than there are, and an even number for mixup."""
-        size = min(self.config.batch_size, len(self.source.train) // self._world_size)
-        return size - size % 2 if (self.config.mixup or self.config.cutmix) and size > 1 else size
+        """Images per batch and device: at most those there are, a multiple of the task's."""
+        size = min(self.task.config.batch_size, len(self.source.train) // self._world_size)
+        multiple = self.task.batch_multiple
+        return size - size % multiple if size > multiple else size
 
     @property
     def images_per_update(self) -> int:
         """Images that all devices together see between two updates of the weights."""
-        return self.batch_size * self._world_size * self.config.accumulate
+        return self.batch_size * self._world_size * self.task.config.accumulate
 
     @property
     def batches_per_epoch(self) -> int:
@@ -75,18 +71,25 @@ class ClassificationData(pl.LightningDataModule):
     @property
     def updates_per_epoch(self) -> int:
         """Updates of the weights in an epoch."""
-        return math.ceil(self.batches_per_epoch / self.config.accumulate)
+        return math.ceil(self.batches_per_epoch / self.task.config.accumulate)
+
+    @property
+    def workers(self) -> int:
+        """Loading processes per loader."""
+        workers = self.task.config.workers
+        return default_workers(self.source.train) if workers is None else workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the training batches, from where the training stands."""
+        """Return the training batches, from the first that is not trained yet."""
         return train_loader(
             self.source.train,
-            self._vary,
+            self._train_transform,
             batch_size=self.batch_size,
-            workers=self._workers,
+            workers=self.workers,
             pin_memory=self._pin_memory,
-            seed=self.config.seed,
-            repeats=self.config.repeats,
+            collate=self.task.collate,
+            seed=self.task.config.seed,
+            repeats=getattr(self.task.config, "repeats", 1),
             rank=self._rank,
             world_size=self._world_size,
             epoch=self.epoch,
@@ -97,10 +100,11 @@ class ClassificationData(pl.LightningDataModule):
         """Return the held-out images."""
         return eval_loader(
             self.source.val,
-            eval_transform(self.preprocess),
-            batch_size=self.config.batch_size,
-            workers=self._workers,
+            self._eval_transform,
+            batch_size=self.task.config.batch_size,
+            workers=self.workers,
             pin_memory=self._pin_memory,
+            collate=self.task.collate,
             rank=self._rank,
             world_size=self._world_size,
         )
@@ -112,7 +116,8 @@ class ClassificationData(pl.LightningDataModule):
             if len(broken):
                 self.broken.update(broken.tolist())
                 total = len(self.source.train)
-                check_share(self.broken_files(), total, self.config.max_broken, self.source.name)
+                limit = self.task.config.max_broken
+                check_share(self.broken_files(), total, limit, self.source.name)
         return batch
 
     def broken_files(self) -> list[BrokenFile]:
@@ -120,13 +125,10 @@ class ClassificationData(pl.LightningDataModule):
         return reread(self.source.train, sorted(self.broken))
 
     @property
-    def _workers(self) -> int:
-        workers = self.config.workers
-        return default_workers(self.source.train) if workers is None else workers
-
-    @property
     def _pin_memory(self) -> bool:
-        return torch.cuda.is_available()
+        if self.trainer is None:
+            return False
+        return self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
 
     @property
     def _rank(self) -> int:
@@ -135,21 +137,3 @@ class ClassificationData(pl.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
-
-
-def augmentation(config: TrainConfig, source: DataSource) -> Augment:
-    """Return how the training images are varied: the configuration, where the data allows it."""
-    return Augment(
-        scale=config.scale,
-        ratio=config.ratio,
-        hflip=(0.5 if source.hflip else 0.0) if config.hflip is None else config.hflip,
-        vflip=config.vflip,
-        color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment,
-        erasing=config.erasing,
-        degrees=config.degrees,
-        translate=config.translate,
-        zoom=config.zoom,
-        shear=config.shear,
-        background=source.background,
-    )

@@ -1,0 +1,139 @@
+"""How good a classifier is: accuracies, confusion matrix, single predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convattn.data import DataSource, ImageSet
+from convattn.runs.card import ModelCard
+from convattn.training.evaluation import Evaluation, Found
+
+PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The images of one class and the share of them that was recognised; None without images."""
+
+    name: str
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one image of a data set."""
+
+    index: int
+    path: str
+    label: int
+    predicted: int
+    probability: float
+    label_probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEvaluation(Evaluation):
+    """How good a classifier is; ``confusion[true][predicted]`` counts images.
+
+    Args:
+        top1: share of the images whose class has the highest score.
+        top5: share of the images whose class is among the five highest scores.
+        loss: mean cross-entropy.
+        per_class: accuracies of the classes.
+        confusion: counts of images by true and predicted class.
+        predictions: one per image.
+    """
+
+    prediction_columns: ClassVar[tuple[str, ...]] = PREDICTION_COLUMNS
+
+    top1: float
+    top5: float
+    loss: float
+    per_class: list[ClassResult]
+    confusion: list[list[int]]
+    predictions: list[Prediction]
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Return the accuracies and the loss."""
+        return [
+            ("top-1", f"{self.top1:.2%}"),
+            (f"top-{min(5, self.num_classes)}", f"{self.top5:.2%}"),
+            ("loss", f"{self.loss:.4f}"),
+        ]
+
+    def best_line(self) -> str:
+        """Return the top-1 accuracy and the number of images."""
+        right = round(self.top1 * self.images)
+        return f"{self.top1:.2%} top-1 ({right} of {self.images} held-out images)"
+
+    def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of ``predictions.csv``."""
+        return [
+            {key: _short(value) for key, value in asdict(row).items()} for row in self.predictions
+        ]
+
+
+def summarise(
+    card: ModelCard, data: DataSource, images: ImageSet, found: Found
+) -> ClassificationEvaluation:
+    """Return the evaluation of scores and labels."""
+    classes = data.num_classes
+    scores, labels = torch.cat(found.outputs), torch.cat(found.targets)
+    best = scores.topk(min(5, classes)).indices
+    hits = best == labels[:, None]
+    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
+    confusion = confusion.view(classes, classes)
+    return ClassificationEvaluation(
+        model=card.model,
+        data=data.name,
+        split=found.split,
+        num_classes=classes,
+        class_names=list(data.class_names),
+        images=len(labels),
+        top1=hits[:, 0].float().mean().item(),
+        top5=hits.any(-1).float().mean().item(),
+        loss=F.cross_entropy(scores, labels).item(),
+        images_per_second=found.images_per_second,
+        per_class=_per_class(data.class_names, confusion),
+        confusion=confusion.tolist(),
+        parameters=found.parameters,
+        broken=found.broken,
+        predictions=_predictions(images, found.numbers, scores.softmax(-1), labels, best[:, 0]),
+        notes=found.notes,
+    )
+
+
+def _predictions(
+    images: ImageSet, numbers: list[int], probabilities: Tensor, labels: Tensor, best: Tensor
+) -> list[Prediction]:
+    rows = torch.arange(len(best))
+    columns = (
+        numbers,
+        labels.tolist(),
+        best.tolist(),
+        probabilities[rows, best].tolist(),
+        probabilities[rows, labels].tolist(),
+    )
+    return [
+        Prediction(number, images.path(number), *rest)
+        for number, *rest in zip(*columns, strict=True)
+    ]
+
+
+def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
+    counts, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    return [
+        ClassResult(name, count, hit / count if count else None)
+        for name, count, hit in zip(names, counts, right, strict=True)
+    ]
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6f}" if isinstance(value, float) else value

@@ -1,0 +1,179 @@
+"""The checkpoints and the table of metrics that a training run writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from convattn.runs.card import ModelCard
+from convattn.runs.folder import RunFolder
+from convattn.runs.metrics import Column, score
+from convattn.runs.weights import read_ckpt, save_weights, write_ckpt
+from convattn.training.module import TaskModule
+
+AGREE_EVERY = 20  # batches between two decisions that several processes take together
+
+
+class WholeFiles(CheckpointIO):
+    """Lets Lightning write and read its checkpoints as `convattn.runs` does: whole, and checked."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; the file appears whole or not at all."""
+        write_ckpt(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return read_ckpt(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class KeepCheckpoints(Checkpoint):
+    """Write ``last`` after every epoch and ``best`` after every best one, each in two forms.
+
+    The .ckpt holds all that a resumed training needs; the .safetensors beside it holds the weights
+    that were validated and a `ModelCard`. Within an epoch ``last.ckpt`` is written again every
+    ``minutes``.
+
+    Args:
+        run: where to write.
+        card: of the model, without epoch and metrics.
+        columns: the metrics of an epoch.
+        rule: for the best epoch, see `score`.
+        epochs_done: before this start of the run.
+        minutes: between two checkpoints within an epoch; 0 writes none.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        card: ModelCard,
+        columns: tuple[Column, ...],
+        rule: tuple[str, ...],
+        *,
+        epochs_done: int = 0,
+        minutes: float = 10.0,
+    ) -> None:
+        self.run = run
+        self.card = card
+        self.columns = columns
+        self.rule = rule
+        self.best: tuple[float, ...] = ()
+        self.best_epoch = 0
+        self.epochs_done = epochs_done  # and of the next epoch:
+        self.batches_done = 0
+        self._seconds = 60 * minutes or math.inf
+        self._written = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after validation."""
+        self.epochs_done, self.batches_done = trainer.current_epoch + 1, 0
+        found = epoch_metrics(trainer, self.columns)
+        self.card = replace(self.card, epoch=self.epochs_done, metrics=found)
+        is_best = not self.best or score(found, self.rule) > self.best
+        if is_best:
+            self.best, self.best_epoch = score(found, self.rule), self.epochs_done
+        # last.ckpt names the best epoch, so that best.ckpt has to be on disk before.
+        for name in ("best", "last") if is_best else ("last",):
+            trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
+            if trainer.is_global_zero:
+                assert isinstance(pl_module, TaskModule)
+                weights = pl_module.evaluated.state_dict()
+                save_weights(weights, self.card, self.run.checkpoints / f"{name}.safetensors")
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save within an epoch, where the last checkpoint is old enough."""
+        done = batch_idx + 1
+        if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1 and done % AGREE_EVERY:
+            return
+        due = time.monotonic() - self._written >= self._seconds
+        if trainer.world_size > 1:
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due and _all_finite(pl_module):
+            self.save_now(trainer, done)
+
+    def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
+        """Save within an epoch, so that a resumed training continues after this batch."""
+        self.epochs_done, self.batches_done = trainer.current_epoch, batches_done
+        trainer.save_checkpoint(self.run.last)
+        self._written = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the card and the progress of the training."""
+        checkpoint["convattn"] = {
+            "card": self.card.to_json(),
+            "epochs_done": self.epochs_done,
+            "batches_done": self.batches_done,
+            "best_epoch": self.best_epoch,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the score and the number of the best epoch."""
+        return {"best": list(self.best), "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the score and the number of the best epoch."""
+        self.best = tuple(state_dict["best"])
+        self.best_epoch = state_dict["best_epoch"]
+
+
+class WriteMetrics(Callback):
+    """Add a row to ``metrics.csv`` after every epoch.
+
+    Args:
+        run: where to write.
+        columns: the metrics of an epoch.
+    """
+
+    def __init__(self, run: RunFolder, columns: tuple[Column, ...]) -> None:
+        self.run = run
+        self.columns = columns
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row."""
+        if trainer.is_global_zero:
+            row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            names = tuple(column.name for column in self.columns)
+            self.run.add_metrics(names, {**row, **epoch_metrics(trainer, self.columns)})
+
+
+def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:
+    """Return what the epoch that ends has logged."""
+    logged = trainer.callback_metrics
+    return {c.name: float(logged[c.name]) for c in columns if c.name in logged}
+
+
+def _all_finite(module: pl.LightningModule) -> bool:
+    """Return whether no weight is NaN or infinite: such weights are never saved."""
+    weights = [p for p in module.parameters() if p.is_floating_point()]
+    return all(bool(torch.isfinite(p).all()) for p in weights)

@@ -1,0 +1,221 @@
+"""Evaluating a trained model on a data set, whatever the task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convattn.checks import check_choice
+from convattn.data import (
+    BROKEN,
+    READABLE,
+    Batch,
+    DataSource,
+    ImageSet,
+    Joined,
+    check_share,
+    default_workers,
+    eval_loader,
+    listed,
+    reread,
+    shown,
+)
+from convattn.progress import Progress
+from convattn.runs.data_record import DataRecord
+from convattn.runs.folder import RunFolder
+from convattn.training.evaluation import Evaluation, Found
+from convattn.training.task import Task
+from convattn.training.trained import Checkpoint, load_trained
+from convattn.training.trained_data import open_for, range_notes
+
+Split = Literal["auto", "train", "val", "all"]
+
+
+def evaluate(
+    task: type[Task[Any]],
+    checkpoint: str | Path | Checkpoint,
+    data: str | DataSource | None = None,
+    *,
+    split: Split = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str | torch.device = "auto",
+    max_broken: float = 0.01,
+    **data_options: Any,
+) -> Evaluation:
+    """Evaluate a checkpoint.
+
+    Args:
+        task: of the model.
+        checkpoint: a run folder, a file, or what `load_trained` returned.
+        data: a name as for `open_dataset`, or an open `DataSource`; by default the training's.
+            Float and deep images are read with the checkpoint's ``value_range``; where it has
+            none, integers of a named data set are read as 0 to 65535.
+        split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
+            one it is all images, unless the model was trained on this very folder.
+        batch_size: images at a time; the result does not depend on it.
+        workers: loading processes.
+        device: "auto" takes a GPU if there is one.
+        max_broken: the share of unreadable images that is left out, not an error.
+        **data_options: further arguments of `open_dataset`.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: the data has classes that the checkpoint does not know, or too many images
+            that cannot be read.
+    """
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_trained(task, checkpoint)
+    check_choice("split", split, ("auto", "train", "val", "all"))
+    trained_on = True
+    if not isinstance(data, DataSource):
+        options = {**data_options, "max_broken": max_broken}
+        data, trained_on = _open(loaded, data or loaded.card.data, options)
+    elif loaded.card.value_range is not None and loaded.card.value_range != data.value_range:
+        data = data.scaled(loaded.card.value_range)
+    check_classes(loaded, data)
+    images, part = _choose(data, split, trained_on)
+    place = best_device(device)
+    loader = eval_loader(
+        images,
+        task.eval_transform(loaded.card.preprocess),
+        batch_size=batch_size,
+        workers=default_workers(images) if workers is None else workers,
+        pin_memory=place.type == "cuda",
+        collate=task.collate,
+    )
+    outputs, targets, numbers, broken, speed = _run(task, loaded.model, loader, place, len(images))
+    files = reread(images, broken)
+    check_share(files, len(images), max_broken, data.name)
+    found = Found(
+        outputs=outputs,
+        targets=targets,
+        numbers=numbers,
+        broken=[file.path for file in (*data.broken, *files)],
+        split=part,
+        images_per_second=speed,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        notes=[*data.notes, *range_notes(loaded.card, data.value_range)],
+    )
+    return task.summarise(loaded.card, data, images, found)
+
+
+def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
+    """Raise `ValueError` unless the data has exactly the checkpoint's classes."""
+    known, given = checkpoint.card.class_names, data.class_names
+    if known == given:
+        return
+    if len(known) != len(given):
+        raise ValueError(
+            f"{checkpoint.path} knows {len(known)} classes ({listed(known, 5)}), but {data.name} "
+            f"has {len(given)} ({listed(given, 5)}); evaluate on data of the same classes, or "
+            "train the model on them: convattn train --recipe finetune init=CHECKPOINT"
+        )
+    number = next(i for i, (a, b) in enumerate(zip(known, given, strict=True)) if a != b)
+    raise ValueError(
+        f"{checkpoint.path} and {data.name} name their classes differently: class {number} is "
+        f"'{shown(known[number])}' for the checkpoint and '{shown(given[number])}' in the data"
+    )
+
+
+def best_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device: a GPU if there is one, unless another is asked for."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def readable(outputs: Any, batch: Batch) -> tuple[Any, Any, Tensor]:
+    """Return outputs, targets and numbers of the images of a batch that are to be counted.
+
+    Args:
+        outputs: of the whole batch, a tensor or a list.
+        batch: whose status says which images are broken or padding.
+    """
+    keep = batch["status"] == READABLE
+    return _chosen(outputs, keep), _chosen(batch["target"], keep), batch["index"][keep]
+
+
+def _chosen(values: Any, keep: Tensor) -> Any:
+    if isinstance(values, Tensor):
+        return values[keep.to(values.device)]
+    return [value for value, kept in zip(values, keep.tolist(), strict=True) if kept]
+
+
+def _open(loaded: Checkpoint, name: str, options: dict[str, Any]) -> tuple[DataSource, bool]:
+    """Open a named data set, and say whether the model was trained on it.
+
+    A folder that is split here keeps the held-out images of the run, wherever it lies by now.
+    """
+    card, record = loaded.card, RunFolder(loaded.path.parent.parent).read_data()
+    given = {"value_range": None, "check": False, **options}
+    if is_same(name, card.data):
+        held_out = {"held_out": record.held_out} if record and record.held_out else {}
+        return open_for(card, name, **{**card.data_options, **held_out, **given}), True
+    source = open_for(card, name, **given)
+    if record and record.held_out and DataRecord.of(source).digest == record.digest:
+        return open_for(card, name, **{**given, "held_out": record.held_out}), True
+    return source, False
+
+
+def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet, str]:
+    if split == "auto":
+        split = "all" if data.split_here and not trained_on else "val"
+    if split == "all":
+        return Joined(data.train, data.val), split
+    return (data.train if split == "train" else data.val), split
+
+
+def is_same(name: str, other: str) -> bool:
+    """Return whether two names of data sets mean the same; a folder has several spellings."""
+    if not (name.startswith("folder:") and other.startswith("folder:")):
+        return name == other
+    first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
+    return first == second
+
+
+@torch.inference_mode()
+def _run(
+    task: type[Task[Any]], model: nn.Module, loader: Any, device: torch.device, total: int
+) -> tuple[list[Any], list[Any], list[int], list[int], float]:
+    """Return outputs, targets, numbers of readable images, numbers of broken ones, the speed."""
+    model = model.to(device).eval()
+    outputs, targets, numbers, broken = [], [], [], []
+    times, sizes = [time.perf_counter()], []
+    with Progress("evaluating", total) as progress:
+        for batch in loader:
+            found = task.outputs(model, batch["image"].to(device, non_blocking=True))
+            kept, wanted, which = readable(_on_cpu(found), batch)
+            outputs.append(kept)
+            targets.append(wanted)
+            numbers += which.tolist()
+            broken += batch["index"][batch["status"] == BROKEN].tolist()
+            sizes.append(len(which))
+            times.append(time.perf_counter())
+            progress.advance(len(batch["index"]))
+    return outputs, targets, numbers, broken, _speed(sizes, times)
+
+
+def _on_cpu(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.cpu()
+    if isinstance(outputs, dict):
+        return {key: _on_cpu(value) for key, value in outputs.items()}
+    return [_on_cpu(value) for value in outputs]
+
+
+def _speed(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """Images per second without the first batch, which waits for processes to start.
+
+    ``times`` has the start, then the end of each batch of ``sizes``.
+    """
+    first = 1 if len(sizes) > 1 else 0
+    return sum(sizes[first:]) / max(times[-1] - times[first], 1e-9)

@@ -1,0 +1,91 @@
+"""The result of an evaluation, whatever the task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from convattn.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model computed of all readable images of a set.
+
+    Args:
+        outputs: for each batch, what `Task.outputs` returned of its readable images.
+        targets: for each batch, the targets of the same images.
+        numbers: the numbers of the images in their set.
+        broken: relative names or paths of the images that could not be read.
+        split: "val", "train" or "all".
+        images_per_second: loading, transforms and model, without the first batch.
+        parameters: of the model.
+        notes: sentences on the data and how it was read.
+    """
+
+    outputs: list[Any]
+    targets: list[Any]
+    numbers: list[int]
+    broken: list[str]
+    split: str
+    images_per_second: float
+    parameters: int
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(ABC):
+    """How good a model is on a set of images; shares are in 0..1.
+
+    Args:
+        model: name of the model.
+        data: name of the data set.
+        split: "val", "train" or "all".
+        num_classes: number of classes.
+        class_names: in the order of their numbers.
+        images: number of readable images.
+        images_per_second: loading, transforms and model, without the first batch.
+        parameters: of the model.
+        broken: paths of the images that could not be read.
+        notes: which part is held out, which files were passed over, how images were read.
+    """
+
+    prediction_columns: ClassVar[tuple[str, ...]]
+
+    model: str
+    data: str
+    split: str
+    num_classes: int
+    class_names: list[str]
+    images: int
+    images_per_second: float
+    parameters: int
+    broken: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @abstractmethod
+    def headline(self) -> list[tuple[str, str]]:
+        """Return the main results as pairs of a label and a text."""
+
+    @abstractmethod
+    def best_line(self) -> str:
+        """Return the main result in one phrase, such as "97.22% top-1 (350 of 360 images)"."""
+
+    @abstractmethod
+    def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of ``predictions.csv``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single predictions, as plain values."""
+        values = asdict(self)
+        values.pop("predictions", None)
+        return values
+
+    def write(self, folder: Path) -> None:
+        """Write ``predictions.csv`` and ``evaluation.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = self.prediction_rows()
+        RunFolder(folder).write_evaluation(self.to_dict(), self.prediction_columns, rows)

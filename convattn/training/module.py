@@ -1,0 +1,184 @@
+"""The training and validation step of any task, for Lightning."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from convattn.data import Batch
+from convattn.runs.card import ModelCard
+from convattn.training.config import RunConfig
+from convattn.training.data import TaskData
+from convattn.training.evaluate import readable
+from convattn.training.optimizer import build_optimizer, build_schedule, rate_factor
+from convattn.training.task import Step, Task
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+class TaskModule(pl.LightningModule):
+    """A model with its task's losses and metrics, optimiser, schedule and average of weights.
+
+    Each training step seeds its random numbers from the configuration's seed and the step's
+    number, so that a resumed training draws the numbers of an uninterrupted one.
+
+    Args:
+        task: computes losses and outputs.
+        model: the network.
+        card: of the model.
+        data: the batches; it knows the number of updates.
+    """
+
+    def __init__(self, task: Task[Any], model: nn.Module, card: ModelCard, data: TaskData) -> None:
+        super().__init__()
+        self.task = task
+        self.config: RunConfig = task.config
+        self.model = model
+        self.data = data
+        self.ema = _build_ema(model, self.config)
+        self.meter = task.meter(card)
+        for column in task.columns:
+            if column.name.startswith("train_"):
+                metric = MeanMetric(nan_strategy="disable")  # see _check_finite
+                metric.persistent(True)  # an epoch that is resumed half-way keeps its means
+                self.add_module(column.name, metric)
+        self._seen = 0
+        self._first_batch = 0.0
+        self._seconds = 0.0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and kept: the one with averaged weights, if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate in use."""
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    def train_means(self) -> dict[str, float]:
+        """Return the means of the epoch so far, by the names of their columns."""
+        return {name: float(metric.compute()) for name, metric in self._train_metrics().items()}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the random numbers of this step."""
+        if not self._seen:
+            self._first_batch = time.perf_counter()
+        seed = hash((self.config.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**31
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        step = self.task.losses(self.model, self._in_layout(batch), self.current_epoch)
+        loss = step.loss
+        self._count(step, loss, len(batch["index"]))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then their average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts afterwards
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Raise `TrainingDivergedError` if the loss is NaN or infinite."""
+        self._seen += len(batch["index"]) * self.trainer.world_size
+        self._seconds = time.perf_counter() - self._first_batch
+        if batch_idx % 10 == 0 or self.trainer.is_last_batch:
+            self._check_finite(outputs["loss"], f"epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of held-out images to the metrics."""
+        outputs = self.task.outputs(self.evaluated, self._in_layout(batch)["image"])
+        outputs, targets, _ = readable(outputs, batch)
+        if len(targets):
+            self.meter.update(outputs, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the epoch: of validation, and of the training that it ends."""
+        for name, value in self.meter.compute().items():
+            self.log(f"val_{name}", value)
+            if name == "loss" and not self.trainer.sanity_checking:
+                self._check_finite(value, f"the validation of epoch {self.current_epoch + 1}")
+        self.meter.reset()
+        if not self.trainer.sanity_checking:
+            for name, metric in self._train_metrics().items():
+                self.log(name, metric.compute())
+                metric.reset()
+            self.log("lr", self.learning_rate)
+            self.log("images_per_second", self._seen / max(self._seconds, 1e-9))
+            self._seen = 0
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser and the schedule."""
+        factor = rate_factor(self.config, self.data.images_per_update)
+        optimizer = build_optimizer(self.config, self.model, factor)
+        schedule = build_schedule(self.config, optimizer, self.data.updates_per_epoch, factor)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the schedule from the configuration, which may have more epochs than before.
+
+        The schedule is a function of the number of updates: it has no state to restore. Of
+        checkpoints of convattn 0.1 the count of right answers becomes a mean.
+        """
+        checkpoint["lr_schedulers"] = [{} for _ in checkpoint["lr_schedulers"]]
+        state = checkpoint["state_dict"]
+        if "train_acc.tp" in state:
+            right, missed = state.pop("train_acc.tp"), state.pop("train_acc.fn")
+            for key in ("train_acc.fp", "train_acc.tn"):
+                state.pop(key, None)
+            state["train_acc.mean_value"] = right.float()
+            state["train_acc.weight"] = (right + missed).float()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step timm's schedule, which takes the number of updates."""
+        scheduler.step_update(num_updates=self.global_step)
+
+    def _train_metrics(self) -> dict[str, MeanMetric]:
+        found = dict(self.named_children())
+        return {n: m for n, m in found.items() if n.startswith("train_") and isinstance(m, MeanMetric)}
+
+    def _count(self, step: Step, loss: Tensor, images: int) -> None:
+        """Add the losses, a mean over batches, and the measures, a mean over images."""
+        for name, metric in self._train_metrics().items():
+            key = name.removeprefix("train_")
+            if key in step.measures:
+                metric.update(step.measures[key].detach(), weight=images)
+            else:
+                metric.update((loss if key == "loss" else step.losses[key]).detach())
+
+    def _in_layout(self, batch: Batch) -> Batch:
+        if not self.config.channels_last:
+            return batch
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        return {**batch, "image": image}
+
+    def _check_finite(self, loss: Tensor, where: str) -> None:
+        if not loss.isfinite():
+            rate = self.config.lr / 4
+            raise TrainingDivergedError(
+                f"the loss became {loss.item()} in {where}, at a learning rate of "
+                f"{self.learning_rate:.2g}. Try a lower lr (lr={rate:.2g}), clip_grad=1, a longer "
+                "warm-up, or precision=32"
+            )
+
+
+def _build_ema(model: nn.Module, config: RunConfig) -> ModelEmaV3 | None:
+    if not config.ema:
+        return None
+    average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+    average.requires_grad_(False)
+    return average

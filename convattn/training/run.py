@@ -1,0 +1,542 @@
+"""One training run of any task: from a configuration to a folder with weights and evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.text import Text
+
+from convattn.data import DataSource, open_dataset, shown
+from convattn.explain.report import write_report
+from convattn.runs.card import ModelCard
+from convattn.runs.data_record import DataRecord
+from convattn.runs.folder import RunFolder
+from convattn.runs.weights import find_checkpoint, read_ckpt
+from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
+from convattn.training.config import RunConfig
+from convattn.training.console import EpochLines
+from convattn.training.data import TaskData
+from convattn.training.evaluate import evaluate
+from convattn.training.evaluation import Evaluation
+from convattn.training.module import TaskModule
+from convattn.training.optimizer import check_optimizer, rate_factor
+from convattn.training.settings import make_config, resolve_precision
+from convattn.training.signals import StopOnSignal, TrainingInterruptedError
+from convattn.training.task import Task, all_columns
+from convattn.training.trained import check_task, load_trained
+from convattn.training.trained_data import open_again, range_notes
+
+# Settings that a resumed run cannot change: its weights, its batches and its optimiser depend on
+# them. The range of values can be set where an earlier version kept none.
+_FIXED = (
+    "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
+    "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
+    "layer_decay", "ema", "seed", "runs", "name", "value_range",
+)  # fmt: skip
+
+_DATA_OPTIONS = (
+    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
+    "value_range",
+)  # fmt: skip
+
+_NOISE = (
+    ".*LeafSpec.*is deprecated.*",
+    ".*does not have many workers.*",
+    ".*modules in eval mode.*",
+    ".*in eval mode at the start of training.*",
+    ".*smaller than the logging interval.*",
+    ".*your dataloader is not resumable.*",  # ours is: see EpochSampler
+    ".*Checkpoint directory.*exists and is not empty.*",
+    ".*GPU available but not used.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached.
+
+    Args:
+        run_dir: its folder.
+        source: the data; None where the run had already finished.
+        evaluation: of the best epoch's weights; None if the run was stopped or had already
+            finished, and in all processes of a distributed training but the first.
+        best_epoch: its number, from 1.
+        epochs_done: finished epochs.
+        batches_done: trained batches of the next epoch, where the run was stopped.
+        seconds: how long it took.
+        stopped: whether a signal stopped it.
+        had_finished: whether nothing was left to do.
+        report: the page; None where none was written.
+    """
+
+    run_dir: Path
+    source: DataSource | None
+    evaluation: Evaluation | None
+    best_epoch: int
+    epochs_done: int
+    batches_done: int
+    seconds: float
+    stopped: bool
+    had_finished: bool = False
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run starts: anew, or from a checkpoint."""
+
+    checkpoint: Path | None = None
+    epochs_done: int = 0
+    batches_done: int = 0
+    card: ModelCard | None = None
+    note: str = ""
+
+
+def train(
+    task: type[Task[Any]],
+    config: RunConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> TrainResult:
+    """Train a model, evaluate its best epoch, and write both to a new run folder.
+
+    Args:
+        task: what to train.
+        config: its settings.
+        callbacks: further callbacks for Lightning.
+        console: where the progress is shown; ``Console(quiet=True)`` for nowhere.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        ValueError: the configuration does not fit the data or the model.
+        FileExistsError: a run of this name exists.
+        TrainingDivergedError: a loss became NaN or infinite.
+    """
+    return _Training(task, config, None, _Start(), console).run(callbacks)
+
+
+def resume(
+    task: type[Task[Any]],
+    path: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> TrainResult:
+    """Continue a run, to the same result as without the interruption.
+
+    A run that ended before its first checkpoint starts again. A run that has finished is left
+    as it is; ``overrides`` with more epochs continue it.
+
+    Args:
+        task: of the run.
+        path: the folder of the run, or one of its .ckpt files.
+        overrides: settings that differ from the run's, such as ``{"epochs": 200}``.
+        callbacks: further callbacks for Lightning.
+        console: where the progress is shown.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist, or holds no run and no checkpoint.
+        ValueError: a setting cannot change in a resumed run, or the data has other classes.
+    """
+    overrides = dict(overrides or {})
+    folder, checkpoint = _find(Path(path).expanduser())
+    config = folder.read_config()
+    if checkpoint is None:
+        note = f"{folder.path} has no checkpoint yet: the training starts from its beginning"
+        start = _Start(note=note)
+    else:
+        progress = read_ckpt(checkpoint)["convattn"]
+        card = ModelCard.from_json(progress["card"], str(checkpoint))
+        check_task(task, card, checkpoint)
+        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
+    changed = _changed(task, config, start.card, overrides)
+    if _has_finished(folder, changed, start):
+        assert checkpoint is not None
+        return _finished(folder, checkpoint, start)
+    return _Training(task, changed, folder, start, console).run(callbacks)
+
+
+def _find(path: Path) -> tuple[RunFolder, Path | None]:
+    """Return the folder of a run and the checkpoint to continue from, None without one."""
+    folder = RunFolder(path)
+    if path.is_dir() and (path / "config.yaml").is_file() and not any(folder.checkpoints.glob("*.ckpt")):
+        return folder, None
+    checkpoint = find_checkpoint(path, "last.ckpt")
+    folder = RunFolder(checkpoint.parent.parent)
+    if checkpoint.suffix != ".ckpt" or not (folder.path / "config.yaml").is_file():
+        raise ValueError(
+            f"cannot resume from {checkpoint}: give a run folder, or a .ckpt file in one"
+        )
+    return folder, checkpoint
+
+
+def _changed(
+    task: type[Task[Any]],
+    values: Mapping[str, Any],
+    card: ModelCard | None,
+    overrides: Mapping[str, Any],
+) -> RunConfig:
+    """Return the settings of a resumed run, of which only some can change."""
+    values = dict(values)
+    free = {"value_range"} if card is not None and card.value_range is None else set()
+    if card is not None and not free:
+        values["value_range"] = card.value_range
+    for key in overrides:
+        if key in (*_FIXED, *task.fixed) and key not in free:
+            raise ValueError(
+                f"{key} cannot change in a resumed run (it is {values.get(key)!r}); "
+                "start a new run, with init=RUN_DIR to start from these weights"
+            )
+    return make_config(task.config_class, {**values, **overrides})
+
+
+def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
+    """Return whether nothing is left to do.
+
+    Raises:
+        ValueError: the configuration asks for fewer epochs than there are.
+    """
+    done = start.epochs_done
+    if config.epochs < done:
+        raise ValueError(
+            f"{folder.path} has finished {done} epochs, more than epochs={config.epochs}; "
+            f"epochs={done + 10} continues it"
+        )
+    return config.epochs == done and not start.batches_done and folder.is_evaluated
+
+
+def _finished(folder: RunFolder, checkpoint: Path, start: _Start) -> TrainResult:
+    best = read_ckpt(checkpoint)["convattn"].get("best_epoch", 0)
+    report = folder.path / "report.html"
+    if not report.is_file():
+        report = write_report(folder.path)
+    return TrainResult(
+        run_dir=folder.path, source=None, evaluation=None, best_epoch=best,
+        epochs_done=start.epochs_done, batches_done=0, seconds=0.0, stopped=False,
+        had_finished=True, report=report,
+    )  # fmt: skip
+
+
+class _Training:
+    """The parts of a run, put together."""
+
+    def __init__(
+        self,
+        task: type[Task[Any]],
+        config: RunConfig,
+        folder: RunFolder | None,
+        start: _Start,
+        console: Console | None,
+    ) -> None:
+        check_optimizer(config.opt)
+        self.is_first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes
+        self.console = (console or Console()) if self.is_first else Console(quiet=True)
+        self.config = config
+        self.start = start
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.source = self._open(folder)
+        if start.checkpoint is not None:  # its weights replace those that the run began with
+            config = config.model_copy(update={"init": None, "pretrained": False})
+        self.task = task(config, self.source)
+        self.built = self.task.build()
+        self.card = self.built.card
+        model = self.built.model
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.data = TaskData(
+            self.task,
+            self.card.preprocess,
+            epoch=start.epochs_done,
+            batches_done=start.batches_done,
+        )
+        self.module = TaskModule(self.task, model, self.card, self.data)
+        self.is_new = folder is None
+        _make_trainer(config, Path(config.runs))  # an impossible device is an error by now
+        self.folder = folder or self._new_folder()
+        with self._discarding(), _quiet_lightning():
+            self.trainer = _make_trainer(config, self.folder.path)
+        self.keep = KeepCheckpoints(
+            self.folder,
+            self.card,
+            all_columns(task),
+            task.best,
+            epochs_done=start.epochs_done,
+            minutes=config.checkpoint_minutes,
+        )
+        self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
+
+    def _open(self, folder: RunFolder | None) -> DataSource:
+        """Open the data; that of a resumed run as it was, with the classes of its weights."""
+        config = self.config
+        options = data_options(config)
+        record = folder.read_data() if folder else None
+        if record is not None and record.held_out:
+            options["held_out"] = record.held_out
+        if self.start.card is None or folder is None:
+            return open_dataset(config.data, **options)
+        source = open_again(self.start.card, folder.path, config.data, check=False, **options)
+        if record is not None:
+            notes = (*source.notes, *record.compare(source))
+            source = replace(source, notes=notes)
+        return source
+
+    def run(self, callbacks: Sequence[Callback]) -> TrainResult:
+        """Train, evaluate, and write both down."""
+        begin = time.perf_counter()
+        with self._discarding():
+            if self.is_first:
+                self._write_beginning()
+            self._introduce()
+            finished = self._fit(callbacks)
+        seconds = time.perf_counter() - begin
+        evaluation, report = None, None
+        progress = self._progress()
+        if self.is_first:
+            self._optional("broken_images.txt", self._write_broken)
+            if finished:
+                evaluation = self._evaluate()
+            report = self._optional("report.html", functools.partial(self._report, finished, seconds))
+        return TrainResult(
+            run_dir=self.folder.path,
+            source=self.source,
+            evaluation=evaluation,
+            best_epoch=progress["best_epoch"],
+            epochs_done=progress["epochs_done"],
+            batches_done=progress["batches_done"],
+            seconds=seconds,
+            stopped=not finished,
+            report=report,
+        )
+
+    def _write_beginning(self) -> None:
+        names = tuple(column.name for column in all_columns(self.task))
+        self.folder.write_config(self.config.model_dump(mode="json"))
+        self.folder.keep_metrics(names, self.start.epochs_done)
+        if self.folder.read_data() is None:
+            self.folder.write_data(DataRecord.of(self.source))
+        self._optional("environment.json", self.folder.write_environment)
+
+    def _write_broken(self) -> None:
+        self.folder.write_broken([*self.source.broken, *self.data.broken_files()])
+
+    def _progress(self) -> dict[str, Any]:
+        """What the training reached, from its last checkpoint: another process may have trained."""
+        if not self.folder.last.is_file():
+            return {"best_epoch": 0, "epochs_done": 0, "batches_done": 0}
+        return {"best_epoch": 0, **read_ckpt(self.folder.last)["convattn"]}
+
+    def _evaluate(self) -> Evaluation:
+        evaluation = evaluate(
+            type(self.task),
+            find_checkpoint(self.folder.path),
+            self.source,
+            split="val",
+            max_broken=self.config.max_broken,
+            device=self.trainer.strategy.root_device,
+        )
+        evaluation.write(self.folder.path)
+        return evaluation
+
+    def _report(self, finished: bool, seconds: float) -> Path:
+        if not finished:
+            return write_report(self.folder.path)
+        best = load_trained(type(self.task), self.folder.path)
+        transform = self.task.eval_transform(best.card.preprocess)
+        return write_report(
+            self.folder.path,
+            model=best.model,
+            image=self.source.val.image,
+            preprocess=lambda image: transform(image, None)[0],
+            seconds=None if self.start.checkpoint else seconds,
+        )
+
+    def _optional(self, what: str, write: Callable[[], Any]) -> Any:
+        """Write what only describes the run: a failure is shown and ends nothing."""
+        try:
+            return write()
+        except Exception as error:
+            self._say(f"note      {what} cannot be written: {error}")
+            return None
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Remove the folder of a new run that fails before its first step."""
+        try:
+            yield
+        except BaseException:
+            started = getattr(self, "trainer", None) is not None and self.trainer.global_step > 0
+            if self.is_new and self.is_first and not started and not self.folder.last.exists():
+                self.folder.discard()
+            raise
+
+    def _fit(self, callbacks: Sequence[Callback]) -> bool:
+        """Return whether the training came to its end."""
+        columns = all_columns(self.task)
+        lines = EpochLines(self.console, self.task.columns, self.task.best)
+        with _quiet_lightning(), _threads(self.config.threads):
+            # Attached only here, since they need the folder, and a folder is made only for a
+            # machine that can do what is asked.
+            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), self.stop]
+            cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
+            if self.config.tensorboard:
+                self.trainer.logger = TensorBoardLogger(
+                    self.folder.path, name="", version="tensorboard"
+                )
+            if self.config.compile:
+                self.module.model.compile()
+            self.stop.listen()
+            try:
+                self.trainer.fit(
+                    self.module, self.data, ckpt_path=self.start.checkpoint, weights_only=True
+                )
+            except TrainingInterruptedError:
+                return False
+            except SystemExit:  # Lightning's answer to KeyboardInterrupt
+                raise KeyboardInterrupt from None
+            finally:
+                self.stop.release()
+        return True
+
+    def _new_folder(self) -> RunFolder:
+        """Only the first process writes, so that only it needs a folder of its own."""
+        config = self.config
+        if not self.is_first:
+            return RunFolder(Path(config.runs) / ".other-processes")
+        return RunFolder.create(config.runs, config.name, config.model, config.data)
+
+    def _introduce(self) -> None:
+        config, source, size = self.config, self.source, self.card.preprocess.input_size
+        parameters = sum(p.numel() for p in self.module.model.parameters())
+        factor = rate_factor(config, self.data.images_per_update)
+        scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
+        workers = f"{self.data.workers} loading processes" if self.data.workers else "no loading processes"
+        lines = [
+            f"run       {self.folder.path}",
+            f"model     {config.model}, {parameters:,} parameters, input "
+            + "x".join(map(str, size)),
+            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
+            f"to learn from, {len(source.val):,} held out",
+            f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
+            f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
+            f"machine   {self._machine()}, precision {self.trainer.precision}, {workers}",
+        ]
+        if source.broken:
+            lines.append(f"skipped   {len(source.broken)} images that cannot be read")
+        notes = [*self.built.notes, *source.notes]
+        if self.start.card is not None:
+            notes += range_notes(self.start.card, source.value_range)
+        lines += [f"note      {note}" for note in notes]
+        if self.start.note:
+            lines.append(f"resuming  {self.start.note}")
+        if self.start.checkpoint is not None:
+            lines.append(f"resuming  after {self.start.epochs_done} epochs" + _and(self.start))
+        # As plain text: a name such as "[red]" is no markup.
+        self._say("\n".join(map(shown, lines)))
+
+    def _machine(self) -> str:
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            return f"{self.trainer.world_size} x {name}"
+        if device.type != "cpu":
+            return device.type
+        return f"CPU, {self.config.threads or torch.get_num_threads()} threads"
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+
+def data_options(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of `open_dataset` beside the name."""
+    return {key: getattr(config, key) for key in _DATA_OPTIONS}
+
+
+def _and(start: _Start) -> str:
+    return f" and {start.batches_done} batches" if start.batches_done else ""
+
+
+def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
+    """Return Lightning's trainer without what writes and shows: that is attached later.
+
+    Args:
+        config: names the devices.
+        folder: where Lightning looks for files of its own, such as those of a SLURM job.
+    """
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator.lower(),
+            devices=config.devices,
+            strategy=config.strategy,
+            precision=resolve_precision(config),
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_grad,
+            default_root_dir=folder,
+            plugins=[WholeFiles(), *_cluster()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # our sampler is distributed already
+        )
+    except (MisconfigurationException, ImportError) as error:
+        raise ValueError(
+            f"accelerator={config.accelerator}, devices={config.devices}, strategy="
+            f"{config.strategy} is not possible here: {error}; `convattn doctor` shows the devices"
+        ) from error
+
+
+def _cluster() -> list[Any]:
+    """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's advertisements, and its warnings of what is intended."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            yield
+        finally:
+            log.setLevel(level)

@@ -1,0 +1,155 @@
+"""What a task says of itself; the engine does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from convattn.data import Batch, DataSource, ImageSet, PairTransform, Preprocess, Sample, collate
+from convattn.runs.card import ModelCard
+from convattn.runs.metrics import BASE_COLUMNS, Column
+from convattn.training.config import RunConfig
+from convattn.training.evaluation import Evaluation, Found
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model that is ready to train.
+
+    Args:
+        model: the network.
+        card: what its checkpoints say of it, without epoch and metrics.
+        notes: what was decided while it was built, one sentence each, shown at the start.
+    """
+
+    model: nn.Module
+    card: ModelCard
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step computed from one batch.
+
+    Args:
+        losses: scalars by name; training minimises their sum.
+        measures: means over the batch's images by name, such as the accuracy.
+    """
+
+    losses: Mapping[str, Tensor]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses."""
+        first, *others = self.losses.values()
+        return sum(others, first)
+
+
+class Task(ABC, Generic[ConfigT]):
+    """One kind of training, such as classification, for the engine in `convattn.training`.
+
+    An object of it belongs to one training run. What evaluation and prediction need are class
+    methods, which know a trained model by its `ModelCard` alone.
+
+    Args:
+        config: the settings of the run.
+        source: the data.
+
+    Attributes:
+        name: in the configuration, the model card and on the command line.
+        config_class: the class of its settings.
+        columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
+            `losses`, "val_..." from `meter`.
+        best: the rule for the best epoch, see `convattn.runs.metrics.score`.
+        fixed: settings that a resumed run cannot change, beside those of every task.
+        batch_multiple: batches have a multiple of so many images where there are enough.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[RunConfig]]
+    columns: ClassVar[tuple[Column, ...]]
+    best: ClassVar[tuple[str, ...]]
+    fixed: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: ConfigT, source: DataSource) -> None:
+        self.config = config
+        self.source = source
+
+    @property
+    def batch_multiple(self) -> int:
+        """What the number of images in a batch is a multiple of."""
+        return 1
+
+    # Training
+
+    @abstractmethod
+    def build(self) -> Built:
+        """Build the model, with the weights that it starts from.
+
+        Raises:
+            ValueError: the configuration does not fit the model or the data.
+        """
+
+    @abstractmethod
+    def train_transform(self, preprocess: Preprocess) -> PairTransform:
+        """Return the random transform of training images and their targets."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
+        """Compute the losses of a batch.
+
+        Args:
+            model: in training mode.
+            batch: on the model's device.
+            epoch: from 0.
+        """
+
+    # Evaluation and prediction
+
+    @classmethod
+    @abstractmethod
+    def eval_transform(cls, preprocess: Preprocess) -> PairTransform:
+        """Return the fixed transform of images and their targets in evaluation."""
+
+    @classmethod
+    def collate(cls, samples: Sequence[Sample]) -> Batch:
+        """Put samples together: images and targets are stacked."""
+        return collate(samples)
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, card: ModelCard) -> nn.Module:
+        """Return the model that a card describes, without trained weights."""
+
+    @classmethod
+    @abstractmethod
+    def outputs(cls, model: nn.Module, images: Tensor) -> Any:
+        """Return what a model in evaluation mode computes: a tensor (B, ...) or a list of B."""
+
+    @classmethod
+    @abstractmethod
+    def meter(cls, card: ModelCard) -> Metric:
+        """Return the metric of the validation.
+
+        Its ``update(outputs, targets)`` takes the readable images of a batch; ``compute()``
+        returns scalars by name, those of `columns` without "val_".
+        """
+
+    @classmethod
+    @abstractmethod
+    def summarise(cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found) -> Evaluation:
+        """Return the evaluation of what a model computed of all images."""
+
+
+def all_columns(task: type[Task[Any]] | Task[Any]) -> tuple[Column, ...]:
+    """Return the columns of ``metrics.csv``: epoch, step, learning rate, the task's, the speed."""
+    *first, speed = BASE_COLUMNS
+    return (*first, *task.columns, speed)
