@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from convattn.data.images import BrokenImageError
 from convattn.data.source import ArrayImages, ImageSet
@@ -33,24 +33,60 @@ class SampleKey(NamedTuple):
 
 
 class Sample(TypedDict):
-    """One image (C, H, W), its class, its number, and READABLE, BROKEN or PADDING.
+    """One transformed image (C, H, W) and what belongs to it.
 
-    BROKEN: another image stands in its place. PADDING: a repetition that must not be counted.
+    ``target`` is the image's target, ``index`` its number, ``size`` its height and width before the
+    transform, and ``status`` is one of READABLE, BROKEN (the file cannot be read: image, target and
+    size are those of the next readable image) and PADDING (a repeated image, not to be counted).
     """
 
     image: Tensor
-    label: int
+    target: Any
     index: int
     status: int
+    size: tuple[int, int]
 
 
 class Batch(TypedDict):
-    """Samples put together: images (B, C, H, W), the rest (B,)."""
+    """Samples of one batch: ``index`` and ``status`` have shape (B,), ``size`` has shape (B, 2).
 
-    image: Tensor
-    label: Tensor
+    The collate function decides what ``image`` and ``target`` are; by default images
+    (B, C, H, W) and stacked targets (B, ...).
+    """
+
+    image: Any
+    target: Any
     index: Tensor
     status: Tensor
+    size: Tensor
+
+
+Collate = Callable[[list[Sample]], Batch]
+
+
+def collate_stacked(samples: list[Sample]) -> Batch:
+    """Return a batch of stacked images and stacked targets (numbers or tensors of one shape)."""
+    return _collate(samples, _stacked([sample["target"] for sample in samples]))
+
+
+def collate_lists(samples: list[Sample]) -> Batch:
+    """Return a batch whose targets are a list, such as one dict of boxes per image.
+
+    Images of one size are stacked; images of several sizes are a list.
+    """
+    return _collate(samples, [sample["target"] for sample in samples])
+
+
+def _collate(samples: list[Sample], target: Any) -> Batch:
+    images = [sample["image"] for sample in samples]
+    same = len({image.shape for image in images}) == 1
+    return Batch(
+        image=_stacked(images) if same else images,
+        target=target,
+        index=torch.tensor([sample["index"] for sample in samples]),
+        status=torch.tensor([sample["status"] for sample in samples]),
+        size=torch.tensor([sample["size"] for sample in samples]),
+    )
 
 
 class TransformedImages(Dataset[Any]):
@@ -72,24 +108,32 @@ class TransformedImages(Dataset[Any]):
             return [self._sample(key) for key in keys]
 
     def _sample(self, key: SampleKey) -> Sample:
-        image, found, status = self._read(key.number)
+        found, status = self._read(key.number)
+        image, target = self.transform(found.image, found.target)
         return Sample(
-            image=self.transform(image),
-            label=self.images.label(found),
+            image=image,
+            target=target,
             index=key.number,
             status=PADDING if key.padding else status,
+            size=(found.image.height, found.image.width),
         )
 
-    def _read(self, index: int) -> tuple[Image.Image, int, int]:
-        """The image, or the next one that can be read: one broken file must not end a training."""
+    def _read(self, index: int) -> tuple[_Found, int]:
+        """Return the image and its status; where it is broken, the next one that can be read."""
         errors: list[BrokenImageError] = []
         for step in range(min(_TRIES, len(self))):
             found = (index + step) % len(self)
             try:
-                return self.images.image(found), found, BROKEN if step else READABLE
+                read = _Found(self.images.image(found), self.images.target(found))
+                return read, BROKEN if step else READABLE
             except BrokenImageError as error:
                 errors.append(error)
         raise errors[0]
+
+
+class _Found(NamedTuple):
+    image: Image.Image
+    target: Any
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -164,6 +208,7 @@ def train_loader(
     transform: Transform,
     *,
     batch_size: int,
+    collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
     seed: int = 0,
@@ -177,8 +222,9 @@ def train_loader(
 
     Args:
         images: what to learn from.
-        transform: applied to each image, seeded per image and epoch.
+        transform: applied to each image and its target, seeded per batch.
         batch_size: images per batch and process.
+        collate: makes a batch of a list of samples.
         workers: processes that load.
         pin_memory: for a faster copy to a GPU.
         seed: of the order and the augmentations.
@@ -201,7 +247,8 @@ def train_loader(
         epoch=epoch,
         skip=batches_done * size,
     )
-    return _loader(TransformedImages(images, transform), sampler, size, workers, pin_memory, True)
+    dataset = TransformedImages(images, transform)
+    return _loader(dataset, sampler, size, collate, workers, pin_memory, True)
 
 
 def eval_loader(
@@ -209,6 +256,7 @@ def eval_loader(
     transform: Transform,
     *,
     batch_size: int,
+    collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
     rank: int = 0,
@@ -217,7 +265,7 @@ def eval_loader(
     """Return all images in order; arguments as in `train_loader`."""
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
-    return _loader(dataset, sampler, batch_size, workers, pin_memory, False)
+    return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, False)
 
 
 def default_workers(images: ImageSet) -> int:
@@ -231,6 +279,7 @@ def _loader(
     dataset: TransformedImages,
     sampler: EpochSampler,
     batch_size: int,
+    collate: Collate,
     workers: int,
     pin_memory: bool,
     drop_last: bool,
@@ -239,12 +288,17 @@ def _loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else it would draw from the process's own
     )
+
+
+def _stacked(values: list[Any]) -> Any:
+    return default_collate(values)  # in a loading process it stacks into shared memory
 
 
 @contextmanager

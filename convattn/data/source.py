@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,10 @@ class ImageSet:
     def label(self, index: int) -> int:
         """Return the number of the class of image ``index``."""
         raise NotImplementedError
+
+    def target(self, index: int) -> Any:
+        """Return what a model learns to predict for image ``index``; by default its class."""
+        return self.label(index)
 
     def path(self, index: int) -> str:
         """Return the file that image ``index`` was read from, "" where there is none."""
@@ -187,6 +192,11 @@ class Joined(ImageSet):
         """Return the class number."""
         part, within = self._find(index)
         return part.label(within)
+
+    def target(self, index: int) -> Any:
+        """Return the target from the part that holds the image."""
+        part, within = self._find(index)
+        return part.target(within)
 
     def path(self, index: int) -> str:
         """Return the file's path."""

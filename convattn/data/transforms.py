@@ -13,7 +13,8 @@ from torchvision import transforms as T
 
 from convattn.data.images import to_channels
 
-Transform = Callable[[Image.Image], Tensor]
+ImageTransform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image, Any], tuple[Tensor, Any]]  # image and target together
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,12 @@ def preprocess_for(
     )
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
+def eval_transform(preprocess: Preprocess) -> ImageTransform:
     """Return the fixed transform of evaluation: resize, crop, normalise."""
     return _Steps(preprocess.input_size[0], [create_transform(**_common(preprocess))])
 
 
-def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
+def train_transform(preprocess: Preprocess, augment: Augment) -> ImageTransform:
     """Return the random transform of training."""
     crop, vary, finish = _create_training_transform(preprocess, augment)
     for policy in vary.transforms:
@@ -129,6 +130,24 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
             if op.aug_fn is auto_augment.posterize:
                 op.aug_fn = _posterize
     return _Steps(preprocess.input_size[0], [crop, *_affine(preprocess, augment), vary, finish])
+
+
+class ImageOnly:
+    """A transform of image and target that changes the image alone; worker processes can load it.
+
+    Args:
+        transform: the transform of the image.
+    """
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+        """Return the transformed image and the target as it is."""
+        return self.transform(image), target
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
 
 
 def _create_training_transform(preprocess: Preprocess, augment: Augment) -> Any:

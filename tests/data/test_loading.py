@@ -15,6 +15,7 @@ from convattn.data import (
     Augment,
     Batch,
     FileImages,
+    ImageOnly,
     Joined,
     Preprocess,
     default_workers,
@@ -28,7 +29,10 @@ from convattn.data.source import ArrayImages
 from tests.data.folders import write_broken, write_image
 
 PREPROCESS = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
-TRANSFORM = train_transform(PREPROCESS, Augment(auto_augment="rand-m9-inc1", erasing=0.5))
+TRANSFORM = ImageOnly(
+    train_transform(PREPROCESS, Augment(auto_augment="rand-m9-inc1", erasing=0.5))
+)
+EVALUATION = ImageOnly(eval_transform(PREPROCESS))
 
 
 def images(count: int = 20) -> ArrayImages:
@@ -89,11 +93,11 @@ def test_an_epoch_has_every_image_once() -> None:
 
 
 def test_the_last_small_batch_is_left_out_of_training() -> None:
-    assert [len(batch["label"]) for batch in batches(batch_size=6)] == [6, 6, 6]
+    assert [len(batch["target"]) for batch in batches(batch_size=6)] == [6, 6, 6]
 
 
 def test_fewer_images_than_a_batch_are_one_batch() -> None:
-    assert [len(batch["label"]) for batch in batches(batch_size=64)] == [20]
+    assert [len(batch["target"]) for batch in batches(batch_size=64)] == [20]
 
 
 def test_loading_leaves_the_generators_alone() -> None:
@@ -133,9 +137,7 @@ def test_repeated_augmentation_shows_fewer_images_several_times() -> None:
 def test_evaluation_keeps_the_order_and_counts_every_image_once() -> None:
     found: list[Batch] = []
     for rank in range(3):
-        found += eval_loader(
-            images(), eval_transform(PREPROCESS), batch_size=4, rank=rank, world_size=3
-        )
+        found += eval_loader(images(), EVALUATION, batch_size=4, rank=rank, world_size=3)
     status = torch.cat([batch["status"] for batch in found])
     index = torch.cat([batch["index"] for batch in found])
     assert sorted(index[status == READABLE].tolist()) == list(range(20))
@@ -146,10 +148,10 @@ def test_a_broken_image_is_replaced_and_marked(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{i}.png", seed=i) for i in range(3)]
     write_broken(paths[1])
     broken = FileImages([str(path) for path in paths], [0, 1, 2])
-    (batch,) = eval_loader(broken, eval_transform(PREPROCESS), batch_size=3)
+    (batch,) = eval_loader(broken, EVALUATION, batch_size=3)
     assert batch["status"].tolist() == [READABLE, BROKEN, READABLE]
     assert batch["index"].tolist() == [0, 1, 2]
-    assert batch["label"].tolist() == [0, 2, 2]
+    assert batch["target"].tolist() == [0, 2, 2]
     torch.testing.assert_close(batch["image"][1], batch["image"][2])
 
 
