@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -31,14 +32,13 @@ class Terminal:
     def __init__(self, encoding: str = "utf-8") -> None:
         self._screen, end = pty.openpty()
         self.stream: TextIO = os.fdopen(end, "w", encoding=encoding)
-        os.set_blocking(self._screen, False)
 
     def read(self) -> str:
         """Return what was written since the last call."""
-        try:
-            return os.read(self._screen, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
+        written = b""
+        while select.select([self._screen], [], [], 0.1)[0]:
+            written += os.read(self._screen, 1 << 16)
+        return written.decode()
 
     def hang_up(self) -> None:
         """Close the end that a user sees."""
