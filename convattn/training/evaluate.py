@@ -30,7 +30,7 @@ from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
 from convattn.training.evaluation import Evaluation, Found
 from convattn.training.task import Task
-from convattn.training.trained import Checkpoint, load_trained
+from convattn.training.trained import Checkpoint
 from convattn.training.trained_data import open_for, range_notes
 
 Split = Literal["auto", "train", "val", "all"]
@@ -38,7 +38,7 @@ Split = Literal["auto", "train", "val", "all"]
 
 def evaluate(
     task: type[Task[Any]],
-    checkpoint: str | Path | Checkpoint,
+    loaded: Checkpoint,
     data: str | DataSource | None = None,
     *,
     split: Split = "auto",
@@ -48,32 +48,9 @@ def evaluate(
     max_broken: float = 0.01,
     **data_options: Any,
 ) -> Evaluation:
-    """Evaluate a checkpoint.
-
-    Args:
-        task: of the model.
-        checkpoint: a run folder, a file, or what `load_trained` returned.
-        data: a name as for `open_dataset`, or an open `DataSource`; by default the training's.
-            Float and deep images are read with the checkpoint's ``value_range``; where it has
-            none, integers of a named data set are read as 0 to 65535.
-        split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
-            one it is all images, unless the model was trained on this very folder.
-        batch_size: images at a time; the result does not depend on it.
-        workers: loading processes.
-        device: "auto" takes a GPU if there is one.
-        max_broken: the share of unreadable images that is left out, not an error.
-        **data_options: further arguments of `open_dataset`.
-
-    Returns:
-        An `Evaluation`.
-
-    Raises:
-        ValueError: the data has classes that the checkpoint does not know, or too many images
-            that cannot be read.
-    """
-    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_trained(task, checkpoint)
+    """Evaluate a trained model; arguments and errors as in `convattn.tasks.table.evaluate`."""
     check_choice("split", split, ("auto", "train", "val", "all"))
-    trained_on = True
+    trained_on = isinstance(data, DataSource) and is_same(data.name, loaded.card.data)
     if not isinstance(data, DataSource):
         options = {**data_options, "max_broken": max_broken}
         data, trained_on = _open(loaded, data or loaded.card.data, options)

@@ -11,10 +11,10 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from convattn.checks import check_choice
-from convattn.tasks.classification.config import TrainConfig
+from convattn.training.config import RunConfig
 
 
-def rate_factor(config: TrainConfig, images_per_update: int) -> float:
+def rate_factor(config: RunConfig, images_per_update: int) -> float:
     """Return what lr, warmup_lr and min_lr are multiplied by for ``images_per_update``.
 
     ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its square root, or
@@ -32,7 +32,7 @@ def check_optimizer(name: str) -> None:
     check_choice("optimiser", name.lower(), known)
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
+def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
     """Return timm's optimiser, with weight decay and layer decay where they belong.
 
     Args:
@@ -55,7 +55,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, factor: float) -> tor
 
 
 def build_schedule(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
+    config: RunConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
 ) -> Scheduler:
     """Return timm's schedule, to be stepped with the number of updates done.
 

@@ -116,22 +116,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> TrainResult:
-    """Train a model, evaluate its best epoch, and write both to a new run folder.
-
-    Args:
-        task: what to train.
-        config: its settings.
-        callbacks: further callbacks for Lightning.
-        console: where the progress is shown; ``Console(quiet=True)`` for nowhere.
-
-    Returns:
-        A `TrainResult`.
-
-    Raises:
-        ValueError: the configuration does not fit the data or the model.
-        FileExistsError: a run of this name exists.
-        TrainingDivergedError: a loss became NaN or infinite.
-    """
+    """Train a model; arguments and errors as in `convattn.tasks.table.train`."""
     return _Training(task, config, None, _Start(), console).run(callbacks)
 
 
@@ -143,25 +128,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> TrainResult:
-    """Continue a run, to the same result as without the interruption.
-
-    A run that ended before its first checkpoint starts again. A run that has finished is left
-    as it is; ``overrides`` with more epochs continue it.
-
-    Args:
-        task: of the run.
-        path: the folder of the run, or one of its .ckpt files.
-        overrides: settings that differ from the run's, such as ``{"epochs": 200}``.
-        callbacks: further callbacks for Lightning.
-        console: where the progress is shown.
-
-    Returns:
-        A `TrainResult`.
-
-    Raises:
-        FileNotFoundError: ``path`` does not exist, or holds no run and no checkpoint.
-        ValueError: a setting cannot change in a resumed run, or the data has other classes.
-    """
+    """Continue a run; arguments and errors as in `convattn.tasks.table.resume`."""
     overrides = dict(overrides or {})
     folder, checkpoint = _find(Path(path).expanduser())
     config = folder.read_config()
@@ -178,6 +145,12 @@ def resume(
         assert checkpoint is not None
         return _finished(folder, checkpoint, start)
     return _Training(task, changed, folder, start, console).run(callbacks)
+
+
+def task_of(path: str | Path) -> str:
+    """Return the name of a run's task."""
+    folder, _ = _find(Path(path).expanduser())
+    return str(folder.read_config().get("task", "classification"))
 
 
 def _find(path: Path) -> tuple[RunFolder, Path | None]:
@@ -352,7 +325,7 @@ class _Training:
     def _evaluate(self) -> Evaluation:
         evaluation = evaluate(
             type(self.task),
-            find_checkpoint(self.folder.path),
+            load_trained(type(self.task), self.folder.path),
             self.source,
             split="val",
             max_broken=self.config.max_broken,

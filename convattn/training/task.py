@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from convattn.data import Batch, DataSource, ImageSet, PairTransform, Preprocess, Sample, collate
+from convattn.data import Batch, DataSource, ImageSet, Transform, Preprocess, Sample, collate_stacked_stacked
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.training.config import RunConfig
@@ -99,7 +99,7 @@ class Task(ABC, Generic[ConfigT]):
         """
 
     @abstractmethod
-    def train_transform(self, preprocess: Preprocess) -> PairTransform:
+    def train_transform(self, preprocess: Preprocess) -> Transform:
         """Return the random transform of training images and their targets."""
 
     @abstractmethod
@@ -116,13 +116,13 @@ class Task(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def eval_transform(cls, preprocess: Preprocess) -> PairTransform:
+    def eval_transform(cls, preprocess: Preprocess) -> Transform:
         """Return the fixed transform of images and their targets in evaluation."""
 
     @classmethod
-    def collate(cls, samples: Sequence[Sample]) -> Batch:
+    def collate(cls, samples: list[Sample]) -> Batch:
         """Put samples together: images and targets are stacked."""
-        return collate(samples)
+        return collate_stacked(samples)
 
     @classmethod
     @abstractmethod

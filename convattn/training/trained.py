@@ -24,21 +24,16 @@ class Checkpoint:
     path: Path
 
 
-def load_trained(task: type[Task[Any]], path: str | Path) -> Checkpoint:
-    """Return the model of a run folder, a .safetensors or a .ckpt file, ready to evaluate.
-
-    Args:
-        task: of the model.
-        path: a run folder stands for its best checkpoint.
+def load_trained(task: type[Task[Any]], path: Path) -> Checkpoint:
+    """Return the model of a run folder or a file, as `convattn.tasks.table.load_checkpoint`.
 
     Raises:
-        FileNotFoundError: nothing is at ``path``, or the folder has no checkpoint.
-        ValueError: convattn did not write the file, it is damaged, or it is of another task.
+        ValueError: the model is of another task.
     """
     file = find_checkpoint(path)
     weights, card = read_weights(file)
     check_task(task, card, file)
-    return Checkpoint(model=_restored(task, card, weights, file), card=card, path=file)
+    return restored(task, card, weights, file)
 
 
 def check_task(task: type[Task[Any]], card: ModelCard, file: Path) -> None:
@@ -47,9 +42,20 @@ def check_task(task: type[Task[Any]], card: ModelCard, file: Path) -> None:
         raise ValueError(f"{file} is a model for {card.task}, not for {task.name}")
 
 
-def _restored(
+def restored(
     task: type[Task[Any]], card: ModelCard, weights: Mapping[str, Tensor], file: Path
-) -> nn.Module:
+) -> Checkpoint:
+    """Return the model of a card with its weights, in evaluation mode.
+
+    Args:
+        task: of the model.
+        card: says how the model was made.
+        weights: its state dict.
+        file: where both were read.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+    """
     model = task.rebuild(card)
     try:
         model.load_state_dict(weights)
@@ -58,4 +64,4 @@ def _restored(
             f"the weights in {file} do not fit {card.model}; they were written by convattn "
             f"{card.version}, this is {__version__}: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return model.eval()
+    return Checkpoint(model=model.eval(), card=card, path=file)

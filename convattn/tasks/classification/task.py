@@ -18,10 +18,10 @@ from convattn.data import (
     Batch,
     DataSource,
     ImageSet,
-    PairTransform,
+    Transform,
     Preprocess,
     eval_transform,
-    pair,
+    ImageOnly,
     train_transform,
 )
 from convattn.models import create_model
@@ -63,9 +63,9 @@ class Classification(Task[TrainConfig]):
         shapes = shape_notes(built.card.preprocess, self.source.typical_size)
         return Built(built.model, built.card, (*built.notes, *shapes))
 
-    def train_transform(self, preprocess: Preprocess) -> PairTransform:
+    def train_transform(self, preprocess: Preprocess) -> Transform:
         """Return timm's random transform of training images."""
-        return pair(train_transform(preprocess, augmentation(self.config, self.source)))
+        return ImageOnly(train_transform(preprocess, augmentation(self.config, self.source)))
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
         """Compute the loss and the accuracy; a mixed image counts as the class of its larger part."""
@@ -100,9 +100,9 @@ class Classification(Task[TrainConfig]):
         )
 
     @classmethod
-    def eval_transform(cls, preprocess: Preprocess) -> PairTransform:
+    def eval_transform(cls, preprocess: Preprocess) -> Transform:
         """Return timm's transform of evaluation: resize, crop, normalise."""
-        return pair(eval_transform(preprocess))
+        return ImageOnly(eval_transform(preprocess))
 
     @classmethod
     def outputs(cls, model: nn.Module, images: Tensor) -> Tensor:
