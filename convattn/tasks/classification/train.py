@@ -41,9 +41,9 @@ from convattn.tasks.classification.module import Classifier
 from convattn.tasks.classification.optimizer import check_optimizer, rate_factor
 from convattn.tasks.classification.progress import EpochLines
 from convattn.tasks.classification.run_folder import RunFolder
-from convattn.tasks.classification.settings import make_config
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.tasks.classification.trained_data import open_again, range_notes
+from convattn.training.settings import make_config
 
 # What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
 # Its range of values can be set where an earlier version kept none.
@@ -175,7 +175,7 @@ def _changed(config: TrainConfig, card: ModelCard, overrides: Mapping[str, Any])
                 f"{key} cannot change in a run that goes on (it is {values[key]!r}); "
                 "start a new run, with init=RUN_DIR to start from these weights"
             )
-    return make_config({**values, **overrides})
+    return make_config(TrainConfig, {**values, **overrides}, given=overrides)
 
 
 def _check_unfinished(folder: RunFolder, config: TrainConfig, start: _Start) -> None:
