@@ -36,19 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from convattn.tasks.classification import load_config, resume, train
-    from convattn.tasks.classification.config import describe
-    from convattn.tasks.classification.settings import list_recipes, parse_overrides
+    from convattn.tasks.classification import (
+        TrainConfig,
+        list_recipes,
+        load_config,
+        resume,
+        train,
+    )
+    from convattn.training.settings import describe, parse_overrides
 
     if args.list_settings:
-        print(describe())
+        print(describe(TrainConfig))
         return 0
     if args.recipes:
         print("\n".join(list_recipes()))
         return 0
     given = {key: getattr(args, key) for key in ("model", "data", "name")}
     overrides = {key: value for key, value in given.items() if value is not None}
-    overrides.update(parse_overrides(args.settings))
+    overrides.update(parse_overrides(args.settings, TrainConfig))
     if args.resume is None:
         result = train(load_config(args.recipe, overrides))
     elif args.recipe is None:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from convattn.data import BrokenFile
 from convattn.machine import git_commit, package_version, processor_name
 from convattn.ops.kernels.native.library import describe as cpu_kernels
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.files import replacing
-from convattn.tasks.classification.settings import load_recipe, make_config, save_config
+from convattn.tasks.classification.settings import RECIPES
+from convattn.training.settings import load_recipe, make_config
 from convattn.version import __version__
 
 METRICS = (
@@ -79,11 +81,14 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved configuration, which is a recipe too."""
-        save_config(config, self.path / "config.yaml")
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        with replacing(self.path / "config.yaml") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def read_config(self) -> TrainConfig:
         """Read the configuration back."""
-        return make_config(load_recipe(self.path / "config.yaml"))
+        values = load_recipe(TrainConfig, RECIPES, self.path / "config.yaml")
+        return make_config(TrainConfig, values)
 
     def write_environment(self) -> None:
         """Write what the run ran with and on; a resumed run adds a second entry to its starts."""

@@ -1,0 +1,269 @@
+"""Settings of a training run that every task has, with default, meaning and checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from convattn.data import check_range
+from convattn.training.kinds import kinds_of
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[Positive, Positive]
+Precision = Literal["auto", "32", "16-mixed", "bf16-mixed", "bf16-true", "64"]
+
+_NOT_IN_MODEL_ARGS = {
+    "num_classes": "the data decides the number of classes: leave it out",
+    "in_chans": "write in_chans={value}",
+    "pretrained": "write pretrained={value}",
+    "name": "write model={value}",
+    "model_name": "write model={value}",
+}
+
+
+def setting(default: Any, text: str) -> Any:
+    """Return a field with a description, which ``--settings`` prints."""
+    return Field(default, description=text)
+
+
+class RunConfig(BaseModel):
+    """The settings of a training run, of any task.
+
+    ``model_fields_set`` holds the settings that the user gave, without those of a recipe.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    # Settings whose value is passed to the model, and the name of the model's argument.
+    model_arguments: ClassVar[Mapping[str, str]] = {
+        "img_size": "img_size",
+        "drop_path": "drop_path_rate",
+    }
+
+    # Model and data
+    task: str = setting("classification", "what the model is trained for")
+    model: str = setting(..., "model, a name that `convattn models` or timm lists")
+    model_args: dict[str, Any] = setting(
+        {}, "further arguments of the model, such as model_args.depths=[1,1]"
+    )
+    pretrained: bool = setting(False, "start from the published weights of a timm model")
+    init: str | None = setting(
+        None, "start from the weights of this run or checkpoint; other classes get a new head"
+    )
+    from_scratch: bool = setting(True, "false: require `pretrained` or `init`")
+    data: str = setting(..., "digits, folder:PATH or timm:NAME")
+    root: str | None = setting(None, "timm data sets: folder that holds them")
+    download: bool = setting(False, "timm data sets: download missing files")
+    train_split: str = setting("train", "timm data sets: name of the training split")
+    val_split: str = setting("validation", "timm data sets: name of the validation split")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.2, "folders without a validation split: share of the images that is held out"
+    )
+    split_seed: int = setting(0, "folders without a validation split: seed of the split")
+    max_broken: Share = setting(
+        0.01, "largest share of unreadable images that is skipped; a larger one is an error"
+    )
+    value_range: tuple[float, float] | None = setting(
+        None,
+        "float images and images of more than 8 bits: values of black and white; default: "
+        "computed from all images and printed",
+    )
+    img_size: Count | None = setting(
+        None, "height and width of the input; default: those of the model"
+    )
+    in_chans: Literal[1, 3] | None = setting(
+        None, "channels of the input, 1 for grey and 3 for colour; default: those of the data"
+    )
+
+    # Length of the training and size of its batches
+    epochs: Count = setting(100, "passes over the training images")
+    batch_size: Count = setting(64, "images per batch and device")
+    accumulate: Count = setting(1, "batches per update of the weights")
+
+    # Optimiser
+    opt: str = setting("adamw", "optimiser, a name that timm lists")
+    lr: Positive = setting(1e-3, "learning rate")
+    lr_batch: Count | None = setting(
+        None,
+        "images per update that lr, warmup_lr and min_lr are given for; the three are scaled to "
+        "the number in use. Default: no scaling",
+    )
+    lr_growth: Literal["linear", "sqrt"] = setting(
+        "linear", "scaling of the learning rates with the number of images per update"
+    )
+    momentum: Share = setting(0.9, "momentum, of optimisers that have one")
+    opt_betas: tuple[Share, Share] | None = setting(
+        None, "betas of Adam and similar optimisers; default: those of the optimiser"
+    )
+    weight_decay: NotNegative = setting(
+        0.05, "weight decay; biases, norms and parameters that the model excludes have none"
+    )
+    layer_decay: Share | None = setting(
+        None, "factor of the learning rate from each layer to the one before it"
+    )
+    clip_grad: NotNegative | None = setting(
+        None, "largest norm of the gradient; null or 0: no clipping"
+    )
+
+    # Schedule
+    sched: Literal["cosine", "tanh", "step", "multistep", "poly", "constant"] = setting(
+        "cosine", "schedule of the learning rate, stepped per update"
+    )
+    warmup_epochs: NotNegative = setting(
+        5, "epochs of linear warm-up; default: at most a fifth of all epochs"
+    )
+    warmup_lr: NotNegative = setting(1e-6, "learning rate at the start of the warm-up")
+    min_lr: NotNegative = setting(1e-5, "learning rate at the end of the schedule")
+    cooldown_epochs: Annotated[int, Field(ge=0)] = setting(
+        0, "epochs at min_lr after the schedule, which `epochs` includes"
+    )
+    decay_epochs: Positive = setting(30, "step: epochs between two steps")
+    decay_milestones: tuple[Count, ...] = setting(
+        (30, 60, 90), "multistep: epochs after which the learning rate falls"
+    )
+    decay_rate: Positive = setting(0.1, "step and multistep: factor; poly: power")
+
+    # Regularisation of the model
+    drop_path: Share | None = setting(
+        None, "rate of stochastic depth, or rates by model name; default: that of the model"
+    )
+    ema: bool = setting(False, "keep a moving average of the weights, which is evaluated and saved")
+    ema_decay: Share = setting(0.9999, "decay of the average per update")
+    ema_warmup: bool = setting(True, "smaller decay in the first updates")
+
+    # Machine
+    accelerator: str = setting("auto", "auto, cpu, gpu, mps and others of Lightning")
+    devices: int | str = setting("auto", "number of devices, or such as 0,1; see Lightning")
+    strategy: str = setting("auto", "auto, ddp and others of Lightning")
+    precision: Precision = setting(
+        "auto", "auto: bf16-mixed on GPUs with bfloat16 in hardware, 32 elsewhere"
+    )
+    channels_last: bool = setting(False, "memory layout of images and weights")
+    compile: bool = setting(False, "compile the model with torch.compile")
+    grad_checkpointing: bool = setting(
+        False, "recompute feature maps in the backward pass: less memory, more time"
+    )
+    workers: Annotated[int, Field(ge=0)] | None = setting(
+        None, "processes that load images; default: chosen by the data"
+    )
+    threads: Count | None = setting(None, "CPU threads of the model; default: those of PyTorch")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = setting(0, "seed of all random numbers")
+
+    # Output
+    runs: str = setting("runs", "folder of all runs")
+    name: str | None = setting(None, "folder of this run; default: MODEL-DATA-NUMBER")
+    tensorboard: bool = setting(True, "write TensorBoard events")
+    checkpoint_minutes: NotNegative = setting(
+        10, "minutes between two checkpoints within an epoch; 0: only after epochs"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_text(cls, values: Any) -> Any:
+        """Turn integers and paths that are given for text settings into texts."""
+        if not isinstance(values, dict):
+            return values
+        return {key: _as_text(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_this_model(cls, values: Any) -> Any:
+        """Select the drop path rate of this model where a recipe gives rates by model name."""
+        rates = values.get("drop_path") if isinstance(values, dict) else None
+        if not isinstance(rates, dict):
+            return values
+        model = values.get("model", cls.model_fields["model"].default)
+        return {**values, "drop_path": rates.get(model)}
+
+    @field_validator("data")
+    @classmethod
+    def _absolute_folder(cls, data: str) -> str:
+        """Make the path of a folder absolute: a run is evaluated and resumed from anywhere."""
+        kind, colon, path = data.partition(":")
+        if kind != "folder" or not path:
+            return data
+        return kind + colon + str(Path(path).expanduser().absolute())
+
+    @field_validator("accelerator")
+    @classmethod
+    def _lower_case(cls, accelerator: str) -> str:
+        return accelerator.lower()
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if not self.from_scratch and not (self.pretrained or self.init):
+            raise ValueError(
+                "this recipe starts from trained weights: add init=RUN_DIR_OR_CHECKPOINT, or "
+                "pretrained=true for a model with weights in timm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_value_range(self) -> Self:
+        check_range(self.value_range)
+        return self
+
+    @model_validator(mode="after")
+    def _check_model_args(self) -> Self:
+        for name, value in self.model_args.items():
+            if name in _NOT_IN_MODEL_ARGS:
+                fix = _NOT_IN_MODEL_ARGS[name].format(value=value)
+                raise ValueError(f"model_args.{name}={value} is not possible; {fix}")
+        for key, name in self.model_arguments.items():
+            value, other = getattr(self, key), self.model_args.get(name)
+            if value is not None and name in self.model_args and other != value:
+                raise ValueError(
+                    f"{key}={value} and model_args.{name}={other} contradict each other; "
+                    f"set {key} alone"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.warmup_epochs + self.cooldown_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g} and cooldown_epochs={self.cooldown_epochs} "
+                f"do not fit into epochs={self.epochs}; lower them or train longer"
+            )
+        if self.sched != "constant" and max(self.min_lr, self.warmup_lr) > self.lr:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
+                f"lr={self.lr:g}; lower them, to 0 if in doubt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> Self:
+        milestones = self.decay_milestones
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(
+                f"decay_milestones={list(milestones)} must rise; write "
+                f"decay_milestones={sorted(set(milestones))}"
+            )
+        last = self.epochs - self.cooldown_epochs
+        if self.sched == "multistep" and (not milestones or milestones[-1] >= last):
+            raise ValueError(
+                f"decay_milestones={list(milestones)} must be epochs before the end of "
+                f"the schedule, epoch {last}: sched=multistep lowers the learning rate after each"
+            )
+        return self
+
+
+def _as_text(value: Any, field: Any) -> Any:
+    kinds = set() if field is None else kinds_of(field.annotation)
+    if str not in kinds:
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number and int not in kinds else value

@@ -1,0 +1,194 @@
+"""A configuration from defaults, a recipe and ``KEY=VALUE`` words, each before the next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from convattn.checks import check_choice
+from convattn.names import shown
+from convattn.training.config import RunConfig
+from convattn.training.kinds import kinds_of
+from convattn.training.values import parse_document, parse_text
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def list_recipes(recipes_folder: Traversable) -> list[str]:
+    """Return the sorted names of the recipes in a folder of the package."""
+    names = [entry.name for entry in recipes_folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def load_recipe(
+    config_class: type[RunConfig], recipes_folder: Traversable, recipe: str | Path
+) -> dict[str, Any]:
+    """Read a recipe.
+
+    Args:
+        config_class: the class of the configuration, whose types decide what is a text.
+        recipes_folder: folder of the recipes that come with the package.
+        recipe: the name of one of these, or a path that ends in .yaml or .yml.
+
+    Returns:
+        Its settings, unchecked.
+
+    Raises:
+        ValueError: no recipe has this name, or the file does not consist of ``key: value`` lines.
+        FileNotFoundError: the file does not exist.
+    """
+    file: Traversable = recipes_folder / f"{recipe}.yaml"
+    if str(recipe).endswith((".yaml", ".yml")):
+        file = Path(recipe).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no recipe file {file}")
+    else:
+        check_choice("recipe", str(recipe), list_recipes(recipes_folder))
+    try:
+        text = file.read_text(encoding="utf-8")
+        return parse_document(text, config_class.model_fields)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the recipe {recipe} is not a text file in UTF-8: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe {recipe} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the recipe {recipe} {error}") from error
+
+
+def parse_overrides(words: Iterable[str], config_class: type[RunConfig]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` words.
+
+    The value of a text setting is taken as it was typed; other values are YAML.
+    ``model_args.depth=2`` sets one entry of a setting that is a mapping.
+
+    Raises:
+        ValueError: a word has no "=", its value is not YAML, or it sets an entry of a setting that
+            is no mapping.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            near = difflib.get_close_matches(word, config_class.model_fields, n=1)
+            example = f"{near[0]}=..." if near else "epochs=10"
+            raise ValueError(f"settings are KEY=VALUE, such as {example}, got {word!r}")
+        key, dot, entry = key.partition(".")
+        field = config_class.model_fields.get(key)
+        try:
+            if dot:
+                values[key] = {**_mapping(key, values.get(key, {}), field), entry: parse_text(text)}
+            else:
+                values[key] = parse_text(text, field)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"cannot read the value in {word!r}: {error}") from error
+    return values
+
+
+def load_config(
+    config_class: type[ConfigT],
+    recipes_folder: Traversable,
+    recipe: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    default_recipe: str | None = None,
+) -> ConfigT:
+    """Return the checked configuration.
+
+    Args:
+        config_class: the class of the configuration.
+        recipes_folder: folder of the recipes that come with the package.
+        recipe: see `load_recipe`.
+        overrides: settings that replace those of the recipe. Where they set ``epochs`` but not
+            ``warmup_epochs``, the warm-up is at most a fifth of the epochs.
+        default_recipe: the recipe where none is named; None for the defaults.
+
+    Raises:
+        ValueError: an unknown key (the nearest is named), or a value that does not fit.
+    """
+    overrides = dict(overrides or {})
+    recipe = recipe if recipe is not None else default_recipe
+    planned = {} if recipe is None else load_recipe(config_class, recipes_folder, recipe)
+    values = {**planned, **overrides}
+    own_warmup = "warmup_epochs" in planned and "epochs" not in overrides
+    if "warmup_epochs" not in overrides and not own_warmup:
+        values["warmup_epochs"] = _short_warmup(config_class, values)
+    return make_config(config_class, values, given=overrides)
+
+
+def make_config(
+    config_class: type[ConfigT], values: Mapping[str, Any], given: Collection[str] = ()
+) -> ConfigT:
+    """Check settings and return the configuration.
+
+    Args:
+        config_class: the class of the configuration.
+        values: the settings.
+        given: names of the settings that the user gave; those of a recipe or of an earlier start
+            of the run are not among them. They become ``model_fields_set``.
+
+    Raises:
+        ValueError: an unknown key, or values that do not fit, with a line for each.
+    """
+    for key in values:
+        if key not in config_class.model_fields:
+            near = difflib.get_close_matches(key, config_class.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ValueError(
+                f"unknown setting {key!r}{hint} `convattn train --settings` lists them all"
+            )
+    try:
+        config = config_class(**values)
+    except ValidationError as error:
+        lines = [_explain(dict(item), config_class) for item in error.errors()]
+        raise ValueError("\n".join(lines)) from None
+    return config_class.model_construct(set(given), **dict(config))
+
+
+def describe(config_class: type[RunConfig]) -> str:
+    """Return every setting as "name=default", with its meaning on the next line."""
+    return "\n".join(
+        f"  {key}={_yaml(field.get_default())}\n      {field.description}"
+        for key, field in config_class.model_fields.items()
+    )
+
+
+def _mapping(key: str, value: Any, field: Any) -> dict[str, Any]:
+    """Return ``value`` if the setting is a mapping, to which an entry can be added."""
+    if field is not None and dict not in kinds_of(field.annotation):
+        raise ValueError(f"{key} has no entries; write {key}=VALUE")
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}={value} was given too; write one of the two")
+    return value
+
+
+def _short_warmup(config_class: type[RunConfig], values: Mapping[str, Any]) -> Any:
+    """Return the warm-up epochs, at most a fifth of all epochs."""
+    warmup, epochs = (
+        values.get(key, config_class.model_fields[key].default)
+        for key in ("warmup_epochs", "epochs")
+    )
+    numbers = all(isinstance(value, int | float) for value in (warmup, epochs))
+    return min(warmup, epochs / 5) if numbers and epochs > 0 else warmup
+
+
+def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
+    """Return one error of pydantic as "epochs=many: must be a valid integer (meaning; default)"."""
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not error["loc"]:
+        return str(message)
+    key, *inner = error["loc"]
+    field = config_class.model_fields[str(key)]
+    where = ".".join(map(str, [key, *inner]))
+    message = message.split(", unable to parse")[0]
+    default = _yaml(field.get_default())
+    return f"{where}={shown(error['input'])}: {message} ({field.description}; default {default})"
+
+
+def _yaml(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
