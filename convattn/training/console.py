@@ -87,8 +87,13 @@ class EpochLines(ProgressBar):
         shown = [f"{c.title} {_cell(c, means[c.name])}" for c in self.columns if c.name in means]
         speed = f"{self._clock.speed:,.0f} images/s"
         numbers = "   ".join([*shown, speed, f"{_duration(self._clock.left)} left"])
-        self._show(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                   batch_idx + 1, int(trainer.num_training_batches), numbers)
+        self._show(
+            trainer,
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            batch_idx + 1,
+            int(trainer.num_training_batches),
+            numbers,
+        )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the bar say that the validation has begun."""

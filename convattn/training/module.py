@@ -97,7 +97,9 @@ class TaskModule(pl.LightningModule):
         self._seen += len(batch["index"]) * self.trainer.world_size
         self._seconds = time.perf_counter() - self._first_batch
         if batch_idx % 10 == 0 or self.trainer.is_last_batch:
-            self._check_finite(outputs["loss"], f"epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
+            self._check_finite(
+                outputs["loss"], f"epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of held-out images to the metrics."""
@@ -149,7 +151,9 @@ class TaskModule(pl.LightningModule):
 
     def _train_metrics(self) -> dict[str, MeanMetric]:
         found = dict(self.named_children())
-        return {n: m for n, m in found.items() if n.startswith("train_") and isinstance(m, MeanMetric)}
+        return {
+            n: m for n, m in found.items() if n.startswith("train_") and isinstance(m, MeanMetric)
+        }
 
     def _count(self, step: Step, loss: Tensor, images: int) -> None:
         """Add the losses, a mean over batches, and the measures, a mean over images."""

@@ -31,7 +31,7 @@ from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
 from convattn.training.config import RunConfig
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData
+from convattn.training.data import TaskData, data_options
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import Evaluation
 from convattn.training.module import TaskModule
@@ -48,11 +48,6 @@ _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
     "layer_decay", "ema", "seed", "runs", "name", "value_range",
-)  # fmt: skip
-
-_DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
 )  # fmt: skip
 
 _NOISE = (
@@ -156,7 +151,11 @@ def task_of(path: str | Path) -> str:
 def _find(path: Path) -> tuple[RunFolder, Path | None]:
     """Return the folder of a run and the checkpoint to continue from, None without one."""
     folder = RunFolder(path)
-    if path.is_dir() and (path / "config.yaml").is_file() and not any(folder.checkpoints.glob("*.ckpt")):
+    if (
+        path.is_dir()
+        and (path / "config.yaml").is_file()
+        and not any(folder.checkpoints.glob("*.ckpt"))
+    ):
         return folder, None
     checkpoint = find_checkpoint(path, "last.ckpt")
     folder = RunFolder(checkpoint.parent.parent)
@@ -292,7 +291,9 @@ class _Training:
             self._optional("broken_images.txt", self._write_broken)
             if finished:
                 evaluation = self._evaluate()
-            report = self._optional("report.html", functools.partial(self._report, finished, seconds))
+            report = self._optional(
+                "report.html", functools.partial(self._report, finished, seconds)
+            )
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -406,7 +407,11 @@ class _Training:
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
-        workers = f"{self.data.workers} loading processes" if self.data.workers else "no loading processes"
+        workers = (
+            f"{self.data.workers} loading processes"
+            if self.data.workers
+            else "no loading processes"
+        )
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "
@@ -441,11 +446,6 @@ class _Training:
 
     def _say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
-
-
-def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` beside the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}
 
 
 def _and(start: _Start) -> str:

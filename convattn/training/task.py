@@ -10,7 +10,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from convattn.data import Batch, DataSource, ImageSet, Transform, Preprocess, Sample, collate_stacked_stacked
+from convattn.data import (
+    Batch,
+    DataSource,
+    ImageSet,
+    Preprocess,
+    Sample,
+    Transform,
+)
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.training.config import RunConfig
@@ -145,7 +152,9 @@ class Task(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def summarise(cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found) -> Evaluation:
+    def summarise(
+        cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
+    ) -> Evaluation:
         """Return the evaluation of what a model computed of all images."""
 
 

@@ -9,27 +9,14 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
+from convattn.data import DataSource, Preprocess, preprocess_for
 from convattn.data.value_range import named
 from convattn.models import create_model
-from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
+from convattn.runs.card import ModelCard
 from convattn.tasks.classification.config import TrainConfig
-from convattn.tasks.classification.trained_data import difference
-
-_DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
-)  # fmt: skip
-
-
-def build_source(config: TrainConfig) -> DataSource:
-    """Open the configuration's data set."""
-    return open_dataset(config.data, **data_options(config))
-
-
-def data_options(config: TrainConfig) -> dict[str, Any]:
-    """Return what `open_dataset` needs beside the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}
+from convattn.tasks.table import load_checkpoint
+from convattn.training.data import data_options
+from convattn.training.trained_data import difference
 
 
 def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, str | None]:

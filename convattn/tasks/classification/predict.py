@@ -32,13 +32,11 @@ from convattn.data import (
 )
 from convattn.data.value_range import named
 from convattn.names import counted
-from convattn.tasks.classification.checkpoint import (
-    Checkpoint,
-    ModelCard,
-    load_checkpoint,
-)
-from convattn.tasks.classification.evaluate import best_device
-from convattn.tasks.classification.trained_data import EARLIER_RANGE, no_range
+from convattn.runs.card import ModelCard
+from convattn.tasks.table import load_checkpoint
+from convattn.training.evaluate import best_device
+from convattn.training.trained import Checkpoint
+from convattn.training.trained_data import EARLIER_RANGE, no_range
 
 _LOOKED_AT = 200  # files, for what can be said about their values
 

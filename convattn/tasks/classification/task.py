@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-
 import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -17,11 +16,11 @@ from convattn.data import (
     Augment,
     Batch,
     DataSource,
-    ImageSet,
-    Transform,
-    Preprocess,
-    eval_transform,
     ImageOnly,
+    ImageSet,
+    Preprocess,
+    Transform,
+    eval_transform,
     train_transform,
 )
 from convattn.models import create_model
@@ -59,9 +58,9 @@ class Classification(Task[TrainConfig]):
 
     def build(self) -> Built:
         """Build the model, with the weights that it starts from."""
-        built = build_model(self.config, self.source)
-        shapes = shape_notes(built.card.preprocess, self.source.typical_size)
-        return Built(built.model, built.card, (*built.notes, *shapes))
+        model, card, start = build_model(self.config, self.source)
+        notes = [] if start is None else [start]
+        return Built(model, card, (*notes, *shape_notes(card.preprocess, self.source.typical_size)))
 
     def train_transform(self, preprocess: Preprocess) -> Transform:
         """Return timm's random transform of training images."""
