@@ -67,7 +67,7 @@ class Classification(Task[TrainConfig]):
         return ImageOnly(train_transform(preprocess, augmentation(self.config, self.source)))
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
-        """Compute the loss and the accuracy; a mixed image counts as the class of its larger part."""
+        """Compute loss and accuracy; a mixed image counts as the class of its larger part."""
         images, labels = batch["image"], batch["target"]
         target = labels
         if self.mixup is not None:
