@@ -60,41 +60,34 @@ def run(args: argparse.Namespace) -> int:
         result = resume(args.resume, overrides=overrides)
     else:
         raise ValueError("--resume goes on with the run's own settings: leave --recipe out")
-    return _finish(result, whole=args.resume is None)
+    return _finish(result)
 
 
-def _finish(result: TrainResult, *, whole: bool) -> int:
-    """Write the report and say what was reached; the time only if the whole run is known."""
-    from convattn.data import eval_transform
-    from convattn.explain.report import write_report
-    from convattn.tasks.classification import load_checkpoint
-
+def _finish(result: TrainResult) -> int:
+    """Print what was reached and the next commands."""
     found, run_dir = result.evaluation, result.run_dir
     if result.stopped:
-        write_report(run_dir)
         batches = f" and {result.batches_done} batches" if result.batches_done else ""
         print(
-            f"\nStopped after {result.epochs_done} epochs{batches}; everything is saved. Go on with"
+            f"\nStopped after {result.epochs_done} epochs{batches}; everything is saved. To resume:"
         )
         print(f"  convattn train --resume {run_dir}")
         return 130
+    if result.had_finished:
+        done = result.epochs_done
+        print(
+            f"{run_dir} has finished its {done} epochs; nothing was changed. To train longer:\n"
+            f"  convattn train --resume {run_dir} epochs={done + 10}"
+        )
+        return 0
     if found is None:
         return 0
-    best = load_checkpoint(run_dir)
-    page = write_report(
-        run_dir,
-        model=best.model,
-        image=result.source.val.image,
-        preprocess=eval_transform(best.card.preprocess),
-        seconds=result.seconds if whole else None,
-    )
-    right = round(found.top1 * found.images)
     print(
-        f"\nbest      {found.top1:.2%} top-1 ({right} of {found.images} held-out images), "
-        f"epoch {result.best_epoch} of {result.epochs_done}\n"
+        f"\nbest      {found.best_line()}, epoch {result.best_epoch} of {result.epochs_done}\n"
         f"time      {result.seconds:.0f} s\n"
-        f"weights   {best.path}\n"
-        f"report    {page}"
+        f"weights   {run_dir / 'checkpoints' / 'best.safetensors'}"
     )
+    if result.report is not None:
+        print(f"report    {result.report}")
     print(f"\nNext:\n  convattn eval {run_dir}\n  convattn predict {run_dir} IMAGE_OR_FOLDER")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -47,11 +47,12 @@ class TaskModule(pl.LightningModule):
         self.data = data
         self.ema = _build_ema(model, self.config)
         self.meter = task.meter(card)
-        for column in task.columns:
-            if column.name.startswith("train_"):
-                metric = MeanMetric(nan_strategy="disable")  # see _check_finite
-                metric.persistent(True)  # an epoch that is resumed half-way keeps its means
-                self.add_module(column.name, metric)
+        names = [column.name for column in task.columns]
+        self._train_names = [name for name in names if name.startswith("train_")]
+        for name in self._train_names:
+            metric = MeanMetric(nan_strategy="disable")  # see _check_finite
+            metric.persistent(True)  # an epoch that is resumed half-way keeps its means
+            self.add_module(name, metric)
         self._seen = 0
         self._first_batch = 0.0
         self._seconds = 0.0
@@ -150,10 +151,7 @@ class TaskModule(pl.LightningModule):
         scheduler.step_update(num_updates=self.global_step)
 
     def _train_metrics(self) -> dict[str, MeanMetric]:
-        found = dict(self.named_children())
-        return {
-            n: m for n, m in found.items() if n.startswith("train_") and isinstance(m, MeanMetric)
-        }
+        return {name: cast(MeanMetric, getattr(self, name)) for name in self._train_names}
 
     def _count(self, step: Step, loss: Tensor, images: int) -> None:
         """Add the losses, a mean over batches, and the measures, a mean over images."""

@@ -151,11 +151,8 @@ def task_of(path: str | Path) -> str:
 def _find(path: Path) -> tuple[RunFolder, Path | None]:
     """Return the folder of a run and the checkpoint to continue from, None without one."""
     folder = RunFolder(path)
-    if (
-        path.is_dir()
-        and (path / "config.yaml").is_file()
-        and not any(folder.checkpoints.glob("*.ckpt"))
-    ):
+    is_run = (path / "config.yaml").is_file()
+    if is_run and not any(folder.checkpoints.glob("*.ckpt")):
         return folder, None
     checkpoint = find_checkpoint(path, "last.ckpt")
     folder = RunFolder(checkpoint.parent.parent)
@@ -407,11 +404,7 @@ class _Training:
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
-        workers = (
-            f"{self.data.workers} loading processes"
-            if self.data.workers
-            else "no loading processes"
-        )
+        workers = f"{self.data.workers or 'no'} loading processes"
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "

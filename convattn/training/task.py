@@ -17,6 +17,7 @@ from convattn.data import (
     Preprocess,
     Sample,
     Transform,
+    collate_stacked,
 )
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
