@@ -244,7 +244,8 @@ class _Training:
         )
         self.module = TaskModule(self.task, model, self.card, self.data)
         self.is_new = folder is None
-        _make_trainer(config, Path(config.runs))  # an impossible device is an error by now
+        with _quiet_lightning():  # an impossible device is an error before a folder is made
+            _make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
         with self._discarding(), _quiet_lightning():
             self.trainer = _make_trainer(config, self.folder.path)

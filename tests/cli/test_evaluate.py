@@ -8,7 +8,7 @@ import pytest
 from convattn.cli import main
 from convattn.data import open_dataset
 from convattn.tasks.classification.build import build_model
-from convattn.tasks.classification.checkpoint import save_weights
+from convattn.runs.weights import save_weights
 from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import tiny
 
@@ -56,7 +56,7 @@ def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
     write_classes(tmp_path / "colors\n", {"a\nb": 4, "\x1b[2Jc": 4})
     data = f"folder:{tmp_path}/colors\n"
     model, card, _ = build_model(tiny(tmp_path, data=data), open_dataset(data))
-    save_weights(model, card, tmp_path / "a.safetensors")
+    save_weights(model.state_dict(), card, tmp_path / "a.safetensors")
     assert main(["eval", str(tmp_path / "a.safetensors"), "--data", data]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.isprintable() for line in lines)

@@ -71,7 +71,8 @@ class Classification(Task[TrainConfig]):
         images, labels = batch["image"], batch["target"]
         target = labels
         if self.mixup is not None:
-            self.mixup.mixup_enabled = not 0 < self.config.mixup_off_epoch <= epoch
+            if 0 < self.config.mixup_off_epoch <= epoch:
+                self.mixup.mixup_enabled = False
             images, target = self.mixup(images, labels)
         scores = model(images)
         classes = labels if target is labels else target.argmax(-1)

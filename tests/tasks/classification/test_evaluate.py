@@ -11,7 +11,7 @@ from torch import nn
 
 from convattn.data import open_dataset
 from convattn.tasks.classification import Checkpoint, TrainResult, evaluate, load_checkpoint
-from convattn.tasks.classification.evaluate import _speed
+from convattn.training.evaluate import _speed
 from tests.data.folders import write_broken, write_classes
 
 

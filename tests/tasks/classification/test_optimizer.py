@@ -5,7 +5,7 @@ import torch
 
 from convattn.models import create_model
 from convattn.tasks.classification import load_config
-from convattn.tasks.classification.optimizer import (
+from convattn.training.optimizer import (
     build_optimizer,
     build_schedule,
     check_optimizer,

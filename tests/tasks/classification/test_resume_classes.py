@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from convattn.tasks.classification import load_checkpoint, resume, train
-from convattn.tasks.classification.checkpoint import read_ckpt, save_weights
+from convattn.runs.weights import read_ckpt, save_weights
 from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import STILL, silent, tiny, weights, write_colors
 
@@ -38,7 +38,7 @@ def run(first: Path, tmp_path: Path) -> Path:
 def with_classes(run: Path, names: Sequence[str]) -> Path:
     """Let the run's checkpoints number its classes so."""
     best = load_checkpoint(run)
-    save_weights(best.model, replace(best.card, class_names=tuple(names)), best.path)
+    save_weights(best.model.state_dict(), replace(best.card, class_names=tuple(names)), best.path)
     path = run / "checkpoints" / "last.ckpt"
     content = read_ckpt(path)
     card = {**json.loads(content["convattn"]["card"]), "class_names": names}

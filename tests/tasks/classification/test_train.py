@@ -13,8 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from convattn.models import create_model
-from convattn.tasks.classification import TrainConfig, TrainResult, load_config, train
-from convattn.tasks.classification.module import Classifier, TrainingDivergedError
+from convattn.tasks.classification import (
+    Classification,
+    TrainConfig,
+    TrainResult,
+    load_config,
+    train,
+)
+from convattn.training.module import TrainingDivergedError
 from tests.data.folders import write_broken
 from tests.tasks.classification.runs import (
     STILL,
@@ -97,19 +103,18 @@ def test_no_last_checkpoint_without_the_best_one_that_it_names(tmp_path: Path) -
 
 
 def test_the_accuracy_on_mixed_images_counts_the_larger_share() -> None:
-    config = load_config("nano", {"ema": False})
-    data = SimpleNamespace(source=SimpleNamespace(num_classes=4))
-    module = Classifier(nn.Identity(), config, cast(Any, data))
+    source = cast(Any, SimpleNamespace(num_classes=4))
+    task = Classification(load_config("nano", {"ema": False}), source)
 
     def mix(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         one_hot = nn.functional.one_hot(labels, 4).float()
         return 0.2 * images + 0.8 * images.flip(0), 0.2 * one_hot + 0.8 * one_hot.flip(0)
 
-    module.mixup = cast(Any, mix)
+    task.mixup = cast(Any, mix)
     labels = torch.arange(4)
     batch = {"image": torch.eye(4), "target": labels}
-    module.training_step(cast(Any, batch), 0)
-    assert module.train_acc.compute() == 1
+    step = task.losses(nn.Identity(), cast(Any, batch), 0)
+    assert step.measures["acc"] == 1
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
