@@ -1,7 +1,7 @@
 """Training, evaluating and using image classifiers."""
 
+from convattn.runs.card import ModelCard as ModelCard
 from convattn.tasks.classification.checkpoint import Checkpoint as Checkpoint
-from convattn.tasks.classification.checkpoint import ModelCard as ModelCard
 from convattn.tasks.classification.checkpoint import load_checkpoint as load_checkpoint
 from convattn.tasks.classification.config import TrainConfig as TrainConfig
 from convattn.tasks.classification.evaluate import Evaluation as Evaluation
