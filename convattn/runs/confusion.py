@@ -1,4 +1,4 @@
-"""Counts of images by true and predicted class, of which most are zero where there are many classes."""
+"""Counts of images by true and predicted class, most of which are zero where classes are many."""
 
 from __future__ import annotations
 
@@ -38,10 +38,8 @@ class Confusion(Sequence[list[int]]):
             classes: their number.
         """
         cells, counts = (labels * classes + predicted).unique(return_counts=True)
-        pairs = ((cell // classes, cell % classes) for cell in cells.tolist())
-        return Confusion(
-            classes, ((*pair, n) for pair, n in zip(pairs, counts.tolist(), strict=True))
-        )
+        found = zip(cells.tolist(), counts.tolist(), strict=True)
+        return Confusion(classes, ((*divmod(cell, classes), count) for cell, count in found))
 
     @staticmethod
     def from_json(value: Any) -> Confusion:
@@ -59,7 +57,7 @@ class Confusion(Sequence[list[int]]):
             return Confusion(len(value), cells)
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"it is neither rows of counts nor a list of counts: {error}"
+                f"a confusion is rows of counts or a list of counts: {error}"
             ) from error
 
     def to_json(self) -> Any:

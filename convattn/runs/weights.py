@@ -252,7 +252,7 @@ def _checksum(weights: Mapping[str, Tensor], card: str) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), value)
     return f"crc32:{value:08x}"
 
 

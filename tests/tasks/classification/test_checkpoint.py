@@ -12,12 +12,9 @@ from safetensors.torch import save_file
 
 from convattn.data import Preprocess
 from convattn.models import create_model
-from convattn.tasks.classification.checkpoint import (
-    ModelCard,
-    find_checkpoint,
-    load_checkpoint,
-    save_weights,
-)
+from convattn.runs.card import ModelCard
+from convattn.runs.weights import find_checkpoint, save_weights
+from convattn.tasks.classification import load_checkpoint
 
 CARD = ModelCard(
     model="test_vit",
@@ -37,7 +34,7 @@ def make_model() -> torch.nn.Module:
 
 def test_weights_and_card_survive_the_file(tmp_path: Path) -> None:
     model = make_model()
-    save_weights(model, CARD, tmp_path / "a.safetensors")
+    save_weights(model.state_dict(), CARD, tmp_path / "a.safetensors")
     loaded = load_checkpoint(tmp_path / "a.safetensors")
     assert loaded.card == CARD
     assert not loaded.model.training
@@ -53,14 +50,14 @@ def test_an_older_cards_names_are_read_in_one_form() -> None:
 
 
 def test_writing_leaves_no_other_files_and_readable_ones(tmp_path: Path) -> None:
-    save_weights(make_model(), CARD, tmp_path / "a.safetensors")
+    save_weights(make_model().state_dict(), CARD, tmp_path / "a.safetensors")
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    save_weights(make_model(), CARD, path)
+    save_weights(make_model().state_dict(), CARD, path)
     before = path.read_bytes()
 
     def full_disk(*_: object) -> None:
@@ -68,7 +65,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        save_weights(make_model(), CARD, path)
+        save_weights(make_model().state_dict(), CARD, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
@@ -76,7 +73,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_run_folder_stands_for_its_best(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    save_weights(make_model(), CARD, folder / "best.safetensors")
+    save_weights(make_model().state_dict(), CARD, folder / "best.safetensors")
     assert find_checkpoint(tmp_path) == folder / "best.safetensors"
     assert find_checkpoint(folder) == folder / "best.safetensors"
     assert load_checkpoint(tmp_path).card == CARD
@@ -126,6 +123,7 @@ def test_safetensors_without_a_card_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_weights(create_model("test_vit", img_size=32, num_classes=3, in_chans=1), CARD, path)
+    other = create_model("test_vit", img_size=32, num_classes=3, in_chans=1)
+    save_weights(other.state_dict(), CARD, path)
     with pytest.raises(ValueError, match="do not fit test_vit; they were written by convattn"):
         load_checkpoint(path)
