@@ -195,4 +195,6 @@ def _yaml(value: Any) -> str:
 
 
 def resolve_precision(config: RunConfig) -> Any:
-    return {"auto": "32-true", "32": "32-true", "64": "64-true"}.get(config.precision, config.precision)
+    return {"auto": "32-true", "32": "32-true", "64": "64-true"}.get(
+        config.precision, config.precision
+    )

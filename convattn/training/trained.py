@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.weights import find_checkpoint, read_weights
 from convattn.training.task import Task
@@ -61,7 +62,7 @@ def restored(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {file} do not fit {card.model}; they were written by convattn "
+            f"the weights in {shown(file)} do not fit {card.model}; they were written by convattn "
             f"{card.version}, this is {__version__}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return Checkpoint(model=model.eval(), card=card, path=file)

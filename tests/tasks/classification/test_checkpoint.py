@@ -123,7 +123,7 @@ def test_safetensors_without_a_card_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    weights = create_model("test_vit", img_size=32, num_classes=3, in_chans=1).state_dict()
-    save_weights(weights, CARD, path)
+    other = create_model("test_vit", img_size=32, num_classes=3, in_chans=1)
+    save_weights(other.state_dict(), CARD, path)
     with pytest.raises(ValueError, match="do not fit test_vit; they were written by convattn"):
         load_checkpoint(path)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from convattn.runs.folder import RunFolder
 from convattn.tasks.classification import TrainResult, load_config, resume, train
 from convattn.training.checkpoints import KeepCheckpoints
 from convattn.training.signals import StopOnSignal
-from convattn.runs.folder import RunFolder
 from tests.tasks.classification.runs import (
     STILL,
     rows,
