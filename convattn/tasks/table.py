@@ -13,7 +13,6 @@ from convattn.checks import check_choice
 from convattn.data import DataSource
 from convattn.runs.weights import find_checkpoint, read_weights
 from convattn.training.config import RunConfig
-from convattn.training.evaluation import Evaluation
 from convattn.training.trained import Checkpoint, restored
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def evaluate(
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
     **data_options: Any,
-) -> Evaluation:
+) -> Any:
     """Evaluate a trained model.
 
     Args:
@@ -136,7 +135,7 @@ def evaluate(
         **data_options: further arguments of `open_dataset`.
 
     Returns:
-        The task's `Evaluation`.
+        The task's `Evaluation`, such as `ClassificationEvaluation`.
 
     Raises:
         ValueError: the data has classes that the checkpoint does not know, or too many images

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 from rich.text import Text
 
@@ -69,9 +69,9 @@ class TrainResult:
 
     Args:
         run_dir: its folder.
-        source: the data; None where the run had already finished.
-        evaluation: of the best epoch's weights; None if the run was stopped or had already
-            finished, and in all processes of a distributed training but the first.
+        source: the `DataSource`; None where the run had already finished.
+        evaluation: the task's `Evaluation` of the best epoch's weights; None if the run was
+            stopped or had already finished, and in all processes but the first.
         best_epoch: its number, from 1.
         epochs_done: finished epochs.
         batches_done: trained batches of the next epoch, where the run was stopped.
@@ -82,8 +82,8 @@ class TrainResult:
     """
 
     run_dir: Path
-    source: DataSource | None
-    evaluation: Evaluation | None
+    source: Any
+    evaluation: Any
     best_epoch: int
     epochs_done: int
     batches_done: int
