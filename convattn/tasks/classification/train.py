@@ -43,6 +43,8 @@ from convattn.tasks.classification.progress import EpochLines
 from convattn.tasks.classification.run_folder import RunFolder
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.tasks.classification.trained_data import open_again, range_notes
+from convattn.training.backbone import check_batch
+from convattn.training.precision import resolve_precision
 from convattn.training.settings import make_config
 
 # What a run that goes on cannot change: its weights, its batches and its optimiser depend on it.
@@ -204,7 +206,7 @@ class _Training:
         self.source = self._open(folder)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
-        model, self.card, self.init = build_model(config, self.source)
+        model, self.card, self.start_notes = build_model(config, self.source)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.data = ClassificationData(
@@ -215,6 +217,7 @@ class _Training:
             batches_done=start.batches_done,
         )
         self.module = Classifier(model, config, self.data)
+        check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         with _quiet_lightning():
             self.trainer = _make_trainer(config)
         self.folder = folder or self._new_folder()
@@ -306,8 +309,7 @@ class _Training:
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
             f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
         ]
-        if self.init is not None:
-            lines.append(f"start     {self.init}")
+        lines += [f"start     {note}" for note in self.start_notes]
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
         notes = [*source.notes, *shape_notes(self.card.preprocess, source.typical_size)]
@@ -324,13 +326,6 @@ def _and(start: _Start) -> str:
     return f" and {start.batches_done} batches" if start.batches_done else ""
 
 
-def _precision(config: TrainConfig) -> Any:
-    if config.precision != "auto":
-        return {"32": "32-true", "64": "64-true"}.get(config.precision, config.precision)
-    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
 def _make_trainer(config: TrainConfig) -> pl.Trainer:
     """Lightning's trainer, bare: what it writes and shows is attached when the run begins."""
     try:
@@ -338,7 +333,7 @@ def _make_trainer(config: TrainConfig) -> pl.Trainer:
             accelerator=config.accelerator,
             devices=config.devices,
             strategy=config.strategy,
-            precision=_precision(config),
+            precision=resolve_precision(config),
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
