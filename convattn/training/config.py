@@ -253,8 +253,8 @@ class RunConfig(BaseModel):
         last = self.epochs - self.cooldown_epochs
         if self.sched == "multistep" and (not milestones or milestones[-1] >= last):
             raise ValueError(
-                f"decay_milestones={list(milestones)} must be epochs before the end of "
-                f"the schedule, epoch {last}: sched=multistep lowers the learning rate after each"
+                f"decay_milestones={list(milestones)} must name epochs before the end of the "
+                f"schedule, epoch {last}, for sched=multistep; set them, or another sched"
             )
         return self
 

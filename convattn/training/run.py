@@ -28,6 +28,7 @@ from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
+from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
 from convattn.training.config import RunConfig
 from convattn.training.console import EpochLines
@@ -36,7 +37,8 @@ from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import Evaluation
 from convattn.training.module import TaskModule
 from convattn.training.optimizer import check_optimizer, rate_factor
-from convattn.training.settings import make_config, resolve_precision
+from convattn.training.precision import resolve_precision
+from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, TrainingInterruptedError
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
@@ -242,6 +244,7 @@ class _Training:
             epoch=start.epochs_done,
             batches_done=start.batches_done,
         )
+        check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made

@@ -192,9 +192,3 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
 def _yaml(value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
-
-
-def resolve_precision(config: RunConfig) -> Any:
-    return {"auto": "32-true", "32": "32-true", "64": "64-true"}.get(
-        config.precision, config.precision
-    )

@@ -90,9 +90,9 @@ def _changed(before: Sequence[str], source: DataSource) -> str:
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
     """Return which classes a trained model and the data do not share."""
     known, given = set(before), set(now)
-    parts = [f"it has {len(before)} classes, the data {len(now)}"]
+    parts = [f"the trained model has {len(before)} classes, the data has {len(now)}"]
     if lost := [name for name in before if name not in given]:
-        parts.append(f"only it has {listed(lost, 5)}")
+        parts.append(f"only the model has {listed(lost, 5)}")
     if new := [name for name in now if name not in known]:
         parts.append(f"only the data has {listed(new, 5)}")
     return "; ".join(parts)

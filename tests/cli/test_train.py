@@ -41,7 +41,7 @@ def test_the_report_and_the_curves_are_written(work: Path) -> None:
         (["--data", "cifar"], "unknown data 'cifar'"),
         (["opt=adm"], "unknown optimiser 'adm'; did you mean 'adam'"),
         (["model_args.slotz=3"], "no argument 'slotz'; did you mean 'slots'"),
-        (["--model", "test_vit", "img_size=33"], "test_vit cannot take images of 1x33x33"),
+        (["--model", "test_vit", "img_size=33"], "test_vit does not support images of 1x33x33"),
         (["auto_augment=foo"], "timm has no policy auto_augment=foo"),
         (["auto_augment=rand-m9x"], "timm has no policy auto_augment=rand-m9x"),
         (["batch_size=1", "mixup=0.2"], "mix two images of a batch, got batch_size=1"),

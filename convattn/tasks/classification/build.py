@@ -6,48 +6,44 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from convattn.data import DataSource, Preprocess, preprocess_for
 from convattn.data.value_range import named
-from convattn.models import create_model
 from convattn.runs.card import ModelCard
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.table import load_checkpoint
+from convattn.training.backbone import build_backbone
 from convattn.training.data import data_options
 from convattn.training.trained_data import difference
 
 
-def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, str | None]:
-    """Build the model, with the weights it starts from, and the card that its checkpoints carry.
+def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, list[str]]:
+    """Build the model, with the weights that the training starts from, and its card.
 
     Args:
         config: names the model.
         source: gives the number of classes and of channels.
 
     Returns:
-        The model, the card, and what ``init`` was used for: the head too, or why not; and its
-        range of values where the data has another.
+        The model; the card that its checkpoints carry; sentences on the start: which weights
+        ``init`` or ``pretrained`` loaded, whether the head is new, and which settings of the recipe
+        were left out.
 
     Raises:
-        ValueError: no such model, it cannot take images of this size, or ``init`` is a checkpoint
-            of another one.
+        ValueError: an unknown model, a setting that it does not have, images of this size do not
+            fit it, or ``init`` is a checkpoint of another model.
     """
     in_chans = config.in_chans or source.in_chans
-    arguments = {**_size(config), **_rates(config), **config.model_args}
-    model = create_model(
-        config.model,
-        pretrained=config.pretrained,
-        num_classes=source.num_classes,
-        in_chans=in_chans,
-        **arguments,
+    model, arguments, notes = build_backbone(
+        config, num_classes=source.num_classes, in_chans=in_chans
     )
-    start = None if config.init is None else _start_from(model, config, source)
+    if config.init is not None:
+        notes.insert(0, _start_from(model, config, source))
+    elif config.pretrained:
+        notes.insert(0, _published(model, source))
     preprocess = _preprocess(model, config, source, in_chans)
     _check_forward(model, config.model, preprocess)
-    if config.grad_checkpointing:
-        cast(Any, model).set_grad_checkpointing(True)
     card = ModelCard(
         model=config.model,
         model_args=arguments,
@@ -57,21 +53,7 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         data=config.data,
         data_options=data_options(config),
     )
-    return model, card, start
-
-
-def _rates(config: TrainConfig) -> dict[str, float]:
-    """Rates that are left to the model unless the configuration sets them."""
-    rates = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
-    return {name: rate for name, rate in rates.items() if rate is not None}
-
-
-def _size(config: TrainConfig) -> dict[str, int]:
-    """The input size for models that must know it when they are made, such as ViT."""
-    registered = get_pretrained_cfg(config.model)
-    if config.img_size is None or registered is None or not registered.fixed_input_size:
-        return {}
-    return {"img_size": config.img_size}
+    return model, card, notes
 
 
 def _preprocess(
@@ -82,58 +64,76 @@ def _preprocess(
         model,
         in_chans=in_chans,
         img_size=size,
-        crop_pct=config.crop_pct or source.crop_pct,
+        crop_pct=source.crop_pct if config.crop_pct is None else config.crop_pct,
         crop_mode=config.crop_mode,
     )
 
 
 @torch.no_grad()
 def _check_forward(model: nn.Module, name: str, preprocess: Preprocess) -> None:
-    """Try one blank image, so that a size that does not fit is told before anything is written."""
+    """Compute one blank image: a size that does not fit is an error before anything is written."""
     try:
         model.eval()(torch.zeros(1, *preprocess.input_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, preprocess.input_size))
         raise ValueError(
-            f"{name} cannot take images of {size}: {error} Choose another img_size"
+            f"{name} does not support images of {size}; choose another img_size ({error})"
         ) from error
     finally:
         model.train()
 
 
+def _published(model: nn.Module, source: DataSource) -> str:
+    """Return which part of the weights that timm publishes for a model was loaded."""
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    count, before = len(source.class_names), config["num_classes"]
+    head = (
+        f"the head is kept, as it has {count} classes too"
+        if before == count
+        else f"the head is new: it had {before} classes, the data has {count}"
+    )
+    return f"pretrained weights of {config['architecture']}; {head}"
+
+
 def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
-    """Copy the weights of ``init``; the head only where the classes are the same. Say which."""
+    """Load the weights of ``init``, the head only if the classes are the same.
+
+    Returns:
+        How many tensors were loaded, and whether the head is kept or new.
+    """
     assert config.init is not None
     start = load_checkpoint(config.init)
     if start.card.model != config.model:
         raise ValueError(
-            f"init={config.init} holds a {start.card.model}, not a {config.model}; "
-            f"add model={start.card.model}"
+            f"init={config.init} holds the weights of {start.card.model}, not of {config.model}; "
+            f"write model={start.card.model}"
         )
     own, weights = model.state_dict(), start.model.state_dict()
     before, now = start.card.class_names, source.class_names
-    heads = _head(model, weights)
+    heads, total = _head(model, weights), len(weights)
     if sorted(before) == sorted(now):
         number = {name: i for i, name in enumerate(before)}
         order = torch.tensor([number[name] for name in now])
         weights.update({key: weights[key][order] for key in heads})
-        said = f"its head is kept, as the {len(now)} classes are the same"
+        loaded = f"all {total} tensors"
+        head = f"the head is kept, as the {len(now)} classes are the same"
     else:
         weights.update({key: own[key] for key in heads})
-        said = f"its head is not kept: {difference(before, now)}"
+        loaded = f"{total - len(heads)} of {total} tensors"
+        head = f"the head is new: {difference(before, now)}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"the weights of init={config.init} do not fit: {str(error).splitlines()[-1].strip()}. "
-            f"It was made with model_args={start.card.model_args} and in_chans="
+            f"Its model was made with model_args={start.card.model_args} and in_chans="
             f"{start.card.preprocess.input_size[0]}"
         ) from error
-    return f"weights of {start.path}; {said}{_other_range(start.card, source)}"
+    return f"{loaded} of {start.path} loaded; {head}{_other_range(start.card, source)}"
 
 
 def _other_range(card: ModelCard, source: DataSource) -> str:
-    """What to say where weights were trained with another range of values than the data's."""
+    """Return a clause where the weights were trained with another range of values than the data."""
     if card.value_range == source.value_range:
         return ""
     before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
@@ -142,7 +142,7 @@ def _other_range(card: ModelCard, source: DataSource) -> str:
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """The weights that have a row for each class."""
+    """Return the names of the tensors of the head, which have a row for each class."""
     heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     heads = (heads,) if isinstance(heads, str) else heads
     return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]

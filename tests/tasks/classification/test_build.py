@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from convattn.data import DataSource, open_dataset
 from convattn.runs.weights import save_weights
+from convattn.tasks.classification import load_config
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
 from tests.data.folders import write_classes
@@ -33,12 +35,15 @@ def saved(folder: Path, source: DataSource, *class_names: str) -> tuple[TrainCon
 
 
 @pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
-def test_the_head_is_kept_across_unicodes_forms(tmp_path: Path, forms: tuple[str, str]) -> None:
+def test_the_head_is_kept_across_forms_of_unicode(tmp_path: Path, forms: tuple[str, str]) -> None:
     source = opened(tmp_path / "a", forms[0], *NAMES)
     config, head = saved(tmp_path, source, *source.class_names)
-    model, _, said = build_model(config, opened(tmp_path / "b", forms[1], *NAMES))
+    model, _, [said] = build_model(config, opened(tmp_path / "b", forms[1], *NAMES))
     assert torch.equal(model.state_dict()["head.weight"], head)
-    assert said == f"weights of {config.init}; its head is kept, as the 3 classes are the same"
+    assert said == (
+        f"all {len(model.state_dict())} tensors of {config.init} loaded; the head is kept, as the "
+        "3 classes are the same"
+    )
 
 
 def test_the_head_follows_the_order_of_the_classes(tmp_path: Path) -> None:
@@ -49,23 +54,24 @@ def test_the_head_follows_the_order_of_the_classes(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["head.weight"], head[[1, 2, 0]])
 
 
-def test_why_the_head_is_not_kept_is_told(tmp_path: Path) -> None:
+def test_a_note_says_why_the_head_is_new(tmp_path: Path) -> None:
     source = opened(tmp_path / "a", "NFC", "red", "blue", "\x1b[31m")
     config, _ = saved(tmp_path, source, "red", "blue", "green")
-    said = build_model(config, source)[2]
-    assert said is not None
+    [said] = build_model(config, source)[2]
+    kept, total = map(int, said.split(" tensors")[0].split(" of "))
+    assert total - kept == 2  # weight and bias of the head
     assert said.endswith(
-        "its head is not kept: it has 3 classes, the data 3; only it has 'green'; only the data "
-        r"has '\x1b[31m'"
+        f" tensors of {config.init} loaded; the head is new: the trained model has 3 classes, the "
+        r"data has 3; only the model has 'green'; only the data has '\x1b[31m'"
     )
-    assert build_model(tiny(tmp_path), source)[2] is None
+    assert build_model(tiny(tmp_path), source)[2] == []
 
 
 DEEP, PLAIN = (0.0, 4095.0), None
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "told"),
+    ("before", "now", "clause"),
     [
         (
             DEEP,
@@ -78,18 +84,56 @@ DEEP, PLAIN = (0.0, 4095.0), None
     ],
 )
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "c")])
-def test_weights_of_another_range_of_values_are_told(
-    tmp_path: Path, before: Any, now: Any, told: str, names: tuple[str, str]
+def test_a_note_names_the_range_of_values_of_the_weights(
+    tmp_path: Path, before: Any, now: Any, clause: str, names: tuple[str, str]
 ) -> None:
     source = opened(tmp_path / "a", "NFC", "a", "b")
     config, _ = saved(tmp_path, replace(source, value_range=before), *names)
-    said = build_model(config, replace(source, value_range=now))[2]
-    assert said is not None
-    assert said.endswith(f"; the data is read {told}")
+    [said] = build_model(config, replace(source, value_range=now))[2]
+    assert said.endswith(f"; the data is read {clause}")
 
 
 @pytest.mark.parametrize("value_range", [DEEP, PLAIN])
-def test_weights_of_the_same_range_are_not_told(tmp_path: Path, value_range: Any) -> None:
+def test_the_same_range_of_values_is_not_mentioned(tmp_path: Path, value_range: Any) -> None:
     source = replace(opened(tmp_path / "a", "NFC", "a", "b"), value_range=value_range)
     config, _ = saved(tmp_path, source, "a", "b")
-    assert str(build_model(config, source)[2]).endswith("the 2 classes are the same")
+    assert build_model(config, source)[2][0].endswith("the 2 classes are the same")
+
+
+def test_the_note_on_pretrained_weights_says_whether_the_head_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), weights)
+    overlay = {"pretrained_cfg_overlay": {"file": str(weights)}}
+    config = tiny(tmp_path, pretrained=True, model_args=overlay)
+    assert build_model(config, source)[2] == [
+        "pretrained weights of test_vit; the head is new: it had 1000 classes, the data has 2"
+    ]
+
+
+@pytest.mark.parametrize("name", ["densenet121", "hrnet_w18_small"])
+def test_a_recipes_drop_path_is_left_out_of_a_model_without_it(tmp_path: Path, name: str) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    given = {"model": name, "img_size": 32, "from_scratch": True}
+    model, card, notes = build_model(load_config("finetune", given), source)
+    assert notes == [f"drop_path=0.1 is left out: {name} has no argument drop_path_rate"]
+    assert card.model_args == {}
+    assert model.training
+
+
+def test_a_class_name_with_a_line_break_is_shown_on_one_line(tmp_path: Path) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b\nc")
+    config, _ = saved(tmp_path, source, "a", "d\ne")
+    [note] = build_model(config, source)[2]
+    assert note.isprintable()
+    assert r"only the data has 'b\nc'" in note
+
+
+def test_a_size_that_does_not_fit_the_model_is_named(tmp_path: Path) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    with pytest.raises(
+        ValueError, match=r"test_vit does not support images of 3x30x30; .* img_size \("
+    ):
+        build_model(tiny(tmp_path, img_size=30), source)

@@ -130,8 +130,8 @@ def as_timm(run: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["blue", "pink"], "only it has 'pink'; only the data has 'red'"),
-        (["blue", "green", "red"], "only it has 'green'"),
+        (["blue", "pink"], "only the model has 'pink'; only the data has 'red'"),
+        (["blue", "green", "red"], "only the model has 'green'"),
         (["red", "blue"], "number 0 is 'red' in the run and 'blue' in the data"),
     ],
 )

@@ -188,9 +188,7 @@ def test_training_starts_from_another_run(
     config = tiny(tmp_path, epochs=1, init=str(first), weight_decay=0, **STILL)
     console = silent()
     result = train(config, console=console)
-    assert re.search(
-        r"start +weights of .*head is not kept: .* 'red'; .* 'scarlet'", written(console)
-    )
+    assert re.search(r"start +.* loaded; the head is new: .* 'red'; .* 'scarlet'", written(console))
     before, after = weights(first, "best"), weights(result.run_dir)
     for key, value in before.items():
         if key.startswith("head."):  # other classes, another head
@@ -212,7 +210,9 @@ def test_starting_from_another_model_is_an_error(
 ) -> None:
     write_colors(tmp_path)
     config = tiny(tmp_path, init=str(finished[1].run_dir), model="test_vit2")
-    with pytest.raises(ValueError, match="holds a test_vit, not a test_vit2; add model=test_vit"):
+    with pytest.raises(
+        ValueError, match="holds the weights of test_vit, not of test_vit2; write model=test_vit"
+    ):
         train(config, console=silent())
 
 
@@ -292,3 +292,10 @@ def test_the_digits_are_learnt_in_a_few_epochs(tmp_path: Path) -> None:
     result = train(config, console=silent())
     assert result.evaluation is not None
     assert result.evaluation.top1 >= 0.97
+
+
+def test_a_batch_of_one_image_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    with pytest.raises(ValueError, match="set batch_size=2 or more"):
+        train(tiny(tmp_path, model="test_resnet", batch_size=1), console=silent())
+    assert not (tmp_path / "runs").exists()

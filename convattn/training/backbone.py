@@ -1,0 +1,140 @@
+"""The model that a configuration names, made with the arguments that it has."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from convattn.models import create_model
+from convattn.training.config import RunConfig
+
+
+def build_backbone(
+    config: RunConfig, *, num_classes: int, in_chans: int
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """Build the model of a configuration.
+
+    A setting of a recipe that the model does not have, such as a drop path rate, is left out; one
+    that the user gave is an error.
+
+    Args:
+        config: names the model and its arguments.
+        num_classes: outputs of the head.
+        in_chans: channels of the images.
+
+    Returns:
+        The model, its arguments beside ``num_classes`` and ``in_chans``, and a sentence for each
+        setting that was left out.
+
+    Raises:
+        ValueError: an unknown model, or a setting of the user that the model does not have.
+        TypeError: an entry of ``model_args`` that the model does not have.
+    """
+    rates, notes = _rates(config), []
+    while True:
+        arguments = {**_size(config), **dict(rates.values()), **config.model_args}
+        try:
+            model = create_model(
+                config.model,
+                pretrained=config.pretrained,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                **arguments,
+            )
+            break
+        except TypeError as error:
+            key = _refused(str(error), rates)
+            if key is None:
+                raise
+            notes.append(_left_out(config, key))
+            del rates[key]
+    if config.grad_checkpointing:
+        notes += _checkpoint_gradients(model, config)
+    return model, arguments, notes
+
+
+@torch.no_grad()
+def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> None:
+    """Check that batch norms can be trained with batches of this many images.
+
+    A batch norm needs more than one value per channel. Where the batch has a single image, one
+    training step of a copy of the model on a blank image shows whether each map is large enough.
+
+    Args:
+        model: on the CPU.
+        images: images per batch and device.
+        input_size: channels, height and width.
+
+    Raises:
+        ValueError: a batch norm sees one value per channel.
+    """
+    if images > 1:
+        return
+    trial = copy.deepcopy(model).train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial(torch.zeros(1, *input_size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        size = "x".join(map(str, input_size))
+        raise ValueError(
+            f"batches of 1 image of {size} are too small for the batch norms of the model, which "
+            "need more than 1 value per channel: set batch_size=2 or more, or a larger img_size"
+        ) from error
+
+
+def _size(config: RunConfig) -> dict[str, int]:
+    """Return the input size for models that must know it when they are made, such as ViT."""
+    registered = get_pretrained_cfg(config.model)
+    if config.img_size is None or registered is None or not registered.fixed_input_size:
+        return {}
+    return {"img_size": config.img_size}
+
+
+def _rates(config: RunConfig) -> dict[str, tuple[str, float]]:
+    """Return the rates that the configuration sets: the model's argument and the value."""
+    found = {
+        key: (name, getattr(config, key))
+        for key, name in config.model_arguments.items()
+        if key != "img_size"
+    }
+    return {key: pair for key, pair in found.items() if pair[1] is not None}
+
+
+def _refused(message: str, rates: dict[str, tuple[str, float]]) -> str | None:
+    """Return the rate whose argument a model does not have, by the message of its `TypeError`."""
+    for key, (name, _) in rates.items():
+        if re.search(rf"argument(\(s\): \[)? ?'{name}'", message):
+            return key
+    return None
+
+
+def _left_out(config: RunConfig, key: str) -> str:
+    """Return the sentence that a recipe's rate is left out; raise if the user gave the rate."""
+    name, value = config.model_arguments[key], getattr(config, key)
+    if key in config.model_fields_set:
+        raise ValueError(
+            f"{config.model} has no argument {name}, which {key}={value} sets; write {key}=null"
+        )
+    return f"{key}={value} is left out: {config.model} has no argument {name}"
+
+
+def _checkpoint_gradients(model: nn.Module, config: RunConfig) -> list[str]:
+    """Turn gradient checkpointing on; return the sentence that it is left out where it is."""
+    try:
+        cast(Any, model).set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError) as error:
+        if "grad_checkpointing" in config.model_fields_set:
+            raise ValueError(
+                f"{config.model} does not support gradient checkpointing; set "
+                "grad_checkpointing=false"
+            ) from error
+        return [f"grad_checkpointing is left out: {config.model} does not support it"]
+    return []

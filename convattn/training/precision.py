@@ -1,0 +1,29 @@
+"""The precision that ``precision=auto`` stands for on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from convattn.training.config import RunConfig
+
+_LIGHTNING = {"32": "32-true", "64": "64-true"}
+
+
+def resolve_precision(config: RunConfig) -> Any:
+    """Return the precision in Lightning's notation.
+
+    Args:
+        config: its ``precision``. "auto" is "bf16-mixed" on a GPU that computes bfloat16 in
+            hardware, and else "32-true": PyTorch emulates bfloat16 on older GPUs, which is slow.
+
+    Returns:
+        One of "32-true", "16-mixed", "bf16-mixed", "bf16-true" and "64-true", as `Any`: Lightning
+        declares a literal type.
+    """
+    if config.precision != "auto":
+        return _LIGHTNING.get(config.precision, config.precision)
+    on_cuda = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    in_hardware = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if in_hardware else "32-true"
