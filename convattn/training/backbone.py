@@ -127,7 +127,7 @@ def _left_out(config: RunConfig, key: str) -> str:
 
 
 def _checkpoint_gradients(model: nn.Module, config: RunConfig) -> list[str]:
-    """Turn gradient checkpointing on; return the sentence that it is left out where it is."""
+    """Turn gradient checkpointing on; return a sentence if it is left out, or raise."""
     try:
         cast(Any, model).set_grad_checkpointing(True)
     except (AssertionError, AttributeError, NotImplementedError) as error:

@@ -209,6 +209,15 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_one_start(self) -> Self:
+        if self.pretrained and self.init:
+            raise ValueError(
+                f"pretrained=true and init={self.init} contradict each other; set pretrained=false "
+                "or init=null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_value_range(self) -> Self:
         check_range(self.value_range)
         return self

@@ -74,7 +74,7 @@ def parse_overrides(words: Iterable[str], config_class: type[RunConfig]) -> dict
     values: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or not key:
+        if not equals or not key or key.endswith("."):
             near = difflib.get_close_matches(word, config_class.model_fields, n=1)
             example = f"{near[0]}=..." if near else "epochs=10"
             raise ValueError(f"settings are KEY=VALUE, such as {example}, got {word!r}")

@@ -106,3 +106,8 @@ def test_rates_by_model_name_give_that_of_the_model() -> None:
     assert Config(drop_path=rates).drop_path == 0.1  # type: ignore[arg-type]
     assert Config(model="resnet50", drop_path=rates).drop_path == 0.2  # type: ignore[arg-type]
     assert Config(model="vgg11", drop_path=rates).drop_path is None  # type: ignore[arg-type]
+
+
+def test_two_kinds_of_weights_to_start_from_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match=r"pretrained=true and init=runs/x .*; set pretrained=fal"):
+        make_config(Config, {"pretrained": True, "init": "runs/x"})

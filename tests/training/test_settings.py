@@ -82,7 +82,10 @@ def test_several_arguments_of_the_model_are_collected() -> None:
     assert found == {"model_args": {"a": 1, "b": "x"}}
 
 
-@pytest.mark.parametrize(("word", "hint"), [("epoch", "epochs=..."), ("=3", "epochs=10")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("epoch", "epochs=..."), ("=3", "epochs=10"), ("model_args.=3", "model_args=...")],
+)
 def test_a_word_without_a_value_is_an_error(word: str, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"settings are KEY=VALUE, such as {hint}, got {word!r}"):
         parse_overrides([word], Config)

@@ -21,7 +21,7 @@ TEXTS = (
     "model", "init", "data", "root", "train_split", "val_split", "opt", "accelerator",
     "strategy", "runs", "name",
 )  # fmt: skip
-TYPED = ("123", "yes", "no", "on", "2026-11-29", "12:30", "1e5", "010", "1_000", "0x1f", ".5")
+TYPED = ("123", "yes", "no", "on", "2026-11-29", "12:30", "1e5", "010", "1_000", "0x1f", ".5", "+5")
 
 
 def from_words(folder: Path, *words: str) -> Config:

@@ -41,7 +41,7 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
     if config.init is not None:
         notes.insert(0, _start_from(model, config, source))
     elif config.pretrained:
-        notes.insert(0, _published(model, source))
+        notes.insert(0, _published(model, config, source))
     preprocess = _preprocess(model, config, source, in_chans)
     _check_forward(model, config.model, preprocess)
     card = ModelCard(
@@ -83,16 +83,14 @@ def _check_forward(model: nn.Module, name: str, preprocess: Preprocess) -> None:
         model.train()
 
 
-def _published(model: nn.Module, source: DataSource) -> str:
-    """Return which part of the weights that timm publishes for a model was loaded."""
-    config = cast(dict[str, Any], model.pretrained_cfg)
-    count, before = len(source.class_names), config["num_classes"]
-    head = (
-        f"the head is kept, as it has {count} classes too"
-        if before == count
-        else f"the head is new: it had {before} classes, the data has {count}"
-    )
-    return f"pretrained weights of {config['architecture']}; {head}"
+def _published(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
+    """Return whether the head of the weights that timm publishes for a model is used."""
+    before = cast(dict[str, Any], model.pretrained_cfg).get("num_classes")
+    if before == source.num_classes:
+        head = f"the head is kept, as the data has {before} classes too"
+    else:
+        head = f"the head is new: the weights have {before} classes, the data {source.num_classes}"
+    return f"pretrained weights of {config.model} loaded; {head}"
 
 
 def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> str:

@@ -109,7 +109,8 @@ def test_the_note_on_pretrained_weights_says_whether_the_head_is_new(
     overlay = {"pretrained_cfg_overlay": {"file": str(weights)}}
     config = tiny(tmp_path, pretrained=True, model_args=overlay)
     assert build_model(config, source)[2] == [
-        "pretrained weights of test_vit; the head is new: it had 1000 classes, the data has 2"
+        "pretrained weights of test_vit loaded; the head is new: the weights have 1000 classes, "
+        "the data 2"
     ]
 
 
