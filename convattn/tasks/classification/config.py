@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from convattn.data import check_range
-
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -179,7 +177,10 @@ class TrainConfig(BaseModel):
                 f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
                 f"lr={self.lr:g}; lower them, to 0 if in doubt"
             )
-        check_range(self.value_range)
+        if self.value_range is not None:
+            from convattn.data import check_range  # imports torch
+
+            check_range(self.value_range)
         for key in ("scale", "ratio", "zoom"):
             least, most = getattr(self, key)
             if least > most:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from convattn.checks import check_choice
+from convattn.names import check_choice
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.files import replacing
 
