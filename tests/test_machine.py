@@ -13,7 +13,7 @@ import pytest
 
 from convattn import machine
 from convattn.bench.machine import describe_commit, describe_machine
-from convattn.tasks.classification.run_folder import environment
+from convattn.runs.environment import environment
 
 
 def _program(folder: Path, name: str, *lines: str) -> None:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convattn.runs.confusion import Confusion
+from convattn.runs.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -59,28 +62,29 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
         confusion: counts by (true class, predicted class).
         class_names: names in the order of the labels.
     """
-    counts = np.asarray(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    numbered = len(counts) <= MAX_NUMBERED_CLASSES
-    side = max(3.4, 1.4 + 0.42 * len(counts)) if numbered else 6.0
+    classes = len(confusion)
+    numbered = classes <= MAX_NUMBERED_CLASSES
+    side = max(3.4, 1.4 + 0.42 * classes) if numbered else 6.0
     figure = _figure(width=side, height=side)
     axes = figure.subplots()
-    # The square root keeps a confusion of a few per cent visible beside the diagonal.
-    opacity = np.sqrt(shares)
-    extent = (-0.5, len(counts) - 0.5, len(counts) - 0.5, -0.5)
-    axes.imshow(_tint(_merge_cells(opacity)), interpolation="none", extent=extent)
+    opacity = _opacity(
+        confusion if isinstance(confusion, Confusion) else Confusion.from_json(confusion)
+    )
+    extent = (-0.5, classes - 0.5, classes - 0.5, -0.5)
+    axes.imshow(_tint(opacity), interpolation="none", extent=extent)
     axes.set_xlabel("predicted", color=MUTED, fontsize=_SMALL_TEXT)
     axes.set_ylabel("true", color=MUTED, fontsize=_SMALL_TEXT)
     _style(axes, grid=False)
     if numbered:
-        _number_cells(axes, counts, opacity)
+        _number_cells(axes, np.asarray(confusion), opacity)
         _name_classes(axes, class_names)
     return figure
 
 
 def save_png(figure: Figure, path: str | Path) -> Path:
     """Write a figure as a picture on white."""
-    figure.savefig(path, format="png", dpi=150, facecolor="white")
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, facecolor="white")
     return Path(path)
 
 
@@ -164,12 +168,21 @@ def _style(axes: Axes, *, title: str = "", grid: bool = True) -> None:
         axes.set_xlabel("epoch", color=MUTED, fontsize=_SMALL_TEXT)
 
 
-def _merge_cells(opacity: np.ndarray) -> np.ndarray:
-    """Keep the strongest cell of each block, so that at most 200 x 200 cells are left."""
-    block = -(-len(opacity) // _MAX_CELLS)
-    padded = np.pad(opacity, (0, -len(opacity) % block))
-    cells = len(padded) // block
-    return padded.reshape(cells, block, cells, block).max(axis=(1, 3))
+def _opacity(confusion: Confusion) -> np.ndarray:
+    """Return the strongest share of each block of classes, in at most 200 x 200 blocks.
+
+    The square root keeps a confusion of a few per cent visible beside the diagonal.
+    """
+    block = -(-len(confusion) // _MAX_CELLS)
+    cells = -(-len(confusion) // block)
+    opacity = np.zeros((cells, cells))
+    for true in range(len(confusion)):
+        counts = confusion.row(true)
+        images = sum(counts.values())
+        for predicted, count in counts.items():
+            cell = true // block, predicted // block
+            opacity[cell] = max(opacity[cell], (count / images) ** 0.5)
+    return opacity
 
 
 def _tint(opacity: np.ndarray) -> np.ndarray:

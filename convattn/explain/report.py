@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convattn.explain import figures, sections
-from convattn.explain.run import Run, read_run
+from convattn.runs.files import write_text
+from convattn.runs.results import Run, read_run
 
 ImageSource = Callable[[int], Image.Image]
 Preprocess = Callable[[Image.Image], Tensor]
@@ -64,19 +65,17 @@ def write_report(
         slots = sections.slot_section(run, model, image, preprocess, slot_images)
     page = _pages().get_template("report.html")
     path = Path(run_dir) / "report.html"
-    path.write_text(
-        page.render(
-            **_summary(run, seconds),
-            **_charts(run),
-            classes=sections.class_rows(run),
-            full_table=_FULL_TABLE,
-            hardest=_HARDEST,
-            pairs=sections.confused_pairs(run),
-            mistakes=sections.mistakes(run, image, max_mistakes),
-            slots=slots,
-        ),
-        encoding="utf-8",
+    text = page.render(
+        **_summary(run, seconds),
+        **_charts(run),
+        classes=sections.class_rows(run),
+        full_table=_FULL_TABLE,
+        hardest=_HARDEST,
+        pairs=sections.confused_pairs(run),
+        mistakes=sections.mistakes(run, image, max_mistakes),
+        slots=slots,
     )
+    write_text(path, text)
     return path
 
 
@@ -102,6 +101,7 @@ def _summary(run: Run, seconds: float | None) -> dict[str, Any]:
         "headline": _headline(run, seconds),
         "starts": run.environment.get("starts", []),
         "best": sections.best_epoch(run),
+        "notes": run.notes,
         "environment": sections.environment_rows(run),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convattn.explain.run import Prediction, Run
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
+from convattn.runs import metrics
+from convattn.runs.results import Prediction, Run
 
 _THUMBNAIL = 192
 # A map of 2 x 2 positions has nothing to show.
@@ -134,8 +134,7 @@ def slot_section(
 
 def best_epoch(run: Run) -> dict[str, float] | None:
     """Return the validated epoch of the highest accuracy, among equals of the lowest loss."""
-    validated = [e for e in run.epochs if math.isfinite(e.get("val_top1", math.nan))]
-    return max(validated, key=lambda e: (e["val_top1"], -e.get("val_loss", 0)), default=None)
+    return metrics.best_epoch(run.epochs, ("val_top1", "-val_loss"))
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:
@@ -159,11 +158,12 @@ def _text(value: Any) -> str:
 def _confusions_of(run: Run, label: int) -> list[ConfusedPair]:
     if label >= len(run.confusion):
         return []
-    counts = run.confusion[label]
+    counts = run.confusion.row(label)
+    images = sum(counts.values())
     return [
-        ConfusedPair(run.class_name(label), run.class_name(other), count, count / sum(counts))
-        for other, count in enumerate(counts)
-        if count and other != label
+        ConfusedPair(run.class_name(label), run.class_name(other), count, count / images)
+        for other, count in sorted(counts.items())
+        if other != label
     ]
 
 

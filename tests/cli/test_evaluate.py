@@ -7,8 +7,8 @@ import pytest
 
 from convattn.cli import main
 from convattn.data import open_dataset
+from convattn.runs.weights import save_weights
 from convattn.tasks.classification.build import build_model
-from convattn.tasks.classification.checkpoint import save_weights
 from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import tiny
 

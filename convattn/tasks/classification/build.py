@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from convattn.data import DataSource, Preprocess, open_dataset, preprocess_for
 from convattn.data.value_range import named
 from convattn.models import create_model
-from convattn.tasks.classification.checkpoint import ModelCard, load_checkpoint
+from convattn.runs.card import ModelCard
+from convattn.tasks.classification.checkpoint import load_checkpoint
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.trained_data import difference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from convattn.tasks.classification.checkpoint import ModelCard, save_weights
+from convattn.runs.card import ModelCard
+from convattn.runs.folder import RunFolder
+from convattn.runs.metrics import score as metrics_score
+from convattn.runs.weights import save_weights
+from convattn.tasks.classification.columns import BEST, METRICS
 from convattn.tasks.classification.module import Classifier
-from convattn.tasks.classification.run_folder import METRICS, RunFolder
 
 
 class TrainingInterruptedError(Exception):
@@ -38,7 +41,7 @@ class KeepCheckpoints(Checkpoint):
     def __init__(self, run: RunFolder, card: ModelCard, epochs_done: int = 0) -> None:
         self.run = run
         self.card = card
-        self.best: tuple[float, float] = (-1.0, float("-inf"))
+        self.best: tuple[float, ...] = (-1.0, float("-inf"))
         self.best_epoch = 0
         self.epochs_done = epochs_done  # and of the next epoch:
         self.batches_done = 0
@@ -57,7 +60,7 @@ class KeepCheckpoints(Checkpoint):
             if trainer.is_global_zero:
                 assert isinstance(pl_module, Classifier)
                 weights = self.run.checkpoints / f"{name}.safetensors"
-                save_weights(pl_module.evaluated, self.card, weights)
+                save_weights(pl_module.evaluated.state_dict(), self.card, weights)
 
     def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
         """Save in the middle of an epoch, to go on from there."""
@@ -98,7 +101,7 @@ class WriteMetrics(Callback):
         """Write the row."""
         if trainer.is_global_zero:
             row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-            self.run.add_metrics({**row, **epoch_metrics(trainer)})
+            self.run.add_metrics(METRICS, {**row, **epoch_metrics(trainer)})
 
 
 def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
@@ -106,9 +109,9 @@ def epoch_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(trainer.callback_metrics[name]) for name in METRICS[2:]}
 
 
-def score(metrics: dict[str, float]) -> tuple[float, float]:
-    """Return what the best epoch has most of: top-1 accuracy, and among equals the least loss."""
-    return metrics["val_top1"], -metrics["val_loss"]
+def score(metrics: Mapping[str, float]) -> tuple[float, ...]:
+    """Return what epochs are compared by, see `convattn.runs.metrics.score`."""
+    return metrics_score(metrics, BEST)
 
 
 class StopOnSignal(Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +25,14 @@ from convattn.data import (
     reread,
     shown,
 )
-from convattn.tasks.classification.checkpoint import (
-    Checkpoint,
-    ModelCard,
-    load_checkpoint,
-)
-from convattn.tasks.classification.run_folder import write_csv, write_json
+from convattn.runs.card import ModelCard
+from convattn.runs.confusion import Confusion
+from convattn.runs.folder import RunFolder
+from convattn.runs.results import PREDICTION_COLUMNS, Prediction
+from convattn.tasks.classification.checkpoint import Checkpoint, load_checkpoint
 from convattn.tasks.classification.trained_data import open_for, range_notes
 
 Split = Literal["auto", "train", "val", "all"]
-PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
 
 
 @dataclass(frozen=True)
@@ -47,22 +45,10 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model said about one image."""
-
-    index: int
-    path: str
-    label: int
-    predicted: int
-    probability: float
-    label_probability: float
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What was found. ``confusion[true][predicted]`` counts images; shares are in 0..1.
 
-    ``notes`` are the data set's: which part is held out, which files were passed over.
+    ``epoch`` is that of the checkpoint. ``notes`` are the data set's: which part is held out, which files were passed over.
     """
 
     model: str
@@ -76,26 +62,23 @@ class Evaluation:
     loss: float
     images_per_second: float
     per_class: list[ClassResult]
-    confusion: list[list[int]]
+    confusion: Confusion
     parameters: int
     broken: list[str]
     predictions: list[Prediction]
     notes: list[str] = field(default_factory=list)
+    epoch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single predictions, as plain values."""
-        values = asdict(self)
-        del values["predictions"]
-        return values
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
+        values["per_class"] = [asdict(result) for result in self.per_class]
+        return {**values, "confusion": self.confusion.to_json()}
 
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` and ``predictions.csv``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "evaluation.json", self.to_dict())
-        rows = [
-            {key: _short(value) for key, value in asdict(line).items()} for line in self.predictions
-        ]
-        write_csv(folder / "predictions.csv", PREDICTION_COLUMNS, rows)
+        rows = ({k: _short(v) for k, v in vars(line).items()} for line in self.predictions)
+        RunFolder(folder).write_evaluation(self.to_dict(), PREDICTION_COLUMNS, rows)
 
 
 def evaluate(
@@ -254,8 +237,6 @@ def _summarise(
     probabilities = scores.softmax(-1)
     best = scores.topk(min(5, classes)).indices
     hits = best == labels[:, None]
-    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
-    confusion = confusion.view(classes, classes)
     return Evaluation(
         model=loaded.card.model,
         data=data.name,
@@ -267,12 +248,13 @@ def _summarise(
         top5=hits.any(-1).float().mean().item(),
         loss=F.cross_entropy(scores, labels).item(),
         images_per_second=found.images_per_second,
-        per_class=_per_class(data.class_names, confusion),
-        confusion=confusion.tolist(),
+        per_class=_per_class(data.class_names, labels, labels[hits[:, 0]]),
+        confusion=Confusion.of(labels, best[:, 0], classes),
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         broken=skipped,
         predictions=_predictions(images, found, probabilities, best[:, 0]),
         notes=[*data.notes, *range_notes(loaded.card, data.value_range)],
+        epoch=loaded.card.epoch,
     )
 
 
@@ -293,8 +275,9 @@ def _predictions(
     ]
 
 
-def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
-    counts, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+def _per_class(names: Sequence[str], labels: Tensor, recognised: Tensor) -> list[ClassResult]:
+    counts = labels.bincount(minlength=len(names)).tolist()
+    right = recognised.bincount(minlength=len(names)).tolist()
     return [
         ClassResult(name, count, hit / count if count else None)
         for name, count, hit in zip(names, counts, right, strict=True)

@@ -32,11 +32,8 @@ from convattn.data import (
 )
 from convattn.data.value_range import named
 from convattn.names import counted
-from convattn.tasks.classification.checkpoint import (
-    Checkpoint,
-    ModelCard,
-    load_checkpoint,
-)
+from convattn.runs.card import ModelCard
+from convattn.tasks.classification.checkpoint import Checkpoint, load_checkpoint
 from convattn.tasks.classification.evaluate import best_device
 from convattn.tasks.classification.trained_data import EARLIER_RANGE, no_range
 

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from convattn.names import check_choice
+from convattn.runs.files import replacing
 from convattn.tasks.classification.config import TrainConfig
-from convattn.tasks.classification.files import replacing
 
 _RECIPES = resources.files(__package__) / "recipes"
 # YAML 1.1 reads "1e-3" as a word; everyone means the number.

@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.text import Text
 
 from convattn.data import DataSource, shown
+from convattn.runs.card import ModelCard
+from convattn.runs.folder import RunFolder
+from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.tasks.classification.build import build_model, build_source, data_options
 from convattn.tasks.classification.callbacks import (
     KeepCheckpoints,
@@ -29,18 +32,13 @@ from convattn.tasks.classification.callbacks import (
     TrainingInterruptedError,
     WriteMetrics,
 )
-from convattn.tasks.classification.checkpoint import (
-    ModelCard,
-    find_checkpoint,
-    read_ckpt,
-)
+from convattn.tasks.classification.columns import METRICS
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.datamodule import ClassificationData
 from convattn.tasks.classification.evaluate import Evaluation, evaluate
 from convattn.tasks.classification.module import Classifier
 from convattn.tasks.classification.optimizer import check_optimizer, rate_factor
 from convattn.tasks.classification.progress import EpochLines
-from convattn.tasks.classification.run_folder import RunFolder
 from convattn.tasks.classification.settings import make_config
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.tasks.classification.trained_data import open_again, range_notes
@@ -156,8 +154,8 @@ def resume(
             f"cannot go on from {checkpoint}: give a run folder, or a .ckpt file in one"
         )
     progress = read_ckpt(checkpoint)["convattn"]
-    card = ModelCard.from_json(progress["card"])
-    config = _changed(folder.read_config(), card, overrides or {})
+    card = ModelCard.from_json(progress["card"], str(checkpoint))
+    config = _changed(make_config(folder.read_config()), card, overrides or {})
     start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
     _check_unfinished(folder, config, start)
     return _Training(config, folder, start, console).run(callbacks)
@@ -181,7 +179,7 @@ def _changed(config: TrainConfig, card: ModelCard, overrides: Mapping[str, Any])
 def _check_unfinished(folder: RunFolder, config: TrainConfig, start: _Start) -> None:
     """Raise if nothing is left to do: before anything of the run is written."""
     done = start.epochs_done
-    evaluated = (folder.path / "evaluation.json").is_file()
+    evaluated = folder.is_evaluated
     if config.epochs < done or (config.epochs == done and evaluated and not start.batches_done):
         raise ValueError(
             f"{folder.path} has finished {done} epochs, and epochs={config.epochs} asks for no "
@@ -232,9 +230,13 @@ class _Training:
         """Train, evaluate, and write both down."""
         begin = time.perf_counter()
         if self.is_first:
-            self.folder.write_config(self.config)
-            self.folder.write_environment()
-            self.folder.keep_metrics(self.start.epochs_done)
+            self.folder.write_config(self.config.model_dump(mode="json"))
+            self.folder.remove_temporary()
+            notes = self.folder.write_environment()
+            notes += self.folder.keep_metrics(METRICS, self.start.epochs_done)
+            self.console.print(
+                *map(shown, notes), sep="\n", end="\n" if notes else "", markup=False
+            )
         self._introduce()
         finished = self._fit(callbacks)
         seconds = time.perf_counter() - begin
@@ -290,7 +292,10 @@ class _Training:
 
     def _new_folder(self) -> RunFolder:
         """Only the first process writes, so that only it needs a folder of its own."""
-        return RunFolder.create(self.config) if self.is_first else RunFolder(self.config.runs)
+        config = self.config
+        if not self.is_first:
+            return RunFolder(config.runs)
+        return RunFolder.create(config.runs, config.name, config.model, config.data)
 
     def _introduce(self) -> None:
         config, source, size = self.config, self.source, self.card.preprocess.input_size

@@ -15,7 +15,7 @@ from convattn.data import (
     shown,
 )
 from convattn.data.value_range import named
-from convattn.tasks.classification.checkpoint import ModelCard
+from convattn.runs.card import ModelCard
 
 # How versions before `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from convattn.data import DataSource, open_dataset
+from convattn.runs.weights import save_weights
 from convattn.tasks.classification.build import build_model
-from convattn.tasks.classification.checkpoint import save_weights
 from convattn.tasks.classification.config import TrainConfig
 from tests.data.folders import write_classes
 from tests.tasks.classification.runs import tiny

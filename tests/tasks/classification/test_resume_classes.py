@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from convattn.runs.weights import read_ckpt, save_weights
 from convattn.tasks.classification import load_checkpoint, resume, train
-from convattn.tasks.classification.checkpoint import read_ckpt, save_weights
 from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import STILL, silent, tiny, weights, write_colors
 

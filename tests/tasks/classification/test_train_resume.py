@@ -14,9 +14,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from convattn.runs.folder import RunFolder
 from convattn.tasks.classification import TrainResult, load_config, resume, train
 from convattn.tasks.classification.callbacks import KeepCheckpoints, StopOnSignal
-from convattn.tasks.classification.run_folder import RunFolder
 from tests.tasks.classification.runs import (
     STILL,
     rows,

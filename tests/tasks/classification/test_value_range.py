@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from convattn.cli import main
 from convattn.data import check_range, eval_transform, load_image, open_dataset
+from convattn.runs.weights import read_ckpt, save_weights
 from convattn.tasks.classification import (
     Checkpoint,
     ModelCard,
@@ -23,7 +24,6 @@ from convattn.tasks.classification import (
     resume,
     train,
 )
-from convattn.tasks.classification.checkpoint import read_ckpt, save_weights
 from tests.data.deep_files import write_tiff
 from tests.tasks.classification.runs import silent, tiny, written
 

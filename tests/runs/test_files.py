@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convattn.tasks.classification.files import replacing
+from convattn.runs.files import replacing
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""The model card: what stands beside weights, so that a file of them is enough to predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from convattn.data import Preprocess, ValueRange, check_range, nfc
+from convattn.names import shown
+from convattn.runs.files import to_json
+from convattn.version import __version__
+
+FORMAT = "convattn-2"
+_EARLIER = "convattn-classification-1"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says about its weights.
+
+    Args:
+        model: the model's name.
+        model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
+        class_names: in the order of the scores; kept in Unicode's form NFC.
+        preprocess: what the model expects of its input.
+        value_range: of float and deep images, the values that became 0 and 255 in training; None
+            where all had 8 bits, and in cards of convattn before this field.
+        data: the data set it was trained on.
+        data_options: the options that this data set was opened with.
+        epoch: epochs of training it has seen.
+        metrics: the numbers of that epoch.
+        version: of convattn.
+        task: what the model was trained for.
+        method: how, where a task has several methods; "" otherwise.
+        kernels: the CPU kernels that computed it; "" where they are unknown.
+        unknown: keys that a later version wrote; they are written back.
+    """
+
+    model: str
+    model_args: dict[str, Any]
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    value_range: ValueRange | None = None
+    data: str = ""
+    data_options: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    version: str = __version__
+    task: str = "classification"
+    method: str = ""
+    kernels: str = ""
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(nfc, self.class_names)))
+
+    def to_json(self) -> str:
+        """Return the card as JSON."""
+        values = asdict(self)
+        return to_json({"format": FORMAT, **values.pop("unknown"), **values})
+
+    @staticmethod
+    def from_json(text: str, source: str = "") -> ModelCard:
+        """Read a card of this format or of the one before.
+
+        Args:
+            text: what `to_json` wrote.
+            source: the file that holds the card, for messages.
+
+        Raises:
+            ValueError: the card has a later format, lacks a key, or holds a value of another type;
+                the message names ``source`` and the key.
+        """
+        where = f"the model card of {shown(source)}" if source else "the model card"
+        values = _parse(text, where)
+        known = {f.name: values.pop(f.name) for f in fields(ModelCard) if f.name in values}
+        if known.pop("unknown", None) is not None:
+            raise _wrong(where, "has a key 'unknown', which no version of convattn writes")
+        for key, (is_right, expected) in _KEYS.items():
+            if key in known and not is_right(known[key]):
+                raise _wrong(
+                    where, f"must hold {expected} in {key!r}, got {shown(repr(known[key]))}"
+                )
+        try:
+            known["value_range"] = check_range(known.get("value_range"))
+        except (ValueError, TypeError) as error:
+            raise _wrong(where, f"holds a wrong 'value_range': {error}") from error
+        known["preprocess"] = _preprocess(known["preprocess"], where)
+        return ModelCard(**{**known, "class_names": tuple(known["class_names"]), "unknown": values})
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _wrong(where, f"is not JSON: {error}") from error
+    found = values.pop("format", None) if isinstance(values, dict) else None
+    if found not in (FORMAT, _EARLIER):
+        if isinstance(found, str) and found.startswith("convattn-"):
+            version = shown(values.get("version", "unknown"))
+            raise ValueError(
+                f"{where} has the format {shown(found)!r}, written by convattn {version}; this is "
+                f"convattn {__version__}, which reads {FORMAT!r}: update convattn"
+            )
+        raise _wrong(where, f"has the format {shown(found)!r} instead of {FORMAT!r}")
+    if missing := [key for key in _REQUIRED if key not in values]:
+        raise _wrong(where, f"has no {missing[0]!r}")
+    return values
+
+
+def _preprocess(values: dict[str, Any], where: str) -> Preprocess:
+    """Read what the model expects of its input, each value of which changes the result."""
+    for key in values:
+        if key not in _PREPROCESS:
+            raise _wrong(where, f"has {shown(key)!r} in 'preprocess', which is unknown here")
+    for key, (is_right, expected) in _PREPROCESS.items():
+        if key not in values:
+            if key in ("input_size", "mean", "std"):
+                raise _wrong(where, f"has no {key!r} in 'preprocess'")
+        elif not is_right(values[key]):
+            found = shown(repr(values[key]))
+            raise _wrong(where, f"must hold {expected} in 'preprocess.{key}', got {found}")
+    try:
+        return Preprocess.from_dict(values)
+    except ValueError as error:
+        raise _wrong(where, f"holds a wrong 'preprocess': {error}") from error
+
+
+def _wrong(where: str, what: str) -> ValueError:
+    return ValueError(
+        f"{where} {what}; it was changed, or written by another program or a later version than "
+        f"convattn {__version__}: take a file that convattn train wrote, or update convattn"
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_REQUIRED = ("model", "model_args", "class_names", "preprocess")
+_TEXT: _Check = (_is_text, "a text")
+_MAPPING: _Check = (_is_mapping, "keys and values")
+_NUMBERS: _Check = (_are_numbers, "a list of numbers")
+_KEYS: dict[str, _Check] = {
+    **dict.fromkeys(("model", "data", "version", "task", "method", "kernels"), _TEXT),
+    **dict.fromkeys(("model_args", "preprocess", "data_options"), _MAPPING),
+    "class_names": (_are_names, "a list of names"),
+    "epoch": (_is_count, "a whole number"),
+    "metrics": (_are_metrics, "names and numbers"),
+}
+_PREPROCESS: dict[str, _Check] = {
+    "input_size": (_is_size, "channels, height and width"),
+    "mean": _NUMBERS,
+    "std": _NUMBERS,
+    "interpolation": _TEXT,
+    "crop_pct": (_is_number, "a number"),
+    "crop_mode": _TEXT,
+}

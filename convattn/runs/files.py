@@ -1,0 +1,197 @@
+"""Text, JSON and CSV files that are written whole or not at all, and read with suspicion.
+
+A name of the operating system that is not UTF-8 holds surrogates in Python. Text and CSV files get
+its bytes back, JSON files hold the surrogates as escapes; both are read to the same name again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from convattn.names import listed, shown
+
+_TEMPORARY = ".convattn-*.tmp"
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_FIX = "restore it from a copy, or remove it"
+
+
+class DamagedFileError(ValueError):
+    """A file cannot be read: it was changed, cut off, or written by another program."""
+
+    def __init__(self, path: Path, reason: str, fix: str = _FIX) -> None:
+        super().__init__(f"{shown(path)} is damaged: {reason}; {fix}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; it takes the place of ``path`` if nothing goes wrong.
+
+    It lies in the same folder and reaches the disk before it gets its name, so that a full disk, a
+    crash or a power failure leaves what stood there before. Its mode follows the umask.
+
+    Args:
+        path: the file to write; its folder must exist.
+    """
+    temporary = path.parent / _TEMPORARY.replace("*", secrets.token_hex(8))
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(handle).st_mode
+    os.close(handle)
+    try:
+        yield temporary
+        _set_mode(temporary, mode)
+        _flush(temporary)
+        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # some systems cannot open or flush a folder
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that processes which were killed left in a folder."""
+    for path in folder.glob(_TEMPORARY):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write JSON.
+
+    Args:
+        path: the file.
+        value: what JSON can hold.
+        indent: None writes a mapping with one line for each of its keys, so that long lists take
+            little space.
+    """
+    text = to_json(value, indent)
+    if indent is None and isinstance(value, dict):
+        lines = [f"  {to_json(str(key))}: {to_json(entry)}" for key, entry in value.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}"
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode() + b"\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can encode: surrogates become escapes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table with a heading; a row may lack columns, whose cells stay empty."""
+    with replacing(path) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def append_csv_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Add a row to a table; the file is made where there is none, and gets missing columns.
+
+    Raises:
+        DamagedFileError: the file is not such a table.
+    """
+    rows: list[dict[str, Any]] = [*read_csv(path, ())] if path.exists() else []
+    found = list(rows[0]) if rows else []
+    names = [*found, *(name for name in columns if name not in found)]
+    write_csv(path, names, [*rows, row])
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8; bytes that are none become surrogates.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFileError(path, f"it cannot be read ({error.strerror})") from error
+
+
+def read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        fix: what an error advises.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file does not hold an object of JSON.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DamagedFileError(path, f"it is not JSON ({error})", fix) from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(
+            path, f"it holds a {type(value).__name__} instead of keys and values", fix
+        )
+    return value
+
+
+def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[str, str]]:
+    """Read a table with a heading.
+
+    Args:
+        path: the file.
+        columns: names that its heading must have; it may have more.
+        fix: what an error advises.
+
+    Returns:
+        A mapping per row.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: a column is missing, or a row has another number of cells.
+    """
+    try:
+        heading, *lines = [*csv.reader(io.StringIO(read_text(path), newline=""))] or [[]]
+    except csv.Error as error:
+        raise DamagedFileError(path, f"it is not a table ({error})", fix) from error
+    if missing := [name for name in columns if name not in heading]:
+        raise DamagedFileError(path, f"its heading has no {listed(missing)}", fix)
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(heading):
+            reason = f"row {number} has {len(line)} cells, its heading has {len(heading)}"
+            raise DamagedFileError(path, reason, fix)
+    return [dict(zip(heading, line, strict=True)) for line in lines]
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Undo what a writer that replaced the temporary file did to its mode, where that works."""
+    if path.stat().st_mode != mode:
+        with contextlib.suppress(OSError):
+            path.chmod(mode & 0o777)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(handle)

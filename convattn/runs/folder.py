@@ -1,0 +1,307 @@
+"""The folder that a training run writes: its name and its files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from convattn.data import BrokenFile
+from convattn.names import shown
+from convattn.runs.data_record import DataRecord
+from convattn.runs.environment import environment
+from convattn.runs.files import (
+    DamagedFileError,
+    append_csv_row,
+    read_csv,
+    read_json,
+    read_text,
+    remove_temporary,
+    replacing,
+    write_csv,
+    write_json,
+    write_text,
+)
+from convattn.runs.weights import read_card
+
+_OWN = ("config.yaml", "environment.json", "metrics.csv", "data.json", "broken_images.txt")
+
+
+class RunFolder:
+    """The files of one run.
+
+    ``config.yaml``, ``environment.json``, ``data.json`` (what the data was), ``metrics.csv`` (a row
+    per epoch), ``broken_images.txt`` (where there are any), ``checkpoints/``, and after training
+    ``predictions.csv`` and ``evaluation.json``.
+
+    Args:
+        path: the folder; see `create` for a new one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._made: list[Path] = []
+
+    @staticmethod
+    def create(runs: str | Path, name: str | None, model: str, data: str) -> RunFolder:
+        """Make a new folder; one that exists is never written into.
+
+        Args:
+            runs: the folder of all runs.
+            name: of this run; None takes the model, the data and the next free number.
+            model: the model's name.
+            data: the data set's name.
+
+        Raises:
+            ValueError: the name leads out of ``runs``.
+            FileExistsError: the name is taken.
+            OSError: the folder cannot be made.
+        """
+        runs = Path(runs).expanduser()
+        if name is not None:
+            return _make_run(runs / _checked(name))
+        stem = f"{_file_name(model)}-{_file_name(data)}"
+        for number in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                return _make_run(runs / f"{stem}-{number}")
+        raise AssertionError("itertools.count has no end")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best epoch."""
+        return self.checkpoints / "best.safetensors"
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether all files of an evaluation are there, and it is one of the best epoch so far."""
+        if not (self.path / "predictions.csv").is_file():
+            return False
+        try:
+            epoch = read_json(self.path / "evaluation.json").get("epoch")
+            return epoch is None or epoch == read_card(self.best).epoch
+        except (OSError, ValueError):
+            return False
+
+    def discard(self) -> None:
+        """Remove what `create` made and the run has written, unless it holds a checkpoint.
+
+        A folder that another process made, or that holds other files, stays.
+        """
+        if not self._made or any(self.checkpoints.glob("*.*")):
+            return
+        for name in _OWN if self.path in self._made else ():
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # it holds other files
+                folder.rmdir()
+        self._made = []
+
+    def remove_temporary(self) -> None:
+        """Remove the temporary files of an earlier start that was killed."""
+        remove_temporary(self.path)
+        remove_temporary(self.checkpoints)
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write the resolved configuration, which is a recipe too."""
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", text)
+
+    def read_config(self) -> dict[str, Any]:
+        """Read the configuration back.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedFileError: the file is not a configuration.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{shown(self.path)} has no config.yaml: it is not a run folder"
+            )
+        try:
+            values = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise DamagedFileError(path, f"it is not YAML ({error})") from error
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise DamagedFileError(path, "it does not hold lines of `key: value`")
+        return values
+
+    def write_environment(self) -> list[str]:
+        """Write what the run was computed with and on, and add this start to its starts.
+
+        Returns:
+            A sentence for each damaged file that was set aside.
+        """
+        path = self.path / "environment.json"
+        starts, notes = [], []
+        try:
+            starts = read_json(path).get("starts", [])
+        except FileNotFoundError:
+            pass
+        except DamagedFileError as error:
+            notes.append(_set_aside(path, error))
+        starts = starts if isinstance(starts, list) else []
+        write_json(path, {**environment(), "starts": [*starts, _start()]})
+        return notes
+
+    def write_data(self, record: DataRecord) -> None:
+        """Write what the data of the run is."""
+        write_json(self.path / "data.json", record.to_dict(), indent=None)
+
+    def read_data(self) -> DataRecord | None:
+        """Read what the data of the run was; None where an earlier version did not write it.
+
+        Raises:
+            DamagedFileError: the file is not such a record.
+        """
+        path = self.path / "data.json"
+        if not path.exists():
+            return None
+        fix = "restore it from a copy, since without it images that were held out may be learnt"
+        values = read_json(path, fix)
+        try:
+            return DataRecord.from_dict(values)
+        except ValueError as error:
+            raise DamagedFileError(path, str(error), fix) from error
+
+    def keep_metrics(self, columns: Sequence[str], epochs: int) -> list[str]:
+        """Start ``metrics.csv``, or keep the rows of the first ``epochs`` of an earlier start.
+
+        Args:
+            columns: names of the numbers; others that the file has are kept.
+            epochs: how many epochs the run has finished.
+
+        Returns:
+            A sentence for each damaged file that was set aside.
+        """
+        path = self.path / "metrics.csv"
+        rows: list[dict[str, str]] = []
+        notes = []
+        try:
+            rows = [row for row in self.read_metrics() if int(row["epoch"]) <= epochs]
+        except DamagedFileError as error:
+            notes.append(_set_aside(path, error))
+        except ValueError as error:
+            notes.append(_set_aside(path, DamagedFileError(path, str(error))))
+        names = dict.fromkeys([*columns, *(rows[0] if rows else ())])
+        write_csv(path, names, rows)
+        return notes
+
+    def add_metrics(self, columns: Sequence[str], row: Mapping[str, float]) -> None:
+        """Add an epoch to ``metrics.csv``."""
+        rounded = {name: _rounded(value) for name, value in row.items()}
+        append_csv_row(self.path / "metrics.csv", columns, rounded)
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """Return the rows of ``metrics.csv``, none where there is no such file.
+
+        Raises:
+            DamagedFileError: the file is not such a table.
+        """
+        path = self.path / "metrics.csv"
+        return read_csv(path, ("epoch",)) if path.exists() else []
+
+    def write_broken(self, broken: Iterable[BrokenFile]) -> None:
+        """List the images that were skipped, if any, a path per line."""
+        lines = sorted({file.path.replace("\n", "\\n") for file in broken})
+        if lines:
+            write_text(self.path / "broken_images.txt", "\n".join(lines) + "\n")
+
+    def write_evaluation(
+        self,
+        evaluation: Mapping[str, Any],
+        columns: Sequence[str],
+        predictions: Iterable[Mapping[str, Any]],
+    ) -> None:
+        """Write ``predictions.csv`` and then ``evaluation.json``; the latter stands for both.
+
+        Args:
+            evaluation: numbers of all images together.
+            columns: of the table of predictions.
+            predictions: a row per image.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / "evaluation.json"
+        with replacing(path) as temporary:
+            write_json(temporary, dict(evaluation), indent=None)
+            with replacing(self.path / "predictions.csv") as table:
+                write_csv(table, columns, predictions)
+                path.unlink(missing_ok=True)  # it belongs to the predictions before
+
+    def _make(self) -> None:
+        """Make the folders; remember those that did not exist before."""
+        for folder in (*reversed(self.path.parents), self.path, self.checkpoints):
+            if folder in (self.path, self.checkpoints) or not folder.is_dir():
+                folder.mkdir()
+                self._made.append(folder)
+
+
+def _make_run(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    if path.is_dir():
+        raise FileExistsError(
+            f"there is a run in {shown(path)} already; choose another --name, or go on with it: "
+            f"convattn train --resume {shown(path)}"
+        )
+    try:
+        run._make()
+    except OSError as error:
+        run.discard()
+        if isinstance(error, FileExistsError) and path.is_dir():  # another process was faster
+            return _make_run(path)
+        kind = NotADirectoryError if isinstance(error, FileExistsError) else type(error)
+        reason = "is not a folder" if kind is NotADirectoryError else f"({error.strerror})"
+        raise kind(
+            f"cannot make the run folder {shown(path)}: {shown(error.filename)} {reason}; choose "
+            "another folder with runs=FOLDER"
+        ) from error
+    return run
+
+
+def _checked(name: str) -> Path:
+    path = Path(name)
+    if "\0" in name or not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"name={shown(name)!r} must name a folder inside runs, such as name=first; another "
+            "place is chosen with runs=FOLDER"
+        )
+    return path
+
+
+def _file_name(text: str) -> str:
+    """The last part of a model's or data set's name, without what a file name should not have."""
+    last = text.rstrip("/").split("/")[-1].split(":")[-1]
+    return re.sub(r"[^\w.-]+", "_", last) or "data"
+
+
+def _start() -> dict[str, str]:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "command": command}
+
+
+def _set_aside(path: Path, error: DamagedFileError) -> str:
+    """Rename a damaged file that only describes a run, and say so in a sentence."""
+    for number in range(1, 1000):
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        if not aside.exists():
+            path.rename(aside)
+            return f"{error}; a new one is begun, the old one is kept as {aside.name}"
+    return f"{error}; a new one is begun"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,288 @@
+"""Weights on disk: .safetensors files with a model card, and the .ckpt files of a training.
+
+Both carry checksums. A .ckpt is what `torch.save` writes, a zip archive, which has one of each of
+its parts; PyTorch does not compare them, `read_ckpt` does. A .safetensors file keeps a checksum of
+its weights and card beside the card.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convattn.names import shown
+from convattn.runs.card import ModelCard
+from convattn.runs.files import DamagedFileError, replacing
+
+_CARD = "convattn"
+_CHECKSUM = "convattn_checksum"
+_ZIP = b"PK\x03\x04"
+_EMA = "ema.module."
+_PROGRESS = {"card": str, "epochs_done": int, "batches_done": int}
+
+
+def save_weights(weights: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
+    """Write weights and card as safetensors; the file appears whole or not at all."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    text = card.to_json()
+    metadata = {_CARD: text, _CHECKSUM: _checksum(plain, text)}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Read the weights of a .safetensors or .ckpt file, and their card.
+
+    Args:
+        path: a file that a training wrote; of a .ckpt the EMA weights are read where it has some.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is cut off, or is not what was written.
+        ValueError: the file is from elsewhere, or a weight holds NaN or infinity.
+    """
+    with _explaining(path):
+        read = _read_ckpt_weights if path.suffix == ".ckpt" else _read_safetensors
+        weights, card = read(path)
+    for name, value in weights.items():
+        if value.is_floating_point() and not _is_finite(value):
+            raise ValueError(
+                f"{shown(path)} cannot be used: its weight {shown(name)} holds NaN or infinity, as "
+                f"after a training that diverged (epoch {card.epoch}); take an earlier checkpoint, "
+                "or train again with a lower lr"
+            )
+    return weights, card
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read the card of a .safetensors file without its weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or has no card.
+    """
+    with _explaining(path):
+        return ModelCard.from_json(_card_text(_read_metadata(path)), str(path))
+
+
+def find_checkpoint(path: str | Path, which: str = "best.safetensors") -> Path:
+    """Return a checkpoint.
+
+    Args:
+        path: a file, which is returned itself, or a run folder.
+        which: the checkpoint of a run folder; where a .safetensors file is missing, the .ckpt file
+            of the same epoch takes its place.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``, or no such checkpoint in the folder.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint or run folder {shown(path)}")
+    names = (which, which.replace(".safetensors", ".ckpt"))
+    for place in (folder / name for name in names for folder in (path / "checkpoints", path)):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(
+        f"{shown(path)} has no {Path('checkpoints') / which}: it is not a run folder, or no epoch "
+        f"of the training was finished{_whole_beside(path / 'checkpoints' / which)}"
+    )
+
+
+def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint to go on from; the file appears whole or not at all.
+
+    Args:
+        content: what `torch.save` takes; only tensors and plain values are read back.
+        path: the file.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        with replacing(path) as temporary:
+            torch.save(dict(content), temporary)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def read_ckpt(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to go on from.
+
+    Args:
+        path: a .ckpt file of a training.
+
+    Returns:
+        Its content, tensors on the CPU; no code in it is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is cut off, or is not what was written; the message names a
+            whole checkpoint beside it, if there is one.
+        ValueError: the file is from elsewhere.
+    """
+    with _explaining(path):
+        return _read_ckpt(path)
+
+
+class _DamageError(Exception):
+    """A file of ours is not what was written."""
+
+
+class _ForeignError(Exception):
+    """A file is none of ours."""
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn an error of a checkpoint into one that names the file and what to do."""
+    try:
+        yield
+    except _DamageError as error:
+        beside = _whole_beside(path) or ", or train again"
+        raise DamagedFileError(path, str(error), f"restore it from a copy{beside}") from error
+    except _ForeignError as error:
+        reason = str(error) or "is not a checkpoint"
+        raise ValueError(
+            f"{shown(path)} {reason}: give a run folder, or a .safetensors or .ckpt file that "
+            f"convattn train wrote{_whole_beside(path)}"
+        ) from error
+
+
+def _read_ckpt(path: Path) -> dict[str, Any]:
+    _check_zip(path)
+    try:
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle raises nearly anything
+        raise _ForeignError from error
+    ours = content.get(_CARD) if isinstance(content, dict) else None
+    if not isinstance(ours, dict):
+        raise _ForeignError
+    for key, kind in _PROGRESS.items():
+        if not isinstance(ours.get(key), kind):
+            raise _ForeignError(f"has no {kind.__name__} in '{_CARD}.{key}'")
+    return content
+
+
+def _read_ckpt_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    content = _read_ckpt(path)
+    state = content.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise _ForeignError("has no weights in 'state_dict'")
+    prefix = _EMA if any(key.startswith(_EMA) for key in state) else "model."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return weights, ModelCard.from_json(content[_CARD]["card"], str(path))
+
+
+def _check_zip(path: Path) -> None:
+    """Compare the checksums of the parts of a .ckpt file."""
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP))
+        if not zipfile.is_zipfile(file) and not _ZIP.startswith(start):
+            raise _ForeignError
+        try:
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+        except Exception as error:  # zipfile raises many kinds on an archive that is damaged
+            raise _DamageError(f"it is cut off or overwritten ({error})") from error
+    if bad is not None:
+        raise _DamageError(f"the checksum of its part {shown(bad)} is wrong")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    metadata = _read_metadata(path)
+    text = _card_text(metadata)
+    try:
+        weights = _read_tensors(path)
+    except (SafetensorError, OSError) as error:
+        raise _DamageError(f"it is cut off or overwritten ({error})") from error
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(weights, text):
+        raise _DamageError("its checksum is wrong")
+    return weights, ModelCard.from_json(text, str(path))
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Read the texts in the header of a .safetensors file: its length, then JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= path.stat().st_size - 8:
+            raise _ForeignError("is not a checkpoint, or was cut off")
+        header = file.read(length)
+    try:
+        return dict(json.loads(header).get("__metadata__", {}))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise _ForeignError("is not a checkpoint, or was overwritten") from error
+
+
+def _card_text(metadata: Mapping[str, Any]) -> str:
+    card = metadata.get(_CARD)
+    if not isinstance(card, str):
+        raise _ForeignError("holds weights, but no card that names its model and classes")
+    return card
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors; a path that is not UTF-8, which safetensors refuses, through a link."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "link.safetensors"
+            link.symlink_to(path.absolute())
+            return _read_tensors(link)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _checksum(weights: Mapping[str, Tensor], card: str) -> str:
+    value = zlib.crc32(card.encode())
+    for name in sorted(weights):
+        tensor = weights[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return f"crc32:{value:08x}"
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.element_size() == 1:  # PyTorch has no isfinite of 8-bit floats
+        value = value.float()
+    return bool(value.isfinite().all())
+
+
+def _whole_beside(path: Path) -> str:
+    """Name another checkpoint in the same folder that can take the place of a damaged one."""
+    other = {"last": "best", "best": "last"}.get(path.stem)
+    if other is None or path.suffix not in (".ckpt", ".safetensors"):
+        return ""
+    names = [f"{other}.ckpt"]
+    if path.suffix == ".safetensors":
+        names = [f"{path.stem}.ckpt", f"{other}.safetensors", f"{other}.ckpt"]
+    for file in map(path.with_name, names):
+        if _is_whole(file):
+            return f"; {shown(file)} is whole and can be given in its place"
+    return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a checkpoint can be read, without a look at those beside it."""
+    try:
+        if path.suffix == ".ckpt":
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        _read_safetensors(path)
+        return True
+    except Exception:  # it is damaged as well
+        return False
