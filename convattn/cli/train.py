@@ -81,7 +81,8 @@ def _finish(result: TrainResult, *, whole: bool) -> int:
         write_report(run_dir)
         batches = f" and {result.batches_done} batches" if result.batches_done else ""
         print(
-            f"\nStopped after {result.epochs_done} epochs{batches}; everything is saved. Continue:\n"
+            f"\nStopped after {result.epochs_done} epochs{batches}; everything is saved. "
+            "Continue with\n"
             f"  convattn train --resume {as_word(run_dir)}"
         )
         return 130
