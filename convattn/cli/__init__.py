@@ -134,11 +134,11 @@ def _options(command: argparse.ArgumentParser) -> list[str]:
 
 def _unknown_option(word: str, words: list[str], args: argparse.Namespace) -> str:
     name, equals, value = word.partition("=")
-    start = f"convattn {args.command} has no option {name}"
+    start = f"convattn {args.command} has no option {shown(name)}"
     if args.command == "train" and (setting := _setting(name)):
         following = words[words.index(word) + 1 :][:1]
         value = value if equals or not following or following[0][0] == "-" else following[0]
-        return f"{start}: settings are written without dashes: {setting}={value or 'VALUE'}"
+        return f"{start}: settings are written without dashes: {setting}={shown(value or 'VALUE')}"
     near = difflib.get_close_matches(name, args.options, n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return f"{start}{hint} See: convattn {args.command} --help"
@@ -151,4 +151,4 @@ def _setting(option: str) -> str | None:
     name = option.strip("-").replace("-", "_")
     head, dot, inner = name.partition(".")
     near = difflib.get_close_matches(head, TrainConfig.model_fields, n=1, cutoff=0.8)
-    return f"{near[0]}{dot}{inner}" if near else None
+    return f"{near[0]}{dot}{shown(inner)}" if near else None

@@ -18,7 +18,7 @@ SHORT = ("--rounds", "2", "--batch", "2", "--seconds", "1", "--together")
 SMALL = Setting(size=(32, 32), batch=2)
 
 
-def test_a_model_is_measured_beside_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_measured_with_others(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "glnet_nano", "--against", "acmix_resnet_nano", *SHORT]
     assert main(words) == 0
     heading, head, first, second = capsys.readouterr().out.splitlines()
@@ -145,7 +145,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which model? Such as: convattn bench glnet_stl"),
+        ([], "name a model: convattn bench glnet_stl"),
         (["glnet_nanno"], "unknown model 'glnet_nanno'; did you mean 'glnet_nano'?"),
         (["glnet_nano", "--against", "resnet_50"], "unknown model 'resnet_50'; did you mean"),
         (["glnet_nano", "--against", "glnet_nano"], "that is the model itself; name another"),

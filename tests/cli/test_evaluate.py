@@ -39,7 +39,9 @@ def test_json_and_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["gone"], "there is no checkpoint or run folder gone"),
         (["RUN", "--data", "digits"], "knows 2 classes (blue, red), but digits has 10"),
         (["RUN", "--split", "alll"], "unknown split 'alll'; did you mean 'all'"),
-        (["RUN", "extra"], "does not know what to do with 'extra'"),
+        (["RUN", "extra"], "convattn eval takes no argument 'extra'"),
+        (["RUN", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["RUN", "--output", "/dev/null/new"], "--output /dev/null/new: cannot write there"),
     ],
 )
 def test_a_mistake_is_one_message(
@@ -48,6 +50,16 @@ def test_a_mistake_is_one_message(
     run_dir = str(work / "runs" / "run")
     assert main(["eval", *(run_dir if word == "RUN" else word for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_printed(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evaluation.json").mkdir()
+    assert main(["eval", str(work / "runs" / "run"), "--output", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "top-1" in out
+    assert "evaluation.json" in err
 
 
 def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
