@@ -121,9 +121,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     side = max(3.4, 1.4 + 0.42 * classes) if numbered else 6.0
     figure = _figure(width=side, height=side)
     axes = figure.subplots()
-    opacity = _opacity(
-        confusion if isinstance(confusion, Confusion) else Confusion.from_json(confusion)
-    )
+    opacity = _opacity(Confusion.from_json(confusion))
     extent = (-0.5, classes - 0.5, classes - 0.5, -0.5)
     axes.imshow(_tint(opacity), interpolation="none", extent=extent)
     axes.set_xlabel("predicted", color=MUTED, fontsize=_SMALL_TEXT)

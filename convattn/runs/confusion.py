@@ -1,4 +1,4 @@
-"""Counts of images by true and predicted class, of which most are zero where there are many classes."""
+"""Counts of images by true and predicted class, most of which are zero where classes are many."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Confusion(Sequence[list[int]]):
             classes: their number.
         """
         cells, counts = (labels * classes + predicted).unique(return_counts=True)
-        pairs = ((cell // classes, cell % classes) for cell in cells.tolist())
-        return Confusion(
-            classes, ((*pair, n) for pair, n in zip(pairs, counts.tolist(), strict=True))
-        )
+        found = zip(cells.tolist(), counts.tolist(), strict=True)
+        return Confusion(classes, ((*divmod(cell, classes), count) for cell, count in found))
 
     @staticmethod
     def from_json(value: Any) -> Confusion:
-        """Read what `to_json` returned, of few or of many classes.
+        """Read what `to_json` returned, of few or of many classes; rows of counts will do too.
 
         Raises:
             ValueError: the value is neither.
         """
+        if isinstance(value, Confusion):
+            return value
         try:
             if isinstance(value, dict):
                 return Confusion(int(value["classes"]), [(t, p, n) for t, p, n in value["counts"]])
@@ -57,9 +57,9 @@ class Confusion(Sequence[list[int]]):
                 raise ValueError("its rows and columns differ in number")
             cells = ((t, p, int(n)) for t, row in enumerate(value) for p, n in enumerate(row) if n)
             return Confusion(len(value), cells)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"it is neither rows of counts nor a list of counts: {error}"
+                f"a confusion is rows of counts or a list of counts: {error}"
             ) from error
 
     def to_json(self) -> Any:

@@ -65,7 +65,7 @@ class DataRecord:
         Raises:
             ValueError: a key is missing, or its value has another type.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for field in fields(DataRecord):
             if field.name not in values:
                 raise ValueError(f"it has no {field.name!r}")

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def environment() -> dict[str, Any]:
         "convattn": lambda: __version__,
         "git_commit": git_commit,
         "python": platform.python_version,
-        **{name: lambda name=name: package_version(name) for name in _PACKAGES},
+        **{name: partial(package_version, name) for name in _PACKAGES},
         "platform": platform.platform,
         "processor": processor_name,
         "cpu_cores": os.cpu_count,

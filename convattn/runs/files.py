@@ -95,11 +95,11 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table with a heading; a row may lack columns, whose cells stay empty."""
-    with replacing(path) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def append_csv_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:

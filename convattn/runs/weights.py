@@ -27,6 +27,7 @@ from convattn.runs.files import DamagedFileError, replacing
 
 _CARD = "convattn"
 _CHECKSUM = "convattn_checksum"
+_LONGEST_HEADER = 100_000_000  # bytes that safetensors allows
 _ZIP = b"PK\x03\x04"
 _EMA = "ema.module."
 _PROGRESS = {"card": str, "epochs_done": int, "batches_done": int}
@@ -217,14 +218,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 def _read_metadata(path: Path) -> dict[str, Any]:
     """Read the texts in the header of a .safetensors file: its length, then JSON."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= path.stat().st_size - 8:
-            raise _ForeignError("is not a checkpoint, or was cut off")
+        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise _ForeignError
+        if size < 8 + length or not length:
+            raise _DamageError("it is cut off")
         header = file.read(length)
     try:
         return dict(json.loads(header).get("__metadata__", {}))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise _ForeignError("is not a checkpoint, or was overwritten") from error
+        raise _DamageError("its header is overwritten") from error
 
 
 def _card_text(metadata: Mapping[str, Any]) -> str:
@@ -252,7 +255,7 @@ def _checksum(weights: Mapping[str, Tensor], card: str) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"crc32:{value:08x}"
 
 

@@ -68,7 +68,7 @@ def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
     write_classes(tmp_path / "colors\n", {"a\nb": 4, "\x1b[2Jc": 4})
     data = f"folder:{tmp_path}/colors\n"
     model, card, _ = build_model(tiny(tmp_path, data=data), open_dataset(data))
-    save_weights(model, card, tmp_path / "a.safetensors")
+    save_weights(model.state_dict(), card, tmp_path / "a.safetensors")
     assert main(["eval", str(tmp_path / "a.safetensors"), "--data", data]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.isprintable() for line in lines)

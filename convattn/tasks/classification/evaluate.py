@@ -48,7 +48,8 @@ class ClassResult:
 class Evaluation:
     """What was found. ``confusion[true][predicted]`` counts images; shares are in 0..1.
 
-    ``epoch`` is that of the checkpoint. ``notes`` are the data set's: which part is held out, which files were passed over.
+    ``epoch`` is that of the checkpoint. ``notes`` are the data set's: which part is held out, which
+    files were passed over.
     """
 
     model: str

@@ -30,7 +30,7 @@ class EpochLines(ProgressBar):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._clock = _Clock()
-        self._best: tuple[float, float] = (-1.0, float("-inf"))
+        self._best: tuple[float, ...] = (-1.0, float("-inf"))
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""

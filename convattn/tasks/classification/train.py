@@ -234,9 +234,8 @@ class _Training:
             self.folder.remove_temporary()
             notes = self.folder.write_environment()
             notes += self.folder.keep_metrics(METRICS, self.start.epochs_done)
-            self.console.print(
-                *map(shown, notes), sep="\n", end="\n" if notes else "", markup=False
-            )
+            for note in notes:
+                self.console.print(shown(note), markup=False, soft_wrap=True)
         self._introduce()
         finished = self._fit(callbacks)
         seconds = time.perf_counter() - begin

@@ -26,7 +26,9 @@ def opened(folder: Path, form: Any, *names: str) -> DataSource:
 def saved(folder: Path, source: DataSource, *class_names: str) -> tuple[TrainConfig, torch.Tensor]:
     """Save a model with these classes; return settings that start from it, and its head."""
     model, card, _ = build_model(tiny(folder), source)
-    save_weights(model, replace(card, class_names=class_names), folder / "first.safetensors")
+    save_weights(
+        model.state_dict(), replace(card, class_names=class_names), folder / "first.safetensors"
+    )
     return tiny(folder, init=str(folder / "first.safetensors")), model.state_dict()["head.weight"]
 
 

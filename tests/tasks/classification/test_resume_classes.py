@@ -38,7 +38,7 @@ def run(first: Path, tmp_path: Path) -> Path:
 def with_classes(run: Path, names: Sequence[str]) -> Path:
     """Let the run's checkpoints number its classes so."""
     best = load_checkpoint(run)
-    save_weights(best.model, replace(best.card, class_names=tuple(names)), best.path)
+    save_weights(best.model.state_dict(), replace(best.card, class_names=tuple(names)), best.path)
     path = run / "checkpoints" / "last.ckpt"
     content = read_ckpt(path)
     card = {**json.loads(content["convattn"]["card"]), "class_names": names}

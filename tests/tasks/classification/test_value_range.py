@@ -234,7 +234,7 @@ def test_a_card_without_a_range_says_so(
     assert any("0 to 65535 (16 bits) is used" in note for note in found.notes)
     files = [line.path for line in found.predictions]
     assert any("keeps no value_range" in note for note in predict(old, files).notes)
-    save_weights(old.model, old.card, tmp_path / "old.safetensors")
+    save_weights(old.model.state_dict(), old.card, tmp_path / "old.safetensors")
     data = f"folder:{run[0].parent.parent / 'colors'}"
     assert main(["eval", str(tmp_path / "old.safetensors"), "--data", data]) == 0
     said = capsys.readouterr().out
@@ -269,7 +269,7 @@ def earlier(tmp_path: Path, run: tuple[Path, str]) -> Path:
     content["convattn"]["card"] = json.dumps(card)
     torch.save(content, last)
     old = without_range(load_checkpoint(run_dir))
-    save_weights(old.model, old.card, old.path)
+    save_weights(old.model.state_dict(), old.card, old.path)
     return run_dir
 
 
