@@ -1,7 +1,7 @@
-"""Charts of a run, drawn once by matplotlib: as PNG for a file, as SVG for a page.
+"""Charts of a run, drawn by matplotlib: PNG for a file, SVG for a page.
 
-The SVG names its colours by CSS variables (``--ink``, ``--muted``, ``--line``, ``--accent``), so
-that the page decides between light and dark. matplotlib is imported by the functions that draw.
+The colours of the SVG are CSS variables (``--ink``, ``--muted``, ``--line``, ``--accent``), which
+the page sets for its light and its dark form. The functions that draw import matplotlib.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def save_png(figure: Figure, path: str | Path) -> Path:
 
 
 def to_svg(figure: Figure) -> str:
-    """Return a figure as an ``<svg>`` element that takes colours and font from its page."""
+    """Return a figure as an ``<svg>`` element with the colours and the font of its page."""
     import matplotlib as mpl
 
     text = io.StringIO()
@@ -240,7 +240,7 @@ def _opacity(confusion: Confusion) -> np.ndarray:
 
 
 def _tint(opacity: np.ndarray) -> np.ndarray:
-    """Colour cells by the opacity of the accent: it reads on a light and on a dark page."""
+    """Colour cells by the opacity of the accent, which suits a light and a dark page."""
     from matplotlib.colors import to_rgb
 
     tinted = np.empty((*opacity.shape, 4))

@@ -62,7 +62,7 @@ def test_a_result_that_cannot_be_written_is_printed(
     assert "evaluation.json" in err
 
 
-def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
+def test_control_characters_in_names_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path / "colors\n", {"a\nb": 4, "\x1b[2Jc": 4})
@@ -76,7 +76,7 @@ def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
     assert [line.split()[:2] for line in lines[-2:]] == [[r"\x1b[2Jc", "1"], [r"a\nb", "1"]]
 
 
-def test_what_was_passed_over_is_told(
+def test_files_that_were_skipped_are_listed(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path / "Training", {"red": 2, "blue": 2})

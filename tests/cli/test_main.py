@@ -12,7 +12,7 @@ from tests.cli.command import environment
 
 
 def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run a command that is a mistake; return its one message."""
+    """Run a command line with a mistake and return its message."""
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -98,7 +98,7 @@ def test_curves_are_saved_as_a_picture(tmp_path: Path) -> None:
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_svg_leaves_colours_and_fonts_to_the_page() -> None:
+def test_svg_has_the_colours_and_fonts_of_the_page() -> None:
     svg = to_svg(curves_figure(EPOCHS))
     assert svg.startswith("<svg")
     assert "var(--ink)" in svg
@@ -137,7 +137,9 @@ def test_a_class_without_images_is_an_empty_row() -> None:
     assert np.asarray(picture.get_array())[0, :, 3].max() == 0
 
 
-def test_pyplot_and_its_global_state_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_do_not_import_pyplot_with_its_global_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
     assert to_svg(curves_figure(EPOCHS)).startswith("<svg")
     assert to_svg(confusion_figure([[1]], ["one"])).startswith("<svg")

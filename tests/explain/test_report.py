@@ -158,7 +158,7 @@ def test_a_class_without_images_has_no_accuracy(tmp_path: Path) -> None:
     assert "cat 0" not in table
 
 
-def test_a_run_that_was_stopped_shows_what_there_is(tmp_path: Path) -> None:
+def test_a_run_without_evaluation_shows_its_curves_and_configuration(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "evaluation.json").unlink()
     (run / "predictions.csv").unlink()
@@ -214,7 +214,7 @@ def test_a_damaged_file_does_not_prevent_the_page(
     assert "Setup" in page.words
 
 
-def test_an_epoch_without_a_number_costs_the_curves_only(tmp_path: Path) -> None:
+def test_an_epoch_without_a_number_leaves_out_the_curves_only(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "metrics.csv").write_text("epoch,lr,val_top1\n1,0.1,0.5\n,0.1,0.75\n")
     words = Page(write_report(run)).words
@@ -248,7 +248,7 @@ def test_images_that_cannot_be_read_are_listed_by_name(tmp_path: Path) -> None:
     assert "val/5.png" in page.words
 
 
-def test_a_model_that_fails_costs_the_slot_maps_only(tmp_path: Path) -> None:
+def test_a_model_that_fails_leaves_out_the_slot_maps_only(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     page = Page(
         write_report(run, model=TinyGLNet(), image=square, preprocess=lambda _: torch.ones(2, 8, 8))
@@ -267,7 +267,7 @@ def test_without_matplotlib_the_page_has_no_charts(
     assert "83.33%" in page.words
 
 
-def test_names_that_are_no_unicode_text_are_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_valid_unicode_are_escaped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", class_names=("caf\udce9", "\x1b[2J", "c\nd"))
     (run / "predictions.csv").write_bytes(
         b"index,path,label,predicted,probability,label_probability\n0,caf\xe9.png,0,1,0.5,0.1\n"
