@@ -75,7 +75,8 @@ def write_report(
         mistakes=sections.mistakes(run, image, max_mistakes),
         slots=slots,
     )
-    write_text(path, text)
+    # A name that is not UTF-8 is shown with escapes, so that the page is UTF-8.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
     return path
 
 

@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path, suffix
     before = path.read_bytes()
     with (
         largest_file(1000),
-        pytest.raises(OSError, match="File too large|disk full"),
+        pytest.raises(OSError, match=r"File too large|disk full"),
     ):
         write(path, 1.0)
     assert path.read_bytes() == before
