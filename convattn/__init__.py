@@ -1,10 +1,10 @@
 """Convolution and attention in one operator: ACmix, X-volution and GLMix.
 
-The names are imported when they are first used, so that the package can be imported where torch is
-not installed, and so that the command line prints its help without the seconds that torch needs.
+Each name is imported when it is first used. The package can therefore be imported without torch,
+and the command line prints its help without the import of torch, which takes seconds.
 
-Where torch and timm are installed, ``import convattn`` registers the models with timm, in any order
-of imports: timm has no entry points for models. The command line registers them when it needs them.
+If torch and timm are installed, ``import convattn`` registers the models with timm, which has no
+entry points for models. The command line registers them when a command needs them.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
+
+from convattn.names import check_choice as check_choice
 
 
 def check_tensor(name: str, value: Tensor) -> None:
@@ -79,13 +78,3 @@ def check_rate(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1, got {value}")
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise unless ``value`` is one of ``choices``; the message suggests the nearest."""
-    choices = list(choices)
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown {name} {value!r}{hint} Known: {', '.join(map(repr, choices))}")

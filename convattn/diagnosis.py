@@ -1,6 +1,6 @@
-"""What a report of a defect must say of a machine, and whether the machine computes right.
+"""The facts about a machine that a bug report needs, and a check that its operators are correct.
 
-Nothing here raises: a section that cannot be found out says why.
+No function here raises an error: a section that fails contains the error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from convattn.ops.self_check import Check, self_check
 from convattn.requirements import Need, needs
 from convattn.version import __version__
 
-# What is told beside what this package asks for.
+# Packages that are listed in addition to the requirements of this package.
 _PACKAGES = ("numpy", "pillow", "safetensors", "huggingface-hub")
 _TRITONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
 _USES = {
@@ -37,22 +37,22 @@ _VARIABLES = "CC$|CUDA_VISIBLE_DEVICES$|HIP_VISIBLE_DEVICES$|TRITON_INTERPRET$|X
 _GIB = 2**30
 _LEAST_SHARED_MEMORY = _GIB
 
-Section = dict[str, Any]  # of texts, by what they are of
+Section = dict[str, Any]  # texts by name
 
 
 class Diagnosis(NamedTuple):
-    """What was found out."""
+    """The result of `diagnose`."""
 
     sections: dict[str, Section]
-    faults: list[str]  # what makes this package compute wrong, or not at all
-    hints: list[str]  # what makes it slow, or leaves a part of it out
+    faults: list[str]  # reasons why this package computes wrong results, or none
+    hints: list[str]  # reasons why this package is slow, or lacks a feature
 
 
 def diagnose() -> Diagnosis:
-    """Return all that is known; kernels in C are compiled if they have not been."""
+    """Return all sections; the C kernels are compiled if that has not been done."""
     found = Diagnosis({}, [], [])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is wrong is in the answer
+        warnings.simplefilter("ignore")  # the sections contain what is wrong
         for name, describe in _SECTIONS.items():
             found.sections[name] = _attempt(describe, found)
     return Diagnosis(*map(_without_home, found))
@@ -62,7 +62,7 @@ def _attempt(describe: Callable[[Diagnosis], Section], found: Diagnosis) -> Sect
     try:
         return describe(found)
     except Exception as error:
-        return {"not known": f"{type(error).__name__}: {error}"}
+        return {"unknown": f"{type(error).__name__}: {error}"}
 
 
 def _software(found: Diagnosis) -> Section:
@@ -70,7 +70,7 @@ def _software(found: Diagnosis) -> Section:
     changed = ", changed since" if commit and machine.differs_from_commit() else ""
     return {
         "convattn": __version__,
-        "commit": f"{commit}{changed}" if commit else "not a checkout, or no git",
+        "commit": f"{commit}{changed}" if commit else "none: no git checkout, or no git",
         "Python": f"{platform.python_version()}, {struct.calcsize('P') * 8} bits",
         "system": platform.platform(),
     }
@@ -79,7 +79,7 @@ def _software(found: Diagnosis) -> Section:
 def _machine(found: Diagnosis) -> Section:
     return {
         "processor": machine.processor_name(),
-        "instruction sets": ", ".join(machine.processor_flags()) or "none of those that count",
+        "instruction sets": ", ".join(machine.processor_flags()) or "none that the kernels use",
         "cores": _cores(),
         "memory": _of_which(machine.memory(), machine.memory_limit()),
         "/dev/shm": _shared_memory(found),
@@ -94,7 +94,7 @@ def _cores() -> str:
 
 
 def _of_which(there: int | None, limit: int | None) -> str:
-    size = "not known" if there is None else _size(there)
+    size = "unknown" if there is None else _size(there)
     return size if limit is None else f"{size}; the container has {_size(limit)}"
 
 
@@ -104,8 +104,8 @@ def _shared_memory(found: Diagnosis) -> str:
         return "none"
     if there < _LEAST_SHARED_MEMORY:
         found.hints.append(
-            f"/dev/shm has {_size(there)}, by which loading processes hand over images: give the "
-            "container more (docker run --shm-size=2g), or train with workers=0"
+            f"/dev/shm has {_size(there)}, through which loading processes send images: enlarge it "
+            "(docker run --shm-size=2g), or train with workers=0"
         )
     return _size(there)
 
@@ -116,7 +116,7 @@ def _packages(found: Diagnosis) -> Section:
         asked.setdefault(need.package, []).append(need)
     for need in (need for group in asked.values() for need in group):
         if not need.extra and not need.is_met:
-            found.faults.append(f"convattn needs {need}, and this is {need.installed}")
+            found.faults.append(f"convattn needs {need}, but {need.installed} is installed")
     lines = {name: _installed(group) for name, group in asked.items()}
     others = {n: machine.package_version(n) or "not installed" for n in _PACKAGES}
     return dict(sorted({**others, **lines}.items()))
@@ -142,7 +142,9 @@ def _pytorch(found: Diagnosis) -> Section:
 
 
 def _variables(found: Diagnosis) -> Section:
-    return dict(machine.environment_variables(_VARIABLES)) or {"none": "of those that count"}
+    return dict(machine.environment_variables(_VARIABLES)) or {
+        "none": "that changes the speed is set"
+    }
 
 
 def _native(found: Diagnosis) -> Section:
@@ -150,18 +152,18 @@ def _native(found: Diagnosis) -> Section:
     size = sum(build.stat().st_size for build in known.builds)
     builds = f", builds: {len(known.builds)}, {size / 2**20:.1f} MiB" if known.builds else ", empty"
     if known.reason:
-        found.hints.append(f"operators run without kernels in C, slower: {known.reason}")
+        found.hints.append(f"operators run without C kernels, slower: {known.reason}")
     return {
         "state": known.reason or "compiled",
         "compiler": ": ".join(filter(None, (known.compiler, known.version))) or "none",
-        "cache": f"{known.cache}{builds}" if known.cache else "none: the user has no home",
+        "cache": f"{known.cache}{builds}" if known.cache else "none: the user has no home folder",
     }
 
 
 def _triton(found: Diagnosis) -> Section:
     named = next(filter(None, map(machine.package_version, _TRITONS)), None)
     there = find_spec("triton") is not None
-    return {"version": named or ("not known" if there else "not installed")}
+    return {"version": named or ("unknown" if there else "not installed")}
 
 
 def _devices(found: Diagnosis) -> Section:
@@ -170,7 +172,7 @@ def _devices(found: Diagnosis) -> Section:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     built = torch.version.cuda or torch.version.hip
     lines = {
-        "PyTorch's CUDA": f"{built}" if built else "none: PyTorch is built for the CPU alone",
+        "PyTorch's CUDA": f"{built}" if built else "none: this PyTorch is built for CPUs only",
         "driver": _driver() or "none found",
         **(
             {f"cuda:{i}": _device(i) for i in range(count)} or {"GPUs": "none that PyTorch can use"}
@@ -226,7 +228,7 @@ def _result(check: Check) -> str:
 def _extras(found: Diagnosis) -> Section:
     known = needs()
     if not known:
-        return {"not known": "convattn is not installed as a package: pip install -e ."}
+        return {"unknown": "convattn is not installed as a package: pip install -e ."}
     extras: dict[str, list[Need]] = {}
     for need in filter(lambda need: need.extra, known):
         extras.setdefault(need.extra, []).append(need)
@@ -250,7 +252,7 @@ def _size(number: int) -> str:
 
 
 def _without_home(value: Any) -> Any:
-    """Return texts with ``~`` in place of the user's home."""
+    """Return texts with ``~`` in place of the user's home folder."""
     if isinstance(value, dict):
         return {key: _without_home(text) for key, text in value.items()}
     if isinstance(value, list):
@@ -267,7 +269,7 @@ _SECTIONS: dict[str, Callable[[Diagnosis], Section]] = {
     "packages": _packages,
     "PyTorch on this processor": _pytorch,
     "variables": _variables,
-    "kernels in C": _native,
+    "C kernels": _native,
     "Triton": _triton,
     "devices": _devices,
     "self-check": _checks,

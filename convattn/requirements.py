@@ -1,6 +1,6 @@
-"""What this package and its extras ask for, and what of it is installed.
+"""The requirements of this package and of its extras, and the versions that are installed.
 
-The package's own metadata says so; where it is not installed as a package, nothing is known.
+They are read from the metadata of the installed package; without metadata there are none.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from packaging.utils import canonicalize_name
 from convattn.machine import package_version
 
 _PACKAGE = "convattn"
-_SUMS = ("dev", "all")  # extras that repeat the others
-_MODULES = {"sklearn": "scikit-learn"}  # which are not called as their packages
+_SUMS = ("dev", "all")  # extras that repeat other extras
+_MODULES = {"sklearn": "scikit-learn"}  # modules whose package has another name
 
 
 class Need(NamedTuple):
-    """A package that this one asks for."""
+    """A requirement of this package."""
 
     package: str
     versions: str  # such as ">=2.9"
-    extra: str  # "" where every user needs it
+    extra: str  # "" if the package always needs it
     installed: str | None
 
     @property
     def is_met(self) -> bool:
-        """Whether an installed version is one of those asked for."""
+        """Whether the installed version satisfies the requirement."""
         specifier = Requirement(f"{self.package}{self.versions}").specifier
         return self.installed is not None and specifier.contains(self.installed, prereleases=True)
 
@@ -38,7 +38,7 @@ class Need(NamedTuple):
 
 
 def needs() -> list[Need]:
-    """Return what this package asks for, then what each of its extras asks for."""
+    """Return the requirements of this package, then those of each of its extras."""
     found = []
     for extra in ("", *_extras()):
         for requirement in _requirements():

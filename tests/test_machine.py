@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import inspect
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +38,75 @@ def _without_a_commit() -> bool:
         describe_commit.cache_clear()
 
 
+FACTS: dict[str, Callable[[], Any]] = {
+    "package_version": lambda: machine.package_version("torch"),
+    "git_commit": machine.git_commit,
+    "differs_from_commit": machine.differs_from_commit,
+    "processor_name": machine.processor_name,
+    "processor_flags": machine.processor_flags,
+    "usable_cores": machine.usable_cores,
+    "core_quota": machine.core_quota,
+    "memory": machine.memory,
+    "memory_limit": machine.memory_limit,
+    "shared_memory": machine.shared_memory,
+    "environment_variables": lambda: machine.environment_variables("PATH$"),
+}
+
+
+def test_every_public_function_of_the_module_is_tested():
+    public = inspect.getmembers(machine, inspect.isfunction)
+    assert set(FACTS) == {n for n, f in public if f.__module__ == machine.__name__ and n[0] != "_"}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_fact_whose_source_is_forbidden_is_empty_and_no_error(fact):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    sources = {
+        Path: ("read_text", "exists"),
+        subprocess: ("run",),
+        shutil: ("disk_usage",),
+        os: ("sysconf", "sched_getaffinity", "environ"),
+        platform: ("processor", "machine"),
+        machine: ("version",),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in sources.items():
+            for name in names:
+                patch.setattr(owner, name, refuse, raising=False)
+        found = FACTS[fact]()
+    assert not found
+
+
+@pytest.mark.parametrize("fact", ["usable_cores", "memory"])
+def test_a_fact_that_the_system_does_not_have_is_none(monkeypatch, fact):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert FACTS[fact]() is None
+
+
+def test_control_groups_of_an_unknown_form_are_no_limits(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "no colons at all\n")
+    assert machine.core_quota() is None
+    assert machine.memory_limit() is None
+
+
+def test_git_output_that_is_not_utf8_is_no_error(monkeypatch, tmp_path):
+    _program(tmp_path, "git", r"printf '\351'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert machine.differs_from_commit()
+    assert machine.git_commit() == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_the_commit_is_this_checkout_and_not_the_one_that_git_works_on(monkeypatch, tmp_path):
+    commit = machine.git_commit()
+    subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert machine.git_commit() == commit
+
+
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert _without_a_commit()
@@ -50,7 +126,7 @@ def test_a_git_that_may_not_run_gives_no_commit(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_unreadable")
-def test_a_processor_that_linux_does_not_describe_has_a_name_all_the_same():
+def test_a_processor_without_a_description_by_linux_has_a_name():
     assert machine.processor_name()
     assert machine.processor_flags() == []
     assert describe_machine()["cpu"] == environment()["processor"] == machine.processor_name()

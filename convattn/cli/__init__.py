@@ -1,7 +1,7 @@
-"""The command ``convattn``: one file per subcommand, each of which parses, calls and prints.
+"""The command ``convattn``: one file per subcommand, which parses, calls and prints.
 
-The functions that run a subcommand import torch and the parts of this package that need it, so that
-``--help``, ``--version`` and most mistakes in a command line are answered without these imports.
+The function that runs a subcommand imports torch, and the parts of this package that need it, after
+it has checked its arguments: ``--help``, ``--version``, lists and most mistakes need no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convattn.cli import bench, doctor, evaluate, models, predict, train
-from convattn.cli.output import escape_what_cannot_be_encoded
+from convattn.cli import bench, doctor, evaluate, models, predict, report, train
+from convattn.cli.output import escape_unencodable
 from convattn.machine import package_version
 from convattn.names import shown
 from convattn.requirements import extras_of
@@ -23,41 +23,44 @@ _COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "report": report,
     "models": models,
     "bench": bench,
     "doctor": doctor,
 }
 _EXAMPLES = """examples:
-  convattn train                                 learn the handwritten digits, in a minute or two
-  convattn train --data folder:pets epochs=50    learn the classes of a folder of images
-  convattn eval runs/glnet_nano-digits-1         how good the result is
+  convattn train                                 train on the handwritten digits, 1 to 2 minutes
+  convattn train --data folder:pets epochs=50    train on a folder of images
+  convattn eval runs/glnet_nano-digits-1         evaluate the trained model
   convattn predict runs/glnet_nano-digits-1 scan.png
-  convattn models 'glnet*'                       what there is to train
-  convattn bench glnet_stl --against resnet50    how fast it is here
-  convattn doctor                                what this machine has, for a report of a defect
+  convattn report runs/glnet_nano-digits-1       write the report page again
+  convattn models 'glnet*'                       list models to train
+  convattn bench glnet_stl --against resnet50    measure speed on this machine
+  convattn doctor                                describe this machine, for a bug report
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status: 0, 1 for a defect, 2 for a mistake in it.
+    """Run a command line and return the exit status.
 
-    A mistake prints one message. ``--traceback`` or CONVATTN_DEBUG=1 shows where it was found.
+    It is 0 after success, 1 if `convattn doctor` finds a defect, 2 after an error, and 130 after
+    Ctrl-C. An error prints one message; ``--traceback`` or CONVATTN_DEBUG=1 shows its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--traceback" in words or os.environ.get("CONVATTN_DEBUG", "0") not in ("", "0")
-    escape_what_cannot_be_encoded()
+    escape_unencodable()
     try:
         return _run([word for word in words if word != "--traceback"])
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
         if debug:
             raise
-        # Names in a message may hold what a terminal would act on; its lines stay lines.
+        # A message may have lines; a name in it must not send an escape sequence to a terminal.
         lines = _explain(error, words).split("\n")
         print("convattn: " + "\n".join(map(shown, lines)), file=sys.stderr)
         return 2
@@ -76,9 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"convattn {__version__} ({versions})"
     )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show where in the code a mistake was found"
-    )
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in _COMMANDS.items():
         command = commands.add_parser(
@@ -106,12 +107,12 @@ def _run(words: list[str]) -> int:
     args, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
-        raise ValueError(_unknown_option(unknown[0], args.options, args.command))
+        raise ValueError(_unknown_option(unknown[0], words, args))
     if args.command == "train":
         args.settings += rest  # words that stand after an option
     elif rest:
         hint = ": other models stand after --against" if args.command == "bench" else ""
-        raise ValueError(f"convattn {args.command} does not know what to do with {rest[0]!r}{hint}")
+        raise ValueError(f"convattn {args.command} takes no argument {rest[0]!r}{hint}")
     return int(args.run(args))
 
 
@@ -131,10 +132,23 @@ def _options(command: argparse.ArgumentParser) -> list[str]:
     return [word for action in command._actions for word in action.option_strings]
 
 
-def _unknown_option(word: str, known: list[str], command: str) -> str:
-    name = word.split("=")[0]
-    near = difflib.get_close_matches(name, known, n=1)
+def _unknown_option(word: str, words: list[str], args: argparse.Namespace) -> str:
+    name, equals, value = word.partition("=")
+    start = f"convattn {args.command} has no option {shown(name)}"
+    if args.command == "train" and (setting := _setting(name)):
+        following = words[words.index(word) + 1 :][:1]
+        value = value if equals or not following or following[0][0] == "-" else following[0]
+        return f"{start}: settings are written without dashes: {setting}={shown(value or 'VALUE')}"
+    near = difflib.get_close_matches(name, args.options, n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
-    if command == "train" and not near:
-        hint = f"; settings are written KEY=VALUE, such as {name.strip('-').replace('-', '_')}=5."
-    return f"convattn {command} has no option {name}{hint} See: convattn {command} --help"
+    return f"{start}{hint} See: convattn {args.command} --help"
+
+
+def _setting(option: str) -> str | None:
+    """Return the setting of a training that a user wrote as an option; None if there is none."""
+    from convattn.tasks.classification.config import TrainConfig
+
+    name = option.strip("-").replace("-", "_")
+    head, dot, inner = name.partition(".")
+    near = difflib.get_close_matches(head, TrainConfig.model_fields, n=1, cutoff=0.8)
+    return f"{near[0]}{dot}{shown(inner)}" if near else None

@@ -1,4 +1,4 @@
-"""``convattn bench``: how fast a model is here, beside others."""
+"""``convattn bench``: measure the speed of models on this machine, side by side."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-HELP = "measure a model's speed and memory, beside others"
+HELP = "measure speed and memory of models, side by side"
 DESCRIPTION = """Measure the speed and the memory of models, side by side.
 
-Every model is warmed up; then they take turns, round by round, so that all see the same moods of
-the machine. On a CPU each has a process of its own, so that none finds the memory that another
-left. Speeds are medians with quartiles, and ratios are taken round by round."""
+Every model is warmed up; then the models take turns in rounds, so that a change in the speed of the
+machine affects all of them. On a CPU, each model has its own process, so that no model reuses the
+memory of another. Speeds are medians with quartiles, and ratios are computed in each round."""
 EPILOG = """examples:
   convattn bench glnet_stl --against swin_tiny_patch4_window7_224 convnext_tiny
   convattn bench acmix_resnet50 --against resnet50 --dtype bfloat16 --threads 2
@@ -25,34 +25,43 @@ Models are those of `convattn models` and of timm, with random weights. Evaluati
 deployed form, channels-last: this package's models after convattn.reparameterize, timm's with batch
 norms and layer scales folded likewise. A training step is forward, backward and AdamW.
 
-quartiles    half of the rounds lie between them; in brackets those of a ratio
-mult-adds    of one image; papers call them FLOPs
-of peak      the arithmetic floor, as a share of the time needed: what the multiply-adds would take
-             at the speed of large matrix products or convolutions, measured beside it
-peak memory  of one batch, beyond weights, images and outputs"""
+quartiles    half of the rounds lie between them; those of a ratio are in brackets
+mult-adds    multiply-adds for one image; papers call them FLOPs
+of peak      the time of the multiply-adds at the speed of large matrix products or convolutions,
+             measured on the same machine, as a share of the time of the model
+peak memory  memory for one batch, in addition to weights, images and outputs"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", nargs="?", help="what to measure")
+    parser.add_argument("model", nargs="?", help="the model to measure")
     parser.add_argument(
-        "--against", nargs="+", action="extend", default=[], metavar="NAME", help="beside what"
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="models to compare with",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument(
         "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16"
     )
-    parser.add_argument("--train", action="store_true", help="a step of training, not evaluation")
-    parser.add_argument("--compile", action="store_true", help="compile every model first")
-    parser.add_argument("--batch", type=int, metavar="N", help="images; default 8, on a GPU 128")
+    parser.add_argument(
+        "--train", action="store_true", help="measure a training step, not evaluation"
+    )
+    parser.add_argument("--compile", action="store_true", help="apply torch.compile to every model")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images in a batch; default 8, on a GPU 128"
+    )
     parser.add_argument("--size", metavar="PIXELS", help="192 or 192x256; default the model's own")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default PyTorch's")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default PyTorch's")
     processes = parser.add_mutually_exclusive_group()
     processes.add_argument(
         "--apart",
         action="store_true",
         default=None,
-        help="each model in a process of its own (default on a CPU)",
+        help="one process for each model (default on a CPU)",
     )
     processes.add_argument(
         "--together",
@@ -60,14 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="all models in one process (default on a GPU)",
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="exactly so many")
+    parser.add_argument("--rounds", type=int, metavar="N", help="number of rounds")
     parser.add_argument(
-        "--seconds", type=float, default=30, metavar="S", help="rounds go on so long; default 30"
+        "--seconds", type=float, default=30, metavar="S", help="duration of the rounds; default 30"
     )
     parser.add_argument(
-        "--as-trained", action="store_true", help="evaluate without folding anything"
+        "--as-trained", action="store_true", help="evaluate the trained form, without folding"
     )
-    parser.add_argument("--json", metavar="FILE", help="write every sample; - prints nothing else")
+    parser.add_argument("--json", metavar="FILE", help="write every sample; - prints it instead")
     parser.add_argument("--plot", metavar="FILE", help="draw the speeds: .png or .svg")
     parser.add_argument("--list", nargs="?", const="*", metavar="PATTERN", help="list the models")
 
@@ -77,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list is not None:
         return _list(args.list)
     if args.model is None:
-        raise ValueError("which model? Such as: convattn bench glnet_stl --against convnext_tiny")
+        raise ValueError("name a model: convattn bench glnet_stl --against convnext_tiny")
     if args.model in args.against:
         raise ValueError(f"--against {args.model}: that is the model itself; name another")
     names = list(dict.fromkeys([args.model, *args.against]))
@@ -123,7 +132,8 @@ def _list(pattern: str) -> int:
 
 
 def _check(args: argparse.Namespace, names: list[str]) -> None:
-    """Raise for every mistake in the arguments before anything is measured."""
+    """Raise an error for a mistake in the arguments, before anything is measured."""
+    _check_options(args)
     import torch
 
     from convattn.bench.models import DTYPES, check_device
@@ -132,17 +142,22 @@ def _check(args: argparse.Namespace, names: list[str]) -> None:
     check_device(args.device)
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}")
+    for name in names:
+        with torch.device("meta"):
+            create_model(name)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise an error for a mistake that can be found without torch."""
     if args.train and args.dtype == "float16":
         raise ValueError("--train in float16 needs a gradient scaler; use --dtype bfloat16")
     if args.train and args.as_trained:
-        raise ValueError("--train trains the trained form anyway: leave out --as-trained")
+        raise ValueError("--train measures the trained form: leave out --as-trained")
     for option in ("batch", "threads", "rounds", "seconds"):
         value = getattr(args, option)
         if value is not None and value <= 0:
             raise ValueError(f"--{option} must be positive, got {value}")
-    for name in names:
-        with torch.device("meta"):
-            create_model(name)
+    _size(args.size)
     for option in ("json", "plot"):
         path = getattr(args, option)
         if path not in (None, "-") and not Path(path).resolve().parent.is_dir():
@@ -195,7 +210,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 
 def _words(args: argparse.Namespace) -> list[str]:
-    """Return the words that ask for the same again."""
+    """Return the arguments of a command that repeats the measurement."""
     words = ["bench", args.model]
     for name, value in vars(args).items():
         if name in ("command", "run", "options", "model", "list", "json", "plot", "traceback"):

@@ -1,4 +1,4 @@
-"""``convattn doctor``: what this machine has, and whether it computes right."""
+"""``convattn doctor``: describe this machine, and check that the operators are correct on it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convattn.diagnosis import Diagnosis, Section
 
-HELP = "show what this machine has, and check that it computes right"
+HELP = "describe this machine, and check the operators on it"
 DESCRIPTION = """Show versions, the processor, kernels, devices and extras, and check the operators.
 
-The page is made to be pasted into a report of a defect. Kernels in C are compiled, if they have not
-been. Each operator computes a small map, and is compared with its reference."""
+The output is meant for a bug report. The C kernels are compiled if that has not been done. Each
+operator computes a small feature map, which is compared with its reference."""
 EPILOG = """example:
   convattn doctor --json > machine.json
 
-The exit status is 1 if an operator computes wrong, or if a package that all of convattn needs is
-older than it asks for; else 0, whatever is missing. The user's home is written as ~."""
+The exit status is 1 if an operator computes a wrong result, or if a required package is too old;
+otherwise 0, even if optional packages are missing. The user's home folder is written as ~."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +41,14 @@ def _page(found: Diagnosis) -> str:
     parts = [_section(title, section, width) for title, section in found.sections.items()]
     parts += [f"{n}\n" + "\n".join(f"  {w}" for w in words) for n, words in _remarks(found)]
     return (
-        "\n\n".join(parts) if found.faults or found.hints else "\n\n".join([*parts, "All is well."])
+        "\n\n".join(parts)
+        if found.faults or found.hints
+        else "\n\n".join([*parts, "No problems found."])
     )
 
 
 def _remarks(found: Diagnosis) -> list[tuple[str, list[str]]]:
-    named = [("wrong", found.faults), ("worth knowing", found.hints)]
+    named = [("errors", found.faults), ("hints", found.hints)]
     return [(name, words) for name, words in named if words]
 
 

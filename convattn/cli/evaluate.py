@@ -1,4 +1,4 @@
-"""``convattn eval``: how good a checkpoint is."""
+"""``convattn eval``: evaluate a checkpoint on labelled images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convattn.cli.output import print_json
-from convattn.cli.trained import add_model, add_reading
-from convattn.names import shown
+from convattn.cli.output import make_folder, print_json
+from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
+from convattn.names import check_choice, shown
 
 if TYPE_CHECKING:
     from convattn.tasks.classification import Evaluation
@@ -18,25 +18,27 @@ DESCRIPTION = "Evaluate a checkpoint: top-1, top-5, loss, accuracy per class, im
 EPILOG = """example:
   convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
 
-Without --data: the held-out images of what it was trained on. Of a folder without train/ and val/
-all images are taken, unless the model was trained on that folder; --split chooses."""
-_SHOWN = 40
+Without --data, the data is the held-out images of the training. With a folder that has no train/
+and val/, it is all images of the folder, unless the model was trained on that folder. --split
+chooses the images."""
+_MAX_ROWS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
-    parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [the training's]")
+    parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [as in training]")
     parser.add_argument("--split", default="auto", help="auto, val, train or all [auto]")
-    parser.add_argument("--workers", type=int, help="loading processes [by data]")
+    parser.add_argument("--workers", type=int, help="loading processes [chosen by the data]")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv there"
+        "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv into it"
     )
     add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    _check(args)
     from convattn.tasks.classification import evaluate
 
     chosen = {} if args.value_range is None else {"value_range": args.value_range}
@@ -49,18 +51,29 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         **chosen,
     )
-    if args.output:
-        found.write(Path(args.output))
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(_table(found))
+    try:
+        if args.output:
+            found.write(Path(args.output))
+    finally:  # a disk that is full does not cost the result
+        if args.json:
+            print_json(found.to_dict())
+        else:
+            print(_table(found))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise for every mistake that can be found before the checkpoint is loaded."""
+    check_exists(args.checkpoint)
+    check_choice("split", args.split, ("auto", "train", "val", "all"))
+    check_positive("--batch-size", args.batch_size)
+    if args.output:
+        make_folder("--output", args.output)
 
 
 def _table(found: Evaluation) -> str:
     lines = [
-        f"model     {found.model}, {found.parameters:,} parameters",
+        f"model     {shown(found.model)}, {found.parameters:,} parameters",
         f"data      {shown(found.data)} ({found.split}), {found.images:,} images",
         f"top-1     {found.top1:.2%}",
         f"top-{min(5, found.num_classes)}     {found.top5:.2%}",
@@ -72,9 +85,9 @@ def _table(found: Evaluation) -> str:
     lines += [f"note      {shown(note)}" for note in found.notes]
     rows = [row for row in found.per_class if row.accuracy is not None]
     title = "class"
-    if len(rows) > _SHOWN:
-        rows = sorted(rows, key=lambda row: row.accuracy or 0.0)[:_SHOWN]
-        title = f"worst {_SHOWN} classes"
+    if len(rows) > _MAX_ROWS:
+        rows = sorted(rows, key=lambda row: row.accuracy or 0.0)[:_MAX_ROWS]
+        title = f"worst {_MAX_ROWS} classes"
     names = [shown(row.name) for row in rows]
     width = max(map(len, [title, *names]))
     lines += ["", f"{title:{width}}  images  accuracy"]

@@ -1,4 +1,4 @@
-"""``convattn models``: what there is to train, what it costs, and what its paper says."""
+"""``convattn models``: list the models with their cost and the accuracy that the paper prints."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 from typing import Any
 
 HELP = "list the models"
-DESCRIPTION = "List the models: parameters, multiply-adds, input size, and the paper's accuracy."
+DESCRIPTION = "List the models: parameters, multiply-adds, input size and accuracy in the paper."
 EPILOG = """examples:
   convattn models 'glnet*'
   convattn models acmix_pvt_tiny pvt_tiny
 
 Multiply-adds are counted for one image of the input size (papers call them FLOPs). The accuracy is
-ImageNet-1k top-1 as the paper prints it; docs/models.md has the papers' other figures too. A part
-of a name stands for all that have it. Any model of timm can be trained as well."""
-_RESULTS = " ImageNet-1k results"  # the heading says so
+ImageNet-1k top-1 as printed in the paper; docs/models.md has the other numbers of the papers. A
+part of a name selects all models that contain it. Any model of timm can be trained as well."""
+_RESULTS = " ImageNet-1k results"  # left out, since the heading has it
 _LINE = "{:<26} {:>11} {:>9} {:>8} {:>6}  {}"
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("patterns", nargs="*", metavar="pattern", help="such as 'glnet*'")
     parser.add_argument(
-        "--all", action="store_true", help="without a pattern: those with one path alone too"
+        "--all", action="store_true", help="without a pattern: list variants with only one path too"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([_describe(name) for name in shown], indent=2))
         return 0
     print(
-        _LINE.format("model", "parameters", "mult-adds", "input", "top-1", "of ImageNet-1k, says")
+        _LINE.format("model", "parameters", "mult-adds", "input", "top-1", "ImageNet-1k top-1 from")
     )
     for name in shown:
         print(_row(_describe(name)), flush=True)
     if len(shown) < len(names):
-        print(f"and {len(names) - len(shown)} with one path alone: convattn models --all")
+        print(f"and {len(names) - len(shown)} with only one path: convattn models --all")
     return 0
 
 
@@ -81,7 +81,10 @@ def _describe(name: str) -> dict[str, Any]:
 def _row(found: dict[str, Any]) -> str:
     height, width = found["input_size"][1:]
     macs = f"{found['macs'] / 1e9:.2f} G" if found["macs"] > 1e9 else f"{found['macs'] / 1e6:.0f} M"
-    top1, source = "-", "no paper: ours, for small images" if width < 224 else "no paper prints it"
+    top1, source = (
+        "-",
+        "no paper: a variant for small images" if width < 224 else "not in the paper",
+    )
     if found["paper"] is not None:
         top1, source = f"{found['paper_top1']:.1f}", found["paper"].removesuffix(_RESULTS)
     if found["training"] not in (None, "standard"):

@@ -1,4 +1,4 @@
-"""``convattn predict``: what a checkpoint sees in images."""
+"""``convattn predict``: classify images by a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from convattn.cli.output import print_json
-from convattn.cli.trained import add_model, add_reading
+from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
 from convattn.names import shown
 
 if TYPE_CHECKING:
     from convattn.tasks.classification.predict import Predictions
 
 HELP = "classify images"
-DESCRIPTION = "Classify images, and all images of folders."
+DESCRIPTION = "Classify images, and all images in folders."
 EPILOG = """example:
   convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2"""
 
@@ -23,13 +23,16 @@ EPILOG = """example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="what to classify")
-    parser.add_argument("--top-k", type=int, default=3, help="classes to name per image [3]")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images to classify")
+    parser.add_argument("--top-k", type=int, default=3, help="number of classes per image [3]")
     add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    check_exists(args.checkpoint)
+    check_positive("--top-k", args.top_k)
+    check_positive("--batch-size", args.batch_size)
     from convattn.tasks.classification import predict
 
     found = predict(

@@ -1,1 +1,1 @@
-"""What a trained network sees: slot maps, pictures and the report of a run."""
+"""Slot maps and charts of trained networks, and the report of a run."""

@@ -1,19 +1,23 @@
-"""Charts of a run, drawn once by matplotlib: as PNG for a file, as SVG for a page.
+"""Charts of a run, drawn by matplotlib: PNG for a file, SVG for a page.
 
-The SVG names its colours by CSS variables (``--ink``, ``--muted``, ``--line``, ``--accent``), so
-that the page decides between light and dark. matplotlib is imported by the functions that draw.
+The colours of the SVG are CSS variables (``--ink``, ``--muted``, ``--line``, ``--accent``), which
+the page sets for its light and its dark form. The functions that draw import matplotlib.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from convattn.names import shown
 from convattn.runs.confusion import Confusion
 from convattn.runs.files import replacing
 
@@ -26,37 +30,87 @@ Epochs = Sequence[dict[str, float]]
 INK, MUTED, LINE, ACCENT = "#1b2330", "#6b7686", "#d9dee6", "#2f66d0"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent"}
 _SMALL_TEXT = 9.0
-# Beyond this many classes a matrix carries no numbers, and names would overlap.
+# A matrix of more classes has no numbers and no names, which would overlap.
 MAX_NUMBERED_CLASSES = 30
 _MAX_CELLS = 200
 _MAX_NAME = 16
+_DASHES = ("-", "--", ":", "-.")
+_NOT_SHARES = ("epoch", "step", "images_per_second")
+_WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
+_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 
 
-def curves_figure(epochs: Epochs) -> Figure:
-    """Draw loss, accuracy and learning rate over the epochs, side by side.
+class Panel(NamedTuple):
+    """One chart of the curves: a title, and the columns of ``metrics.csv`` that it draws."""
+
+    title: str
+    columns: tuple[str, ...]
+
+
+def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
+    """Return the charts of a training: losses, shares from 0 to 1, and the learning rate.
 
     Args:
-        epochs: rows of ``metrics.csv``; a column that no row has is left out.
+        epochs: rows of ``metrics.csv``.
+        columns: the columns to draw; by default all that belong to one of the charts.
+
+    Returns:
+        The charts that have a column with a finite number.
     """
-    figure = _figure(width=11.0, height=3.3)
-    panels = figure.subplots(1, 3, width_ratios=(3, 3, 2))
-    for axes, draw in zip(panels, CURVES.values(), strict=True):
-        draw(axes, epochs)
+    names = dict.fromkeys(name for row in epochs for name in row)
+    values = {
+        name: [row[name] for row in epochs if math.isfinite(row.get(name, math.nan))]
+        for name in (names if columns is None else columns)
+    }
+    found = [name for name, numbers in values.items() if numbers]
+    losses = [name for name in found if is_loss(name)]
+    shares = [
+        name
+        for name in found
+        if not (name in losses or name in _NOT_SHARES or _is_rate(name))
+        and all(0 <= value <= 1 for value in values[name])
+    ]
+    rates = [name for name in found if _is_rate(name)]
+    charts = {"Loss": losses, "Metrics": shares, "Learning rate": rates}
+    return [Panel(title, tuple(group)) for title, group in charts.items() if group]
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a column is a loss, by its name."""
+    return "loss" in name
+
+
+def _is_rate(name: str) -> bool:
+    return name == "lr" or name.startswith("lr_")
+
+
+def column_title(name: str) -> str:
+    """Return the name of a column in words: "val_top1" is "validation top-1"."""
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def curves_figure(epochs: Epochs, columns: Iterable[str] | None = None) -> Figure:
+    """Draw all charts of a training side by side; see `panels`."""
+    charts = panels(epochs, columns)
+    figure = _figure(width=11.0 * max(1, len(charts)) / 3, height=3.3)
+    places = figure.subplots(1, max(1, len(charts)), squeeze=False)[0]
+    for axes, panel in zip(places, charts, strict=False):
+        _draw(axes, panel, epochs)
     return figure
 
 
-def curve_figure(name: str, epochs: Epochs) -> Figure:
-    """Draw one panel of the curves: ``loss``, ``accuracy`` or ``learning rate``."""
+def curve_figure(panel: Panel, epochs: Epochs) -> Figure:
+    """Draw one chart of a training."""
     figure = _figure(width=4.0, height=2.7)
-    CURVES[name](figure.subplots(), epochs)
+    _draw(figure.subplots(), panel, epochs)
     return figure
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
-    """Draw a confusion matrix: the stronger a cell, the larger its share of the true class.
+    """Draw a confusion matrix: the stronger the colour of a cell, the larger its share of a row.
 
-    Up to 30 classes carry names and counts. Beyond, the matrix is a picture without numbers;
-    beyond 200, neighbouring classes share a cell, which shows their largest share.
+    Up to 30 classes have names and counts. More classes are drawn without numbers; of more than
+    200, neighbouring classes share a cell, which shows their largest share.
 
     Args:
         confusion: counts by (true class, predicted class).
@@ -67,8 +121,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     side = max(3.4, 1.4 + 0.42 * classes) if numbered else 6.0
     figure = _figure(width=side, height=side)
     axes = figure.subplots()
-    known = isinstance(confusion, Confusion)
-    opacity = _opacity(confusion if known else Confusion.from_json(confusion))
+    opacity = _opacity(Confusion.from_json(confusion))
     extent = (-0.5, classes - 0.5, classes - 0.5, -0.5)
     axes.imshow(_tint(opacity), interpolation="none", extent=extent)
     axes.set_xlabel("predicted", color=MUTED, fontsize=_SMALL_TEXT)
@@ -81,23 +134,23 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
 
 
 def save_png(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a picture on white."""
-    with replacing(Path(path)) as temporary:
+    """Write a figure as a PNG file on white, whole or not at all."""
+    with replacing(Path(path)) as temporary, _quiet():
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")
     return Path(path)
 
 
 def to_svg(figure: Figure) -> str:
-    """Return a figure as an ``<svg>`` element that takes colours and font from its page."""
+    """Return a figure as an ``<svg>`` element with the colours and the font of its page."""
     import matplotlib as mpl
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):
+    with mpl.rc_context({"svg.fonttype": "none"}), _quiet():
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Group ids repeat from figure to figure, and a page may hold several.
+    # The ids of groups repeat from figure to figure, and a page may hold several figures.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     for colour, variable in _VARIABLES.items():
@@ -111,46 +164,48 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw_loss(axes: Axes, epochs: Epochs) -> None:
-    _plot(axes, epochs, {"train_loss": "training", "val_loss": "validation"})
-    _style(axes, title="Loss")
-    axes.set_ylim(bottom=0)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop warnings of matplotlib: the font of a file lacks the letters of some names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-def _draw_accuracy(axes: Axes, epochs: Epochs) -> None:
+def _draw(axes: Axes, panel: Panel, epochs: Epochs) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    _plot(axes, epochs, {"train_acc": "training", "val_top1": "validation"})
-    _style(axes, title="Accuracy (top-1)")
-    axes.set_ylim(top=1.005)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    _plot(axes, panel, epochs)
+    _style(axes, title=panel.title)
+    if panel.title == "Metrics":
+        axes.set_ylim(top=1.005)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        return
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if panel.title == "Loss" else 0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _draw_learning_rate(axes: Axes, epochs: Epochs) -> None:
-    _plot(axes, epochs, {"lr": ""})
-    _style(axes, title="Learning rate")
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
-
-
-CURVES: dict[str, Callable[[Axes, Epochs], None]] = {
-    "loss": _draw_loss,
-    "accuracy": _draw_accuracy,
-    "learning rate": _draw_learning_rate,
-}
-
-
-def _plot(axes: Axes, epochs: Epochs, columns: dict[str, str]) -> None:
-    """Plot columns by epoch; the last one is the one that matters and gets the accent."""
-    for column, label in columns.items():
-        last = column == list(columns)[-1]
+def _plot(axes: Axes, panel: Panel, epochs: Epochs) -> None:
+    """Plot columns by epoch: those of training in grey, the others in the accent."""
+    drawn = {MUTED: 0, ACCENT: 0}
+    for column in panel.columns:
         points = [(row["epoch"], row[column]) for row in epochs if column in row]
-        if points:
-            style: dict[str, Any] = {"color": ACCENT if last else MUTED, "label": label}
-            marker = "o" if len(points) == 1 else ""
-            axes.plot(*zip(*points, strict=True), lw=1.8 if last else 1.4, marker=marker, **style)
+        colour = MUTED if column.startswith("train") else ACCENT
+        style: dict[str, Any] = {"color": colour, "label": _label(column, panel)}
+        style["linestyle"] = _DASHES[drawn[colour] % len(_DASHES)]
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(
+            *zip(*points, strict=True), lw=1.4 if colour == MUTED else 1.8, marker=marker, **style
+        )
+        drawn[colour] += 1
     if len(axes.lines) > 1:
         axes.legend(frameon=False, labelcolor="linecolor", fontsize=_SMALL_TEXT)
+
+
+def _label(column: str, panel: Panel) -> str:
+    """Return the words of a column that the title of its chart does not say."""
+    words = [word for word in column.split("_") if word != panel.title.lower()]
+    return column_title("_".join(words or [column]))
 
 
 def _style(axes: Axes, *, title: str = "", grid: bool = True) -> None:
@@ -185,7 +240,7 @@ def _opacity(confusion: Confusion) -> np.ndarray:
 
 
 def _tint(opacity: np.ndarray) -> np.ndarray:
-    """Colour cells by the opacity of the accent: it reads on a light and on a dark page."""
+    """Colour cells by the opacity of the accent, which suits a light and a dark page."""
     from matplotlib.colors import to_rgb
 
     tinted = np.empty((*opacity.shape, 4))
@@ -207,7 +262,7 @@ def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     # A dollar sign would start a formula.
-    names = [_shorten(name).replace("$", r"\$") for name in class_names]
+    names = [_shorten(shown(name)).replace("$", r"\$") for name in class_names]
     turned = max(map(len, names), default=0) > 3
     axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
     axes.set_yticks(range(len(names)), names)

@@ -1,4 +1,4 @@
-"""What each section of a report says, computed from a run: plain data for the template."""
+"""The content of each section of a report, computed from a run as plain data for the template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
-from convattn.runs import metrics
 from convattn.runs.results import Prediction, Run
 
 _THUMBNAIL = 192
@@ -24,17 +23,17 @@ _SMALLEST_MAP = 4
 
 @dataclass(frozen=True)
 class ClassRow:
-    """How well one class is recognised, and what it is most often taken for."""
+    """The accuracy of one class, and the class that is most often predicted instead."""
 
     name: str
     images: int
     accuracy: float
-    taken_for: str = ""
+    confused_with: str = ""
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """A true class taken for another: how often, and for which share of its images."""
+    """A true class and a wrong prediction of it: number and share of the images of that class."""
 
     true: str
     predicted: str
@@ -44,7 +43,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction in words, with its picture where there is one."""
+    """A wrong prediction in words, with the image if it can be read."""
 
     prediction: Prediction
     true: str
@@ -62,7 +61,7 @@ class SlotExample:
 
 @dataclass(frozen=True)
 class SlotStage:
-    """The slots of one GLMix: a picture per example, and how unevenly positions draw on them."""
+    """The slots of one GLMix: a picture per example, and the mean weight of the strongest slot."""
 
     module: str
     slots: int
@@ -81,13 +80,13 @@ class SlotSection:
 
 
 def class_rows(run: Run) -> list[ClassRow]:
-    """One row per class in the order of the labels; classes without images are left out."""
+    """Return a row per class in the order of the labels, without classes that have no images."""
     rows = []
     for label, entry in enumerate(run.evaluation.get("per_class", [])):
         if entry["images"]:
             worst = max(_confusions_of(run, label), key=lambda p: p.count, default=None)
-            taken_for = worst.predicted if worst else ""
-            rows.append(ClassRow(str(entry["name"]), entry["images"], entry["accuracy"], taken_for))
+            other = worst.predicted if worst else ""
+            rows.append(ClassRow(str(entry["name"]), entry["images"], entry["accuracy"], other))
     return rows
 
 
@@ -98,13 +97,13 @@ def confused_pairs(run: Run, limit: int = 10) -> list[ConfusedPair]:
 
 
 def mistakes(run: Run, image: Callable[[int], Image.Image] | None, limit: int) -> list[Mistake]:
-    """Return the most confident mistakes, with thumbnails where ``image`` gives pictures."""
+    """Return the most confident mistakes, with thumbnails of the images that can be read."""
     return [
         Mistake(
             prediction=p,
             true=run.class_name(p.label),
             predicted=run.class_name(p.predicted),
-            picture=_thumbnail(image(p.index)) if image else None,
+            picture=_thumbnail(image, p.index) if image else None,
         )
         for p in run.mistakes[:limit]
     ]
@@ -132,13 +131,8 @@ def slot_section(
     return SlotSection(examples, stages) if stages else None
 
 
-def best_epoch(run: Run) -> dict[str, float] | None:
-    """Return the validated epoch of the highest accuracy, among equals of the lowest loss."""
-    return metrics.best_epoch(run.epochs, ("val_top1", "-val_loss"))
-
-
 def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """Return the environment as text; how the run was started stands elsewhere."""
+    """Return the environment as text, without the starts of the run."""
     return [(k.replace("_", " "), _text(v)) for k, v in run.environment.items() if k != "starts"]
 
 
@@ -167,9 +161,12 @@ def _confusions_of(run: Run, label: int) -> list[ConfusedPair]:
     ]
 
 
-def _thumbnail(picture: Image.Image) -> str:
-    """Bring to the size of a thumbnail; a scan of 8 x 8 keeps its square pixels."""
-    picture = picture.convert("RGB")
+def _thumbnail(image: Callable[[int], Image.Image], index: int) -> str | None:
+    """Return an image as a thumbnail, enlarged without smoothing; None if it cannot be read."""
+    try:
+        picture = image(index).convert("RGB")
+    except Exception:  # a file that is gone or damaged leaves its place in the page empty
+        return None
     scale = _THUMBNAIL / max(picture.size)
     if scale > 1:
         width, height = (max(1, round(side * scale)) for side in picture.size)

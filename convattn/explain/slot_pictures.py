@@ -1,4 +1,4 @@
-"""Slot maps as pictures: every slot a colour, laid over what the network saw."""
+"""Slot maps as pictures: a colour for each slot, over the input of the network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 _GOLDEN_RATIO = 0.618034
-# How much of a pixel's colour is the slot's; the rest is the image in grey, its black lifted so
-# that colours differ there too.
+# The share of the slot in the colour of a pixel; the rest is the grey image. Its black is made
+# lighter, so that the colours of slots differ in dark areas too.
 _STRENGTH = 0.6
 _BLACK = 0.2
 
 
 def slot_colours(number: int) -> Tensor:
-    """Return ``number`` colours (number, 3) in 0..1; neighbours in the list differ clearly."""
+    """Return ``number`` colours (number, 3) in 0..1; adjacent colours differ clearly."""
     lightness = (0.50, 0.60, 0.72)
     colours = [
         colorsys.hls_to_rgb(slot * _GOLDEN_RATIO % 1, lightness[slot % 3], 0.6)
@@ -27,19 +27,19 @@ def slot_colours(number: int) -> Tensor:
 
 
 def input_picture(x: Tensor, *, size: int = 192) -> Image.Image:
-    """Show a normalised network input (C, H, W), its values stretched to the full range."""
+    """Return a normalised network input (C, H, W) as a picture with the full range of values."""
     return _to_image(_stretch(x, size))
 
 
 def slot_picture(maps: Tensor, x: Tensor, *, size: int = 192) -> Image.Image:
-    """Colour every pixel by the slot it belongs to most, over the image in grey.
+    """Colour each pixel by the slot with the largest weight, over the grey image.
 
-    The maps are enlarged before the strongest slot is taken, so that borders between slots are
-    smooth even where the map has 8 x 8 positions.
+    The maps are enlarged before the largest weight is chosen, so that borders between slots are
+    smooth even for a map of 8 x 8 positions.
 
     Args:
         maps: soft assignment (M, h, w) of positions to slots, from ``slot_maps``.
-        x: the network input (C, H, W) that they belong to.
+        x: the network input (C, H, W) of these maps.
         size: longer side of the picture in pixels.
 
     Returns:
@@ -55,7 +55,7 @@ def slot_picture(maps: Tensor, x: Tensor, *, size: int = 192) -> Image.Image:
 
 
 def _stretch(x: Tensor, size: int) -> Tensor:
-    """Bring an input to 0..1, three channels and a longer side of ``size``."""
+    """Scale an input to values in 0..1, three channels and a longer side of ``size``."""
     x = x.detach().float().cpu()
     low, high = x.amin(), x.amax()
     x = (x - low) / (high - low).clamp_min(1e-6)

@@ -1,4 +1,4 @@
-"""Slot maps: to which slots each position of a map belongs, read from outside by hooks."""
+"""Slot maps: the weights of the slots at each position, computed by forward hooks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from convattn.ops.reference import glmix as reference
 def slot_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return the soft assignment of positions to slots in every GLMix of a model.
 
-    ``A[m, p] = softmax over m (tau * cos(S0_m, u_p))``, the weights by which slots are given back
-    to the map.
+    ``A[m, p] = softmax over m (tau * cos(S0_m, u_p))``, the weight of slot m at position p.
 
     Args:
-        model: any model; run once in evaluation mode without gradients, then left as it was.
+        model: any model; it runs once in evaluation mode without gradients and is left as it was.
         x: the model's input (B, C, H, W), on the model's device and of its dtype.
 
     Returns:
@@ -63,7 +62,7 @@ def _assignment(mixer: GLMix, x: Tensor, context: Tensor | None = None) -> Tenso
     slots = _initial_slots(mixer, x if context is None else context)
     if mixer.clustering == "kmeans":
         slots = kmeans_clustering(slots, u, mixer.kmeans_iterations)
-    # What a position receives from one-hot slots is its share of each.
+    # One-hot slots, dispatched to a position, give the weights of the slots there.
     number = slots.shape[1]
     one_hot = torch.eye(number, dtype=u.dtype, device=u.device).expand(len(u), -1, -1)
     return reference.dispatch(slots, one_hot, u, mixer.slot_scale)
@@ -77,7 +76,7 @@ def _initial_slots(mixer: GLMix, context: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; afterwards every module is as it was."""
+    """Set a model to evaluation mode, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

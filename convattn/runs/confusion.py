@@ -43,11 +43,13 @@ class Confusion(Sequence[list[int]]):
 
     @staticmethod
     def from_json(value: Any) -> Confusion:
-        """Read what `to_json` returned, of few or of many classes.
+        """Read what `to_json` returned, of few or of many classes; rows of counts will do too.
 
         Raises:
             ValueError: the value is neither.
         """
+        if isinstance(value, Confusion):
+            return value
         try:
             if isinstance(value, dict):
                 return Confusion(int(value["classes"]), [(t, p, n) for t, p, n in value["counts"]])
@@ -55,7 +57,7 @@ class Confusion(Sequence[list[int]]):
                 raise ValueError("its rows and columns differ in number")
             cells = ((t, p, int(n)) for t, row in enumerate(value) for p, n in enumerate(row) if n)
             return Confusion(len(value), cells)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"a confusion is rows of counts or a list of counts: {error}"
             ) from error

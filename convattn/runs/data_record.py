@@ -82,8 +82,8 @@ class DataRecord:
         now = DataRecord.of(source)
         notes = _changed_classes(self.class_names, now.class_names)
         if gone := sorted({*self.held_out} - {name for name, _ in _all_files(source)}):
-            files = counted(len(gone), "file")
-            notes.append(f"{files} that the run held out are no longer there: {listed(gone, 3)}")
+            files = counted(len(gone), "held-out file")
+            notes.append(f"the data has lost {files} of the run: {listed(gone, 3)}")
         for what, before, count in (
             ("to learn from", self.train, now.train),
             ("held out", self.val, now.val),
@@ -112,7 +112,7 @@ _KINDS: dict[str, tuple[type, type]] = {
 def _changed_classes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
     gone = [name for name in before if name not in set(now)]
     new = [name for name in now if name not in set(before)]
-    notes = [f"the data has no longer the classes {listed(gone, 5)}"] if gone else []
+    notes = [f"the data no longer has the classes {listed(gone, 5)}"] if gone else []
     return notes + ([f"the data has the new classes {listed(new, 5)}"] if new else [])
 
 

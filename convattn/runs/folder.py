@@ -135,7 +135,9 @@ class RunFolder:
         try:
             values = yaml.safe_load(read_text(path))
         except yaml.YAMLError as error:
-            raise DamagedFileError(path, f"it is not YAML ({error})") from error
+            raise DamagedFileError(
+                path, "it is not YAML: " + " ".join(str(error).split())
+            ) from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise DamagedFileError(path, "it does not hold lines of `key: value`")
         return values

@@ -1,20 +1,23 @@
 """Weights on disk: .safetensors files with a model card, and the .ckpt files of a training.
 
-Both carry checksums. A .ckpt is what `torch.save` writes, a zip archive, which has one of each of
-its parts; PyTorch does not compare them, `read_ckpt` does. A .safetensors file keeps a checksum of
-its weights and card beside the card.
+Both carry checksums, which `read_ckpt` and `read_weights` compare. A .ckpt is what `torch.save`
+writes, a zip archive, with a checksum of the whole file in the archive's comment; one of
+Lightning has checksums of its parts. A .safetensors file keeps a checksum of its weights and card
+beside the card.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +30,11 @@ from convattn.runs.files import DamagedFileError, replacing
 
 _CARD = "convattn"
 _CHECKSUM = "convattn_checksum"
+_BLOCK = 2**20
+_LONGEST_HEADER = 100_000_000  # bytes that safetensors allows
 _ZIP = b"PK\x03\x04"
+_COMMENT = b"convattn crc32:%08x"
+_COMMENT_SIZE = len(_COMMENT % 0)
 _EMA = "ema.module."
 _PROGRESS = {"card": str, "epochs_done": int, "batches_done": int}
 
@@ -37,7 +44,7 @@ def save_weights(weights: Mapping[str, Tensor], card: ModelCard, path: Path) -> 
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     text = card.to_json()
     metadata = {_CARD: text, _CHECKSUM: _checksum(plain, text)}
-    with replacing(path) as temporary:
+    with _writing(path) as temporary:
         save_file(plain, temporary, metadata=metadata)
 
 
@@ -109,13 +116,9 @@ def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
         content: what `torch.save` takes; only tensors and plain values are read back.
         path: the file.
     """
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(True)
-    try:
-        with replacing(path) as temporary:
-            torch.save(dict(content), temporary)
-    finally:
-        torch.serialization.set_crc32_options(before)
+    with _writing(path) as temporary, temporary.open("w+b") as file:
+        torch.save(dict(content), file)  # given a path, it would write the temporary name too
+        _add_comment(file)
 
 
 def read_ckpt(path: Path) -> dict[str, Any]:
@@ -135,6 +138,17 @@ def read_ckpt(path: Path) -> dict[str, Any]:
     """
     with _explaining(path):
         return _read_ckpt(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Give a temporary file as `replacing` does; a writer's own error becomes an OSError."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (SafetensorError, RuntimeError) as error:
+        reason = f"{str(error).splitlines()[0]}; is the disk full?"
+        raise OSError(f"cannot write {shown(path)}: {reason}") from error
 
 
 class _DamageError(Exception):
@@ -162,7 +176,7 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 def _read_ckpt(path: Path) -> dict[str, Any]:
-    _check_zip(path)
+    _check_file(path)
     try:
         with path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -187,19 +201,46 @@ def _read_ckpt_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     return weights, ModelCard.from_json(content[_CARD]["card"], str(path))
 
 
-def _check_zip(path: Path) -> None:
-    """Compare the checksums of the parts of a .ckpt file."""
+def _check_file(path: Path) -> None:
+    """Compare the checksum of a .ckpt file, or those of its parts where it has none."""
     with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _COMMENT_SIZE))
+        comment = file.read()
+        if re.fullmatch(rb"convattn crc32:[0-9a-f]{8}", comment):
+            if _COMMENT % _file_checksum(file, size - _COMMENT_SIZE) != comment:
+                raise _DamageError("its checksum is wrong")
+            return
+        file.seek(0)
         start = file.read(len(_ZIP))
-        if not zipfile.is_zipfile(file) and not _ZIP.startswith(start):
-            raise _ForeignError
         try:
             with zipfile.ZipFile(file) as archive:
                 bad = archive.testzip()
         except Exception as error:  # zipfile raises many kinds on an archive that is damaged
+            if not _ZIP.startswith(start):
+                raise _ForeignError from error
             raise _DamageError(f"it is cut off or overwritten ({error})") from error
     if bad is not None:
         raise _DamageError(f"the checksum of its part {shown(bad)} is wrong")
+
+
+def _add_comment(file: BinaryIO) -> None:
+    """Add a checksum of a zip archive to it; the archive's last two bytes count the comment's."""
+    file.seek(-2, os.SEEK_END)
+    file.write(_COMMENT_SIZE.to_bytes(2, "little"))
+    checksum = _file_checksum(file, file.tell())
+    file.write(_COMMENT % checksum)
+
+
+def _file_checksum(file: BinaryIO, size: int) -> int:
+    """Return the checksum of the first ``size`` bytes, and leave the file after them."""
+    file.seek(0)
+    value = 0
+    while size:
+        block = file.read(min(size, _BLOCK))
+        value = zlib.crc32(block, value)
+        size -= len(block)
+    return value
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -217,14 +258,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 def _read_metadata(path: Path) -> dict[str, Any]:
     """Read the texts in the header of a .safetensors file: its length, then JSON."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= path.stat().st_size - 8:
-            raise _ForeignError("is not a checkpoint, or was cut off")
+        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise _ForeignError
+        if size < 8 + length or not length:
+            raise _DamageError("it is cut off")
         header = file.read(length)
     try:
         return dict(json.loads(header).get("__metadata__", {}))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise _ForeignError("is not a checkpoint, or was overwritten") from error
+        raise _DamageError("its header is overwritten") from error
 
 
 def _card_text(metadata: Mapping[str, Any]) -> str:
@@ -252,7 +295,7 @@ def _checksum(weights: Mapping[str, Tensor], card: str) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"crc32:{value:08x}"
 
 
@@ -280,9 +323,9 @@ def _is_whole(path: Path) -> bool:
     """Return whether a checkpoint can be read, without a look at those beside it."""
     try:
         if path.suffix == ".ckpt":
-            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-                return archive.testzip() is None
-        _read_safetensors(path)
-        return True
+            _check_file(path)
+        else:
+            _read_safetensors(path)
     except Exception:  # it is damaged as well
         return False
+    return True

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from convattn.data import check_range
 from convattn.training.kinds import kinds_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -219,7 +218,10 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_value_range(self) -> Self:
-        check_range(self.value_range)
+        if self.value_range is not None:
+            from convattn.data import check_range  # imports torch
+
+            check_range(self.value_range)
         return self
 
     @model_validator(mode="after")

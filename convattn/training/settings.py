@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from convattn.checks import check_choice
-from convattn.names import shown
+from convattn.names import check_choice, shown
 from convattn.training.config import RunConfig
 from convattn.training.kinds import kinds_of
 from convattn.training.values import parse_document, parse_text

@@ -10,12 +10,17 @@ from pathlib import Path
 HOME = Path(__file__).parents[2]
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment in which ``convattn`` is the one beside these tests."""
+    return {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", **variables}
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     """Start ``convattn`` in ``folder``."""
     return subprocess.Popen(
         [sys.executable, "-m", "convattn", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ SHORT = ("--rounds", "2", "--batch", "2", "--seconds", "1", "--together")
 SMALL = Setting(size=(32, 32), batch=2)
 
 
-def test_a_model_is_measured_beside_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_measured_with_others(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "glnet_nano", "--against", "acmix_resnet_nano", *SHORT]
     assert main(words) == 0
     heading, head, first, second = capsys.readouterr().out.splitlines()
@@ -50,12 +50,12 @@ def test_json_has_every_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run["memory_bytes"] > 0
 
 
-def test_json_alone_on_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_printed_without_other_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "glnet_nano", *SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["script"] == "bench"
 
 
-def test_results_without_kernels_name_the_doctor(capsys, monkeypatch) -> None:
+def test_results_without_kernels_refer_to_the_doctor(capsys, monkeypatch) -> None:
     monkeypatch.setattr("convattn.bench.machine.available", lambda: False)
     words = ["--rounds", "1", "--batch", "1", "--seconds", "0.1", "--together"]
     assert main(["bench", "glnet_nano", *words]) == 0
@@ -64,7 +64,7 @@ def test_results_without_kernels_name_the_doctor(capsys, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_models_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_each_model_is_measured_in_its_own_process(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("convattn")
     start = [str(script)] if script.exists() else [sys.executable, "-m", "convattn"]
     names = ["glnet_nano", "--against", "acmix_resnet_nano", *SHORT[:-1]]
@@ -102,7 +102,9 @@ def test_a_training_step_changes_every_weight(monkeypatch: pytest.MonkeyPatch) -
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_evaluation_is_folded_unless_asked_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_uses_the_deployed_form_without_as_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folded = model_case("acmix_resnet_nano", SMALL)
     assert main(["bench", "acmix_resnet_nano", *SHORT, "--as-trained"]) == 0
     assert "evaluation, trained form, " in capsys.readouterr().out
@@ -119,12 +121,12 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_timms_networks_are_told_another_size() -> None:
+def test_models_of_timm_get_another_size() -> None:
     model = build_model("deit_tiny_patch16_224", (64, 64))
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
 
 
-def test_a_size_that_a_network_cannot_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_that_a_model_does_not_support_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     build: Any = create_model
 
     def fixed(name: str, **arguments: Any) -> torch.nn.Module:
@@ -145,11 +147,14 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which model? Such as: convattn bench glnet_stl"),
+        ([], "name a model: convattn bench glnet_stl"),
         (["glnet_nanno"], "unknown model 'glnet_nanno'; did you mean 'glnet_nano'?"),
         (["glnet_nano", "--against", "resnet_50"], "unknown model 'resnet_50'; did you mean"),
         (["glnet_nano", "--against", "glnet_nano"], "that is the model itself; name another"),
-        (["glnet_nano", "resnet18"], "what to do with 'resnet18': other models stand after --agai"),
+        (
+            ["glnet_nano", "resnet18"],
+            "takes no argument 'resnet18': other models stand after --agai",
+        ),
         (["glnet_nano", "--device", "gpu"], "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (["glnet_nano", "--dtype", "half"], "--dtype must be one of float32, bfloat16, float16"),
         (["glnet_nano", "--train", "--dtype", "float16"], "use --dtype bfloat16"),
@@ -162,14 +167,14 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--list", "nothing*"], "no model matches 'nothing*'"),
     ],
 )
-def test_mistakes_are_told(
+def test_a_mistake_is_one_message(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no GPU here; use 'cpu'; `convattn doctor` shows"):
         check_device("cuda")

@@ -71,18 +71,18 @@ def test_the_commands_list_it(capsys):
     assert "doctor" in capsys.readouterr().out
 
 
-def test_without_git_and_compiler_there_are_lines_that_say_so(page, monkeypatch, tmp_path):
+def test_the_page_says_that_git_and_the_compiler_are_missing(page, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     found = page()
-    assert line(found, "commit") == "not a checkout, or no git"
+    assert line(found, "commit") == "none: no git checkout, or no git"
     assert line(found, "compiler") == "none"
     if sys.platform == "linux":
         assert "no C compiler" in line(found, "state")
-        assert "without kernels in C, slower: no C compiler" in found
+        assert "without C kernels, slower: no C compiler" in found
 
 
-def test_kernels_that_are_switched_off_are_named(page, monkeypatch):
+def test_the_page_names_the_variable_that_disables_the_kernels(page, monkeypatch):
     monkeypatch.setenv("CONVATTN_NATIVE", "0")
     found = page()
     assert line(found, "state") == line(found, "CONVATTN_NATIVE").join(
@@ -107,7 +107,7 @@ def test_a_user_without_a_home_has_no_cache(page, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     monkeypatch.setenv("CONVATTN_NATIVE", "0")
-    assert line(page(), "cache") == "none: the user has no home"
+    assert line(page(), "cache") == "none: the user has no home folder"
 
 
 def test_the_home_of_the_user_is_not_shown(page, monkeypatch, tmp_path):
@@ -128,7 +128,7 @@ def test_a_path_that_is_not_utf_8_is_written_all_the_same(page, monkeypatch):
     assert json.loads(page("--json"))["sections"]["variables"]["XDG_CACHE_HOME"] == "/caf\udce9"
 
 
-def test_a_file_of_the_system_that_may_not_be_read_ends_nothing(page, monkeypatch):
+def test_a_system_file_without_read_permission_is_no_error(page, monkeypatch):
     read = Path.read_text
 
     def refuse(self: Path, *args: Any, **options: Any) -> str:
@@ -138,27 +138,27 @@ def test_a_file_of_the_system_that_may_not_be_read_ends_nothing(page, monkeypatc
 
     monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setenv("CONVATTN_NATIVE", "0")
-    assert line(page(), "instruction sets") == "none of those that count"
+    assert line(page(), "instruction sets") == "none that the kernels use"
 
 
-def test_what_cannot_be_found_out_says_why(page, monkeypatch):
+def test_a_section_that_fails_contains_the_error(page, monkeypatch):
     def fail() -> None:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(machine, "usable_cores", fail)
     found = page()
-    assert line(found, "not known") == "RuntimeError: no such thing"
+    assert line(found, "unknown") == "RuntimeError: no such thing"
     assert line(found, "sliding window") == "float32 ok, bfloat16 ok"
 
 
-def test_little_shared_memory_is_worth_knowing(page, monkeypatch):
+def test_little_shared_memory_gives_a_hint(page, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=64 * 2**20))
     found = page()
     assert line(found, "/dev/shm") == "64 MiB"
     assert "or train with workers=0" in found
 
 
-def test_an_operator_that_computes_wrong_is_a_fault(page, monkeypatch):
+def test_an_operator_with_a_wrong_result_is_a_fault(page, monkeypatch):
     convolve = F.conv2d
 
     def wrong(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_an_operator_that_computes_wrong_is_a_fault(page, monkeypatch):
     assert "self-check of convolution: float32 differs by 0.5" in found
 
 
-def test_an_operator_that_computes_nan_is_a_fault(page, monkeypatch):
+def test_an_operator_that_returns_nan_is_a_fault(page, monkeypatch):
     monkeypatch.setattr(F, "conv2d", lambda x, *_, **__: x * torch.nan)
     assert line(page(status=1), "convolution").startswith("float32 differs by nan")
 
@@ -198,7 +198,7 @@ def test_a_gpu_that_cannot_be_used_is_a_fault(page, monkeypatch):
 
 
 def _installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
-    """Let packages seem to have these versions."""
+    """Make packages appear to have these versions."""
     known = metadata.version
 
     def version(package: str) -> str:
@@ -210,11 +210,11 @@ def _installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
     monkeypatch.setattr(machine, "version", version)
 
 
-def test_a_package_that_all_need_and_that_is_too_old_is_a_fault(page, monkeypatch):
+def test_a_required_package_that_is_too_old_is_a_fault(page, monkeypatch):
     _installed(monkeypatch, timm="0.9.0")
     found = page(status=1)
     assert re.match(r"0\.9\.0, but convattn needs >=1\.", line(found, "timm"))
-    assert re.search(r"convattn needs timm>=1\.\S+, and this is 0\.9\.0", found)
+    assert re.search(r"convattn needs timm>=1\.\S+, but 0\.9\.0 is installed", found)
 
 
 def test_a_package_of_an_extra_that_is_too_old_is_marked(page, monkeypatch):
@@ -233,9 +233,9 @@ def test_an_extra_that_lacks_a_package_says_how_to_install_it(page, monkeypatch)
     )
 
 
-def test_without_metadata_the_extras_are_not_known(page, monkeypatch):
+def test_without_metadata_the_extras_are_unknown(page, monkeypatch):
     def unknown(package: str) -> None:
         raise metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr("convattn.requirements.metadata", unknown)
-    assert "not installed as a package" in line(page(), "not known")
+    assert "not installed as a package" in line(page(), "unknown")

@@ -39,7 +39,9 @@ def test_json_and_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["gone"], "there is no checkpoint or run folder gone"),
         (["RUN", "--data", "digits"], "knows 2 classes (blue, red), but digits has 10"),
         (["RUN", "--split", "alll"], "unknown split 'alll'; did you mean 'all'"),
-        (["RUN", "extra"], "does not know what to do with 'extra'"),
+        (["RUN", "extra"], "convattn eval takes no argument 'extra'"),
+        (["RUN", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["RUN", "--output", "/dev/null/new"], "--output /dev/null/new: cannot write there"),
     ],
 )
 def test_a_mistake_is_one_message(
@@ -50,7 +52,17 @@ def test_a_mistake_is_one_message(
     assert message in capsys.readouterr().err
 
 
-def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
+def test_a_result_that_cannot_be_written_is_printed(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evaluation.json").mkdir()
+    assert main(["eval", str(work / "runs" / "run"), "--output", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "top-1" in out
+    assert "evaluation.json" in err
+
+
+def test_control_characters_in_names_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path / "colors\n", {"a\nb": 4, "\x1b[2Jc": 4})
@@ -64,7 +76,7 @@ def test_a_name_with_line_breaks_and_escape_sequences_is_one_word_of_one_line(
     assert [line.split()[:2] for line in lines[-2:]] == [[r"\x1b[2Jc", "1"], [r"a\nb", "1"]]
 
 
-def test_what_was_passed_over_is_told(
+def test_files_that_were_skipped_are_listed(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_classes(tmp_path / "Training", {"red": 2, "blue": 2})

@@ -8,10 +8,11 @@ import pytest
 
 import convattn
 from convattn.cli import main
+from tests.cli.command import environment
 
 
 def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run a command that is a mistake; return its one message."""
+    """Run a command line with a mistake and return its message."""
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -24,7 +25,7 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: convattn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "models", "doctor"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "report", "models", "doctor"])
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -51,9 +52,31 @@ def test_an_unknown_option_suggests_the_nearest(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_a_setting_written_as_an_option_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
-    message = error(capsys, "train", "--batch-size", "3")
-    assert "settings are written KEY=VALUE, such as batch_size=5" in message
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        (["--lr=3"], "lr=3"),
+        (["--lr", "3"], "lr=3"),
+        (["--lr"], "lr=VALUE"),
+        (["--lr", "--name", "x"], "lr=VALUE"),
+        (["-epochs=3"], "epochs=3"),
+        (["epochs=3", "--epoch=4"], "epochs=4"),
+        (["--batch-size", "3"], "batch_size=3"),
+        (["--model_args.depths=[1,1]"], "model_args.depths=[1,1]"),
+    ],
+)
+def test_a_setting_written_as_an_option_shows_how(
+    words: list[str], setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error(capsys, "train", *words)
+    assert message.endswith(f": settings are written without dashes: {setting}\n")
+
+
+def test_an_option_of_training_that_is_no_setting_suggests_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = error(capsys, "train", "--resum=runs/x")
+    assert "has no option --resum; did you mean --resume?" in message
 
 
 def test_a_missing_extra_says_what_to_install(
@@ -86,22 +109,77 @@ def test_help_models_and_doctor_need_no_extra() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("words", [["--version"], ["bench", "--help"], ["trian"], ["eval", "--x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["bench", "--help"],
+        ["bench", "a", "--batch", "0"],
+        ["trian"],
+        ["eval", "--x"],
+        ["eval", "gone"],
+        ["predict", "gone", "a.png"],
+        ["report", "gone"],
+        ["train", "--settings"],
+        ["train", "--recipes"],
+        ["train", "--lr=3"],
+        ["train", "epochs=many"],
+        ["train", "epoch=3"],
+        ["train", "--recipe", "digit"],
+        ["train", "--resume", "gone"],
+    ],
+    ids=" ".join,
+)
 def test_help_and_mistakes_import_no_torch(words: list[str]) -> None:
     code = (
         "import sys; sys.argv[0] = 'bin/convattn'; from convattn.cli import main\n"
         f"try: main({words})\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
+        "heavy = {'torch', 'timm', 'numpy', 'PIL', 'lightning', 'matplotlib', 'torchmetrics'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_message_shows_no_name_that_a_terminal_would_act_on(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "NAME"],
+        ["predict", "NAME", "a.png"],
+        ["report", "NAME"],
+        ["train", "--resume", "NAME"],
+        ["train", "--recipe", "NAME"],
+        ["train", "NAME=3"],
+        ["train", "--NAME=3"],
+        ["models", "NAME"],
+        ["NAME"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_in_a_message_sends_no_escape_sequence_to_the_terminal(
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = error(capsys, "eval", "gone\x1b[2J\udce9")
+    name = "gone\x1b[2J\n\udce9"
+    message = error(capsys, *(word.replace("NAME", name) for word in words))
     assert message.endswith("\n")
     assert message[:-1].isprintable()
-    assert r"\x1b[2J\udce9" in message
+    assert r"\x1b[2J\n\udce9" in message
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["models", "glnet_nano"], ["train", "--settings"], ["train", "\u732b=3"]],
+    ids=" ".join,
+)
+def test_every_output_can_be_printed_in_every_encoding(encoding: str, words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "convattn", *words],
+        capture_output=True,
+        env=environment(PYTHONIOENCODING=encoding),
+    )
+    text = (done.stdout + done.stderr).decode(encoding)
+    assert "Traceback" not in text
+    assert done.returncode in (0, 2)
+    assert text

@@ -9,7 +9,9 @@ from convattn.cli import main
 from convattn.models import count_macs, count_parameters, list_models
 
 
-def test_the_table_has_costs_and_the_papers_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_costs_and_the_accuracy_of_the_paper(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["models", "glnet_stl"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["model", "parameters", "mult-adds", "input", "top-1"]
@@ -49,24 +51,26 @@ def test_a_pattern_without_a_match_suggests_the_nearest(
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the glnet_nano models, so that all of them are quickly counted."""
+    """Only the glnet_nano models, which are counted quickly."""
     monkeypatch.setattr(models, "list_models", lambda pattern="glnet_nano*": list_models(pattern))
 
 
 @pytest.mark.usefixtures("few")
-def test_single_paths_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_with_one_path_are_listed_with_all_or_a_pattern(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["glnet_nano"]
-    assert lines[-1] == "and 2 with one path alone: convattn models --all"
+    assert lines[-1] == "and 2 with only one path: convattn models --all"
     for words in (["--all"], ["glnet_nano*"]):
         assert main(["models", *words]) == 0
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
         assert names == ["glnet_nano", "glnet_nano_attn", "glnet_nano_conv"]
 
 
-def test_a_model_without_a_published_accuracy_is_not_said_to_have_no_paper(
+def test_a_model_of_a_paper_without_its_accuracy_has_a_paper(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["models", "xvolution_resnet34"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("no paper prints it")
+    assert capsys.readouterr().out.rstrip().endswith("not in the paper")

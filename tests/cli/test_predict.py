@@ -29,7 +29,7 @@ def test_json_has_every_guess(work: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {guess["name"] for guess in found["images"][0]["guesses"]} == {"red", "blue"}
 
 
-def test_a_broken_image_is_told_beside_the_table(
+def test_a_broken_image_is_reported_on_stderr(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = str(work / "colors" / "red" / "0.png")
@@ -40,7 +40,7 @@ def test_a_broken_image_is_told_beside_the_table(
     assert err == f"skipped {bad}: not an image but a text file\n"
 
 
-def test_names_of_files_are_safe_to_print_and_what_was_passed_over_is_told(
+def test_control_characters_in_file_names_are_escaped_and_skipped_files_are_counted(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("\x1b[2J.png", "a\nb.png", os.fsdecode(b"caf\xe9.png")):

@@ -10,7 +10,7 @@ from convattn.cli import main
 from tests.cli.command import convattn, start
 
 
-def test_a_run_ends_with_what_to_do_next(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_ends_with_the_next_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(work / "tiny.yaml")
     assert main(["train", "epochs=1", "--recipe", recipe, "lr=1e-3", "--name", "next"]) == 0
     out = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_settings_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_the_run_goes_on(work: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_run_and_resume_continues_it(work: Path, tmp_path: Path) -> None:
     words = ("--recipe", str(work / "tiny.yaml"), "epochs=200", f"runs={tmp_path}", "name=long")
     process = start(tmp_path, "train", *words)
     metrics = tmp_path / "long" / "metrics.csv"

@@ -1,4 +1,4 @@
-"""Made-up run folders with known numbers."""
+"""Synthetic run folders with known numbers."""
 
 from __future__ import annotations
 

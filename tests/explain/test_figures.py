@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convattn.explain.figures import confusion_figure, curves_figure, save_png, to_svg
+from convattn.explain.figures import (
+    Panel,
+    column_title,
+    confusion_figure,
+    curves_figure,
+    panels,
+    save_png,
+    to_svg,
+)
 
 EPOCHS = [
     {"epoch": e, "lr": 0.1 / e, "train_loss": 2 / e, "val_loss": 3 / e, "val_top1": 1 - 1 / e}
@@ -20,14 +28,61 @@ def words_of(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
+DETECTION = {
+    "epoch": 1.0,
+    "step": 1.0,
+    "lr": 0.1,
+    "lr_head": 0.5,
+    "train_loss": 9.0,
+    "train_loss_box": 3.0,
+    "val_map": 0.25,
+    "val_map50": 0.5,
+    "val_boxes": 7.5,
+    "val_mask": float("nan"),
+    "images_per_second": 0.5,
+}
+
+
 def lines_of(epochs: list[dict[str, float]]) -> list[int]:
     return [len(axes.lines) for axes in curves_figure(epochs).axes]
 
 
-def test_curves_have_a_line_for_each_column_that_is_there() -> None:
+def test_charts_are_losses_shares_and_learning_rates_of_any_task() -> None:
+    assert panels([DETECTION]) == [
+        Panel("Loss", ("train_loss", "train_loss_box")),
+        Panel("Metrics", ("val_map", "val_map50")),
+        Panel("Learning rate", ("lr", "lr_head")),
+    ]
+
+
+def test_a_column_that_leaves_0_to_1_in_a_later_epoch_is_no_share() -> None:
+    later = {"epoch": 2.0, "val_map": 0.5, "val_map50": 1.5}
+    assert panels([DETECTION, later])[1] == Panel("Metrics", ("val_map",))
+
+
+def test_charts_draw_the_columns_that_are_given() -> None:
+    assert panels([DETECTION], ["val_map50", "lr", "val_dice"]) == [
+        Panel("Metrics", ("val_map50",)),
+        Panel("Learning rate", ("lr",)),
+    ]
+
+
+def test_a_chart_has_a_line_for_each_column() -> None:
     assert lines_of(EPOCHS) == [2, 1, 1]
-    assert lines_of([{"epoch": 1.0, "train_loss": 2.0}]) == [1, 0, 0]
-    assert lines_of([]) == [0, 0, 0]
+    assert lines_of([DETECTION]) == [2, 2, 2]
+    assert lines_of([{"epoch": 1.0, "train_loss": 2.0}]) == [1]
+
+
+def test_lines_of_one_chart_differ_in_colour_or_dashes() -> None:
+    names = ["train_acc", "val_top1", "val_top5", "val_map", "val_dice"]
+    (axes,) = curves_figure([dict.fromkeys(["epoch", *names], 1.0)]).axes
+    styles = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(styles) == len(names)
+
+
+def test_titles_of_columns_are_the_terms_of_the_field() -> None:
+    assert column_title("val_top1") == "validation top-1"
+    assert column_title("train_loss_box") == "training loss box"
 
 
 def test_curves_hold_the_values_of_the_epochs() -> None:
@@ -43,7 +98,7 @@ def test_curves_are_saved_as_a_picture(tmp_path: Path) -> None:
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_svg_leaves_colours_and_fonts_to_the_page() -> None:
+def test_svg_has_the_colours_and_fonts_of_the_page() -> None:
     svg = to_svg(curves_figure(EPOCHS))
     assert svg.startswith("<svg")
     assert "var(--ink)" in svg
@@ -82,7 +137,9 @@ def test_a_class_without_images_is_an_empty_row() -> None:
     assert np.asarray(picture.get_array())[0, :, 3].max() == 0
 
 
-def test_pyplot_and_its_global_state_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_do_not_import_pyplot_with_its_global_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
     assert to_svg(curves_figure(EPOCHS)).startswith("<svg")
     assert to_svg(confusion_figure([[1]], ["one"])).startswith("<svg")

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from torchvision.transforms.functional import to_tensor
 
 from convattn.explain.report import write_report
 from convattn.layers.glmix import GLMixBlock
-from tests.explain.runs import write_run
+from tests.explain.runs import write_run, write_table
 
 VOID = {"meta", "img", "br"}
 
@@ -77,7 +80,7 @@ def test_the_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert "2026-01-02 03:04" in words
     assert "Started with convattn train --data insects" in words
     assert "gpus none" in words
-    assert "Best validation accuracy: 92.59%, in epoch 3 (of 3)" in words
+    assert "Best epoch: 3 of 3, validation top-1 92.59%" in words
     assert (path.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -150,26 +153,21 @@ def test_a_class_without_images_has_no_accuracy(tmp_path: Path) -> None:
     evaluation["confusion"][2] = [0, 0, 0]
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     words = Page(write_report(run)).words
-    table = words[words.index("Accuracy by class") : words.index("What is taken for what")]
+    table = words[words.index("Accuracy by class") : words.index("Confusion matrix")]
     assert "bee 4 75.0%" in table
     assert "cat 0" not in table
 
 
-def test_a_run_that_was_stopped_shows_what_there_is(tmp_path: Path) -> None:
+def test_a_run_without_evaluation_shows_its_curves_and_configuration(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "evaluation.json").unlink()
     (run / "predictions.csv").unlink()
     page = Page(write_report(run, image=square))
     assert "no evaluation yet" in page.words
     assert "glnet_nano on insects" in page.words
-    assert "92.59% best validation accuracy so far" in _by_value(page.words)
+    assert "best validation top-1 so far 92.59%" in page.words
     assert "Wrong examples" not in page.words
     assert page.elements.count("svg") == 3
-
-
-def _by_value(words: str) -> str:
-    """A headline's name stands before its value in the page, and below it on the screen."""
-    return re.sub(r"(best validation accuracy so far)\s+(\S+%)", r"\2 \1", words)
 
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
@@ -198,6 +196,128 @@ def test_broken_images_are_listed(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no-such-run"):
         write_report(tmp_path / "no-such-run")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.csv", "evaluation.json", "predictions.csv", "environment.json", "config.yaml"],
+)
+@pytest.mark.parametrize("content", [b"", b"\0\xff\xfe damaged", b"a,b\n1,2\n", b"[1, {}]"])
+def test_a_damaged_file_does_not_prevent_the_page(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).write_bytes(content)
+    page = Page(write_report(run, image=square))
+    assert name == "config.yaml" or f"{name} is damaged" in page.words
+    assert "glnet_nano" in page.words
+    assert "Setup" in page.words
+
+
+def test_an_epoch_without_a_number_leaves_out_the_curves_only(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "metrics.csv").write_text("epoch,lr,val_top1\n1,0.1,0.5\n,0.1,0.75\n")
+    words = Page(write_report(run)).words
+    assert "This page has no curves: KeyError: 'epoch'" in words
+    assert "83.33%" in words
+
+
+def test_the_best_epoch_and_the_numbers_are_those_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,lr,train_loss,val_map,val_error\n1,9,.1,3,.25,7\n2,18,.1,2,.75,5\n3,27,.1,1,.5,4\n"
+    )
+    words = Page(write_report(tmp_path, best=("val_map",))).words
+    assert "Best epoch: 2 of 3, validation mAP 75.00%" in words
+    words = Page(write_report(tmp_path, best=("-val_error",))).words
+    assert "Best epoch: 3 of 3, validation error 4" in words
+    evaluation = {"model": "m", "map": 0.625, "loss": 0.5, "boxes": 1234.5, "images": 7}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    words = Page(write_report(tmp_path, best=("val_map",))).words
+    assert "mAP 62.50% validation loss 0.5000 boxes 1,23" in words
+
+
+def test_images_that_cannot_be_read_are_listed_by_name(tmp_path: Path) -> None:
+    def image(index: int) -> Image.Image:
+        if index == 5:
+            raise FileNotFoundError("5.png")
+        return square(index)
+
+    page = Page(write_report(write_run(tmp_path / "run"), image=image))
+    assert page.pictures() == 1
+    assert "1 of 2 wrong examples have no picture" in page.words
+    assert "val/5.png" in page.words
+
+
+def test_a_model_that_fails_leaves_out_the_slot_maps_only(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    page = Page(
+        write_report(run, model=TinyGLNet(), image=square, preprocess=lambda _: torch.ones(2, 8, 8))
+    )
+    assert "This page has no slot maps: RuntimeError" in page.words
+    assert "83.33%" in page.words
+
+
+def test_without_matplotlib_the_page_has_no_charts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # importing it fails
+    page = Page(write_report(write_run(tmp_path / "run")))
+    assert "This page has no curves" in page.words
+    assert "This page has no confusion matrix" in page.words
+    assert "83.33%" in page.words
+
+
+def test_names_that_are_not_valid_unicode_are_escaped(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", class_names=("caf\udce9", "\x1b[2J", "c\nd"))
+    (run / "predictions.csv").write_bytes(
+        b"index,path,label,predicted,probability,label_probability\n0,caf\xe9.png,0,1,0.5,0.1\n"
+    )
+    words = Page(write_report(run)).words
+    assert r"caf\udce9.png" in words
+    assert r"\x1b[2J" in words
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run")
+    before = write_report(run).read_bytes(), (run / "curves.png").read_bytes()
+    (run / "metrics.csv").write_text("epoch,lr\n1,0.5\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(run)
+    assert ((run / "report.html").read_bytes(), (run / "curves.png").read_bytes()) == before
+    assert sorted(path.suffix for path in run.iterdir() if path.suffix == ".tmp") == []
+
+
+@pytest.mark.slow
+def test_ten_thousand_classes_make_a_small_page_in_little_memory(tmp_path: Path) -> None:
+    classes = 10_000
+    run = write_run(tmp_path / "run", class_names=["a"], images_per_class=1, mistakes=())
+    rows = [(i, f"{i}.png", i, (i * 7) % classes, 0.5, 0.1) for i in range(classes)]
+    columns = "index path label predicted probability label_probability"
+    write_table(run / "predictions.csv", columns, rows)
+    names = [f"kind {i}" for i in range(classes)]
+    evaluation = {
+        "model": "m",
+        "class_names": names,
+        "per_class": [{"name": name, "images": 1, "accuracy": 0.0} for name in names],
+        "confusion": {
+            "classes": classes,
+            "counts": [[i, (i * 7) % classes, 1] for i in range(classes)],
+        },
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    tracemalloc.start()
+    page = write_report(run)
+    assert tracemalloc.get_traced_memory()[1] < 150e6
+    tracemalloc.stop()
+    assert page.stat().st_size < 1e6
+    assert "lists all 10,000 classes" in Page(page).words
 
 
 class TinyGLNet(nn.Module):

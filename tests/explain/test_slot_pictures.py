@@ -15,7 +15,7 @@ def test_colours_of_slots_differ() -> None:
     assert (colours[1:] - colours[:-1]).norm(dim=1).min() > 0.25
 
 
-def test_every_pixel_has_the_colour_of_its_strongest_slot() -> None:
+def test_every_pixel_has_the_colour_of_the_slot_with_the_largest_weight() -> None:
     maps = torch.zeros(2, 4, 8)
     maps[0, :, :4] = 1
     maps[1, :, 4:] = 1

@@ -57,7 +57,7 @@ class WithContext(nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_maps_are_the_weights_by_which_the_mixer_gives_slots_back(variant: str) -> None:
+def test_maps_are_the_weights_of_the_slots_in_the_mixer(variant: str) -> None:
     mixer = mixer_of(variant)
     x, context = torch.randn(2, 2, 8, 5, 7).unbind()
     # slots that differ from each other, so that every weight counts
@@ -73,7 +73,7 @@ def test_maps_are_the_weights_by_which_the_mixer_gives_slots_back(variant: str) 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_maps_have_a_share_for_every_slot_and_sum_to_one(variant: str) -> None:
+def test_maps_have_a_weight_for_every_slot_and_sum_to_one(variant: str) -> None:
     mixer = mixer_of(variant)
     maps = slot_maps(nn.Sequential(mixer), torch.randn(2, 8, 5, 7))["0"]
     assert maps.shape == (2, number_of_slots(variant), 5, 7)
@@ -87,7 +87,7 @@ def test_every_mixer_of_a_model_is_named_in_order() -> None:
     assert list(last_of_each_size(maps)) == ["stages.1.mixer", "stages.3.mixer"]
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_keeps_its_mode() -> None:
     model = Stages().train()
     model.get_submodule("stages.1").eval()
     x = torch.randn(1, 3, 8, 8)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from convattn.explain.report import write_report
+from convattn.runs.confusion import Confusion
+from convattn.runs.results import read_run
+from tests.explain.runs import write_run
+
+FILES = ["metrics.csv", "evaluation.json", "predictions.csv", "config.yaml", "environment.json"]
+
+
+def test_a_whole_run_has_no_notes(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    assert run.notes == []
+    assert run.confusion[1] == [1, 3, 0]
+    assert len(run.epochs) == 3
+
+
+def test_the_counts_of_many_classes_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    found = json.loads((folder / "evaluation.json").read_text())
+    found["confusion"] = {"classes": 3000, "counts": [[0, 2999, 4], [1, 1, 2]]}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    run = read_run(folder)
+    assert run.notes == []
+    assert run.confusion == Confusion(3000, [(0, 2999, 4), (1, 1, 2)])
+    assert "ant" in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "text", [b"", b"\x00" * 99, b"{", b"[1]", b"\xff\xfe: \x80", b"a,b\r\n1\r\n"]
+)
+def test_a_damaged_file_is_noted_and_the_report_is_written(
+    tmp_path: Path, name: str, text: bytes
+) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_bytes(text)
+    run = read_run(folder)
+    page = write_report(folder).read_text(encoding="utf-8")
+    if name == "config.yaml":
+        return  # any text is shown as it is
+    (note,) = run.notes
+    assert f"{name} is damaged: " in note
+    assert f"{name} is damaged: " in page
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("evaluation.json", "top1", "high"),
+        ("evaluation.json", "class_names", 3),
+        ("evaluation.json", "per_class", [{"name": "ant"}]),
+        ("evaluation.json", "per_class", [{"name": "ant", "images": 3, "accuracy": None}]),
+        ("evaluation.json", "confusion", [[1, 2]]),
+        ("evaluation.json", "confusion", {"classes": 2}),
+        ("environment.json", "starts", 3),
+        ("environment.json", "starts", [{"time": 3, "command": ""}]),
+    ],
+)
+def test_a_value_of_another_type_is_noted(
+    tmp_path: Path, name: str, key: str, value: object
+) -> None:
+    folder = write_run(tmp_path / "run")
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**values, key: value}))
+    (note,) = read_run(folder).notes
+    assert f"{name} is damaged" in note
+    write_report(folder)
+
+
+def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    table = (folder / "predictions.csv").read_bytes()
+    (folder / "predictions.csv").write_bytes(table.replace(b"val/5", b"caf\xe9/5"))
+    (folder / "broken_images.txt").write_bytes(b"caf\xe9.png\n")
+    run = read_run(folder)
+    assert run.notes == []
+    assert run.broken_images == [os.fsdecode(b"caf\xe9.png")]
+    assert run.mistakes[0].path == os.fsdecode(b"caf\xe9/5.png")
+    write_report(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run folder at .*gone"):
+        read_run(tmp_path / "gone")
