@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from convattn.checks import check_choice
 from convattn.data import DataSource
+from convattn.names import check_choice
 from convattn.runs.weights import find_checkpoint, read_weights
 from convattn.training.config import RunConfig
 from convattn.training.trained import Checkpoint, restored
@@ -93,6 +93,26 @@ def resume(
     return run.resume(task, path, overrides=overrides, callbacks=callbacks, console=console)
 
 
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` and ``curves.png`` of a run again.
+
+    Pictures of images and slot maps need the images that the run was trained on. Where these or
+    the checkpoint are missing, the page has the numbers, and a line with the reason.
+
+    Args:
+        run_dir: the folder of the run.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    from convattn.training import report, run
+
+    return report.write_run_report(find_task(run.task_of(run_dir)), Path(run_dir).expanduser())
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Return the model of a run folder, a .safetensors or a .ckpt file, ready to evaluate.
 
@@ -135,7 +155,7 @@ def evaluate(
         **data_options: further arguments of `open_dataset`.
 
     Returns:
-        The task's `Evaluation`, such as `ClassificationEvaluation`.
+        The task's `TaskEvaluation`, such as `Evaluation`.
 
     Raises:
         ValueError: the data has classes that the checkpoint does not know, or too many images

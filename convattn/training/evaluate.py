@@ -28,7 +28,7 @@ from convattn.data import (
 from convattn.progress import Progress
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
-from convattn.training.evaluation import Evaluation, Found
+from convattn.training.evaluation import Found, TaskEvaluation
 from convattn.training.task import Task
 from convattn.training.trained import Checkpoint
 from convattn.training.trained_data import open_for, range_notes
@@ -47,13 +47,13 @@ def evaluate(
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
     **data_options: Any,
-) -> Evaluation:
+) -> TaskEvaluation:
     """Evaluate a trained model; arguments and errors as in `convattn.tasks.table.evaluate`."""
     check_choice("split", split, ("auto", "train", "val", "all"))
     trained_on = isinstance(data, DataSource) and is_same(data.name, loaded.card.data)
     if not isinstance(data, DataSource):
         options = {**data_options, "max_broken": max_broken}
-        data, trained_on = _open(loaded, data or loaded.card.data, options)
+        data, trained_on = open_data(loaded, data or loaded.card.data, options)
     elif loaded.card.value_range is not None and loaded.card.value_range != data.value_range:
         data = data.scaled(loaded.card.value_range)
     check_classes(loaded, data)
@@ -127,7 +127,7 @@ def _chosen(values: Any, keep: Tensor) -> Any:
     return [value for value, kept in zip(values, keep.tolist(), strict=True) if kept]
 
 
-def _open(loaded: Checkpoint, name: str, options: dict[str, Any]) -> tuple[DataSource, bool]:
+def open_data(loaded: Checkpoint, name: str, options: dict[str, Any]) -> tuple[DataSource, bool]:
     """Open a named data set, and say whether the model was trained on it.
 
     A folder that is split here keeps the held-out images of the run, wherever it lies by now.

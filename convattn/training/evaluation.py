@@ -37,7 +37,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(ABC):
+class TaskEvaluation(ABC):
     """How good a model is on a set of images; shares are in 0..1.
 
     Args:

@@ -14,16 +14,15 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from rich.console import Console
 from rich.text import Text
 
 from convattn.data import DataSource, open_dataset, shown
-from convattn.explain.report import write_report
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
@@ -34,10 +33,11 @@ from convattn.training.config import RunConfig
 from convattn.training.console import EpochLines
 from convattn.training.data import TaskData, data_options
 from convattn.training.evaluate import evaluate
-from convattn.training.evaluation import Evaluation
+from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
 from convattn.training.optimizer import check_optimizer, rate_factor
 from convattn.training.precision import resolve_precision
+from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, TrainingInterruptedError
 from convattn.training.task import Task, all_columns
@@ -72,7 +72,7 @@ class TrainResult:
     Args:
         run_dir: its folder.
         source: the `DataSource`; None where the run had already finished.
-        evaluation: the task's `Evaluation` of the best epoch's weights; None if the run was
+        evaluation: the task's `TaskEvaluation` of the best epoch's weights; None if the run was
             stopped or had already finished, and in all processes but the first.
         best_epoch: its number, from 1.
         epochs_done: finished epochs.
@@ -140,7 +140,7 @@ def resume(
     changed = _changed(task, config, start.card, overrides)
     if _has_finished(folder, changed, start):
         assert checkpoint is not None
-        return _finished(folder, checkpoint, start)
+        return _finished(task, folder, checkpoint, start)
     return _Training(task, changed, folder, start, console).run(callbacks)
 
 
@@ -182,7 +182,7 @@ def _changed(
                 f"{key} cannot change in a resumed run (it is {values.get(key)!r}); "
                 "start a new run, with init=RUN_DIR to start from these weights"
             )
-    return make_config(task.config_class, {**values, **overrides})
+    return make_config(task.config_class, {**values, **overrides}, given=overrides)
 
 
 def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
@@ -200,11 +200,13 @@ def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
     return config.epochs == done and not start.batches_done and folder.is_evaluated
 
 
-def _finished(folder: RunFolder, checkpoint: Path, start: _Start) -> TrainResult:
+def _finished(
+    task: type[Task[Any]], folder: RunFolder, checkpoint: Path, start: _Start
+) -> TrainResult:
     best = read_ckpt(checkpoint)["convattn"].get("best_epoch", 0)
     report = folder.path / "report.html"
     if not report.is_file():
-        report = write_report(folder.path)
+        report = write_run_report(task, folder.path)
     return TrainResult(
         run_dir=folder.path, source=None, evaluation=None, best_epoch=best,
         epochs_done=start.epochs_done, batches_done=0, seconds=0.0, stopped=False,
@@ -324,7 +326,7 @@ class _Training:
             return {"best_epoch": 0, "epochs_done": 0, "batches_done": 0}
         return {"best_epoch": 0, **read_ckpt(self.folder.last)["convattn"]}
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> TaskEvaluation:
         evaluation = evaluate(
             type(self.task),
             load_trained(type(self.task), self.folder.path),
@@ -337,16 +339,12 @@ class _Training:
         return evaluation
 
     def _report(self, finished: bool, seconds: float) -> Path:
-        if not finished:
-            return write_report(self.folder.path)
-        best = load_trained(type(self.task), self.folder.path)
-        transform = self.task.eval_transform(best.card.preprocess)
-        return write_report(
+        whole = finished and self.start.checkpoint is None
+        return write_run_report(
+            type(self.task),
             self.folder.path,
-            model=best.model,
-            image=self.source.val.image,
-            preprocess=lambda image: transform(image, None)[0],
-            seconds=None if self.start.checkpoint else seconds,
+            source=self.source,
+            seconds=seconds if whole else None,
         )
 
     def _optional(self, what: str, write: Callable[[], Any]) -> Any:
@@ -419,6 +417,7 @@ class _Training:
             f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
             f"machine   {self._machine()}, precision {self.trainer.precision}, {workers}",
         ]
+        lines += [f"start     {line}" for line in self.built.start]
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
         notes = [*self.built.notes, *source.notes]
@@ -475,7 +474,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,  # our sampler is distributed already
         )
-    except (MisconfigurationException, ImportError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         raise ValueError(
             f"accelerator={config.accelerator}, devices={config.devices}, strategy="
             f"{config.strategy} is not possible here: {error}; `convattn doctor` shows the devices"

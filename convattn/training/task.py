@@ -22,7 +22,7 @@ from convattn.data import (
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.training.config import RunConfig
-from convattn.training.evaluation import Evaluation, Found
+from convattn.training.evaluation import Found, TaskEvaluation
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -34,11 +34,14 @@ class Built:
     Args:
         model: the network.
         card: what its checkpoints say of it, without epoch and metrics.
-        notes: what was decided while it was built, one sentence each, shown at the start.
+        start: the weights that the training starts from, and settings that were left out; one
+            sentence each.
+        notes: further sentences that are shown at the start.
     """
 
     model: nn.Module
     card: ModelCard
+    start: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -120,7 +123,7 @@ class Task(ABC, Generic[ConfigT]):
             epoch: from 0.
         """
 
-    # Evaluation and prediction
+    # TaskEvaluation and prediction
 
     @classmethod
     @abstractmethod
@@ -155,7 +158,7 @@ class Task(ABC, Generic[ConfigT]):
     @abstractmethod
     def summarise(
         cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
-    ) -> Evaluation:
+    ) -> TaskEvaluation:
         """Return the evaluation of what a model computed of all images."""
 
 

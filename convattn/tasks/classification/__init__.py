@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convattn.runs.card import ModelCard as ModelCard
     from convattn.tasks.classification.config import TrainConfig as TrainConfig
-    from convattn.tasks.classification.evaluation import ClassificationEvaluation as Evaluation
+    from convattn.tasks.classification.evaluation import Evaluation as Evaluation
     from convattn.tasks.classification.predict import predict as predict
     from convattn.tasks.classification.settings import list_recipes as list_recipes
     from convattn.tasks.classification.settings import load_config as load_config
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Checkpoint": "convattn.training.trained",
     "Classification": "convattn.tasks.classification.task",
-    "Evaluation": "convattn.tasks.classification.evaluation:ClassificationEvaluation",
+    "Evaluation": "convattn.tasks.classification.evaluation",
     "ModelCard": "convattn.runs.card",
     "TrainConfig": "convattn.tasks.classification.config",
     "TrainResult": "convattn.training.run",
@@ -50,6 +50,5 @@ if not TYPE_CHECKING:  # a type checker would take any name for an attribute
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module, _, other = _PLACES[name].partition(":")
-        value = globals()[name] = getattr(importlib.import_module(module), other or name)
+        value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
         return value

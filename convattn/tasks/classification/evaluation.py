@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from convattn.data import DataSource, ImageSet
 from convattn.runs.card import ModelCard
-from convattn.training.evaluation import Evaluation, Found
+from convattn.training.evaluation import Found, TaskEvaluation
 
 PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
 
@@ -39,7 +39,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationEvaluation(Evaluation):
+class Evaluation(TaskEvaluation):
     """How good a classifier is; ``confusion[true][predicted]`` counts images.
 
     Args:
@@ -80,9 +80,7 @@ class ClassificationEvaluation(Evaluation):
         ]
 
 
-def summarise(
-    card: ModelCard, data: DataSource, images: ImageSet, found: Found
-) -> ClassificationEvaluation:
+def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found) -> Evaluation:
     """Return the evaluation of scores and labels."""
     classes = data.num_classes
     scores, labels = torch.cat(found.outputs), torch.cat(found.targets)
@@ -90,7 +88,7 @@ def summarise(
     hits = best == labels[:, None]
     confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
     confusion = confusion.view(classes, classes)
-    return ClassificationEvaluation(
+    return Evaluation(
         model=card.model,
         data=data.name,
         split=found.split,

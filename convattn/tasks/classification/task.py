@@ -28,7 +28,7 @@ from convattn.runs.card import ModelCard
 from convattn.runs.metrics import Column
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
-from convattn.tasks.classification.evaluation import ClassificationEvaluation, summarise
+from convattn.tasks.classification.evaluation import Evaluation, summarise
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.training.evaluation import Found
 from convattn.training.task import Built, Step, Task
@@ -58,9 +58,9 @@ class Classification(Task[TrainConfig]):
 
     def build(self) -> Built:
         """Build the model, with the weights that it starts from."""
-        model, card, start = build_model(self.config, self.source)
-        notes = [] if start is None else [start]
-        return Built(model, card, (*notes, *shape_notes(card.preprocess, self.source.typical_size)))
+        model, card, notes = build_model(self.config, self.source)
+        shapes = shape_notes(card.preprocess, self.source.typical_size)
+        return Built(model, card, tuple(notes), tuple(shapes))
 
     def train_transform(self, preprocess: Preprocess) -> Transform:
         """Return timm's random transform of training images."""
@@ -118,7 +118,7 @@ class Classification(Task[TrainConfig]):
     @classmethod
     def summarise(
         cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
-    ) -> ClassificationEvaluation:
+    ) -> Evaluation:
         """Return accuracies, confusion matrix and predictions."""
         return summarise(card, data, images, found)
 

@@ -43,6 +43,7 @@ def with_classes(run: Path, names: Sequence[str]) -> Path:
     content = read_ckpt(path)
     card = {**json.loads(content["convattn"]["card"]), "class_names": names}
     content["convattn"]["card"] = json.dumps(card)
+    (run / "data.json").unlink()  # as a run of an earlier version
     torch.save(content, path)
     return run
 

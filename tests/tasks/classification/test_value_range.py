@@ -254,7 +254,7 @@ def test_a_run_goes_on_with_its_range_whatever_the_images_are_now(tmp_path: Path
     again = resume(run_dir, overrides={"epochs": 2}, console=silent())
     assert again.source.value_range == TWELVE_BITS
     assert load_checkpoint(run_dir / "checkpoints" / "last.ckpt").card.value_range == TWELVE_BITS
-    with pytest.raises(ValueError, match="value_range cannot change in a run that goes on"):
+    with pytest.raises(ValueError, match="value_range cannot change in a resumed run"):
         resume(run_dir, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
 
 
@@ -291,7 +291,7 @@ def test_the_range_of_a_run_of_an_earlier_version_can_be_set_once(earlier: Path)
     settings = {"epochs": 2, "value_range": [0, 4095]}
     found = resume(earlier, overrides=settings, console=silent())
     assert found.source.value_range == TWELVE_BITS
-    with pytest.raises(ValueError, match=r"cannot change in a run that goes on \(it is .*4095"):
+    with pytest.raises(ValueError, match=r"cannot change in a resumed run \(it is .*4095"):
         resume(earlier, overrides={"epochs": 3, "value_range": [0, 9]}, console=silent())
 
 
