@@ -11,6 +11,7 @@ from pathlib import Path
 
 from convattn.data.images import is_image_file
 from convattn.names import counted, natural_key, shown
+from convattn.progress import Progress
 
 # Folders that operating systems and file servers make for themselves, in lower case.
 _SYSTEM = frozenset([
@@ -64,26 +65,38 @@ def find_images(folder: str | Path) -> list[str]:
     return list_images(folder).images
 
 
-def list_images(folder: str | Path) -> Listing:
-    """List the images in ``folder`` and below it; links are followed, but not in circles."""
+def list_images(folder: str | Path, progress: Progress | None = None) -> Listing:
+    """List the images in ``folder`` and below it; a link to a folder above is not followed.
+
+    Args:
+        folder: where to look.
+        progress: redrawn while the files are listed.
+    """
     place, found, seen = str(folder), Listing(), set[str]()
-    children = _take(place, found, seen)
+    children = _add_files(place, found, seen, progress)
     while len(children) == 1 and not found.images:
         place = os.path.join(place, children[0])
-        children = _take(place, found, seen)
+        children = _add_files(place, found, seen, progress)
     for name in children:
         before = len(found.images)
-        _visit(os.path.join(place, name), found, seen)
+        _add_tree(os.path.join(place, name), found, seen, progress)
         if len(found.images) > before:
             found.subfolders.append(name)
     return found
 
 
-def read_level(folder: str | Path) -> Level:
-    """Read one folder, not what lies below it. A dot in front of a name hides it."""
+def read_level(folder: str | Path, progress: Progress | None = None) -> Level:
+    """Read one folder, without those below it; names that start with a dot are hidden.
+
+    Args:
+        folder: where to look.
+        progress: redrawn for every file.
+    """
     folders, images, others, system = list[str](), list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
+            if progress is not None:
+                progress.advance(0)
             hidden = entry.name.startswith(".")
             if not entry.is_dir():
                 files = images if is_image_file(Path(entry.name)) else others
@@ -121,14 +134,14 @@ def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
     notes = []
     if others:
         files = counted(others.total(), "file")
-        notes.append(f"{files} of other kinds passed over: {by_number(others)}")
+        notes.append(f"{files} of other kinds passed over: {format_counts(others)}")
     if system:
         folders = counted(system.total(), "system folder")
-        notes.append(f"{folders} passed over: {by_number(system)}")
+        notes.append(f"{folders} passed over: {format_counts(system)}")
     return tuple(notes)
 
 
-def by_number(counts: Counter[str], most: int = 6) -> str:
+def format_counts(counts: Counter[str], most: int = 6) -> str:
     """Return such as "100 .tga, 20 without ending": the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {shown(name)}" for name, count in ranked[:most]]
@@ -136,17 +149,18 @@ def by_number(counts: Counter[str], most: int = 6) -> str:
     return ", ".join([*parts, f"{rest:,} more"] if rest else parts)
 
 
-def _visit(folder: str, found: Listing, seen: set[str]) -> None:
-    for name in _take(folder, found, seen):
-        _visit(os.path.join(folder, name), found, seen)
+def _add_tree(folder: str, found: Listing, seen: set[str], progress: Progress | None) -> None:
+    """Add the files in ``folder`` and below it."""
+    for name in _add_files(folder, found, seen, progress):
+        _add_tree(os.path.join(folder, name), found, seen, progress)
 
 
-def _take(folder: str, found: Listing, seen: set[str]) -> list[str]:
-    """Add what lies in ``folder`` itself; return the names of the folders in it."""
+def _add_files(folder: str, found: Listing, seen: set[str], progress: Progress | None) -> list[str]:
+    """Add the files in ``folder`` itself; return the names of the folders in it."""
     if (place := os.path.realpath(folder)) in seen:
         return []
     seen.add(place)
-    level = read_level(folder)
+    level = read_level(folder, progress)
     found.images += [os.path.join(folder, name) for name in level.images]
     found.others.update(filter(None, (_kind(folder, name) for name in level.others)))
     found.system.update(level.system)

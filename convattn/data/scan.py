@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from convattn.data.images import BrokenImageError, Glance, check_image
 from convattn.data.source import BrokenFile, ImageSet
 from convattn.data.survey import Survey, spread
 from convattn.names import shown
-
-_log = logging.getLogger(__name__)
+from convattn.progress import Progress
 
 # Up to this many images every pixel is decoded, which takes seconds. Of more only the headers are
 # read at the start; damage further inside is met, counted and judged while training.
@@ -35,22 +33,34 @@ def find_broken(
     """
     decode = len(paths) <= DECODE_AT_MOST if decode is None else decode
     survey = Survey() if survey is None else survey
-    if len(paths) > 2_000:
-        _log.info("checking %s images ...", f"{len(paths):,}")
     broken, unread = [], []
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
-        looks = pool.map(lambda path: _look(path, decode), paths)
-        for path, found in zip(paths, looks, strict=True):
-            if isinstance(found, BrokenFile):
-                broken.append(found)
-                continue
-            survey.add(path, found)
-            if found.kind != "8-bit" and not decode:
-                unread.append(path)
-        for found in pool.map(lambda path: _look(path, True), spread(unread, _VALUES_OF)):
-            if isinstance(found, Glance):
-                survey.add_values(found)
+    title = "checking images" if decode else "reading the headers of images"
+    for path, found in zip(paths, _look_at(paths, decode, title), strict=True):
+        if isinstance(found, BrokenFile):
+            broken.append(found)
+            continue
+        survey.add(path, found)
+        if found.kind != "8-bit" and not decode:
+            unread.append(path)
+    sample = spread(unread, _VALUES_OF)
+    for found in _look_at(sample, True, "measuring values of images"):
+        if isinstance(found, Glance):
+            survey.add_values(found)
     return broken
+
+
+def _look_at(paths: Sequence[str], decode: bool, title: str) -> Iterator[Glance | BrokenFile]:
+    """Read the images on several threads, in order, and show the progress."""
+    with (
+        Progress(title, len(paths)) as progress,
+        ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool,
+    ):
+        try:
+            for found in pool.map(lambda path: _look(path, decode), paths):
+                progress.advance()
+                yield found
+        finally:  # Ctrl-C does not wait for the images that are left
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(path: str, decode: bool) -> Glance | BrokenFile:

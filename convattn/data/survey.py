@@ -133,7 +133,7 @@ class Survey:
         return says
 
 
-def settle(
+def apply_value_range(
     source: DataSource, survey: Survey, value_range: Sequence[float] | None = None
 ) -> DataSource:
     """Return the data set with one range of values for its float and deep images.

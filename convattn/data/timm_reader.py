@@ -25,7 +25,7 @@ from convattn.data.images import (
 )
 from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
-from convattn.data.survey import Survey, settle, spread
+from convattn.data.survey import Survey, apply_value_range, spread
 from convattn.data.value_range import ValueRange
 from convattn.names import did_you_mean, first_of, listed, nfc, shown
 
@@ -164,7 +164,7 @@ def open_timm(
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
         notes=(*classes.notes(names[0], train_split), *classes.notes(names[1], val_split)),
     )
-    source = settle(source, _survey(train, val), value_range)
+    source = apply_value_range(source, _survey(train, val), value_range)
     return replace(source, in_chans=1 if source.train.image(0).mode == "L" else 3)
 
 

@@ -122,7 +122,7 @@ def test_a_validation_part_is_preferred_to_a_test_part(tmp_path: Path) -> None:
 def test_a_test_part_in_place_of_a_validation_part_is_told(tmp_path: Path) -> None:
     source = open_folder(write_parts(tmp_path, "Training", "Testing"))
     assert source.notes == (
-        "Testing is held out in place of a validation part, to choose the epoch",
+        "Testing is held out in place of a validation part: the best epoch is chosen on it",
     )
 
 
@@ -147,7 +147,9 @@ def test_the_part_that_is_named_for_validation_is_held_out(
     assert all(f"/{held_out}/" in path for path in paths(source.val))
     told = [f"{name} is not used, as {held_out} is held out" for name in names if name != held_out]
     assert set(told) <= set(source.notes)
-    in_place = f"{held_out} is held out in place of a validation part, to choose the epoch"
+    in_place = (
+        f"{held_out} is held out in place of a validation part: the best epoch is chosen on it"
+    )
     assert (in_place in source.notes) == (held_out in ("hold_out", "eval_set"))
 
 
