@@ -11,11 +11,11 @@ from convattn.data.classes import ClassNumbers
 from convattn.data.images import EXTENSIONS
 from convattn.data.layout import (
     Layout,
+    advise,
     check_annotations,
-    find_doubt,
+    find_ambiguity,
     find_layout,
-    how_to_go_on,
-    is_for_tests,
+    is_test_part,
     looks_unlabelled,
     unwrap,
 )
@@ -150,32 +150,32 @@ def _check_classes(part: Part, layout: Layout, given: Sequence[str] | None) -> l
             f"{shown(part.folder / 'dog' / '1.jpg')}"
         )
     if given is not None and None not in ClassNumbers(given).match(part.names).values():
-        return _check_empty(part, may_be=bool(part.names))
+        return _check_empty(part, allowed=bool(part.names))
     check_annotations(part.folder, list(part.classes))
-    doubt = find_doubt(part.folder, part.classes)
-    if doubt and not layout.is_part:
+    ambiguity = find_ambiguity(part.folder, part.classes)
+    if ambiguity and not layout.is_part:
         raise ValueError(
-            f"{shown(part.folder)} can be read in two ways: {doubt}. {how_to_go_on(part.folder)}"
+            f"{shown(part.folder)} can be read in two ways: {ambiguity}. {advise(part.folder)}"
         )
-    notes = _check_empty(part, may_be=given is not None)
+    notes = _check_empty(part, allowed=given is not None)
     if given is None and len(set(map(nfc, part.names))) < 2:
         raise ValueError(
             f"{shown(part.folder)} has only one class folder, {listed(part.names)}; a classifier "
             "needs two or more"
         )
-    if doubt:
-        notes.append(f"the folders in {shown(part.folder)} are taken for classes, though {doubt}")
+    if ambiguity:
+        notes.append(f"the folders in {shown(part.folder)} are read as classes, though {ambiguity}")
     return notes
 
 
-def _check_empty(part: Part, *, may_be: bool) -> list[str]:
+def _check_empty(part: Part, *, allowed: bool) -> list[str]:
     empty = {name: listing for name, listing in part.classes.items() if not listing.images}
     if not empty:
         return []
     folders = ", ".join(shown(part.folder / name) for name in list(empty)[:10])
     others = sum((listing.others for listing in empty.values()), Counter[str]())
     found = f"no images in {folders}" + (f" (but {format_counts(others)})" if others else "")
-    if may_be:
+    if allowed:
         return [found]
     raise ValueError(
         f"{found}: looked for {' '.join(sorted(EXTENSIONS))}; add images or remove the folder"
@@ -201,7 +201,7 @@ def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[Part | None
             notes.append(f"{name} is passed over: {why}")
             continue
         chosen = part
-        if is_for_tests(folder.name):
+        if is_test_part(folder.name):
             notes.append(
                 f"{name} is held out in place of a validation part: the best epoch is chosen on it"
             )

@@ -1,4 +1,4 @@
-"""The images in a folder and below it, and what lies there that is not used."""
+"""The images in a folder and below it, and the files there that are not used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from convattn.data.images import is_image_file
 from convattn.names import counted, natural_key, shown
 from convattn.progress import Progress
 
-# Folders that operating systems and file servers make for themselves, in lower case.
+# Folders that operating systems and file servers make, in lower case.
 _SYSTEM = frozenset([
     "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "found.000",
     "lost+found", "system volume information",
 ])  # fmt: skip
-# Files that lie beside images as a matter of course, and that nobody takes for images.
+# Extensions of files that often accompany images, and that are no images.
 _SIDECARS = frozenset([
     ".bat", ".bib", ".cfg", ".conf", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini",
     ".ipynb", ".json", ".jsonl", ".lnk", ".lock", ".log", ".md", ".md5", ".ods", ".odt", ".pickle",
     ".pkl", ".py", ".pyc", ".rst", ".rtf", ".sh", ".sha1", ".sha256", ".sql", ".tex", ".toml",
     ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xmp", ".xml", ".yaml", ".yml",
 ])  # fmt: skip
-_ENDING = re.compile(r"(?=.*[a-z])[a-z0-9]{1,8}")  # ".0001" and ". Smith" are no endings
+_EXTENSION = re.compile(r"(?=.*[a-z])[a-z0-9]{1,8}")  # not ".0001" and ". Smith"
 _SIGNATURES = (
     b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"8BPS",
     b"\x00\x00\x00\x0cjP", b"\x00\x00\x00\x0cJXL",
@@ -34,14 +34,14 @@ _SIGNATURES = (
 
 @dataclass
 class Listing:
-    """What a folder holds.
+    """The contents of a folder.
 
     Args:
         images: paths of the images, in natural order.
-        subfolders: names of the folders just below that have images in or below them; where there
-            is one folder and nothing else, of those in it.
-        others: how many files, by ending, are no images that can be read, but may be data.
-        system: how many folders, by name, an operating system made for itself.
+        subfolders: names of the folders directly in the folder that hold images at any depth; of a
+            folder that holds only one folder, the names in that one.
+        others: number of files that are not read but may be data, by extension.
+        system: number of folders that operating systems make, by name.
     """
 
     images: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Level:
-    """Names in one folder, in natural order: folders, images, other files, folders of systems."""
+    """Names in one folder, in natural order; ``system`` has folders that systems make."""
 
     folders: list[str]
     images: list[str]
@@ -126,7 +126,7 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
-    """Return a sentence on the files that were passed over, and one on the folders of systems."""
+    """Return a sentence on the files that were passed over, and one on the system folders."""
     others, system = Counter[str](), Counter[str]()
     for listing in listings:
         others += listing.others
@@ -142,7 +142,7 @@ def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
 
 
 def format_counts(counts: Counter[str], most: int = 6) -> str:
-    """Return such as "100 .tga, 20 without ending": the most frequent first."""
+    """Return a list such as "100 .tga, 20 without extension", the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {shown(name)}" for name, count in ranked[:most]]
     rest = sum(count for _, count in ranked[most:])
@@ -171,24 +171,24 @@ def _has_images(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(is_image_file(Path(entry.name)) for entry in entries)
-    except PermissionError:  # as of a disk's bin
+    except PermissionError:  # such as the bin of a disk
         return False
 
 
 def _kind(folder: str, name: str) -> str:
-    """What to call a file that is not read, "" for those that need no word."""
-    stem, ending = os.path.splitext(name.lower())
-    if ending in (".gz", ".bz2", ".xz"):
-        ending = os.path.splitext(stem)[1] + ending
-    if _ENDING.fullmatch(ending.replace(".", "")):
-        return "" if ending in _SIDECARS else ending
+    """Return the kind of a file that is not read, "" for a file that is not worth a note."""
+    stem, extension = os.path.splitext(name.lower())
+    if extension in (".gz", ".bz2", ".xz"):
+        extension = os.path.splitext(stem)[1] + extension
+    if _EXTENSION.fullmatch(extension.replace(".", "")):
+        return "" if extension in _SIDECARS else extension
     path = os.path.join(folder, name)
     if os.path.islink(path) and not os.path.exists(path):
-        return "links to nothing"
-    return "without ending" if os.path.isfile(path) and _begins_as_image(path) else ""
+        return "broken links"
+    return "without extension" if os.path.isfile(path) and _starts_as_image(path) else ""
 
 
-def _begins_as_image(path: str) -> bool:
+def _starts_as_image(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(132)

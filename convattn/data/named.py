@@ -1,4 +1,4 @@
-"""A data set from its name: "digits", "folder:PATH" or "timm:NAME"."""
+"""Open a data set by its name: "digits", "folder:PATH" or "timm:NAME"."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def open_dataset(
         name: "digits", "folder:PATH" or "timm:NAME".
         class_names: for folders, see `open_folder`.
         val_fraction: for folders without a held-out part: the share to hold out.
-        split_seed: for the same folders: which split.
+        split_seed: for folders without a held-out part: seed of the split.
         max_broken: for folders: the share of unreadable images that may be skipped.
         held_out: for folders: the images to hold out, see `open_folder`.
         known_files: for folders: how many readable images there were when these were chosen.
         known_broken: for folders: the images that could not be read then.
         check: for folders: whether to decode all images to find the unreadable ones.
-        root: for timm's: where the data is stored.
-        download: for timm's: fetch what is missing.
-        train_split: for timm's: the part to learn from.
-        val_split: for timm's: the part held out.
+        root: for timm's data sets: where the data is stored.
+        download: for timm's data sets: whether to download what is missing.
+        train_split: for timm's data sets: the part to learn from.
+        val_split: for timm's data sets: the part held out.
         value_range: of float and deep images, the values that become 0 and 255, see `open_folder`.
 
     Returns:

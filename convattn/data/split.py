@@ -1,4 +1,4 @@
-"""Holding images out, the same ones every time."""
+"""Splits into images to learn from and images held out, the same ones every time."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def split_by_name(
 
 
 def _shares(members: dict[int, list[int]], fraction: float) -> dict[int, int]:
-    """How many of each class to hold out: whole parts first, the rest by largest remainder."""
+    """Return how many images of each class to hold out, rounded by largest remainder."""
     exact = {label: fraction * len(members[label]) for label in sorted(members)}
     shares = {label: math.floor(value) for label, value in exact.items()}
     missing = math.ceil(round(sum(exact.values()), 6)) - sum(shares.values())
