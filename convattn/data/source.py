@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -130,6 +131,7 @@ class DataSource:
         deep_kinds: "float" and "integer" where there are images of floats, and of integers of more
             than 8 bits.
         typical_size: width and height of an image that is longer than half of the others.
+        root: the folder that the files' relative names start from, "" where there is none.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
     """
@@ -148,6 +150,7 @@ class DataSource:
     value_range: ValueRange | None = None
     deep_kinds: tuple[str, ...] = ()
     typical_size: tuple[int, int] | None = None
+    root: str = ""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -158,6 +161,10 @@ class DataSource:
         """The number of classes."""
         return len(self.class_names)
 
+    def relative_name(self, images: ImageSet, index: int) -> str:
+        """Return the name of an image's file below `root`, "" where the image is no file."""
+        return relative_name(images.path(index), self.root)
+
     def scaled(self, value_range: ValueRange) -> DataSource:
         """Return the same data, its float and deep images read with ``value_range``."""
         train, val = self.train.scaled(value_range), self.val.scaled(value_range)
@@ -166,6 +173,11 @@ class DataSource:
             now, before = named(value_range), named(self.value_range)
             notes = (*notes, f"value_range {now} is used in place of {before}")
         return replace(self, train=train, val=val, value_range=value_range, notes=notes)
+
+
+def relative_name(path: str, root: str) -> str:
+    """Return the name of a file below ``root``, with "/" between folders on every system."""
+    return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
 
 class Joined(ImageSet):
