@@ -112,8 +112,14 @@ _KINDS: dict[str, tuple[type, type]] = {
 def _changed_classes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
     gone = [name for name in before if name not in set(now)]
     new = [name for name in now if name not in set(before)]
-    notes = [f"the data no longer has the classes {listed(gone, 5)}"] if gone else []
-    return notes + ([f"the data has the new classes {listed(new, 5)}"] if new else [])
+    notes = []
+    if gone:
+        notes.append(f"the data no longer has the classes {listed(gone, 5)}")
+    if new:
+        notes.append(f"the data has the new classes {listed(new, 5)}")
+    if not notes and before != now:
+        notes.append("the data numbers its classes differently")
+    return notes
 
 
 def _digest(source: DataSource) -> str:

@@ -65,7 +65,7 @@ class Run:
         """The configuration as keys and values; none where it is damaged."""
         try:
             settings = yaml.safe_load(self.config)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             return {}
         return settings if isinstance(settings, dict) else {}
 

@@ -248,7 +248,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     text = _card_text(metadata)
     try:
         weights = _read_tensors(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of safetensors, or of a header that names no type of PyTorch
         raise _DamageError(f"it is cut off or overwritten ({error})") from error
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(weights, text):
         raise _DamageError("its checksum is wrong")

@@ -154,6 +154,7 @@ def test_a_damaged_table_is_named(tmp_path: Path, text: bytes, reason: str) -> N
         (b"[1]", "it holds a list instead of keys and values"),
         (b"\xff\xfe{}", "it is not JSON"),
         (b"[" * 100_000, "it is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "it is not JSON"),
     ],
 )
 def test_damaged_json_is_named(tmp_path: Path, text: bytes, reason: str) -> None:
