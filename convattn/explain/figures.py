@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convattn.names import shown
 from convattn.runs.confusion import Confusion
 from convattn.runs.files import replacing
 
@@ -206,7 +207,7 @@ def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     # A dollar sign would start a formula.
-    names = [_shorten(name).replace("$", r"\$") for name in class_names]
+    names = [_shorten(shown(name)).replace("$", r"\$") for name in class_names]
     turned = max(map(len, names), default=0) > 3
     axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
     axes.set_yticks(range(len(names)), names)

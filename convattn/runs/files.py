@@ -26,10 +26,17 @@ _FIX = "restore it from a copy, or remove it"
 
 
 class DamagedFileError(ValueError):
-    """A file cannot be read: it was changed, cut off, or written by another program."""
+    """A file cannot be read: it was changed, cut off, or written by another program.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+        fix: what to do.
+    """
 
     def __init__(self, path: Path, reason: str, fix: str = _FIX) -> None:
-        super().__init__(f"{shown(path)} is damaged: {reason}; {fix}")
+        self.what = f"{shown(path)} is damaged: {reason}"
+        super().__init__(f"{self.what}; {fix}")
 
 
 @contextmanager

@@ -317,8 +317,8 @@ def _set_aside(path: Path, error: DamagedFileError) -> str:
     try:
         path.rename(aside)
     except OSError as reason:
-        return f"{error}; it is replaced, since it cannot be renamed ({reason.strerror})"
-    return f"{error}; a new one is begun, and the old one is kept as {aside.name}"
+        return f"{error.what}; it is replaced, since it cannot be renamed ({reason.strerror})"
+    return f"{error.what}; a new one is begun, and the old one is kept as {aside.name}"
 
 
 def _rounded(value: float) -> float:

@@ -57,8 +57,8 @@ class Run:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the classes, in the order of their labels."""
-        return [str(name) for name in self.evaluation.get("class_names", [])]
+        """The names of the classes, in the order of their labels, as they can be shown."""
+        return [shown(name) for name in self.evaluation.get("class_names", [])]
 
     @cached_property
     def settings(self) -> dict[str, Any]:

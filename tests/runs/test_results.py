@@ -87,7 +87,14 @@ def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
     assert run.notes == []
     assert run.broken_images == [os.fsdecode(b"caf\xe9.png")]
     assert run.mistakes[0].path == os.fsdecode(b"caf\xe9/5.png")
-    write_report(folder)
+
+
+def test_class_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    names = (os.fsdecode(b"ros\xe9"), "a\nb", "Größe")
+    folder = write_run(tmp_path / "run", class_names=names)
+    assert read_run(folder).class_names == ["ros\\udce9", "a\\nb", "Größe"]
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count("ros\\udce9") > 2
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
