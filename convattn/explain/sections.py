@@ -87,10 +87,8 @@ def class_rows(run: Run) -> list[ClassRow]:
     for label, entry in enumerate(run.evaluation.get("per_class", [])):
         if entry["images"]:
             worst = max(_confusions_of(run, label), key=lambda p: p.count, default=None)
-            taken_for = worst.predicted if worst else ""
-            rows.append(
-                ClassRow(shown(entry["name"]), entry["images"], entry["accuracy"], taken_for)
-            )
+            name, taken_for = shown(entry["name"]), worst.predicted if worst else ""
+            rows.append(ClassRow(name, entry["images"], entry["accuracy"], taken_for))
     return rows
 
 
