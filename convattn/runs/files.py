@@ -58,6 +58,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _set_mode(temporary, mode)
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    else:
         with contextlib.suppress(OSError):  # some systems cannot open or flush a folder
             _flush(path.parent, os.O_RDONLY)
     finally:

@@ -262,9 +262,14 @@ class RunFolder:
     def _make(self) -> None:
         """Make the folders; remember those that did not exist before."""
         for folder in (*reversed(self.path.parents), self.path, self.checkpoints):
-            if folder in (self.path, self.checkpoints) or not folder.is_dir():
-                folder.mkdir()
-                self._made.append(folder)
+            is_above = folder not in (self.path, self.checkpoints)
+            try:
+                if not (is_above and folder.is_dir()):
+                    folder.mkdir()
+                    self._made.append(folder)
+            except FileExistsError:
+                if not (is_above and folder.is_dir()):  # else another process was faster
+                    raise
 
 
 def _make_run(path: Path) -> RunFolder:

@@ -43,7 +43,8 @@ def test_a_new_run_has_the_next_free_number(tmp_path: Path) -> None:
 def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
     made: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: made.append(create(tmp_path, None).path)) for _ in range(16)
+        threading.Thread(target=lambda: made.append(create(tmp_path / "a" / "b", None).path))
+        for _ in range(16)
     ]
     for thread in threads:
         thread.start()
