@@ -1,4 +1,4 @@
-"""Which class a folder's name means."""
+"""The numbers of classes by the names of their folders."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from convattn.names import first_of, listed, nfc, shown
 
 
 class UnknownClassesError(ValueError):
-    """A folder holds classes that the model does not know, or that are not in training."""
+    """A folder holds classes that are not in the model or in the training part."""
 
 
 class ClassNumbers:
     """The numbers of classes by their names.
 
-    A name means the class that is written the same in Unicode's form NFC; if there is none, and
-    one class alone differs from it in capital letters only, that one.
+    A name stands for the class of the same name in Unicode's form NFC. If there is none, it stands
+    for the class whose name differs in upper and lower case only, if there is exactly one.
 
     Args:
         names: the classes in the order of their numbers.
@@ -30,9 +30,9 @@ class ClassNumbers:
             self._folded.setdefault(name.casefold(), []).append(number)
 
     def match(self, names: Iterable[str]) -> dict[str, int | None]:
-        """Return the number of the class that each name means, None where there is no such class.
+        """Return the number of the class of each name, None where there is no such class.
 
-        A class that one of the names means exactly is not taken by another.
+        A class that one of the names equals is not given to a name that differs in case.
         """
         found = {name: self._exact.get(nfc(name)) for name in names}
         taken = set(found.values())
@@ -43,10 +43,10 @@ class ClassNumbers:
         return found
 
     def notes(self, names: Sequence[str], where: str) -> list[str]:
-        """Return what is to be said of folders in ``where`` whose names are not their classes'."""
+        """Return sentences on folders in ``where`` whose names differ from their classes' names."""
         twice = [name for name, count in Counter(map(nfc, names)).items() if count > 1]
         other = [
-            f"'{shown(name)}' for '{shown(self.names[number])}'"
+            f"'{shown(name)}' as '{shown(self.names[number])}'"
             for name, number in self.match(names).items()
             if number is not None and nfc(name) != self.names[number]
         ]
@@ -54,5 +54,5 @@ class ClassNumbers:
         if twice:
             notes.append(f"one class in {where}, in two forms of Unicode: {listed(twice)}")
         if other:
-            notes.append(f"taken in {where}, whatever the capital letters: {first_of(other)}")
+            notes.append(f"read in {where} without regard to case: {first_of(other)}")
         return notes

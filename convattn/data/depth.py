@@ -1,8 +1,9 @@
-"""Pixel values of images that 8 bits cannot hold: floats, and integers of more bits.
+"""Pixel values of float images, and of integer images of more than 8 bits.
 
-Pillow holds deep grey images (modes "I;16", "I" and "F"), but cuts deep colours to 8 bits. The
-whole values of 16-bit colours are put together here from two decodings, of the upper and of the
-lower bytes. Of a compressed TIFF with a plane per colour Pillow decodes the upper bytes both times.
+Pillow keeps the values of deep grey images (modes "I;16", "I" and "F"), but reduces deep colour
+images to 8 bits. Here 16-bit colours are decoded twice, to the upper and to the lower bytes, and
+the two are joined. Of a compressed TIFF with a plane per colour, Pillow decodes the upper bytes
+both times.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ _COLORS = ("RGB;16", "RGBA;16", "RGBX;16", "R;16", "G;16", "B;16", "A;16")
 
 
 class DeepPixels(NamedTuple):
-    """Values (H, W) or (H, W, 3) of an upright image, and its transparency where it has one."""
+    """Values (H, W) or (H, W, 3) of an upright image, and its alpha channel if it has one."""
 
     values: np.ndarray
     alpha: Image.Image | None = None
 
     @property
-    def seen(self) -> np.ndarray:
-        """The values of the pixels that are not wholly transparent."""
+    def visible(self) -> np.ndarray:
+        """The values of the pixels that are not fully transparent."""
         chosen = () if self.alpha is None else np.asarray(self.alpha) > 0
         return self.values[chosen].ravel()
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a file that was opened, and is not decoded yet, holds more than 8 bits a value."""
+    """Whether an opened, not yet decoded image has more than 8 bits per value."""
     if image.mode.startswith(("I", "F")):
         return True
     signed = image.mode == "L" and _tiff(image, SAMPLEFORMAT) == _SIGNED
@@ -42,7 +43,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def has_more(image: Image.Image) -> bool:
-    """Whether a TIFF holds more bands than Pillow gives, or more pages than the first."""
+    """Whether a TIFF has bands that Pillow does not return, or more than one page."""
     tags = _tags(image)
     if tags is None:
         return False
@@ -50,7 +51,7 @@ def has_more(image: Image.Image) -> bool:
 
 
 def read_deep(image: Image.Image) -> DeepPixels:
-    """Decode an image of which `is_deep` is true."""
+    """Decode an image for which `is_deep` is true."""
     layout = _color_layout(image)
     if layout == "LA;16B":  # as if it were four bands of 8 bits: two of grey, two of alpha
         upper, lower, alpha, _ = _decode(image, {"LA;16B": "RGBA"}).split()
@@ -59,10 +60,10 @@ def read_deep(image: Image.Image) -> DeepPixels:
         return _read_color(image)
     values = np.asarray(ImageOps.exif_transpose(image))
     unsigned = _tiff(image, SAMPLEFORMAT, _UNSIGNED) == _UNSIGNED
-    if image.mode == "L":  # Pillow takes signed bytes for unsigned ones
+    if image.mode == "L":  # Pillow returns signed bytes as unsigned ones
         values = values.view(np.int8)
     elif image.mode == "I" and unsigned and _tiff(image, BITSPERSAMPLE) == 32:
-        values = values.view(np.uint32)  # and these for signed ones
+        values = values.view(np.uint32)  # Pillow returns them as signed ones
     return DeepPixels(values, _alpha_of_color(image, values))
 
 
@@ -79,7 +80,7 @@ def _read_color(opened: Any) -> DeepPixels:
 
 
 def _alpha_of_color(image: Image.Image, values: np.ndarray) -> Image.Image | None:
-    """The transparency of a PNG of which one colour is transparent."""
+    """Return the alpha channel of a PNG that declares one colour as transparent."""
     color = image.info.get("transparency")
     if color is None:
         return None
@@ -92,7 +93,7 @@ def _joined(upper: Image.Image, lower: Image.Image) -> np.ndarray:
 
 
 def _decode(image: Image.Image, layouts: dict[str, str]) -> Image.Image:
-    """Decode the image, upright, with other names for how its bytes lie."""
+    """Decode the image, upright, with other byte layouts."""
     opened: Any = image
     opened.tile = [tile._replace(args=_renamed(tile.args, layouts)) for tile in opened.tile]
     return ImageOps.exif_transpose(image)
@@ -103,7 +104,7 @@ def _renamed(args: Any, layouts: dict[str, str]) -> Any:
 
 
 def _color_layout(image: Image.Image) -> str:
-    """Pillow's name for how 16-bit colours lie in the file, "" for any other image."""
+    """Return Pillow's name of the byte layout of 16-bit colours, "" for any other image."""
     for tile in _layouts(image):
         name = _deep_layout(image, tile)
         if name.startswith(_COLORS) or name == "LA;16B":
@@ -117,14 +118,14 @@ def _layouts(image: Image.Image) -> list[str]:
 
 
 def _deep_layout(image: Image.Image, name: str) -> str:
-    """Correct the name for a TIFF with a plane per colour, which Pillow takes for 8 bits."""
+    """Correct the layout of a 16-bit TIFF with a plane per colour, which Pillow reads as 8 bits."""
     if name in ("R", "G", "B", "A") and _tiff(image, BITSPERSAMPLE) == 16:
         return f"{name};16{'L' if _tags(image).prefix == b'II' else 'B'}"
     return name
 
 
 def _tiff(image: Image.Image, tag: int, default: int = 0) -> int:
-    """The first value of a TIFF's tag; ``default`` where it has none, and 0 for other formats."""
+    """Return the first value of a TIFF tag, ``default`` if it is missing, 0 for other formats."""
     tags = _tags(image)
     if tags is None:
         return 0

@@ -20,8 +20,8 @@ def open_digits() -> DataSource:
     digit and fixed; it mixes the writers, so it measures new scans, not new people.
 
     Returns:
-        A `DataSource` of 10 classes, with one channel; mirrored digits are no digits, so
-        ``hflip`` is False.
+        A `DataSource` of 10 classes, with one channel. ``hflip`` is False, as a mirrored digit is
+        no digit.
     """
     try:
         from sklearn.datasets import load_digits

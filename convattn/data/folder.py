@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from convattn.data.classes import ClassNumbers, UnknownClassesError
+from convattn.data.classes import ClassNumbers
 from convattn.data.images import EXTENSIONS
 from convattn.data.layout import (
     Layout,
+    advise,
     check_annotations,
-    find_doubt,
+    find_ambiguity,
     find_layout,
-    how_to_go_on,
-    is_for_tests,
+    is_test_part,
     looks_unlabelled,
     unwrap,
 )
-from convattn.data.listing import Level, Listing, by_number, list_images, passed_over, read_level
-from convattn.data.scan import check_share, find_broken
-from convattn.data.source import BrokenFile, DataSource, FileImages
-from convattn.data.split import stratified_split
-from convattn.data.survey import Survey, settle
-from convattn.names import counted, did_you_mean, listed, natural_key, nfc, shown
+from convattn.data.listing import Level, format_counts, passed_over
+from convattn.data.parts import (
+    LabelledFiles,
+    Part,
+    PartReader,
+    read_part,
+    split_files,
+    split_files_as_before,
+)
+from convattn.data.source import DataSource, FileImages
+from convattn.data.survey import apply_value_range
+from convattn.names import counted, listed, natural_key, nfc, shown
 
 
 def open_folder(
@@ -35,100 +40,91 @@ def open_folder(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     max_broken: float = 0.01,
+    held_out: Collection[str] | None = None,
+    known_files: int | None = None,
+    known_broken: Collection[str] = (),
+    check: bool = True,
     value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a folder of images.
 
-    Two layouts: ``PATH/<class>/**/<image>``, of which a fixed, stratified part is held out, or
-    ``PATH/train/<class>/**`` with ``PATH/val/<class>/**``. The parts may have any usual name, in
-    any case (``Training``, ``train_set``, ``seg_train``; ``valid``, ``dev``, ``Testing``, ...); a
-    validation part is preferred to "dev", this to "eval" and "holdout", and these to a test part;
-    one without class folders is passed over.
-    A folder that holds nothing but one other folder is looked through. Names are compared in
-    Unicode's form NFC. Hidden files and folders, and those that systems make for themselves, are
-    passed over, links are followed, and endings count in any case. Classes are numbered by name
-    in natural order: 2 comes before 10.
+    There are two layouts: ``PATH/<class>/**/<image>``, of which a fixed, stratified part is held
+    out, and ``PATH/train/<class>/**`` with ``PATH/val/<class>/**``. The parts may have any usual
+    name, in any case (``Training``, ``train_set``, ``seg_train``; ``valid``, ``dev``, ``Testing``,
+    ...). Of several parts that can be held out, the first of these is: validation, "dev", "eval"
+    and "holdout", test; a part without class folders is passed over.
+    A folder that holds only one other folder stands for that folder. Names are compared in
+    Unicode's form NFC. Hidden files and folders, and those that operating systems make, are passed
+    over; links are followed; file extensions are compared without regard to case. Classes are
+    numbered by name in natural order: 2 comes before 10.
 
     Args:
         path: the folder.
         class_names: number the classes as in this list, which must contain every folder's name;
             this is how a trained model meets new images of its classes, even of one class only.
         val_fraction: the share held out where the folder has no held-out part of its own.
-        split_seed: which split that is.
-        max_broken: the share of unreadable images that may be skipped before it is an error.
+        split_seed: seed of that split.
+        max_broken: the share of unreadable images that may be left out before it is an error.
+        held_out: relative names of the images to hold out, as `DataSource.relative_name` returns
+            them; all other images are learnt from, whatever was added since. By default a new
+            split is made.
+        known_files: how many readable images there were when ``held_out`` was recorded; notes then
+            say how many were added or are gone.
+        known_broken: relative names of images that are left out without being read, as they could
+            not be read when ``held_out`` was recorded.
+        check: whether to decode all images, of large folders the headers only, to find the
+            unreadable ones; else only headers are read.
         value_range: of float and deep images, the values that become 0 and 255; by default decided
             from all of them, see `convattn.data.value_range`.
 
     Returns:
-        A `DataSource`; ``broken`` names the images that were skipped, ``notes`` says what was
+        A `DataSource`; ``broken`` names the images that were left out, ``notes`` says what was
         decided: which part is held out, and which folders and files were passed over.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: the folder is empty, has one class, a class without images, classes in the
-            held-out part that are not in training, or too many unreadable images; or it can be
-            read in two ways, such as ``part1/`` and ``part2/`` with the same folders in each.
+            held-out part that are not in training, or too many unreadable images; or it holds none
+            of the images in ``held_out``; or it can be read in two ways, such as ``part1/`` and
+            ``part2/`` with the same folders in each.
     """
     root = Path(path).expanduser()
     _check_folder(root)
     layout = find_layout(root, class_names or ())
-    part = _read_part(layout.train)
+    part = read_part(layout.train)
     notes = [*layout.notes, *_check_classes(part, layout, class_names)]
     numbers = ClassNumbers(class_names or sorted(set(map(nfc, part.names)), key=natural_key))
-    held_out, why = _choose_held_out(layout, numbers)
-    survey = Survey()
-    train, broken = _label(part, numbers, max_broken, "the model's classes", survey)
-    if held_out is None:
-        train, val = _split(layout.train, train, val_fraction, split_seed)
+    reader = PartReader(root, max_broken, known_broken, check)
+    train, broken = reader.read(part, numbers, "the model's classes")
+    val_part = None
+    if held_out is not None:
+        notes += _unused_parts(layout)
+        train, val, changes = split_files_as_before(train, broken, held_out, known_files, reader)
+        notes += changes
     else:
-        val, more = _label(held_out, numbers, max_broken, shown(layout.train), survey)
-        broken = broken + more
-    parts = [part] if held_out is None else [part, held_out]
-    notes += [*why, *(note for used in parts for note in used.notes(numbers))]
-    if class_names is None or held_out is not None:
-        notes += _not_held_out(train, val, numbers)
-    notes += passed_over(_listings(parts))
+        val_part, why = _choose_held_out(layout, numbers)
+        notes += why
+        if val_part is None:
+            train, val = split_files(train, val_fraction, split_seed, layout.train)
+        else:
+            val, more = reader.read(val_part, numbers, shown(layout.train))
+            broken += more
+    parts = [part] if val_part is None else [part, val_part]
+    notes += [note for used in parts for note in used.notes(numbers)]
+    if class_names is None or val_part is not None:
+        notes += _classes_not_held_out(train, val, numbers)
+    notes += passed_over([listing for used in parts for listing in used.listings])
     source = DataSource(
         name=f"folder:{path}",
         class_names=numbers.names,
         train=FileImages(train.paths, train.labels),
         val=FileImages(val.paths, val.labels),
-        split_here=held_out is None,
+        split_here=val_part is None,
         broken=tuple(broken),
+        root=str(root),
         notes=tuple(notes),
     )
-    return settle(source, survey, value_range)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A folder of class folders, and what they hold."""
-
-    folder: Path
-    level: Level
-    classes: dict[str, Listing]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the class folders that hold images."""
-        return [name for name, listing in self.classes.items() if listing.images]
-
-    def notes(self, numbers: ClassNumbers) -> list[str]:
-        """What was decided about this part."""
-        where = shown(self.folder)
-        notes = numbers.notes(self.names, where)
-        if self.level.images:
-            images = counted(len(self.level.images), "image")
-            notes.append(f"{images} beside the class folders in {where} passed over")
-        return notes
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Images with the number of the class of each."""
-
-    paths: list[str]
-    labels: list[int]
+    return apply_value_range(source, reader.survey, value_range)
 
 
 def _check_folder(root: Path) -> None:
@@ -145,19 +141,8 @@ def _check_folder(root: Path) -> None:
         raise FileNotFoundError(f"there is no folder {shown(root)}{hint}")
 
 
-def _read_part(folder: Path) -> _Part:
-    level = read_level(folder)
-    return _Part(folder, level, {name: list_images(folder / name) for name in level.folders})
-
-
-def _listings(parts: Sequence[_Part]) -> list[Listing]:
-    """What lies in the parts: in their class folders, and beside these."""
-    below = [listing for part in parts for listing in part.classes.values()]
-    return [*below, *(Listing(system=Counter(part.level.system)) for part in parts)]
-
-
-def _check_classes(part: _Part, layout: Layout, given: Sequence[str] | None) -> list[str]:
-    """Raise `ValueError` unless the part holds classes; return what is to be said of them."""
+def _check_classes(part: Part, layout: Layout, given: Sequence[str] | None) -> list[str]:
+    """Return notes on the class folders; raise `ValueError` if they cannot be classes."""
     if not part.classes:
         raise ValueError(
             f"{shown(part.folder)} holds {_no_classes(part.level)}; expected one folder per class, "
@@ -165,32 +150,32 @@ def _check_classes(part: _Part, layout: Layout, given: Sequence[str] | None) -> 
             f"{shown(part.folder / 'dog' / '1.jpg')}"
         )
     if given is not None and None not in ClassNumbers(given).match(part.names).values():
-        return _check_empty(part, may_be=bool(part.names))
+        return _check_empty(part, allowed=bool(part.names))
     check_annotations(part.folder, list(part.classes))
-    doubt = find_doubt(part.folder, part.classes)
-    if doubt and not layout.is_part:
+    ambiguity = find_ambiguity(part.folder, part.classes)
+    if ambiguity and not layout.is_part:
         raise ValueError(
-            f"{shown(part.folder)} can be read in two ways: {doubt}. {how_to_go_on(part.folder)}"
+            f"{shown(part.folder)} can be read in two ways: {ambiguity}. {advise(part.folder)}"
         )
-    notes = _check_empty(part, may_be=given is not None)
+    notes = _check_empty(part, allowed=given is not None)
     if given is None and len(set(map(nfc, part.names))) < 2:
         raise ValueError(
             f"{shown(part.folder)} has only one class folder, {listed(part.names)}; a classifier "
             "needs two or more"
         )
-    if doubt:
-        notes.append(f"the folders in {shown(part.folder)} are taken for classes, though {doubt}")
+    if ambiguity:
+        notes.append(f"the folders in {shown(part.folder)} are read as classes, though {ambiguity}")
     return notes
 
 
-def _check_empty(part: _Part, *, may_be: bool) -> list[str]:
+def _check_empty(part: Part, *, allowed: bool) -> list[str]:
     empty = {name: listing for name, listing in part.classes.items() if not listing.images}
     if not empty:
         return []
     folders = ", ".join(shown(part.folder / name) for name in list(empty)[:10])
     others = sum((listing.others for listing in empty.values()), Counter[str]())
-    found = f"no images in {folders}" + (f" (but {by_number(others)})" if others else "")
-    if may_be:
+    found = f"no images in {folders}" + (f" (but {format_counts(others)})" if others else "")
+    if allowed:
         return [found]
     raise ValueError(
         f"{found}: looked for {' '.join(sorted(EXTENSIONS))}; add images or remove the folder"
@@ -203,26 +188,28 @@ def _no_classes(level: Level) -> str:
     return "no class folders" + ("" if level.others else " (it is empty)")
 
 
-def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[_Part | None, list[str]]:
-    """The first of the held-out folders that holds images of the classes, and what to say."""
+def _choose_held_out(layout: Layout, numbers: ClassNumbers) -> tuple[Part | None, list[str]]:
+    """Return the first held-out folder that holds images of the classes, and notes."""
     chosen, notes = None, []
     for folder in layout.held_out:
         name = shown(folder.name)
         if chosen is not None:
             notes.append(f"{name} is not used, as {shown(chosen.folder.name)} is held out")
             continue
-        part = _read_part(unwrap(folder, numbers.names))
-        if why := _no_use(part, numbers):
+        part = read_part(unwrap(folder, numbers.names))
+        if why := _why_unusable(part, numbers):
             notes.append(f"{name} is passed over: {why}")
             continue
         chosen = part
-        if is_for_tests(folder.name):
-            notes.append(f"{name} is held out in place of a validation part, to choose the epoch")
+        if is_test_part(folder.name):
+            notes.append(
+                f"{name} is held out in place of a validation part: the best epoch is chosen on it"
+            )
     return chosen, notes
 
 
-def _no_use(part: _Part, numbers: ClassNumbers) -> str:
-    """Why a held-out part cannot be used, "" if it can."""
+def _why_unusable(part: Part, numbers: ClassNumbers) -> str:
+    """Return why a held-out part cannot be used, "" if it can be."""
     if not part.classes:
         return f"it holds {_no_classes(part.level)}"
     if not part.names:
@@ -233,39 +220,17 @@ def _no_use(part: _Part, numbers: ClassNumbers) -> str:
     return ""
 
 
-def _label(
-    part: _Part, numbers: ClassNumbers, max_broken: float, where: str, survey: Survey
-) -> tuple[_Labelled, list[BrokenFile]]:
-    """The readable images of a part with their labels, and what had to be left out."""
-    found = numbers.match(part.names)
-    unknown = [name for name, number in found.items() if number is None]
-    if unknown:
-        raise UnknownClassesError(
-            f"{shown(part.folder)} has classes that are not in {where}: {listed(unknown)}"
-            f"{did_you_mean(nfc(unknown[0]), numbers.names)} Known are {listed(numbers.names)}"
-        )
-    paths = [path for name in found for path in part.classes[name].images]
-    broken = find_broken(paths, survey)
-    check_share(broken, len(paths), max_broken, str(part.folder))
-    bad = {file.path for file in broken}
-    kept = [(p, n) for name, n in found.items() for p in part.classes[name].images if p not in bad]
-    return _Labelled([path for path, _ in kept], [number or 0 for _, number in kept]), broken
+def _unused_parts(layout: Layout) -> list[str]:
+    """Return a sentence on each part that could be held out, where the split is given."""
+    return [
+        f"{shown(folder.name)} is not used: the images that were held out of "
+        f"{shown(layout.train.name)} stay held out"
+        for folder in layout.held_out
+    ]
 
 
-def _not_held_out(train: _Labelled, val: _Labelled, numbers: ClassNumbers) -> list[str]:
+def _classes_not_held_out(
+    train: LabelledFiles, val: LabelledFiles, numbers: ClassNumbers
+) -> list[str]:
     missing = [numbers.names[n] for n in sorted(set(train.labels) - set(val.labels))]
     return [f"no image is held out of {listed(missing)}"] if missing else []
-
-
-def _split(
-    root: Path, images: _Labelled, fraction: float, seed: int
-) -> tuple[_Labelled, _Labelled]:
-    parts = stratified_split(images.labels, fraction=fraction, seed=seed)
-    if not parts[1]:
-        raise ValueError(
-            f"{shown(root)} has one image per class, of which none can be held out; add images, or "
-            "put some apart in train/ and val/"
-        )
-    paths, labels = images.paths, images.labels
-    train, val = (_Labelled([paths[i] for i in p], [labels[i] for i in p]) for p in parts)
-    return train, val

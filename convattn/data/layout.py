@@ -20,7 +20,7 @@ _ROLES = {
     **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "eval"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-_HELD_OUT = ("val", "dev", "eval", "test")  # the best first
+_HELD_OUT = ("val", "dev", "eval", "test")  # in the order of preference
 _FILLERS = (
     "set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "photo",
     "photos", "picture", "pictures", "pics", "split", "part", "subset", "folder", "classes",
@@ -34,10 +34,10 @@ _ANNOTATIONS = frozenset([
     "groundtruth", "segmentation", "segmentations", "segmentationclass", "segmentationobject",
     "bbox", "bboxes", "boxes", "trimaps", "imagesets",
 ])  # fmt: skip
-_ORDINARY = frozenset(["frames", "photos", "original", "originals", "boxes"])  # things as well
+_ORDINARY = frozenset(["frames", "photos", "original", "originals", "boxes"])  # may be classes
 _MARKED = re.compile(rf"[\W_]+({'|'.join(sorted(_IMAGES | _ANNOTATIONS))})$")
 _UNLABELLED = frozenset(["unknown", "unlabelled", "unlabeled", "all", "none", "dummy", *_FILLERS])
-_DEPTH = 3  # levels that hold one folder and nothing else, as a packed data set often has
+_DEPTH = 3  # levels of folders that hold only one folder, as in an unpacked archive
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Layout:
 
     Args:
         train: the folder with the class folders to learn from.
-        held_out: folders that may be held out, the best first: those named for validation, then
-            "dev", then "eval" and "holdout", then "test".
-        is_part: whether ``train`` was named as the training part.
+        held_out: folders that may be held out, in the order of preference: validation, "dev",
+            "eval" and "holdout", "test".
+        is_part: whether the name of ``train`` is that of a training part.
         notes: what was decided, one sentence each.
     """
 
@@ -63,15 +63,15 @@ def find_layout(root: Path, known: Sequence[str] = ()) -> Layout:
 
     Args:
         root: the folder.
-        known: classes; a folder that `ClassNumbers` takes for one is a class, whatever else its
-            name may mean.
+        known: the classes of a trained model; a folder of such a name is a class, even if it is
+            called "train".
 
     Raises:
-        ValueError: the names mean a layout that is not known, or that is incomplete.
+        ValueError: the names mean an unknown layout, or one without a training part.
     """
     place = unwrap(root, known)
     folders = read_level(place).folders
-    notes = _unwrapped(root, place)
+    notes = _note_unwrapped(root, place)
     if folders and _all_known(folders, known):
         return Layout(place, notes=notes)
     in_train = "train" in {role_of(name)[0] for name in place.relative_to(root).parts}
@@ -80,15 +80,16 @@ def find_layout(root: Path, known: Sequence[str] = ()) -> Layout:
         return _split(place, parts, folders, notes)
     named = [name for role in ("train", *_HELD_OUT) for name in parts.get(role, ())]
     if named and not any(holds_images(place / n) for n in folders if n not in named):
-        raise ValueError(_no_train(place, named))
-    _check_train_is_missing(root, place)
-    return Layout(place, is_part=in_train, notes=(*notes, *_taken_for_classes(named)))
+        raise ValueError(_missing_train(place, named))
+    _check_train_is_there(root, place)
+    return Layout(place, is_part=in_train, notes=(*notes, *_note_classes(named)))
 
 
 def unwrap(folder: Path, known: Sequence[str] = ()) -> Path:
-    """Return the folder below that holds several, if each one on the way holds nothing else.
+    """Follow folders that hold only one folder, and return the one that holds several.
 
-    A folder whose name is one of the ``known`` classes is no mere wrapping, unless it holds such.
+    A folder whose name is one of the ``known`` classes is not followed, unless it holds such
+    folders itself. Where no folder holds several, ``folder`` is returned.
     """
     place = folder
     for _ in range(_DEPTH + 1):
@@ -105,12 +106,10 @@ def unwrap(folder: Path, known: Sequence[str] = ()) -> Path:
 
 
 def role_of(name: str) -> tuple[str, str]:
-    """Return what a folder's name says it is and the other words.
+    """Return the role that a folder's name means, and the other words of the name.
 
-    It is "train", "val", "dev", "eval", "test" or "".
-
-    "seg_train" is ("train", "seg"); words that say nothing, as in "Train Images" and "val2017",
-    are left out.
+    The role is "train", "val", "dev", "eval", "test" or "". "seg_train" is ("train", "seg"); words
+    without a meaning for the role, as in "Train Images" and "val2017", are left out.
     """
     words = [word for word in _words(name) if word not in _FILLERS]
     if match := _COMPOUND.fullmatch("".join(words)):
@@ -121,15 +120,16 @@ def role_of(name: str) -> tuple[str, str]:
     return roles[0][1], " ".join(word for word in words if word != roles[0][0])
 
 
-def is_for_tests(name: str) -> bool:
-    """Whether a folder's name is that of a part to test with, rather than to choose the epoch."""
+def is_test_part(name: str) -> bool:
+    """Whether a folder's name is that of a test part, which should not choose the best epoch."""
     return role_of(name)[0] in ("eval", "test")
 
 
 def looks_unlabelled(name: str, known: Sequence[str]) -> bool:
-    """Whether a part's only folder, none of the ``known`` classes, is there for a reader's sake.
+    """Whether the name of a part's only folder says that its images have no labels.
 
-    Readers that want one folder per class get images without labels as "unknown", "test" or "0".
+    Programs that read one folder per class need a folder, such as "unknown", "test" or "0", for
+    images without labels.
     """
     words = _words(name)
     if not words:
@@ -138,32 +138,32 @@ def looks_unlabelled(name: str, known: Sequence[str]) -> bool:
 
 
 def check_annotations(folder: Path, names: Sequence[str]) -> None:
-    """Raise `ValueError` if the folders are images and what was drawn into them.
+    """Raise `ValueError` if the folders hold images and their annotations, such as masks.
 
-    They are if all are called so, as "images" and "masks"; or if half of them are, and most files
-    of two of these have the same names.
+    They do if all their names say so, as "images" and "masks"; or if half of the names do, and most
+    files in two of these folders have the same names.
     """
     plain = {name: "".join(_words(name)) for name in names}
     images = [name for name, word in plain.items() if word in _IMAGES]
-    drawn = [name for name, word in plain.items() if word in _ANNOTATIONS]
-    several = len(images) + len(drawn)
-    all_say_so = several == len(names) and not {plain[name] for name in drawn} <= _ORDINARY
-    if not images or not drawn or several * 2 < len(names):
+    marks = [name for name, word in plain.items() if word in _ANNOTATIONS]
+    named = len(images) + len(marks)
+    all_named = named == len(names) and not {plain[name] for name in marks} <= _ORDINARY
+    if not images or not marks or named * 2 < len(names):
         return
-    if all_say_so or any(
+    if all_named or any(
         _are_paired(folder / one, folder / other, {plain[one], plain[other]})
         for one in images
-        for other in drawn
+        for other in marks
     ):
         raise ValueError(
-            f"{shown(folder)} holds {listed(names)}: images and what was drawn or written about "
-            "them, as for detection or segmentation. A classifier learns from images alone, one "
-            "folder per class: move the rest elsewhere, or rename the folders if they are classes"
+            f"{shown(folder)} holds {listed(names)}: images and their annotations, as for detection "
+            "or segmentation. A classifier learns from images alone, one folder per class: move the "
+            "annotations elsewhere, or rename the folders if they are classes"
         )
 
 
-def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
-    """Return why the folders in ``folder`` may not be classes, "" if nothing speaks against it.
+def find_ambiguity(folder: Path, classes: Mapping[str, Listing]) -> str:
+    """Return why the folders in ``folder`` may not be classes, "" if there is no reason.
 
     Raises:
         ValueError: the class folders hold images and masks.
@@ -173,19 +173,19 @@ def find_doubt(folder: Path, classes: Mapping[str, Listing]) -> str:
         for name, listing in classes.items()
         if listing.images
     }
-    if same := _same_in_most(list(below.values())):
+    if same := _common_names(list(below.values())):
         check_annotations(folder / next(iter(below)), same)
         return f"its folders {listed(list(below))} hold folders of the same names, {listed(same)}"
-    return _doubt_below(below)
+    return _ambiguity_below(below)
 
 
-def _are_paired(images: Path, drawn: Path, words: Collection[str]) -> bool:
-    """Whether most files in one folder have a namesake in the other.
+def _are_paired(images: Path, marks: Path, words: Collection[str]) -> bool:
+    """Whether most files in one folder have the same names as files in the other.
 
-    Images of any two classes may be called "1" and "2": numbers count only below names that do not
-    mean ordinary things.
+    Images of any two classes may be called "1" and "2": where the folders may be classes, names
+    that are numbers do not count.
     """
-    stems = [_stems(folder) for folder in (images, drawn)]
+    stems = [_stems(folder) for folder in (images, marks)]
     if not _ORDINARY.isdisjoint(words):
         stems = [{stem for stem in found if not stem.isdecimal()} for found in stems]
     fewer = min(map(len, stems))
@@ -193,13 +193,13 @@ def _are_paired(images: Path, drawn: Path, words: Collection[str]) -> bool:
 
 
 def _stems(folder: Path) -> set[str]:
-    """The names of the files, without endings and such as "_mask"."""
+    """Return the names of the files, without extensions and without words such as "_mask"."""
     names = (os.path.splitext(name)[0] for *_, files in os.walk(folder) for name in files)
     return {_MARKED.sub("", name.casefold()) for name in names if not name.startswith(".")}
 
 
-def _doubt_below(below: Mapping[str, list[str]]) -> str:
-    """Why one of the folders may be a data set rather than a class, by the names in each."""
+def _ambiguity_below(below: Mapping[str, list[str]]) -> str:
+    """Return why one of the folders may be a data set rather than a class."""
     names = {_folded(name): name for name in below}
     for name, inner in below.items():
         roles = {role_of(other)[0] for other in inner}
@@ -213,15 +213,15 @@ def _doubt_below(below: Mapping[str, list[str]]) -> str:
     return ""
 
 
-def how_to_go_on(folder: Path) -> str:
-    """Return what to do about a folder that can be read in two ways."""
+def advise(folder: Path) -> str:
+    """Return what a user can do about a folder that can be read in two ways."""
     path = shown(folder)
     return (
         f"If these are parts of the data set, call them train and val ({path}/train/cat/1.jpg, "
-        f"{path}/val/cat/1.jpg), or join them. If the data set is in one of them, give that one, "
+        f"{path}/val/cat/1.jpg), or join them. If one of them is the data set, give "
         f"folder:{path}/NAME, or move the others elsewhere. If all of them are classes, put them "
-        f"into a folder called train ({path}/train/NAME); a link does: mkdir NEW && ln -s "
-        f"{shown(shlex.quote(str(folder.resolve())))} NEW/train, then folder:NEW"
+        f"into a folder called train ({path}/train/NAME), or make a link: mkdir NEW && ln -s "
+        f"{shown(shlex.quote(str(folder.resolve())))} NEW/train, and give folder:NEW"
     )
 
 
@@ -238,13 +238,13 @@ def _folded(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in small letters, without numbers: "TrainSet", "train_set 2" ..."""
+    """Return the words of a name in lower case, without numbers: "TrainSet 2" is train, set."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", nfc(name))
     return [w for w in re.split(r"[\W_]+", spaced.casefold()) if w and not w.isdecimal()]
 
 
 def _parts(place: Path, folders: Sequence[str]) -> dict[str, list[str]]:
-    """The folders by role, those first whose names say nothing else."""
+    """Return the folders of each role, folders first whose names have no other words."""
     roles = {name: role for name in folders if (role := role_of(name))[0]}
     stems = {stem: _by_role(roles, stem) for stem in sorted({stem for _, stem in roles.values()})}
     plain = stems.pop("", {})
@@ -303,35 +303,35 @@ def _split(
     held_out = [other for role in _HELD_OUT for other in parts.get(role, ())]
     others = [n for n in folders if n not in (name, *held_out) and holds_images(place / n)]
     if others and not held_out:
-        _check_beside(place, name, others)
+        _check_siblings(place, name, others)
     if others:
-        notes = (*notes, f"beside {shown(name)}, not used: {listed(others)}")
+        notes = (*notes, f"folders beside {shown(name)} that are not used: {listed(others)}")
     train = unwrap(place / name)
-    notes = (*notes, *_unwrapped(place / name, train))
+    notes = (*notes, *_note_unwrapped(place / name, train))
     return Layout(train, tuple(place / other for other in held_out), True, notes)
 
 
-def _check_beside(place: Path, train: str, others: Sequence[str]) -> None:
-    """Raise if folders beside the only named part look as if they were meant to be used."""
+def _check_siblings(place: Path, train: str, others: Sequence[str]) -> None:
+    """Raise `ValueError` if folders beside the training part may be parts or classes too."""
     classes = set(map(_folded, read_level(unwrap(place / train)).folders))
     alike = [n for n in others if classes & set(map(_folded, read_level(place / n).folders))]
     if alike or len(others) > 1:
         raise ValueError(
-            f"{shown(place)} holds {train!r} and, with images too, {listed(others)}. If one of "
-            f"these is the part to hold out, call it val; if they are not to be used, give "
+            f"{shown(place)} holds {train!r} and other folders with images: {listed(others)}. If "
+            f"one of these is to be held out, call it val; if they are not to be used, give "
             f"folder:{shown(place / train)}. If all of them are classes, put them into one folder "
             "called train"
         )
 
 
-def _check_train_is_missing(root: Path, place: Path) -> None:
-    wrappings = place.relative_to(root).parts
-    held_out = [name for name in wrappings if role_of(name)[0] in _HELD_OUT]
+def _check_train_is_there(root: Path, place: Path) -> None:
+    wrappers = place.relative_to(root).parts
+    held_out = [name for name in wrappers if role_of(name)[0] in _HELD_OUT]
     if held_out:
-        raise ValueError(_no_train(root, held_out))
+        raise ValueError(_missing_train(root, held_out))
 
 
-def _no_train(place: Path, named: Sequence[str]) -> str:
+def _missing_train(place: Path, named: Sequence[str]) -> str:
     path = shown(place)
     return (
         f"{path} holds {listed(named)}, but no training part: expected {path}/train/cat/1.jpg and "
@@ -340,28 +340,31 @@ def _no_train(place: Path, named: Sequence[str]) -> str:
     )
 
 
-def _taken_for_classes(named: Sequence[str]) -> tuple[str, ...]:
+def _note_classes(named: Sequence[str]) -> tuple[str, ...]:
     if not named:
         return ()
     return (
-        f"taken for classes: {listed(named)}; parts of a data set need the classes beside them in "
-        "a folder called train",
+        f"read as classes: {listed(named)}; where these are parts of the data set, put the class "
+        "folders beside them into a folder called train",
     )
 
 
-def _unwrapped(folder: Path, place: Path) -> tuple[str, ...]:
-    wrappings = place.relative_to(folder).parts
-    if all(role_of(name)[0] == "train" for name in wrappings):
+def _note_unwrapped(folder: Path, place: Path) -> tuple[str, ...]:
+    wrappers = place.relative_to(folder).parts
+    if all(role_of(name)[0] == "train" for name in wrappers):
         return ()
     return (f"the data set is taken from {shown(place)}, the only folder in {shown(folder)}",)
 
 
-def _same_in_most(below: Sequence[list[str]]) -> list[str]:
-    """The names that most of the folders share, [] unless these are most of what they hold."""
-    spelt = {_folded(name): name for inner in reversed(below) for name in inner}
+def _common_names(below: Sequence[list[str]]) -> list[str]:
+    """Return the names that are common to the folders, [] unless these are most of their names.
+
+    Folders without subfolders do not count if they are the minority.
+    """
+    originals = {_folded(name): name for inner in reversed(below) for name in inner}
     sets = [set(map(_folded, inner)) for inner in below if inner]
     if len(sets) < 2 or len(sets) * 2 <= len(below):
         return []
     common = set.intersection(*sets)
     few = len(common) < 2 or len(common) * 2 < len(set.union(*sets))
-    return [] if few else sorted((spelt[name] for name in common), key=natural_key)
+    return [] if few else sorted((originals[name] for name in common), key=natural_key)

@@ -1,4 +1,4 @@
-"""The images in a folder and below it, and what lies there that is not used."""
+"""The images in a folder and below it, and the files there that are not used."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pathlib import Path
 
 from convattn.data.images import is_image_file
 from convattn.names import counted, natural_key, shown
+from convattn.progress import Progress
 
-# Folders that operating systems and file servers make for themselves, in lower case.
+# Folders that operating systems and file servers make, in lower case.
 _SYSTEM = frozenset([
     "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "found.000",
     "lost+found", "system volume information",
 ])  # fmt: skip
-# Files that lie beside images as a matter of course, and that nobody takes for images.
+# Extensions of files that often accompany images, and that are no images.
 _SIDECARS = frozenset([
     ".bat", ".bib", ".cfg", ".conf", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini",
     ".ipynb", ".json", ".jsonl", ".lnk", ".lock", ".log", ".md", ".md5", ".ods", ".odt", ".pickle",
     ".pkl", ".py", ".pyc", ".rst", ".rtf", ".sh", ".sha1", ".sha256", ".sql", ".tex", ".toml",
     ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xmp", ".xml", ".yaml", ".yml",
 ])  # fmt: skip
-_ENDING = re.compile(r"(?=.*[a-z])[a-z0-9]{1,8}")  # ".0001" and ". Smith" are no endings
+_EXTENSION = re.compile(r"(?=.*[a-z])[a-z0-9]{1,8}")  # not ".0001" and ". Smith"
 _SIGNATURES = (
     b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"8BPS",
     b"\x00\x00\x00\x0cjP", b"\x00\x00\x00\x0cJXL",
@@ -33,14 +34,14 @@ _SIGNATURES = (
 
 @dataclass
 class Listing:
-    """What a folder holds.
+    """The contents of a folder.
 
     Args:
         images: paths of the images, in natural order.
-        subfolders: names of the folders just below that have images in or below them; where there
-            is one folder and nothing else, of those in it.
-        others: how many files, by ending, are no images that can be read, but may be data.
-        system: how many folders, by name, an operating system made for itself.
+        subfolders: names of the folders directly in the folder that hold images at any depth; of a
+            folder that holds only one folder, the names in that one.
+        others: number of files that are not read but may be data, by extension.
+        system: number of folders that operating systems make, by name.
     """
 
     images: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Level:
-    """Names in one folder, in natural order: folders, images, other files, folders of systems."""
+    """Names in one folder, in natural order; ``system`` has folders that systems make."""
 
     folders: list[str]
     images: list[str]
@@ -64,26 +65,38 @@ def find_images(folder: str | Path) -> list[str]:
     return list_images(folder).images
 
 
-def list_images(folder: str | Path) -> Listing:
-    """List the images in ``folder`` and below it; links are followed, but not in circles."""
+def list_images(folder: str | Path, progress: Progress | None = None) -> Listing:
+    """List the images in ``folder`` and below it; a link to a folder above is not followed.
+
+    Args:
+        folder: where to look.
+        progress: redrawn while the files are listed.
+    """
     place, found, seen = str(folder), Listing(), set[str]()
-    children = _take(place, found, seen)
+    children = _add_files(place, found, seen, progress)
     while len(children) == 1 and not found.images:
         place = os.path.join(place, children[0])
-        children = _take(place, found, seen)
+        children = _add_files(place, found, seen, progress)
     for name in children:
         before = len(found.images)
-        _visit(os.path.join(place, name), found, seen)
+        _add_tree(os.path.join(place, name), found, seen, progress)
         if len(found.images) > before:
             found.subfolders.append(name)
     return found
 
 
-def read_level(folder: str | Path) -> Level:
-    """Read one folder, not what lies below it. A dot in front of a name hides it."""
+def read_level(folder: str | Path, progress: Progress | None = None) -> Level:
+    """Read one folder, without those below it; names that start with a dot are hidden.
+
+    Args:
+        folder: where to look.
+        progress: redrawn for every file.
+    """
     folders, images, others, system = list[str](), list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
+            if progress is not None:
+                progress.advance(0)
             hidden = entry.name.startswith(".")
             if not entry.is_dir():
                 files = images if is_image_file(Path(entry.name)) else others
@@ -113,7 +126,7 @@ def holds_images(folder: str | Path) -> bool:
 
 
 def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
-    """Return a sentence on the files that were passed over, and one on the folders of systems."""
+    """Return a sentence on the files that were passed over, and one on the system folders."""
     others, system = Counter[str](), Counter[str]()
     for listing in listings:
         others += listing.others
@@ -121,32 +134,33 @@ def passed_over(listings: Iterable[Listing]) -> tuple[str, ...]:
     notes = []
     if others:
         files = counted(others.total(), "file")
-        notes.append(f"{files} of other kinds passed over: {by_number(others)}")
+        notes.append(f"{files} of other kinds passed over: {format_counts(others)}")
     if system:
         folders = counted(system.total(), "system folder")
-        notes.append(f"{folders} passed over: {by_number(system)}")
+        notes.append(f"{folders} passed over: {format_counts(system)}")
     return tuple(notes)
 
 
-def by_number(counts: Counter[str], most: int = 6) -> str:
-    """Return such as "100 .tga, 20 without ending": the most frequent first."""
+def format_counts(counts: Counter[str], most: int = 6) -> str:
+    """Return a list such as "100 .tga, 20 without extension", the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {shown(name)}" for name, count in ranked[:most]]
     rest = sum(count for _, count in ranked[most:])
     return ", ".join([*parts, f"{rest:,} more"] if rest else parts)
 
 
-def _visit(folder: str, found: Listing, seen: set[str]) -> None:
-    for name in _take(folder, found, seen):
-        _visit(os.path.join(folder, name), found, seen)
+def _add_tree(folder: str, found: Listing, seen: set[str], progress: Progress | None) -> None:
+    """Add the files in ``folder`` and below it."""
+    for name in _add_files(folder, found, seen, progress):
+        _add_tree(os.path.join(folder, name), found, seen, progress)
 
 
-def _take(folder: str, found: Listing, seen: set[str]) -> list[str]:
-    """Add what lies in ``folder`` itself; return the names of the folders in it."""
+def _add_files(folder: str, found: Listing, seen: set[str], progress: Progress | None) -> list[str]:
+    """Add the files in ``folder`` itself; return the names of the folders in it."""
     if (place := os.path.realpath(folder)) in seen:
         return []
     seen.add(place)
-    level = read_level(folder)
+    level = read_level(folder, progress)
     found.images += [os.path.join(folder, name) for name in level.images]
     found.others.update(filter(None, (_kind(folder, name) for name in level.others)))
     found.system.update(level.system)
@@ -157,24 +171,24 @@ def _has_images(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(is_image_file(Path(entry.name)) for entry in entries)
-    except PermissionError:  # as of a disk's bin
+    except PermissionError:  # such as the bin of a disk
         return False
 
 
 def _kind(folder: str, name: str) -> str:
-    """What to call a file that is not read, "" for those that need no word."""
-    stem, ending = os.path.splitext(name.lower())
-    if ending in (".gz", ".bz2", ".xz"):
-        ending = os.path.splitext(stem)[1] + ending
-    if _ENDING.fullmatch(ending.replace(".", "")):
-        return "" if ending in _SIDECARS else ending
+    """Return the kind of a file that is not read, "" for a file that is not worth a note."""
+    stem, extension = os.path.splitext(name.lower())
+    if extension in (".gz", ".bz2", ".xz"):
+        extension = os.path.splitext(stem)[1] + extension
+    if _EXTENSION.fullmatch(extension.replace(".", "")):
+        return "" if extension in _SIDECARS else extension
     path = os.path.join(folder, name)
     if os.path.islink(path) and not os.path.exists(path):
-        return "links to nothing"
-    return "without ending" if os.path.isfile(path) and _begins_as_image(path) else ""
+        return "broken links"
+    return "without extension" if os.path.isfile(path) and _starts_as_image(path) else ""
 
 
-def _begins_as_image(path: str) -> bool:
+def _starts_as_image(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(132)

@@ -1,8 +1,8 @@
-"""A data set from its name: "digits", "folder:PATH" or "timm:NAME"."""
+"""Open a data set by its name: "digits", "folder:PATH" or "timm:NAME"."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from convattn.data.digits import open_digits
@@ -19,6 +19,10 @@ def open_dataset(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     max_broken: float = 0.01,
+    held_out: Collection[str] | None = None,
+    known_files: int | None = None,
+    known_broken: Collection[str] = (),
+    check: bool = True,
     root: str | Path | None = None,
     download: bool = False,
     train_split: str = "train",
@@ -31,12 +35,16 @@ def open_dataset(
         name: "digits", "folder:PATH" or "timm:NAME".
         class_names: for folders, see `open_folder`.
         val_fraction: for folders without a held-out part: the share to hold out.
-        split_seed: for the same folders: which split.
+        split_seed: for folders without a held-out part: seed of the split.
         max_broken: for folders: the share of unreadable images that may be skipped.
-        root: for timm's: where the data is stored.
-        download: for timm's: fetch what is missing.
-        train_split: for timm's: the part to learn from.
-        val_split: for timm's: the part held out.
+        held_out: for folders: the images to hold out, see `open_folder`.
+        known_files: for folders: how many readable images there were when these were chosen.
+        known_broken: for folders: the images that could not be read then.
+        check: for folders: whether to decode all images to find the unreadable ones.
+        root: for timm's data sets: where the data is stored.
+        download: for timm's data sets: whether to download what is missing.
+        train_split: for timm's data sets: the part to learn from.
+        val_split: for timm's data sets: the part held out.
         value_range: of float and deep images, the values that become 0 and 255, see `open_folder`.
 
     Returns:
@@ -56,6 +64,10 @@ def open_dataset(
             val_fraction=val_fraction,
             split_seed=split_seed,
             max_broken=max_broken,
+            held_out=held_out,
+            known_files=known_files,
+            known_broken=known_broken,
+            check=check,
             value_range=value_range,
         )
     if kind == "timm" and colon:

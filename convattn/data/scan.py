@@ -1,23 +1,21 @@
-"""Finding the images that cannot be read before a training starts."""
+"""Find the images that cannot be read, before a training starts."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from convattn.data.images import BrokenImageError, Glance, check_image
 from convattn.data.source import BrokenFile, ImageSet
 from convattn.data.survey import Survey, spread
 from convattn.names import shown
+from convattn.progress import Progress
 
-_log = logging.getLogger(__name__)
-
-# Up to this many images every pixel is decoded, which takes seconds. Of more only the headers are
-# read at the start; damage further inside is met, counted and judged while training.
+# Up to this many images are decoded at the start, which takes seconds. Of more images only the
+# headers are read; images whose pixels are damaged are then counted while training.
 DECODE_AT_MOST = 20_000
-_VALUES_OF = 1_000  # of so many float and deep images the values are read then
+_VALUES_OF = 1_000  # at most so many float and deep images are then decoded for their values
 _SHOWN = 10
 
 
@@ -28,32 +26,44 @@ def find_broken(
 
     Args:
         paths: the files.
-        survey: the readable images are added to it: size and kind of all, values of float and deep
+        survey: size and kind of all readable images are added to it, and values of float and deep
             images.
-        decode: whether to decode all images; else, and by default of many, their headers and some
-            of the float and deep images.
+        decode: whether to decode all images; else the headers are read, and some of the float and
+            deep images are decoded. By default images are decoded unless there are many.
     """
     decode = len(paths) <= DECODE_AT_MOST if decode is None else decode
     survey = Survey() if survey is None else survey
-    if len(paths) > 2_000:
-        _log.info("checking %s images ...", f"{len(paths):,}")
     broken, unread = [], []
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool:
-        looks = pool.map(lambda path: _look(path, decode), paths)
-        for path, found in zip(paths, looks, strict=True):
-            if isinstance(found, BrokenFile):
-                broken.append(found)
-                continue
-            survey.add(path, found)
-            if found.kind != "8-bit" and not decode:
-                unread.append(path)
-        for found in pool.map(lambda path: _look(path, True), spread(unread, _VALUES_OF)):
-            if isinstance(found, Glance):
-                survey.add_values(found)
+    title = "checking images" if decode else "reading the headers of images"
+    for path, found in zip(paths, _inspect_all(paths, decode, title), strict=True):
+        if isinstance(found, BrokenFile):
+            broken.append(found)
+            continue
+        survey.add(path, found)
+        if found.kind != "8-bit" and not decode:
+            unread.append(path)
+    sample = spread(unread, _VALUES_OF)
+    for found in _inspect_all(sample, True, "measuring values of images"):
+        if isinstance(found, Glance):
+            survey.add_values(found)
     return broken
 
 
-def _look(path: str, decode: bool) -> Glance | BrokenFile:
+def _inspect_all(paths: Sequence[str], decode: bool, title: str) -> Iterator[Glance | BrokenFile]:
+    """Read the images on several threads, in order, and show the progress."""
+    with (
+        Progress(title, len(paths)) as progress,
+        ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool,
+    ):
+        try:
+            for found in pool.map(lambda path: _inspect(path, decode), paths):
+                progress.advance()
+                yield found
+        finally:  # Ctrl-C does not wait for the images that are left
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _inspect(path: str, decode: bool) -> Glance | BrokenFile:
     try:
         return check_image(path, decode=decode)
     except BrokenImageError as error:
@@ -61,7 +71,7 @@ def _look(path: str, decode: bool) -> Glance | BrokenFile:
 
 
 def reread(images: ImageSet, numbers: Iterable[int]) -> list[BrokenFile]:
-    """Return those of the numbered images that cannot be read, and why."""
+    """Return which of the images with these numbers cannot be read, and why."""
     found = []
     for number in numbers:
         try:
@@ -72,7 +82,7 @@ def reread(images: ImageSet, numbers: Iterable[int]) -> list[BrokenFile]:
 
 
 def check_share(broken: Sequence[BrokenFile], total: int, max_broken: float, where: str) -> None:
-    """Raise `ValueError` that lists them if more than ``max_broken`` of ``total`` are broken."""
+    """Raise `ValueError` if more than ``max_broken`` of ``total`` images are broken."""
     if len(broken) <= max_broken * total:
         return
     listed = "\n".join(f"  {shown(file.path)}: {shown(file.reason)}" for file in broken[:_SHOWN])

@@ -1,11 +1,13 @@
-"""Holding images out, the same ones every time."""
+"""Splits into images to learn from and images held out, the same ones every time."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from convattn.names import nfc
 
 
 def stratified_split(
@@ -38,8 +40,33 @@ def stratified_split(
     return [i for i in range(len(labels)) if i not in chosen], sorted(held_out)
 
 
+def split_by_name(
+    names: Sequence[str], held_out: Collection[str]
+) -> tuple[list[int], list[int], list[str]]:
+    """Split the indices of ``names`` into (kept, held out) by the names that are held out.
+
+    A name that is not found as it is written is looked for in Unicode's form NFC, as copying a
+    folder to another system may change the form.
+
+    Args:
+        names: a relative name for each image.
+        held_out: the names to hold out.
+
+    Returns:
+        Two sorted lists of indices, and those of ``held_out`` that are not among the names.
+    """
+    exact = set(held_out).intersection(names)
+    by_form = {nfc(name): name for name in held_out if name not in exact}
+    found = {name: name if name in exact else by_form.get(nfc(name)) for name in names}
+    missing = set(held_out).difference(filter(None, found.values()))
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index, name in enumerate(names):
+        parts[found[name] is not None].append(index)
+    return *parts, [name for name in held_out if name in missing]
+
+
 def _shares(members: dict[int, list[int]], fraction: float) -> dict[int, int]:
-    """How many of each class to hold out: whole parts first, the rest by largest remainder."""
+    """Return how many images of each class to hold out, rounded by largest remainder."""
     exact = {label: fraction * len(members[label]) for label in sorted(members)}
     shares = {label: math.floor(value) for label, value in exact.items()}
     missing = math.ceil(round(sum(exact.values()), 6)) - sum(shares.values())

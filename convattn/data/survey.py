@@ -1,4 +1,4 @@
-"""What is decided once for a whole data set from a look at its images: range of values, shape."""
+"""Statistics of the images of a data set, and the one range of values decided from them."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ from convattn.data.value_range import (
     named,
     unused,
 )
+from convattn.names import shown
 
 _T = TypeVar("_T")
 SET_RANGE = (
     "value_range sets it (value_range=[LOW,HIGH] in train, --value-range LOW HIGH in eval and "
     "predict)"
 )
-_MOST = 4_000  # images of each kind whose values count
+_MOST = 4_000  # images of each kind whose values are used
 
 
 class Survey:
-    """Sizes, kinds and sampled values of the images that were looked at."""
+    """Sizes, kinds and sampled values of the images of a data set."""
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # the name of the first image of each kind
-        self.partly: list[str] = []  # files of which not all bands or pages are used
+        self.partly_read: list[str] = []  # files with bands or pages that are not used
         self._samples: dict[str, list[np.ndarray]] = {}
         self._extremes: dict[str, list[np.ndarray]] = {}
 
     def add(self, name: str, glance: Glance) -> None:
-        """Take one image into account."""
+        """Add an image."""
         self.sizes[glance.size] += 1
         self.kinds[glance.kind] += 1
         self.first.setdefault(glance.kind, name)
         if glance.partly:
-            self.partly.append(name)
+            self.partly_read.append(name)
         self.add_values(glance)
 
     def add_values(self, glance: Glance) -> None:
-        """Take into account only the values of an image that was added before."""
+        """Add the values of an image whose size and kind were added before."""
         if glance.values is not None:
             self._samples.setdefault(glance.kind, []).append(glance.values)
         if glance.extremes is not None:
@@ -64,12 +65,12 @@ class Survey:
 
     @property
     def deep_kinds(self) -> tuple[str, ...]:
-        """Which of "float" and "integer" (of more than 8 bits) there are."""
+        """Which of the kinds "float" and "integer" (of more than 8 bits) the images have."""
         return tuple(kind for kind in ("float", "integer") if self.kinds[kind])
 
     @property
     def typical_size(self) -> tuple[int, int] | None:
-        """Width and height of the image in the middle, from the longest to the squarest."""
+        """Width and height of the image with the median aspect ratio."""
         before = sum(self.sizes.values()) // 2
         for size in sorted(self.sizes, key=lambda size: min(size) / max(size)):
             before -= self.sizes[size]
@@ -82,67 +83,68 @@ class Survey:
         return _joined([spread(part, _MOST) for part in _of_kind(self._samples, kind)])
 
     def extremes(self, kind: str | None = None) -> np.ndarray:
-        """The `ends` of all float and deep images that were decoded, or of one kind of them."""
+        """The extreme values of the decoded float and deep images, or of one kind of them."""
         return _joined(_of_kind(self._extremes, kind))
 
     def misfit(self, value_range: ValueRange) -> str:
-        """What is lost where the float and deep images are read by the range, "" if little."""
+        """Return what is lost where float and deep images are read by the range, "" if little."""
         return misfit(self.values(), value_range, self.extremes())
 
     def decide(self, where: str) -> ValueRange | None:
         """Return the range for all float and deep images; None where there are none.
 
         Raises:
-            ValueError: images of floats and of integers ask for different ranges.
+            ValueError: float images and integer images need different ranges.
         """
         ranges = {
             kind: decide_range(self.values(kind), self.extremes(kind)) for kind in self._samples
         }
         if len(set(ranges.values())) > 1:
             found = " and ".join(
-                f"{kind}s ({named(ranges[kind])}, such as {self.first[kind]})" for kind in ranges
+                f"{kind}s ({named(ranges[kind])}, such as {shown(self.first[kind])})"
+                for kind in ranges
             )
             raise ValueError(
-                f"{where} mixes images of {found}: no range of values fits both. Convert one kind "
-                f"to the other, or give one range for both: {SET_RANGE}"
+                f"{shown(where)} mixes images of {found}: no range of values fits both. Convert "
+                f"one kind to the other, or give one range for both: {SET_RANGE}"
             )
         return next(iter(ranges.values()), None)
 
     def note(self, value_range: ValueRange, *, given: bool) -> str:
-        """Say in one sentence how float and deep images are read."""
+        """Return a sentence on how float and deep images are read."""
         total = sum(self.kinds.values())
         if not self.deep_images:
             return (
-                f"value_range {named(value_range)} changes nothing: all images that were looked "
-                "at have 8 bits; it is for images of floats or of more bits"
+                f"value_range {named(value_range)} changes nothing: all images that were "
+                "read have 8 bits; it is for float images and images of more bits"
             )
         what = "with more than 8 bits" if self.kinds["integer"] else "as floats"
         count = "the" if self.deep_images == total else f"{self.deep_images:,} of {total:,}"
         values, extremes = self.values(), self.extremes()
-        says = f"{count} images are stored {what}: "
+        text = f"{count} images are stored {what}: "
         if given:
-            says += f"value_range {named(value_range)} becomes 0 to 255"
+            text += f"value_range {named(value_range)} becomes 0 to 255"
         else:
             low, high = extent(values, extremes)
-            says += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
-            says += f"0 to 255; {SET_RANGE}"
+            text += f"values {low:g} to {high:g} are taken as {named(value_range)}, which becomes "
+            text += f"0 to 255; {SET_RANGE}"
         for lost in (clipped(values, value_range, extremes), unused(values, value_range)):
-            says += f"; {lost}" if lost else ""
+            text += f"; {lost}" if lost else ""
         if self.deep_images < total:
-            says += "; the others have 8 bits and stay as they are"
-        return says
+            text += "; the others have 8 bits and stay as they are"
+        return text
 
 
-def settle(
+def apply_value_range(
     source: DataSource, survey: Survey, value_range: Sequence[float] | None = None
 ) -> DataSource:
     """Return the data set with one range of values for its float and deep images.
 
-    Its notes say which range that is, and how many TIFF files hold more than is used.
+    Its notes name the range, and the number of TIFF files with bands or pages that are not used.
 
     Args:
         source: the data set.
-        survey: what was found in its images.
+        survey: statistics of its images.
         value_range: the values that become 0 and 255; by default they are decided from the images.
     """
     given = check_range(value_range)
@@ -151,10 +153,10 @@ def settle(
     if decided is not None:
         source = source.scaled(decided)
         notes.append(survey.note(decided, given=given is not None))
-    if survey.partly:
+    if survey.partly_read:
         notes.append(
-            f"{len(survey.partly):,} TIFF files have further bands or pages, such as "
-            f"{survey.partly[0]}: the first page is used, as grey or RGB"
+            f"{len(survey.partly_read):,} TIFF files have further bands or pages, such as "
+            f"{shown(survey.partly_read[0])}: the first page is used, as grey or RGB"
         )
     return replace(
         source,
@@ -173,7 +175,7 @@ def _joined(parts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def spread(items: Sequence[_T], most: int) -> Sequence[_T]:
-    """Return at most ``most`` of the items, at even distances and always the same."""
+    """Return at most ``most`` of the items, evenly spaced; the same items at every call."""
     if len(items) <= most:
         return items
     return [items[i * len(items) // most] for i in range(most)]

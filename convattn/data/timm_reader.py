@@ -25,16 +25,17 @@ from convattn.data.images import (
 )
 from convattn.data.reasons import reason
 from convattn.data.source import DataSource, ImageSet
-from convattn.data.survey import Survey, settle, spread
+from convattn.data.survey import Survey, apply_value_range, spread
 from convattn.data.value_range import ValueRange
 from convattn.names import did_you_mean, first_of, listed, nfc, shown
+from convattn.progress import Progress
 
 TORCH_NAMES = (
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist",
     "places365", "imagenet", "image_folder",
 )  # fmt: skip
 _STREAMS = ("hfids", "tfds", "wds")
-_LOOKED_AT = 100  # images of each part, for the range of values and the shape
+_SURVEYED = 100  # images of each part that are read for the range of values and the shape
 _T = TypeVar("_T")
 _NOT_MIRRORED = ("mnist", "kmnist", "qmnist", "svhn")
 
@@ -43,7 +44,7 @@ class ReaderImages(ImageSet):
     """A data set of timm or torchvision that is indexed by number.
 
     Args:
-        dataset: theirs.
+        dataset: the data set.
         numbers: the class that each number of ``dataset`` means; by default that number.
         value_range: of float and deep images, the values that become 0 and 255.
     """
@@ -67,7 +68,7 @@ class ReaderImages(ImageSet):
         return self._decoded(index, self._to_8bit)
 
     def glance(self, index: int) -> Glance:
-        """Return what kind of image it is."""
+        """Return size and kind of the image."""
         return self._decoded(index, glance)
 
     def scaled(self, value_range: ValueRange | None) -> ReaderImages:
@@ -87,14 +88,14 @@ class ReaderImages(ImageSet):
             raise BrokenImageError(path or f"number {index}", reason(path, error)) from error
 
     def label(self, index: int) -> int:
-        """Return the class number; raise `ValueError` for one that the data set does not name."""
+        """Return the class number; raise `ValueError` if the data set has no name for it."""
         if self._labels is None:
             self._labels = _read_labels(self._dataset)
         label = int(self._labels[index])
         if self._numbers and label not in self._numbers:
+            image = shown(self.path(index)) or f"number {index}"
             raise ValueError(
-                f"the image {self.path(index) or f'number {index}'} has the class {label}, but the "
-                f"data set names only {first_of([str(number) for number in self._numbers])}"
+                f"the image {image} has the class {label}, but the data set names only {first_of([str(number) for number in self._numbers])}"
             )
         return self._numbers.get(label, label)
 
@@ -121,7 +122,7 @@ def open_timm(
         name: as timm's ``create_dataset`` takes it; an empty prefix reads a folder or tar file at
             ``root``.
         root: where it is stored; by default ``~/.cache/convattn/<name>`` for torchvision's sets.
-        download: fetch it if it is not there.
+        download: whether to download the data set if it is not there.
         train_split: name of the part to learn from.
         val_split: name of the part held out.
         value_range: of float and deep images, the values that become 0 and 255; by default decided
@@ -131,8 +132,8 @@ def open_timm(
         A `DataSource`.
 
     Raises:
-        ValueError: the name is unknown, or names a stream without random access; or the held-out
-            part has classes that are not in training, or is no part of its own.
+        ValueError: the name is unknown, or is that of a stream without random access; or the
+            held-out part has classes that are not in training, or holds the training images.
         FileNotFoundError: the data is not at ``root`` and ``download`` is off.
     """
     prefix, _, rest = name.partition("/")
@@ -147,13 +148,13 @@ def open_timm(
     where = Path(root).expanduser() if root else _default_root(prefix, rest)
     parts = [_create(name, where, split, download) for split in (train_split, val_split)]
     if prefix not in ("torch", "hfds") or rest.lower() == "image_folder":
-        _check_apart(name, parts, (train_split, val_split))
+        _check_disjoint(name, parts, (train_split, val_split))
     own = [_own_names(part) for part in parts]
     names = [list(part.values()) for part in own]
     if names[0] and len(set(names[0])) == len(names[0]):
         classes = ClassNumbers(list(dict.fromkeys(map(nfc, names[0]))))
-    else:  # ImageNet has two cranes: their names do not tell classes apart
-        classes, own, names = ClassNumbers(names[0] or _counted(parts[0])), [{}, {}], [[], []]
+    else:  # two classes have one name, as "crane" in ImageNet
+        classes, own, names = ClassNumbers(names[0] or _number_names(parts[0])), [{}, {}], [[], []]
     train = ReaderImages(parts[0], _numbers(classes, own[0], train_split))
     val = ReaderImages(parts[1], _numbers(classes, own[1], val_split))
     source = DataSource(
@@ -161,17 +162,19 @@ def open_timm(
         class_names=classes.names,
         train=train,
         val=val,
+        root=str(where or ""),
         hflip=not any(word in name.lower() for word in _NOT_MIRRORED),
         notes=(*classes.notes(names[0], train_split), *classes.notes(names[1], val_split)),
     )
-    source = settle(source, _survey(train, val), value_range)
+    source = apply_value_range(source, _survey(train, val), value_range)
     return replace(source, in_chans=1 if source.train.image(0).mode == "L" else 3)
 
 
 def _open(dataset: Any, index: int) -> Image.Image:
-    """The image, not decoded yet where it is a file.
+    """Return the image; a file is opened and not decoded yet.
 
-    A data set of timm's own would give another image in the place of one that cannot be opened.
+    A data set of timm replaces an image that cannot be opened by another one, so that its reader is
+    used instead.
     """
     reader = getattr(dataset, "reader", None)
     return dataset[index][0] if reader is None else Image.open(reader[index][0])
@@ -180,8 +183,8 @@ def _open(dataset: Any, index: int) -> Image.Image:
 def _survey(*parts: ReaderImages) -> Survey:
     found = Survey()
     for part in parts:
-        for index in spread(range(len(part)), _LOOKED_AT):
-            with contextlib.suppress(BrokenImageError):  # told when it is read
+        for index in spread(range(len(part)), _SURVEYED):
+            with contextlib.suppress(BrokenImageError):  # reported when the image is read
                 found.add(part.path(index) or f"number {index}", part.glance(index))
     return found
 
@@ -197,7 +200,7 @@ def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
             download=download,
             input_img_mode="",
         )
-        if hasattr(dataset, "loader"):  # torchvision's would clip deep images to 8 bits
+        if hasattr(dataset, "loader"):  # torchvision's loader clips deep images to 8 bits
             dataset.loader = Image.open
         return dataset
     except ImportError as error:
@@ -208,18 +211,18 @@ def _create(name: str, root: Path | None, split: str, download: bool) -> Any:
         if download:
             raise
         raise FileNotFoundError(
-            f"timm:{name} is not in {root} ({_first_line(error)}); "
-            "add download=true to fetch it, or root=PATH if it is elsewhere"
+            f"timm:{name} is not in {shown(root)} ({_first_line(error)}); "
+            "add download=true to download it, or root=PATH if it is elsewhere"
         ) from error
 
 
-def _check_apart(name: str, parts: Sequence[Any], splits: Sequence[str]) -> None:
-    """Raise if one part holds the other: timm takes all of a folder that lacks a part's name."""
+def _check_disjoint(name: str, parts: Sequence[Any], splits: Sequence[str]) -> None:
+    """Raise if one part holds the other: timm reads all of a folder that lacks the part's name."""
     roots = [Path(getattr(part, "reader", part).root).resolve() for part in parts]
     for place, split, other in zip(roots, splits, reversed(roots), strict=True):
         if other.is_relative_to(place):
             raise ValueError(
-                f"timm:{name} finds no part {split!r} in {shown(place)}, and takes all images "
+                f"timm:{name} finds no part {split!r} in {shown(place)}, and reads all images "
                 "there instead, those of the other part too; name the parts with train_split= and "
                 f"val_split=, or use folder:{shown(place)}"
             )
@@ -237,26 +240,26 @@ def _check_torch_name(name: str) -> None:
 
 def _default_root(prefix: str, name: str) -> Path | None:
     if prefix == "hfds":
-        return None  # its own cache
+        return None  # Hugging Face has its own cache
     base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     return base / "convattn" / name.lower()
 
 
 def _own_names(dataset: Any) -> dict[int, str]:
-    """The names that the data set gives its classes, by its numbers and in their order."""
+    """Return the data set's own class names by its own numbers, in the order of the numbers."""
     if hasattr(dataset, "classes"):
         return {number: str(name) for number, name in enumerate(dataset.classes)}
     numbers = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
     return {int(numbers[name]): str(name) for name in sorted(numbers, key=lambda n: numbers[n])}
 
 
-def _counted(dataset: Any) -> list[str]:
-    """Names for classes that have none."""
+def _number_names(dataset: Any) -> list[str]:
+    """Return the numbers as names, for classes without names."""
     return [str(number) for number in range(max(_read_labels(dataset)) + 1)]
 
 
 def _numbers(classes: ClassNumbers, own: Mapping[int, str], split: str) -> dict[int, int]:
-    """The class for each number of a part, which may number its own classes: it may lack some."""
+    """Return the class of each number of a part, which may lack classes and number its own."""
     found = classes.match(own.values())
     if unknown := [name for name, number in found.items() if number is None]:
         raise ValueError(
@@ -270,7 +273,12 @@ def _read_labels(dataset: Any) -> Sequence[int]:
     reader = getattr(dataset, "reader", None)
     if reader is not None and hasattr(reader, "iter_targets"):
         return [int(target) for target in reader.iter_targets()]
-    return [int(dataset[index][1]) for index in range(len(dataset))]
+    labels = []
+    with Progress("reading labels", len(dataset)) as progress:
+        for index in range(len(dataset)):
+            labels.append(int(dataset[index][1]))
+            progress.advance()
+    return labels
 
 
 def _first_line(error: Exception) -> str:

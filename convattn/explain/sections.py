@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
+from convattn.names import shown
 from convattn.runs.results import Prediction, Run
 
 _THUMBNAIL = 192
@@ -86,7 +87,7 @@ def class_rows(run: Run) -> list[ClassRow]:
         if entry["images"]:
             worst = max(_confusions_of(run, label), key=lambda p: p.count, default=None)
             other = worst.predicted if worst else ""
-            rows.append(ClassRow(str(entry["name"]), entry["images"], entry["accuracy"], other))
+            rows.append(ClassRow(shown(entry["name"]), entry["images"], entry["accuracy"], other))
     return rows
 
 

@@ -94,7 +94,7 @@ class ModelCard:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _wrong(where, f"is not JSON: {error}") from error
     found = values.pop("format", None) if isinstance(values, dict) else None
     if found not in (FORMAT, _EARLIER):

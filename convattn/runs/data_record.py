@@ -7,10 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from convattn.data import DataSource, ImageSet
+from convattn.data.source import relative_name
 from convattn.names import counted, listed
 
 
@@ -51,7 +51,7 @@ class DataRecord:
             val_per_class=tuple(labels[number] for number in range(source.num_classes)),
             held_out=tuple(sorted(held_out)),
             digest=_digest(source),
-            broken=tuple(sorted(_relative(source, file.path) for file in source.broken)),
+            broken=tuple(sorted(relative_name(file.path, source.root) for file in source.broken)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,8 +112,14 @@ _KINDS: dict[str, tuple[type, type]] = {
 def _changed_classes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
     gone = [name for name in before if name not in set(now)]
     new = [name for name in now if name not in set(before)]
-    notes = [f"the data no longer has the classes {listed(gone, 5)}"] if gone else []
-    return notes + ([f"the data has the new classes {listed(new, 5)}"] if new else [])
+    notes = []
+    if gone:
+        notes.append(f"the data no longer has the classes {listed(gone, 5)}")
+    if new:
+        notes.append(f"the data has the new classes {listed(new, 5)}")
+    if not notes and before != now:
+        notes.append("the data numbers its classes differently")
+    return notes
 
 
 def _digest(source: DataSource) -> str:
@@ -129,17 +135,10 @@ def _all_files(source: DataSource) -> Iterator[tuple[str, str]]:
 
 
 def _files(source: DataSource, images: ImageSet) -> Iterator[tuple[str, str]]:
-    """Yield the name relative to the data's folder and the path of each image that is a file."""
-    for path in map(images.path, range(len(images))):
-        if path:
-            yield _relative(source, path), path
-
-
-def _relative(source: DataSource, path: str) -> str:
-    folder = Path(source.name.removeprefix("folder:")).expanduser()
-    if not source.name.startswith("folder:"):
-        return path
-    return os.path.relpath(path, folder).replace(os.sep, "/")
+    """Yield the relative name and the path of each image that is a file."""
+    for index in range(len(images)):
+        if path := images.path(index):
+            yield source.relative_name(images, index), path
 
 
 def _size(path: str) -> int:

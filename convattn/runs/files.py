@@ -26,10 +26,17 @@ _FIX = "restore it from a copy, or remove it"
 
 
 class DamagedFileError(ValueError):
-    """A file cannot be read: it was changed, cut off, or written by another program."""
+    """A file cannot be read: it was changed, cut off, or written by another program.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+        fix: what to do.
+    """
 
     def __init__(self, path: Path, reason: str, fix: str = _FIX) -> None:
-        super().__init__(f"{shown(path)} is damaged: {reason}; {fix}")
+        self.what = f"{shown(path)} is damaged: {reason}"
+        super().__init__(f"{self.what}; {fix}")
 
 
 @contextmanager
@@ -49,10 +56,15 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _set_mode(temporary, mode)
-        _flush(temporary)
+        _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    else:
         with contextlib.suppress(OSError):  # some systems cannot open or flush a folder
-            _flush(path.parent)
+            _flush(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -140,9 +152,10 @@ def read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         DamagedFileError: the file does not hold an object of JSON.
     """
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(path, f"it is not JSON ({error})", fix) from error
     if not isinstance(value, dict):
         raise DamagedFileError(
@@ -166,8 +179,9 @@ def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[s
         FileNotFoundError: there is no such file.
         DamagedFileError: a column is missing, or a row has another number of cells.
     """
+    text = io.StringIO(read_text(path), newline="")
     try:
-        heading, *lines = [*csv.reader(io.StringIO(read_text(path), newline=""))] or [[]]
+        heading, *lines = [*csv.reader(text)] or [[]]
     except csv.Error as error:
         raise DamagedFileError(path, f"it is not a table ({error})", fix) from error
     if missing := [name for name in columns if name not in heading]:
@@ -186,8 +200,9 @@ def _set_mode(path: Path, mode: int) -> None:
             path.chmod(mode & 0o777)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _flush(path: Path, flags: int) -> None:
+    """Wait until a file or a folder is on the disk, where the file system can tell."""
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     except OSError as error:

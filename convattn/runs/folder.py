@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,9 +103,11 @@ class RunFolder:
         """
         if not self._made or any(self.checkpoints.glob("*.*")):
             return
-        for name in _OWN if self.path in self._made else ():
-            with contextlib.suppress(OSError):
-                (self.path / name).unlink()
+        if self.path in self._made:
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            for name in _OWN:
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):  # it holds other files
                 folder.rmdir()
@@ -132,9 +135,10 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{shown(self.path)} has no config.yaml: it is not a run folder"
             )
+        text = read_text(path)
         try:
-            values = yaml.safe_load(read_text(path))
-        except yaml.YAMLError as error:
+            values = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DamagedFileError(
                 path, "it is not YAML: " + " ".join(str(error).split())
             ) from error
@@ -203,10 +207,21 @@ class RunFolder:
         write_csv(path, names, rows)
         return notes
 
-    def add_metrics(self, columns: Sequence[str], row: Mapping[str, float]) -> None:
-        """Add an epoch to ``metrics.csv``."""
+    def add_metrics(self, columns: Sequence[str], row: Mapping[str, float]) -> list[str]:
+        """Add an epoch to ``metrics.csv``.
+
+        Returns:
+            A sentence where the file was damaged meanwhile and was set aside.
+        """
+        path = self.path / "metrics.csv"
         rounded = {name: _rounded(value) for name, value in row.items()}
-        append_csv_row(self.path / "metrics.csv", columns, rounded)
+        notes = []
+        try:
+            append_csv_row(path, columns, rounded)
+        except DamagedFileError as error:
+            notes.append(_set_aside(path, error))
+            write_csv(path, columns, [rounded])
+        return notes
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Return the rows of ``metrics.csv``, none where there is no such file.
@@ -247,9 +262,14 @@ class RunFolder:
     def _make(self) -> None:
         """Make the folders; remember those that did not exist before."""
         for folder in (*reversed(self.path.parents), self.path, self.checkpoints):
-            if folder in (self.path, self.checkpoints) or not folder.is_dir():
-                folder.mkdir()
-                self._made.append(folder)
+            is_above = folder not in (self.path, self.checkpoints)
+            try:
+                if not (is_above and folder.is_dir()):
+                    folder.mkdir()
+                    self._made.append(folder)
+            except FileExistsError:
+                if not (is_above and folder.is_dir()):  # else another process was faster
+                    raise
 
 
 def _make_run(path: Path) -> RunFolder:
@@ -296,13 +316,14 @@ def _start() -> dict[str, str]:
 
 
 def _set_aside(path: Path, error: DamagedFileError) -> str:
-    """Rename a damaged file that only describes a run, and say so in a sentence."""
-    for number in range(1, 1000):
-        aside = path.with_name(f"{path.name}.damaged-{number}")
-        if not aside.exists():
-            path.rename(aside)
-            return f"{error}; a new one is begun, the old one is kept as {aside.name}"
-    return f"{error}; a new one is begun"
+    """Rename a damaged file that only describes a run; return a sentence about it."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        path.rename(aside)
+    except OSError as reason:
+        return f"{error.what}; it is replaced, since it cannot be renamed ({reason.strerror})"
+    return f"{error.what}; a new one is begun, and the old one is kept as {aside.name}"
 
 
 def _rounded(value: float) -> float:

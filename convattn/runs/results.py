@@ -57,15 +57,15 @@ class Run:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the classes, in the order of their labels."""
-        return [str(name) for name in self.evaluation.get("class_names", [])]
+        """The names of the classes, in the order of their labels, as they can be shown."""
+        return [shown(name) for name in self.evaluation.get("class_names", [])]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as keys and values; none where it is damaged."""
         try:
             settings = yaml.safe_load(self.config)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             return {}
         return settings if isinstance(settings, dict) else {}
 

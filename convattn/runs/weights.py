@@ -41,11 +41,20 @@ _PROGRESS = {"card": str, "epochs_done": int, "batches_done": int}
 
 def save_weights(weights: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
     """Write weights and card as safetensors; the file appears whole or not at all."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in weights.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if storage in storages else value  # safetensors shares none
+        storages.add(storage)
     text = card.to_json()
     metadata = {_CARD: text, _CHECKSUM: _checksum(plain, text)}
-    with _writing(path) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {shown(path)}: {error}") from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -116,7 +125,7 @@ def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
         content: what `torch.save` takes; only tensors and plain values are read back.
         path: the file.
     """
-    with _writing(path) as temporary, temporary.open("w+b") as file:
+    with replacing(path) as temporary, temporary.open("w+b") as file:
         torch.save(dict(content), file)  # given a path, it would write the temporary name too
         _add_comment(file)
 
@@ -138,17 +147,6 @@ def read_ckpt(path: Path) -> dict[str, Any]:
     """
     with _explaining(path):
         return _read_ckpt(path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """Give a temporary file as `replacing` does; a writer's own error becomes an OSError."""
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except (SafetensorError, RuntimeError) as error:
-        reason = f"{str(error).splitlines()[0]}; is the disk full?"
-        raise OSError(f"cannot write {shown(path)}: {reason}") from error
 
 
 class _DamageError(Exception):
@@ -248,7 +246,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     text = _card_text(metadata)
     try:
         weights = _read_tensors(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of safetensors, or of a header that names no type of PyTorch
         raise _DamageError(f"it is cut off or overwritten ({error})") from error
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(weights, text):
         raise _DamageError("its checksum is wrong")

@@ -233,9 +233,7 @@ def test_a_held_out_class_may_differ_in_capital_letters(tmp_path: Path) -> None:
     write_classes(tmp_path / "val", {"cat": 2, "dog": 2})
     source = open_folder(tmp_path)
     assert labels(source.val) == [0, 0, 1, 1]
-    assert source.notes == (
-        f"taken in {tmp_path}/val, whatever the capital letters: 'cat' for 'Cat'",
-    )
+    assert source.notes == (f"read in {tmp_path}/val without regard to case: 'cat' as 'Cat'",)
 
 
 def test_capital_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> None:

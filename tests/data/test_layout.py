@@ -122,7 +122,7 @@ def test_a_validation_part_is_preferred_to_a_test_part(tmp_path: Path) -> None:
 def test_a_test_part_in_place_of_a_validation_part_is_told(tmp_path: Path) -> None:
     source = open_folder(write_parts(tmp_path, "Training", "Testing"))
     assert source.notes == (
-        "Testing is held out in place of a validation part, to choose the epoch",
+        "Testing is held out in place of a validation part: the best epoch is chosen on it",
     )
 
 
@@ -147,7 +147,9 @@ def test_the_part_that_is_named_for_validation_is_held_out(
     assert all(f"/{held_out}/" in path for path in paths(source.val))
     told = [f"{name} is not used, as {held_out} is held out" for name in names if name != held_out]
     assert set(told) <= set(source.notes)
-    in_place = f"{held_out} is held out in place of a validation part, to choose the epoch"
+    in_place = (
+        f"{held_out} is held out in place of a validation part: the best epoch is chosen on it"
+    )
     assert (in_place in source.notes) == (held_out in ("hold_out", "eval_set"))
 
 
@@ -266,7 +268,7 @@ def test_classes_in_train_that_look_like_parts_are_told(tmp_path: Path) -> None:
     write_parts(tmp_path / "train", "cat", "dog")
     source = open_folder(tmp_path)
     assert source.class_names == ("cat", "dog")
-    assert "taken for classes, though its folders 'cat', 'dog' hold" in notes(source)
+    assert "read as classes, though its folders 'cat', 'dog' hold" in notes(source)
 
 
 def test_one_class_with_images_of_its_own_is_no_wrapping(tmp_path: Path) -> None:
@@ -357,14 +359,14 @@ def test_parts_below_the_classes_are_asked_about(tmp_path: Path, classes: tuple[
 
 def test_a_part_of_an_unknown_name_beside_train_is_asked_about(tmp_path: Path) -> None:
     message = refused(write_parts(tmp_path, "train", "holly"))
-    assert "holds 'train' and, with images too, 'holly'" in message
+    assert "holds 'train' and other folders with images: 'holly'" in message
     assert f"give folder:{tmp_path}/train" in message
 
 
 def test_the_question_is_asked_whatever_the_capital_letters(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
     write_classes(tmp_path / "holly", {"Cat": 2, "Dog": 2})
-    assert "holds 'train' and, with images too, 'holly'" in refused(tmp_path)
+    assert "holds 'train' and other folders with images: 'holly'" in refused(tmp_path)
     (tmp_path / "train").rename(tmp_path / "part")
     assert "'holly', 'part' hold folders of the same names" in refused(tmp_path)
     write_classes(tmp_path, {"CAT": 2, "DOG": 2})
@@ -374,7 +376,7 @@ def test_the_question_is_asked_whatever_the_capital_letters(tmp_path: Path) -> N
 
 def test_a_folder_of_figures_beside_train_is_told(tmp_path: Path) -> None:
     write_image(write_parts(tmp_path, "train") / "docs" / "figure.png")
-    assert open_folder(tmp_path).notes == ("beside train, not used: 'docs'",)
+    assert open_folder(tmp_path).notes == ("folders beside train that are not used: 'docs'",)
 
 
 def test_two_training_parts_are_asked_about(tmp_path: Path) -> None:
@@ -413,7 +415,9 @@ def test_classes_may_be_called_like_parts(tmp_path: Path, classes: list[str]) ->
 
 def test_a_class_called_like_a_part_is_told(tmp_path: Path) -> None:
     write_classes(tmp_path, {"quiz": 2, "test": 2})
-    assert "taken for classes: 'test'; parts of a data set need" in notes(open_folder(tmp_path))
+    assert "read as classes: 'test'; where these are parts of the data set" in notes(
+        open_folder(tmp_path)
+    )
 
 
 def test_classes_may_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -441,7 +445,7 @@ def test_files_of_other_kinds_are_counted_by_ending(tmp_path: Path) -> None:
     (tmp_path / "train" / "red" / "README").write_text("as it is")
     write_image(tmp_path / "x.png").rename(tmp_path / "val" / "red" / "photo")
     os.symlink("gone", tmp_path / "val" / "red" / "linked")
-    kinds = "3 without ending, 2 .tga, 1 .heic, 1 .nii.gz, 1 .xyz, 1 links to nothing"
+    kinds = "3 without extension, 2 .tga, 1 .heic, 1 .nii.gz, 1 .xyz, 1 broken links"
     assert open_folder(tmp_path).notes == (f"9 files of other kinds passed over: {kinds}",)
 
 

@@ -132,7 +132,7 @@ def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
 def test_a_range_for_plain_images_is_said_to_change_nothing(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 3, "blue": 3})
     source = open_dataset(f"folder:{tmp_path}", value_range=(0, 4095))
-    assert "changes nothing: all images that were looked at have 8 bits" in source.notes[-1]
+    assert "changes nothing: all images that were read have 8 bits" in source.notes[-1]
 
 
 def test_headers_alone_give_the_same_survey(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_part_that_timm_does_not_find_is_named(
 ) -> None:
     for part in parts:
         write_classes(tmp_path / part, {"blue": 2, "red": 2})
-    with pytest.raises(ValueError, match=rf"no part '{missing}' in {tmp_path}, and takes all"):
+    with pytest.raises(ValueError, match=rf"no part '{missing}' in {tmp_path}, and reads all"):
         open_dataset(name, root=tmp_path)
     source = open_dataset(name, root=tmp_path, train_split=parts[0], val_split=parts[1])
     assert (len(source.train), len(source.val)) == (4, 4)
@@ -127,7 +127,7 @@ def test_a_number_that_the_data_set_does_not_name_is_no_class(
 
 
 def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"add download=true to fetch it, or root=PATH"):
+    with pytest.raises(FileNotFoundError, match=r"add download=true to download it, or root=PATH"):
         open_dataset("timm:torch/cifar10", root=tmp_path)
 
 

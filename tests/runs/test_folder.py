@@ -43,7 +43,8 @@ def test_a_new_run_has_the_next_free_number(tmp_path: Path) -> None:
 def test_runs_that_start_together_have_folders_of_their_own(tmp_path: Path) -> None:
     made: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: made.append(create(tmp_path, None).path)) for _ in range(16)
+        threading.Thread(target=lambda: made.append(create(tmp_path / "a" / "b", None).path))
+        for _ in range(16)
     ]
     for thread in threads:
         thread.start()
@@ -90,6 +91,8 @@ def test_a_run_that_fails_at_its_start_leaves_nothing(tmp_path: Path) -> None:
     run.write_config({"epochs": 3})
     run.write_environment()
     run.keep_metrics(COLUMNS, 0)
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "events").touch()
     run.discard()
     assert list(tmp_path.iterdir()) == []
     create(tmp_path / "a" / "runs", "pets/first")
@@ -121,7 +124,10 @@ def test_the_configuration_survives(run: RunFolder) -> None:
     assert "猫" in (run.path / "config.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [1", "epochs", "\x00: 1", "1: 2"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", "a: [1", "epochs", "\x00: 1", "1: 2", "a: 2026-13-45", "a: " + "[" * 9999],
+)
 def test_a_damaged_configuration_is_named(run: RunFolder, text: str) -> None:
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(DamagedFileError, match=r"first/config\.yaml is damaged: .*; restore"):
@@ -179,6 +185,15 @@ def test_damaged_metrics_are_set_aside(run: RunFolder, text: str) -> None:
     assert (run.path / "metrics.csv.damaged-1").read_bytes() == text.encode()
     run.add_metrics(COLUMNS, {"epoch": 4, "loss": 1.0})
     assert run.read_metrics() == [{"epoch": "4", "loss": "1.0"}]
+
+
+def test_metrics_that_are_damaged_during_the_training_do_not_end_it(run: RunFolder) -> None:
+    run.keep_metrics(COLUMNS, 0)
+    (run.path / "metrics.csv").write_bytes(b"epoch,loss\r\n1\r\n")
+    (note,) = run.add_metrics(COLUMNS, {"epoch": 2, "loss": 1.0})
+    assert "row 2 has 1 cells" in note
+    assert run.add_metrics(COLUMNS, {"epoch": 3, "loss": 1.0}) == []
+    assert [row["epoch"] for row in run.read_metrics()] == ["2", "3"]
 
 
 def test_broken_images_keep_their_bytes_and_have_a_line_each(run: RunFolder) -> None:

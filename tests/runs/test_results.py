@@ -11,7 +11,7 @@ from convattn.runs.confusion import Confusion
 from convattn.runs.results import read_run
 from tests.explain.runs import write_run
 
-FILES = ["metrics.csv", "evaluation.json", "predictions.csv", "config.yaml", "environment.json"]
+FILES = ["metrics.csv", "evaluation.json", "predictions.csv", "environment.json"]
 
 
 def test_a_whole_run_has_no_notes(tmp_path: Path) -> None:
@@ -33,21 +33,26 @@ def test_the_counts_of_many_classes_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "text", [b"", b"\x00" * 99, b"{", b"[1]", b"\xff\xfe: \x80", b"a,b\r\n1\r\n"]
-)
-def test_a_damaged_file_is_noted_and_the_report_is_written(
-    tmp_path: Path, name: str, text: bytes
-) -> None:
+@pytest.mark.parametrize("text", [b"", b"\0" * 99, b"[1]", b"\xff\xfe: \x80", b"a,b\r\n1\r\n"])
+def test_a_damaged_file_is_noted(tmp_path: Path, name: str, text: bytes) -> None:
     folder = write_run(tmp_path / "run")
     (folder / name).write_bytes(text)
-    run = read_run(folder)
-    page = write_report(folder).read_text(encoding="utf-8")
-    if name == "config.yaml":
-        return  # any text is shown as it is
-    (note,) = run.notes
+    (note,) = read_run(folder).notes
     assert f"{name} is damaged: " in note
-    assert f"{name} is damaged: " in page
+
+
+def test_a_report_of_damaged_files_is_written_and_names_them(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for name in (*FILES, "config.yaml"):
+        (folder / name).write_bytes(b"\xff\xfe: \x80")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert all(f"{name} is damaged: " in page for name in FILES)
+
+
+def test_a_damaged_configuration_has_no_settings(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_bytes(b"a: [\0\xff")
+    assert read_run(folder).settings == {}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,6 @@ def test_a_value_of_another_type_is_noted(
     (folder / name).write_text(json.dumps({**values, key: value}))
     (note,) = read_run(folder).notes
     assert f"{name} is damaged" in note
-    write_report(folder)
 
 
 def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
@@ -83,7 +87,14 @@ def test_names_that_are_not_utf8_are_shown(tmp_path: Path) -> None:
     assert run.notes == []
     assert run.broken_images == [os.fsdecode(b"caf\xe9.png")]
     assert run.mistakes[0].path == os.fsdecode(b"caf\xe9/5.png")
-    write_report(folder)
+
+
+def test_class_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    names = (os.fsdecode(b"ros\xe9"), "a\nb", "Größe")
+    folder = write_run(tmp_path / "run", class_names=names)
+    assert read_run(folder).class_names == ["ros\\udce9", "a\\nb", "Größe"]
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count("ros\\udce9") > 2
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
