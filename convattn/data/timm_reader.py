@@ -94,8 +94,9 @@ class ReaderImages(ImageSet):
         label = int(self._labels[index])
         if self._numbers and label not in self._numbers:
             image = shown(self.path(index)) or f"number {index}"
+            known = first_of([str(number) for number in self._numbers])
             raise ValueError(
-                f"the image {image} has the class {label}, but the data set names only {first_of([str(number) for number in self._numbers])}"
+                f"the image {image} has the class {label}, but the data set names only {known}"
             )
         return self._numbers.get(label, label)
 

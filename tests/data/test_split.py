@@ -13,13 +13,13 @@ FRACTIONS = st.floats(0.05, 0.9)
 
 
 @given(labels=LABELS, fraction=FRACTIONS, seed=st.integers(0, 99))
-def test_every_index_is_on_one_side(labels: list[int], fraction: float, seed: int) -> None:
+def test_every_index_is_in_exactly_one_part(labels: list[int], fraction: float, seed: int) -> None:
     kept, held_out = stratified_split(labels, fraction=fraction, seed=seed)
     assert sorted(kept + held_out) == list(range(len(labels)))
 
 
 @given(labels=LABELS, fraction=FRACTIONS)
-def test_every_class_gives_its_share(labels: list[int], fraction: float) -> None:
+def test_every_class_is_held_out_in_proportion(labels: list[int], fraction: float) -> None:
     kept, held_out = stratified_split(labels, fraction=fraction, seed=0)
     given_away = Counter(labels[i] for i in held_out)
     for label, count in Counter(labels).items():

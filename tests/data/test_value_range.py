@@ -71,20 +71,20 @@ def test_nan_and_infinite_values_are_passed_over() -> None:
     assert to_bytes(np.array([np.inf, np.nan, -1]), (-1, 1)).tolist() == [0, 0, 0]
 
 
-def test_nothing_but_nan_still_has_a_range() -> None:
+def test_values_that_are_all_nan_have_a_range() -> None:
     low, high = decide_range(np.full(3, np.nan))
     assert low < high
-    assert "nothing but NaN" in misfit(np.full(3, np.nan), (low, high))
+    assert "all their values are NaN or infinite" in misfit(np.full(3, np.nan), (low, high))
 
 
 @pytest.mark.parametrize("marker", [-9999.0, -3.4e38, 1e20])
-def test_a_value_that_marks_pixels_without_data_does_not_count(marker: float) -> None:
+def test_codes_of_missing_data_among_floats_do_not_count(marker: float) -> None:
     values = np.append(np.linspace(0, 1, 100), [marker] * 60)
     assert decide_range(values) == (0, 1)
 
 
 @pytest.mark.parametrize("marker", [65535, -9999, -32768, 2**31 - 1])
-def test_a_code_for_no_data_does_not_count_among_integers(marker: int) -> None:
+def test_codes_of_missing_data_among_integers_do_not_count(marker: int) -> None:
     values = np.append(np.arange(4096), [marker] * 60)
     assert decide_range(values) == (0, 4095)
 
@@ -94,13 +94,13 @@ def test_a_code_for_no_data_does_not_count_among_integers(marker: int) -> None:
     [(1023, 1023), (4095, 4095), (3500, 4095), (16383, 16383), (60000, 65535)],
 )
 @pytest.mark.parametrize("count", [1, 300])
-def test_no_other_constant_is_taken_for_missing_data(value: int, expected: int, count: int) -> None:
+def test_no_other_constant_is_a_code_of_missing_data(value: int, expected: int, count: int) -> None:
     values = np.r_[np.random.default_rng(0).integers(0, 30, 20_000), [value] * count]
     assert decide_range(values) == (0, expected)
     assert decide_range(values[:20_000], np.array([0, value])) == (0, expected)
 
 
-def test_a_code_for_no_data_that_is_near_the_others_is_a_value() -> None:
+def test_a_code_near_the_other_values_is_a_value() -> None:
     assert decide_range(np.arange(0, 65536, 3)) == (0, 65535)
     assert decide_range(np.array([0, 65535] * 9)) == (0, 65535)
 
@@ -120,7 +120,7 @@ def test_a_few_outliers_do_not_count_among_floats_that_fill_a_usual_range() -> N
     )
 
 
-def test_the_share_that_is_cut_is_told() -> None:
+def test_the_clipped_share_is_named() -> None:
     values = np.r_[np.zeros(90), [-5.0] * 4, [np.nan] * 20, [2.0] * 6]
     assert clipped(values, (0, 1)) == (
         "4% of their values become black and 6% of their values become white"
@@ -132,7 +132,7 @@ def test_the_share_that_is_cut_is_told() -> None:
     )
 
 
-def test_the_ends_are_those_of_all_values_and_of_those_that_are_no_codes() -> None:
+def test_the_ends_are_found_with_and_without_codes() -> None:
     values = np.array([[3, 9, 65535], [0, 4, 65535], [0, 0, 5]], dtype=np.uint16)
     assert sorted(set(ends(values))) == [0, 9, 65535]
     assert set(ends(np.array([np.nan, 1.5, -np.inf]))) == {1.5}
@@ -145,7 +145,7 @@ def test_codes_at_both_ends_do_not_count() -> None:
     assert decide_range(np.arange(40), ends(values)) == (0, 4095)
 
 
-def test_two_values_are_both_measured() -> None:
+def test_two_distinct_values_both_count() -> None:
     assert decide_range(np.array([0, 1, 2, 60_000], dtype=np.uint16)) == (0, 65535)
 
 
@@ -167,7 +167,7 @@ def test_a_range_may_be_a_list_or_none() -> None:
     assert check_range(None) is None
 
 
-def test_values_beyond_the_range_and_a_range_that_is_hardly_used_are_told() -> None:
+def test_values_outside_the_range_and_a_mostly_unused_range_are_named() -> None:
     twelve = np.arange(4096, dtype=np.uint16)
     assert misfit(twelve, (0, 4095)) == ""
     assert misfit(np.array([0.2, 0.5, 1.01]), (0, 1)) == ""
