@@ -117,7 +117,7 @@ def glance(image: Image.Image, *, decode: bool = True) -> Glance:
     kind: Literal["integer", "float"] = "float" if image.mode == "F" else "integer"
     if not decode:
         return Glance(image.size, kind, partly=more)
-    seen = read_deep(image).visible
+    seen = read_deep(image).seen
     values = seen
     if seen.size > _SAMPLE:  # a fixed choice, along no row and no column
         values = seen[np.random.default_rng(0).integers(seen.size, size=_SAMPLE)]
@@ -138,7 +138,7 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
     if is_deep(image):
         pixels = read_deep(image)
         values, alpha = pixels
-        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.visible)))
+        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.seen)))
         if alpha is None:
             return found
         found = found.convert("RGBA")

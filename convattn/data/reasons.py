@@ -1,4 +1,4 @@
-"""Explain why an image cannot be read, and what a user can do."""
+"""Why an image cannot be read, in a sentence that names the cure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL.TiffImagePlugin import (
 )
 
 _HEAD = 4096
-_UNKNOWN = "not an image, or its first bytes are damaged"
+_UNKNOWN = "not an image, or damaged from the first bytes on"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Offset in the file, the bytes there, and what the file is.
+# Where in the file, which bytes, what it is.
 _KINDS = (
     (0, b"version https://git-lfs", "a Git LFS pointer: fetch the image itself with git lfs pull"),
     (0, b"%PDF", "a PDF document: save its pages as PNG"),
@@ -39,7 +39,7 @@ _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 def reason(path: str | Path, error: BaseException) -> str:
     """Return why opening or decoding the image at ``path`` ended in ``error``."""
     if isinstance(error, ImportError) and error.__context__ is not None:
-        # Ultralytics, once imported, makes Pillow try one more decoder.
+        # Ultralytics, where it is imported, makes PIL look for one more decoder.
         return reason(path, error.__context__)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -51,7 +51,7 @@ def reason(path: str | Path, error: BaseException) -> str:
         return _too_large(str(error))
     text = (str(error).split(" <")[0].splitlines() or [""])[0]
     if "cannot identify" in text:
-        with contextlib.suppress(OSError):  # the member of an archive is no file
+        with contextlib.suppress(OSError):  # an archive's member has no file of its own
             return _unidentified(Path(path))
         return _UNKNOWN
     if "truncated" in text.lower():
@@ -60,13 +60,13 @@ def reason(path: str | Path, error: BaseException) -> str:
 
 
 def _too_large(text: str) -> str:
-    """Explain Pillow's error; the first number in its message is the number of pixels."""
+    """Pillow's message has the number of pixels as its first number."""
     pixels = next((int(word.strip("(")) for word in text.split() if word.strip("(").isdigit()), 0)
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return (
         f"too large: {pixels / 1e6:,.0f} megapixels, and Pillow's limit is {limit / 1e6:,.0f}. Cut "
-        "it into tiles or scale it down; in Python, PIL.Image.MAX_IMAGE_PIXELS = None removes the "
-        "limit"
+        "it into tiles or scale it down; in Python, PIL.Image.MAX_IMAGE_PIXELS = None takes the "
+        "limit off"
     )
 
 
@@ -78,7 +78,7 @@ def _unidentified(path: Path) -> str:
     if head.startswith(_TIFF):
         return _tiff(path)
     if not any(head):
-        return "the file starts with zero bytes only: it was not copied or downloaded completely"
+        return "the file begins with zero bytes only: it was not copied or downloaded completely"
     for start, magic, kind in _KINDS:
         if head[start:].startswith(magic):
             return f"not an image but {kind}"
@@ -97,7 +97,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _tiff(path: Path) -> str:
-    """Describe a TIFF that Pillow cannot identify."""
+    """What kind of TIFF it is that Pillow does not know."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")

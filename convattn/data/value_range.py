@@ -1,20 +1,19 @@
-"""The values of float and deep images that become black and white: one range for a data set.
+"""Which values of float and deep images stand for black and white: one range for a whole set.
 
-`decide_range` uses the lowest and highest values of all decoded images (`ends`) and a sample of the
-values between. Its rule:
+The rule of `decide_range`, on the lowest and highest values of all images that are decoded (`ends`)
+and on a sample of the values between:
 
-1. NaN, infinite values and codes of missing data are left out. A code is one of the usual values
-   (65535, -9999, -32768, the limits of other types, ...) whose distance from the other values is
-   larger than the range of these. No other value is a code, however few or many pixels have it:
-   4095 is a saturated pixel, and a small spot of 3500 may be the object.
-2. Integers that are not negative: 0 to the largest value of 8, 10, 12, 14 or 16 bits, with the
-   fewest bits that hold the highest value. One hot pixel counts; where the other values fill little
-   of the range, `unused` returns a sentence on it.
-3. Floats: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535, the first range that holds the values with a
-   tolerance of 5 % of its width, if the lowest value is below and the highest value above the end
-   of its first quarter. First this is tried without 1 in 10,000 values of the sample at either end,
-   as floats often have outliers, then with all values.
-4. All others: the lowest and the highest value.
+1. Left out are NaN and infinite values, and pixels without data: a value that is a usual code for
+   these (65535, -9999, -32768, the limits of other types, ...) and lies further from the others
+   than these lie apart. No other value is taken for such a code, however few or many pixels have
+   it: 4095 is a saturated pixel, and a small spot of 3500 may be the object.
+2. Integers that are not negative: 0 to the largest value of 8, 10, 12, 14 or 16 bits, the smallest
+   that holds the highest value of all. One hot pixel counts; where the others fill little of the
+   range, `unused` says so.
+3. Floats: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535, the first that holds them, give or take 5 % of
+   its width, and of whose lowest quarter they reach both sides. First 1 in 10,000 of the sample at
+   either end is left out, as floats often have a few wild values; where no range fits, all count.
+4. All others: the lowest and the highest value themselves.
 
 Values outside the range become black or white; NaN and infinite values become black.
 """
@@ -31,11 +30,11 @@ ValueRange = tuple[float, float]
 _BITS = (8, 10, 12, 14, 16)
 _FLOATS = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 _TOLERANCE = 0.05
-_OUTSIDE = 10_000  # one float of so many may be an outlier, at either end
+_OUTSIDE = 10_000  # one float of so many may lie outside, at either end
 _NO_DATA = (65535, 2**31 - 1, 2**32 - 1, -999, -9999, -99999, -32768, -(2**31))
-_HUGE = 1e19  # larger floats are codes of missing data too: 1e20, 9.97e36, -3.4e38
+_HUGE = 1e19  # floats beyond it are codes too: 1e20, 9.97e36, -3.4e38
 _NO_ENDS = np.empty(0, dtype=np.uint8)
-_FEW = 16  # among fewer distinct values no value is a code
+_FEW = 16  # with fewer distinct values nothing is taken for a code
 _NARROW = 1 / 12  # values that cover less of the range leave about 20 of 256 grey levels
 _CLIPPED = 0.1
 
@@ -54,11 +53,11 @@ def check_range(value_range: Sequence[float] | None) -> ValueRange | None:
 
 
 def decide_range(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> ValueRange:
-    """Return the values that become black and white in a set of images.
+    """Return the values that stand for black and white in a set of images.
 
     Args:
         values: all values, or a sample of them.
-        extremes: the `ends` of the images that a sample was taken from.
+        extremes: of a sample, the `ends` of the images it was taken from.
     """
     low, high = _outermost(_measured(values, extremes))
     if np.issubdtype(values.dtype, np.integer):
@@ -73,7 +72,7 @@ def decide_range(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> ValueRa
 
 
 def ends(values: np.ndarray) -> np.ndarray:
-    """Return the lowest and highest finite value, with and without codes of missing data."""
+    """Return the lowest and highest finite value, and those of the values that are no codes."""
     finite = values[np.isfinite(values)]
     found = _both_ends(finite)
     if _codes(found).any():
@@ -87,7 +86,7 @@ def extent(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> tuple[float, 
 
 
 def clipped(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = _NO_ENDS) -> str:
-    """Return which share of the values become black and white by the range, "" for none."""
+    """Return which share of the values the range turns into black and white, "" for none."""
     low, high = value_range
     finite, (lowest, highest) = _finite(values), extent(values, extremes)
     black = [("black", _percent(finite < low))] if lowest < low else []
@@ -96,10 +95,10 @@ def clipped(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = 
 
 
 def unused(values: np.ndarray, value_range: ValueRange) -> str:
-    """Return a sentence if nearly all values fill only a small part of the range, else ""."""
+    """Return how little of the range nearly all values fill, "" if they fill enough of it."""
     low, high = value_range
     if not _finite(values).size:
-        return "all their values are NaN or infinite, which become black"
+        return "they hold nothing but NaN and infinite values, which become black"
     first, last = _most(values)
     filled = (last - first) / (high - low)
     if filled >= _NARROW or first > high or last < low:
@@ -108,7 +107,7 @@ def unused(values: np.ndarray, value_range: ValueRange) -> str:
 
 
 def misfit(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = _NO_ENDS) -> str:
-    """Return what is lost if images with these ``values`` are read by the range, "" if little.
+    """Return what is lost where images with these ``values`` are read by the range, "" if little.
 
     Args:
         values: a sample, of any shape.
@@ -131,7 +130,7 @@ def to_bytes(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
 
 def named(value_range: ValueRange) -> str:
-    """Return the range as text, such as "0 to 4095 (12 bits)"."""
+    """Return the range in words, such as "0 to 4095 (12 bits)"."""
     low, high = value_range
     bits = [f" ({bits} bits)" for bits in _BITS if (low, high) == (0, 2**bits - 1)]
     return f"{low:g} to {high:g}" + "".join(bits)
@@ -161,7 +160,7 @@ def _finite(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray:
 
 
 def _measured(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray:
-    """Return the finite values without codes of missing data."""
+    """The finite values without codes for pixels that hold no data."""
     finite = _finite(values, extremes)
     others = np.unique(finite[~_codes(finite)])
     if others.size < _FEW:
@@ -171,12 +170,12 @@ def _measured(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
-    """Return which values are usual codes of missing data."""
+    """Where the values are such as stand for missing data."""
     return np.isin(values, _NO_DATA) | (np.abs(values.astype(np.float64)) > _HUGE)
 
 
 def _most(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> tuple[float, float]:
-    """Return the lowest and highest value of the sample without 1 in 10,000 at either end."""
+    """The lowest and highest value of the sample but for 1 in 10,000 at either end."""
     measured = _outermost(_measured(values, extremes))
     kept = _finite(values)
     kept = kept[(kept >= measured[0]) & (kept <= measured[1])]
