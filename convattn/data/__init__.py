@@ -30,6 +30,7 @@ from convattn.data.transforms import (
     train_transform,
 )
 from convattn.data.value_range import ValueRange, check_range
+from convattn.data.workers import SharedMemoryFullError, is_lost_worker
 from convattn.names import listed, nfc, shown
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Listing",
     "Preprocess",
     "Sample",
+    "SharedMemoryFullError",
     "Survey",
     "Transform",
     "UnknownClassesError",
@@ -64,6 +66,7 @@ __all__ = [
     "eval_transform",
     "find_broken",
     "find_images",
+    "is_lost_worker",
     "list_images",
     "listed",
     "load_image",

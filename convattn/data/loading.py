@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from convattn.data.images import BrokenImageError
 from convattn.data.source import ArrayImages, ImageSet
 from convattn.data.transforms import Transform
+from convattn.data.workers import WorkerCollate, start_worker, stop_signals_blocked
 
 READABLE, BROKEN, PADDING = 0, 1, 2
 _TRIES = 20
@@ -275,6 +276,14 @@ def default_workers(images: ImageSet) -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
+class _Loader(DataLoader[Batch]):
+    """A loader that protects its processes from signals while they start."""
+
+    def __iter__(self) -> Any:
+        with stop_signals_blocked() if self.num_workers else nullcontext():
+            return super().__iter__()
+
+
 def _loader(
     dataset: TransformedImages,
     sampler: EpochSampler,
@@ -284,11 +293,12 @@ def _loader(
     pin_memory: bool,
     drop_last: bool,
 ) -> DataLoader[Batch]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=WorkerCollate(collate),
+        worker_init_fn=start_worker,
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
