@@ -27,7 +27,31 @@ def test_evaluation_is_timms_transform() -> None:
     model = timm.create_model("test_vit")
     ours = eval_transform(preprocess_for(model, in_chans=3))(picture())
     theirs = create_transform(**resolve_model_data_config(model))(picture())
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_is_timms_transform(channels: int) -> None:
+    statistics = {"mean": (0.485, 0.456, 0.406)[:channels], "std": (0.229, 0.224, 0.225)[:channels]}
+    preprocess = Preprocess(input_size=(channels, 16, 16), **statistics)
+    ours = train_transform(preprocess, Augment(erasing=1.0))
+    theirs = create_transform(
+        input_size=(channels, 16, 16),
+        interpolation="bicubic",
+        is_training=True,
+        re_prob=1.0,
+        re_mode="pixel",
+        auto_augment=None,
+        color_jitter=(0.4,) * 3,
+        **statistics,
+    )
+    image = picture().convert("L") if channels == 1 else picture()
+    found = []
+    for transform in (ours, theirs):
+        random.seed(3)
+        torch.manual_seed(3)
+        found.append(transform(image))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_one_channel_takes_the_mean_of_the_colours() -> None:
