@@ -1,7 +1,8 @@
-"""Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
+"""Data sets by name, images with targets, transforms, batches; nothing of a model."""
 
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
+from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
@@ -35,6 +36,7 @@ from convattn.names import listed, nfc, shown
 
 __all__ = [
     "BROKEN",
+    "IGNORED",
     "PADDING",
     "READABLE",
     "SET_RANGE",
@@ -48,6 +50,7 @@ __all__ = [
     "ImageSet",
     "ImageTransform",
     "Joined",
+    "JointAugment",
     "Listing",
     "Preprocess",
     "Sample",
@@ -67,6 +70,8 @@ __all__ = [
     "find_broken",
     "find_images",
     "is_lost_worker",
+    "joint_eval_transform",
+    "joint_train_transform",
     "list_images",
     "listed",
     "load_image",
