@@ -1,4 +1,4 @@
-"""Loading processes: which signals they receive, how they end, what is said when one is lost."""
+"""Loading processes: the signals they receive, their end, and the errors of a lost process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import get_worker_info
 
 from convattn.machine import shared_memory
@@ -23,10 +22,11 @@ from convattn.machine import shared_memory
 _STOPS = frozenset((signal.SIGINT, signal.SIGTERM))
 # Signals that the main process may handle and that would end a loading process (not on Windows).
 _OTHERS = {getattr(signal, n) for n in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, n)}
-_LOST = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)")
-_PIN_THREAD = "in pin memory thread"
-# What a connection to a process that has ended raises, and the modules of such connections.
-_CUT_OFF = (EOFError, ConnectionError, FileNotFoundError)
+_LOST = re.compile(
+    r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"
+    "|Pin memory thread exited unexpectedly"
+)
+# Modules in which a connection to a process that has ended raises EOFError or OSError.
 _CONNECTIONS = ("multiprocessing.connection", "multiprocessing.resource_sharer")
 _NO_SPACE = "No space left on device"
 
@@ -36,12 +36,12 @@ class SharedMemoryFullError(RuntimeError):
 
     def __init__(self, *_: object) -> None:  # PyTorch adds the worker's traceback to the arguments
         size = shared_memory()
-        held = "" if size is None else f" ({size / 2**20:,.0f} MB)"
+        total = "" if size is None else f" ({size / 2**20:,.0f} MB)"
         super().__init__(
-            f"/dev/shm{held} is full: loading processes pass batches through it. Load without "
-            "processes (workers=0), use fewer workers or a smaller batch_size, or enlarge it: "
-            "docker run --shm-size=8g or --ipc=host, an emptyDir volume with medium: Memory on "
-            "Kubernetes"
+            f"/dev/shm{total} is full: loading processes pass batches through it. Load without "
+            "processes (workers=0), use fewer workers or a smaller batch_size, or enlarge /dev/shm: "
+            "with docker run --shm-size=8g or --ipc=host, on Kubernetes with an emptyDir volume of "
+            "medium Memory"
         )
 
 
@@ -67,11 +67,11 @@ def stop_signals_blocked() -> Iterator[None]:
 def start_worker(worker_id: int) -> None:
     """Leave SIGINT and SIGTERM of the process group to the main process; end when that ends.
 
-    A terminal and timeout(1) signal the group, and a clean stop needs its loading processes until
-    the last batch. The main process can still end this process by SIGTERM.
+    A terminal and timeout(1) signal the whole group, and a clean stop needs the loading processes
+    until the last batch. SIGTERM from the main process still ends this process.
 
     Args:
-        worker_id: the number of this process, which is not needed.
+        worker_id: the number of this process, which PyTorch passes; not used.
     """
     with contextlib.suppress(AttributeError, OSError):  # Windows; a system that forbids groups
         os.setpgid(0, 0)
@@ -83,7 +83,7 @@ def start_worker(worker_id: int) -> None:
 
 
 def _end_with_main_process() -> None:
-    """Wait for the end of the main process: PyTorch watches the parent, which a forkserver is."""
+    """Exit after the main process; PyTorch watches the parent, which may be a forkserver."""
     main = multiprocessing.parent_process()
     if main is not None:
         wait([main.sentinel])
@@ -91,10 +91,10 @@ def _end_with_main_process() -> None:
 
 
 class WorkerCollate:
-    """A collate function whose batch is in shared memory where a loading process calls it.
+    """A collate function that puts the batch into shared memory in a loading process.
 
-    Otherwise PyTorch moves the batch there on another thread, where an error is printed and the
-    main process waits for the batch forever.
+    PyTorch would do so on another thread, where an error is only printed, and the main process
+    would wait for the batch forever.
 
     Args:
         collate: makes a batch of samples.
@@ -104,11 +104,11 @@ class WorkerCollate:
         self.collate = collate
 
     def __call__(self, samples: Any) -> Any:
-        """Return the batch; raise `SharedMemoryFullError` where it finds no space."""
+        """Return the batch; raise `SharedMemoryFullError` where there is no space for it."""
         try:
             batch = self.collate(samples)
             if get_worker_info() is not None:
-                tree_map_only(Tensor, Tensor.share_memory_, batch)
+                _share(batch)
             return batch
         except RuntimeError as error:
             if _NO_SPACE in str(error):
@@ -116,17 +116,25 @@ class WorkerCollate:
             raise
 
 
+def _share(value: Any) -> None:
+    """Move each tensor in dicts and lists to shared memory."""
+    if isinstance(value, Tensor):
+        value.share_memory_()
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _share(part)
+
+
 def is_lost_worker(error: BaseException) -> bool:
-    """Return whether the error says that a loading process has ended before its time.
+    """Return whether a loading process that ended unexpectedly caused the error.
 
     Args:
-        error: what iterating over a loader, or anything else beside it, has raised.
+        error: what an iteration over a loader raised. PyTorch also raises such an error in other
+            code of the main process, from its handler of SIGCHLD.
     """
     if isinstance(error, RuntimeError):
         return bool(_LOST.search(str(error)))
-    if not isinstance(error, _CUT_OFF):
-        return False
-    return _PIN_THREAD in str(error) or _passes(error.__traceback__, _CONNECTIONS)
+    return isinstance(error, (EOFError, OSError)) and _passes(error.__traceback__, _CONNECTIONS)
 
 
 def _passes(traceback: TracebackType | None, modules: tuple[str, ...]) -> bool:

@@ -148,6 +148,7 @@ def test_a_worker_that_somebody_ends_is_recognised(number: int) -> None:
         "DataLoader worker (pid 30417) is killed by signal: Terminated. ",
         "DataLoader worker (pid 30417) exited unexpectedly with exit code 1. Details are lost",
         "DataLoader worker (pid(s) 26004, 26005) exited unexpectedly",
+        "Pin memory thread exited unexpectedly",
     ],
 )
 def test_messages_of_a_lost_worker(text: str) -> None:
