@@ -1,13 +1,17 @@
-"""Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
+"""Data sets by name, images with targets, transforms, batches; nothing of a model."""
 
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
+from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
     PADDING,
     READABLE,
     Batch,
+    Sample,
+    collate_lists,
+    collate_stacked,
     default_workers,
     eval_loader,
     train_loader,
@@ -18,16 +22,21 @@ from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, J
 from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
     Augment,
+    ImageOnly,
+    ImageTransform,
     Preprocess,
+    Transform,
     eval_transform,
     preprocess_for,
     train_transform,
 )
 from convattn.data.value_range import ValueRange, check_range
+from convattn.data.workers import SharedMemoryFullError, is_lost_worker
 from convattn.names import listed, nfc, shown
 
 __all__ = [
     "BROKEN",
+    "IGNORED",
     "PADDING",
     "READABLE",
     "SET_RANGE",
@@ -37,21 +46,32 @@ __all__ = [
     "BrokenImageError",
     "DataSource",
     "FileImages",
+    "ImageOnly",
     "ImageSet",
+    "ImageTransform",
     "Joined",
+    "JointAugment",
     "Listing",
     "Preprocess",
+    "Sample",
+    "SharedMemoryFullError",
     "Survey",
+    "Transform",
     "UnknownClassesError",
     "ValueRange",
     "check_image",
     "check_range",
     "check_share",
+    "collate_lists",
+    "collate_stacked",
     "default_workers",
     "eval_loader",
     "eval_transform",
     "find_broken",
     "find_images",
+    "is_lost_worker",
+    "joint_eval_transform",
+    "joint_train_transform",
     "list_images",
     "listed",
     "load_image",

@@ -1,4 +1,4 @@
-"""Batches: reproducible whatever the number of workers, of processes and of interruptions."""
+"""Batches that depend on the seed and the epoch, not on the number of workers or on a resume."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from convattn.data.images import BrokenImageError
 from convattn.data.source import ArrayImages, ImageSet
 from convattn.data.transforms import Transform
+from convattn.data.workers import WorkerCollate, start_worker, stop_signals_blocked
 
 READABLE, BROKEN, PADDING = 0, 1, 2
 _TRIES = 20
 
 
 class SampleKey(NamedTuple):
-    """Which image to load, the seed of its batch's augmentation, and whether it only fills up."""
+    """What the sampler asks the dataset for.
+
+    Args:
+        number: the number of the image.
+        seed: the seed of the augmentation; the first key of a batch seeds the whole batch.
+        padding: whether the image repeats another one and must not be counted.
+    """
 
     number: int
     seed: int | None = None
@@ -33,28 +40,69 @@ class SampleKey(NamedTuple):
 
 
 class Sample(TypedDict):
-    """One image (C, H, W), its class, its number, and READABLE, BROKEN or PADDING.
+    """One transformed image (C, H, W) and what belongs to it.
 
-    BROKEN: another image stands in its place. PADDING: a repetition that must not be counted.
+    ``target`` is the image's target, ``index`` its number, ``size`` its height and width before the
+    transform, and ``status`` is one of READABLE, BROKEN (the file cannot be read: image, target and
+    size are those of the next readable image) and PADDING (a repeated image, not to be counted).
     """
 
     image: Tensor
-    label: int
+    target: Any
     index: int
     status: int
+    size: tuple[int, int]
 
 
 class Batch(TypedDict):
-    """Samples put together: images (B, C, H, W), the rest (B,)."""
+    """Samples of one batch: ``index`` and ``status`` have shape (B,), ``size`` has shape (B, 2).
 
-    image: Tensor
-    label: Tensor
+    The collate function decides what ``image`` and ``target`` are; by default images
+    (B, C, H, W) and stacked targets (B, ...).
+    """
+
+    image: Any
+    target: Any
     index: Tensor
     status: Tensor
+    size: Tensor
+
+
+Collate = Callable[[list[Sample]], Batch]
+
+
+def collate_stacked(samples: list[Sample]) -> Batch:
+    """Return a batch of stacked images and stacked targets (numbers or tensors of one shape)."""
+    return _collate(samples, _stacked([sample["target"] for sample in samples]))
+
+
+def collate_lists(samples: list[Sample]) -> Batch:
+    """Return a batch whose targets are a list, such as one dict of boxes per image.
+
+    Images of one size are stacked; images of several sizes are a list.
+    """
+    return _collate(samples, [sample["target"] for sample in samples])
+
+
+def _collate(samples: list[Sample], target: Any) -> Batch:
+    images = [sample["image"] for sample in samples]
+    same = len({image.shape for image in images}) == 1
+    return Batch(
+        image=_stacked(images) if same else images,
+        target=target,
+        index=torch.tensor([sample["index"] for sample in samples]),
+        status=torch.tensor([sample["status"] for sample in samples]),
+        size=torch.tensor([sample["size"] for sample in samples]),
+    )
 
 
 class TransformedImages(Dataset[Any]):
-    """An `ImageSet` seen through a transform."""
+    """The transformed images and targets of an `ImageSet`.
+
+    Args:
+        images: the images and their targets.
+        transform: applied to each image and its target.
+    """
 
     def __init__(self, images: ImageSet, transform: Transform) -> None:
         self.images = images
@@ -67,48 +115,56 @@ class TransformedImages(Dataset[Any]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[SampleKey]) -> list[Sample]:
-        """Load the images of one batch, which the loader hands to one process as a whole."""
+        """Load the samples of one batch; the loader gives a whole batch to one process."""
         with _seeded(keys[0].seed):
             return [self._sample(key) for key in keys]
 
     def _sample(self, key: SampleKey) -> Sample:
-        image, found, status = self._read(key.number)
+        found, status = self._read(key.number)
+        image, target = self.transform(found.image, found.target)
         return Sample(
-            image=self.transform(image),
-            label=self.images.label(found),
+            image=image,
+            target=target,
             index=key.number,
             status=PADDING if key.padding else status,
+            size=(found.image.height, found.image.width),
         )
 
-    def _read(self, index: int) -> tuple[Image.Image, int, int]:
-        """The image, or the next one that can be read: one broken file must not end a training."""
+    def _read(self, index: int) -> tuple[_Found, int]:
+        """Return the image and its status; where it is broken, the next one that can be read."""
         errors: list[BrokenImageError] = []
         for step in range(min(_TRIES, len(self))):
             found = (index + step) % len(self)
             try:
-                return self.images.image(found), found, BROKEN if step else READABLE
+                read = _Found(self.images.image(found), self.images.target(found))
+                return read, BROKEN if step else READABLE
             except BrokenImageError as error:
                 errors.append(error)
         raise errors[0]
 
 
-class EpochSampler(Sampler[SampleKey]):
-    """The order of an epoch and the seeds of the augmentations, from ``seed`` and epoch.
+class _Found(NamedTuple):
+    image: Image.Image
+    target: Any
 
-    Both depend on nothing else, so that a training gives the same batches with any number of
-    workers, and goes on with the right ones after an interruption in the middle of an epoch.
+
+class EpochSampler(Sampler[SampleKey]):
+    """The order of the images of an epoch and the seeds of their augmentations.
+
+    Both are functions of ``seed`` and epoch alone. A training run therefore sees the same batches
+    with any number of workers, and a run resumed in the middle of an epoch sees the rest of it.
 
     Args:
         length: number of images.
-        shuffle: a new order and new augmentations every epoch; else the natural order, padded so
-            that every process gets the same number.
-        seed: of the order and of the augmentations.
-        repeats: how often an image comes up, differently augmented, among 1 / repeats of the
-            images of an epoch (repeated augmentation; Hoffer et al. 2020, arXiv 1901.09335).
+        shuffle: True for a new order and new seeds in every epoch. False for the images in order,
+            padded with repeated images so that every process gets the same number.
+        seed: seed of the order and of the augmentations.
+        repeats: how many times an epoch has each of its images, which are 1 / repeats of all
+            (repeated augmentation; Hoffer et al. 2020, arXiv 1901.09335).
         rank: number of this process.
-        world_size: number of processes, which share the images out among themselves.
-        epoch: the epoch to start with.
-        skip: images to leave out at the beginning of that first epoch.
+        world_size: number of processes, each of which loads its own part of the images.
+        epoch: the first epoch.
+        skip: how many images of the first epoch are skipped.
     """
 
     def __init__(
@@ -133,7 +189,7 @@ class EpochSampler(Sampler[SampleKey]):
         self._skip = {epoch: skip}
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -164,6 +220,7 @@ def train_loader(
     transform: Transform,
     *,
     batch_size: int,
+    collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
     seed: int = 0,
@@ -173,20 +230,24 @@ def train_loader(
     epoch: int = 0,
     batches_done: int = 0,
 ) -> DataLoader[Batch]:
-    """Return shuffled batches of exactly ``batch_size`` images, fewer only if there are fewer.
+    """Return shuffled batches of ``batch_size`` images each, or of all images if there are fewer.
 
     Args:
-        images: what to learn from.
-        transform: applied to each image, seeded per image and epoch.
+        images: the training images.
+        transform: applied to each image and its target, seeded per batch.
         batch_size: images per batch and process.
-        workers: processes that load.
-        pin_memory: for a faster copy to a GPU.
-        seed: of the order and the augmentations.
+        collate: makes a batch of a list of samples.
+        workers: number of loading processes; 0 loads in this process.
+        pin_memory: whether batches lie in pinned memory, which is copied to a GPU faster.
+        seed: seed of the order and of the augmentations.
         repeats: see `EpochSampler`.
         rank: number of this process.
         world_size: number of processes.
-        epoch: the epoch to start with.
-        batches_done: batches of that epoch that a training has already seen.
+        epoch: the first epoch.
+        batches_done: how many batches of the first epoch are skipped.
+
+    Raises:
+        ValueError: there are fewer images than processes.
     """
     size = min(batch_size, len(images) // world_size)
     if size < 1:
@@ -201,7 +262,8 @@ def train_loader(
         epoch=epoch,
         skip=batches_done * size,
     )
-    return _loader(TransformedImages(images, transform), sampler, size, workers, pin_memory, True)
+    dataset = TransformedImages(images, transform)
+    return _loader(dataset, sampler, size, collate, workers, pin_memory, True)
 
 
 def eval_loader(
@@ -209,54 +271,70 @@ def eval_loader(
     transform: Transform,
     *,
     batch_size: int,
+    collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
-    """Return all images in order; arguments as in `train_loader`."""
+    """Return batches of all images in order; the arguments are those of `train_loader`."""
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
-    return _loader(dataset, sampler, batch_size, workers, pin_memory, False)
+    return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, False)
 
 
 def default_workers(images: ImageSet) -> int:
-    """Return how many loading processes are worth it: none for images held in memory."""
+    """Return the default number of loading processes, 0 for images held in memory."""
     if isinstance(images, ArrayImages):
         return 0
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader whose processes are protected from signals while they start."""
+
+    def __iter__(self) -> Any:
+        with stop_signals_blocked() if self.num_workers else nullcontext():
+            return super().__iter__()
 
 
 def _loader(
     dataset: TransformedImages,
     sampler: EpochSampler,
     batch_size: int,
+    collate: Collate,
     workers: int,
     pin_memory: bool,
     drop_last: bool,
 ) -> DataLoader[Batch]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
+        collate_fn=WorkerCollate(collate),
+        worker_init_fn=start_worker,
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else it would draw from the process's own
+        generator=torch.Generator(),  # the default one is also the model's
     )
+
+
+def _stacked(values: list[Any]) -> Any:
+    return default_collate(values)  # in a loading process it stacks into shared memory
 
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw from generators seeded with ``seed``, and leave the process's own as they were."""
+    """Seed the three global generators, and restore their states at the end."""
     if seed is None:
         yield
         return
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds the GPU
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from convattn.data import (
     Batch,
     BrokenFile,
     DataSource,
+    ImageOnly,
     Preprocess,
     check_share,
     default_workers,
@@ -54,7 +55,7 @@ class ClassificationData(pl.LightningDataModule):
         self.batches_done = batches_done
         self.broken: set[int] = set()
         # Made at once, so that a policy that timm does not have is told before anything is written.
-        self._vary = train_transform(preprocess, augmentation(config, source))
+        self._vary = ImageOnly(train_transform(preprocess, augmentation(config, source)))
 
     @property
     def batch_size(self) -> int:
@@ -97,7 +98,7 @@ class ClassificationData(pl.LightningDataModule):
         """Return the held-out images."""
         return eval_loader(
             self.source.val,
-            eval_transform(self.preprocess),
+            ImageOnly(eval_transform(self.preprocess)),
             batch_size=self.config.batch_size,
             workers=self._workers,
             pin_memory=self._pin_memory,

@@ -16,6 +16,7 @@ from convattn.checks import check_choice
 from convattn.data import (
     READABLE,
     DataSource,
+    ImageOnly,
     ImageSet,
     Joined,
     check_share,
@@ -143,7 +144,7 @@ def evaluate(
     place = best_device(device)
     loader = eval_loader(
         images,
-        eval_transform(loaded.card.preprocess),
+        ImageOnly(eval_transform(loaded.card.preprocess)),
         batch_size=batch_size,
         workers=default_workers(images) if workers is None else workers,
         pin_memory=place.type == "cuda",
@@ -224,7 +225,7 @@ def _run(model: nn.Module, loader: Any, device: torch.device) -> _Found:
         readable = batch["status"] == READABLE
         found = model(batch["image"].to(device, non_blocking=True)).float().cpu()
         scores.append(found[readable])
-        labels.append(batch["label"][readable])
+        labels.append(batch["target"][readable])
         numbers.append(batch["index"][readable])
         broken += batch["index"][~readable].tolist()
         times.append(time.perf_counter())

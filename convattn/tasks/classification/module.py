@@ -80,7 +80,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = self._images(batch), batch["label"]
+        images, labels = self._images(batch), batch["target"]
         target = labels
         if self.mixup is not None:
             images, target = self.mixup(images, labels)
@@ -99,7 +99,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop when the loss is not a number."""
-        self._seen += len(batch["label"]) * self.trainer.world_size
+        self._seen += len(batch["target"]) * self.trainer.world_size
         self._seconds = time.perf_counter() - self._first_batch
         if batch_idx % 10 == 0 or self.trainer.is_last_batch:
             self._check_finite(outputs["loss"], batch_idx)
@@ -108,7 +108,7 @@ class Classifier(pl.LightningModule):
         """Count a batch of held-out images."""
         scores = self.evaluated(self._images(batch)).float()
         readable = batch["status"] == READABLE
-        scores, labels = scores[readable], batch["label"][readable]
+        scores, labels = scores[readable], batch["target"][readable]
         if len(labels):
             self.val_loss.update(F.cross_entropy(scores, labels), weight=len(labels))
             self.val_top1.update(scores, labels)

@@ -67,7 +67,7 @@ class EpochLines(ProgressBar):
         batch_idx: int,
     ) -> None:
         """Move the bar."""
-        self._clock.tick(len(batch["label"]) * trainer.world_size)
+        self._clock.tick(len(batch["target"]) * trainer.world_size)
         if self._bar is None or not self._clock.due():
             return
         assert isinstance(pl_module, Classifier)

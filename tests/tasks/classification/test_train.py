@@ -107,7 +107,7 @@ def test_the_accuracy_on_mixed_images_counts_the_larger_share() -> None:
 
     module.mixup = cast(Any, mix)
     labels = torch.arange(4)
-    batch = {"image": torch.eye(4), "label": labels}
+    batch = {"image": torch.eye(4), "target": labels}
     module.training_step(cast(Any, batch), 0)
     assert module.train_acc.compute() == 1
 
