@@ -28,7 +28,7 @@ class DeepPixels(NamedTuple):
     alpha: Image.Image | None = None
 
     @property
-    def seen(self) -> np.ndarray:
+    def visible(self) -> np.ndarray:
         """The values of the pixels that are not fully transparent."""
         chosen = () if self.alpha is None else np.asarray(self.alpha) > 0
         return self.values[chosen].ravel()

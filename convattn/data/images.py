@@ -42,7 +42,7 @@ class BrokenImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Glance:
+class ImageInfo:
     """Properties of one image, collected to decide those of its data set.
 
     Args:
@@ -50,14 +50,14 @@ class Glance:
         kind: type of the values; images of fewer bits and palettes are "8-bit" too.
         values: a sample of the values of a float or deep image, None if it was not decoded.
         extremes: the `ends` of all values.
-        partly: whether the file has bands or pages that are not read.
+        partly_read: whether the file has bands or pages that are not read.
     """
 
     size: tuple[int, int]
     kind: Literal["8-bit", "integer", "float"] = "8-bit"
     values: np.ndarray | None = None
     extremes: np.ndarray | None = None
-    partly: bool = False
+    partly_read: bool = False
 
 
 def is_image_file(path: Path) -> bool:
@@ -88,7 +88,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image
     return found
 
 
-def check_image(path: str | Path, *, decode: bool = True) -> Glance:
+def check_image(path: str | Path, *, decode: bool = True) -> ImageInfo:
     """Return the properties of the image of a file.
 
     A JPEG is decoded at an eighth of its size, which reads all its bytes in less time.
@@ -102,7 +102,7 @@ def check_image(path: str | Path, *, decode: bool = True) -> Glance:
     """
     try:
         with _opened(path) as image:
-            found = glance(image, decode=decode)
+            found = image_info(image, decode=decode)
             if decode and found.kind == "8-bit":
                 image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
                 image.load()
@@ -111,19 +111,19 @@ def check_image(path: str | Path, *, decode: bool = True) -> Glance:
         raise BrokenImageError(str(path), reason(path, error)) from error
 
 
-def glance(image: Image.Image, *, decode: bool = True) -> Glance:
+def image_info(image: Image.Image, *, decode: bool = True) -> ImageInfo:
     """Return the properties of an image that was opened and is not decoded yet."""
     more = has_more(image)
     if not is_deep(image):
-        return Glance(image.size, partly=more)
+        return ImageInfo(image.size, partly_read=more)
     kind: Literal["integer", "float"] = "float" if image.mode == "F" else "integer"
     if not decode:
-        return Glance(image.size, kind, partly=more)
-    seen = read_deep(image).seen
-    values = seen
-    if seen.size > _SAMPLE:  # the same random pixels every time
-        values = seen[np.random.default_rng(0).integers(seen.size, size=_SAMPLE)]
-    return Glance(image.size, kind, values, ends(seen), more)
+        return ImageInfo(image.size, kind, partly_read=more)
+    visible = read_deep(image).visible
+    values = visible
+    if visible.size > _SAMPLE:  # the same random pixels every time
+        values = visible[np.random.default_rng(0).integers(visible.size, size=_SAMPLE)]
+    return ImageInfo(image.size, kind, values, ends(visible), more)
 
 
 def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
@@ -139,7 +139,7 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
     if is_deep(image):
         pixels = read_deep(image)
         values, alpha = pixels
-        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.seen)))
+        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.visible)))
         if alpha is None:
             return found
         found = found.convert("RGBA")

@@ -62,7 +62,7 @@ def test_the_transparent_colour_of_a_deep_image_is_white(
     assert read(path) == [[first, [255] * 3]]
     values = check_image(path).values
     assert values is not None
-    assert set(values) == set(pixels[0, 0])  # what is not seen has no say
+    assert set(values) == set(pixels[0, 0])  # hidden pixels do not count
 
 
 @pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])
