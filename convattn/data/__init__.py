@@ -1,7 +1,8 @@
-"""Data sets by name, images as PIL, transforms as timm makes them; knows no model."""
+"""Data sets by name, images with targets, transforms, batches; nothing of a model."""
 
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
+from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
@@ -30,10 +31,12 @@ from convattn.data.transforms import (
     train_transform,
 )
 from convattn.data.value_range import ValueRange, check_range
+from convattn.data.workers import SharedMemoryFullError, is_lost_worker
 from convattn.names import listed, nfc, shown
 
 __all__ = [
     "BROKEN",
+    "IGNORED",
     "PADDING",
     "READABLE",
     "SET_RANGE",
@@ -47,9 +50,11 @@ __all__ = [
     "ImageSet",
     "ImageTransform",
     "Joined",
+    "JointAugment",
     "Listing",
     "Preprocess",
     "Sample",
+    "SharedMemoryFullError",
     "Survey",
     "Transform",
     "UnknownClassesError",
@@ -64,6 +69,9 @@ __all__ = [
     "eval_transform",
     "find_broken",
     "find_images",
+    "is_lost_worker",
+    "joint_eval_transform",
+    "joint_train_transform",
     "list_images",
     "listed",
     "load_image",

@@ -96,19 +96,16 @@ def open_folder(
     numbers = ClassNumbers(class_names or sorted(set(map(nfc, part.names)), key=natural_key))
     reader = PartReader(root, max_broken, known_broken, check)
     train, broken = reader.read(part, numbers, "the model's classes")
-    val_part = None
-    if held_out is not None:
-        notes += _unused_parts(layout)
-        train, val, changes = split_files_as_before(train, broken, held_out, known_files, reader)
-        notes += changes
+    val_part, why = _choose_held_out(layout, numbers) if held_out is None else (None, [])
+    notes += why
+    if val_part is not None:
+        val, more = reader.read(val_part, numbers, shown(layout.train))
+        broken += more
+    elif held_out is None:
+        train, val = split_files(train, val_fraction, split_seed, layout.train)
     else:
-        val_part, why = _choose_held_out(layout, numbers)
-        notes += why
-        if val_part is None:
-            train, val = split_files(train, val_fraction, split_seed, layout.train)
-        else:
-            val, more = reader.read(val_part, numbers, shown(layout.train))
-            broken += more
+        train, val, changes = split_files_as_before(train, broken, held_out, known_files, reader)
+        notes += [*_unused_parts(layout), *changes]
     parts = [part] if val_part is None else [part, val_part]
     notes += [note for used in parts for note in used.notes(numbers)]
     if class_names is None or val_part is not None:

@@ -1,4 +1,4 @@
-"""Reading one image: any mode, depth and orientation becomes 8-bit grey or RGB."""
+"""Reading of one image as 8-bit grey or RGB, from any mode, depth and orientation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SCALED_BY_ITSELF = (
     "a float image, or one of more than 8 bits, is scaled by its own values: give the value_range "
     "of the model (card.value_range) or of the data set"
 )
-_SAMPLE = 1024  # values of one image that tell about the values of its set
+_SAMPLE = 1024  # values of each image, from which the value range of a set is decided
 
 
 class BrokenImageError(ValueError):
-    """An image that cannot be decoded; ``path`` and ``reason`` say which and why."""
+    """An image file cannot be read; ``path`` is the file and ``reason`` the cause."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -42,37 +42,37 @@ class BrokenImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What one image tells about its set.
+class ImageInfo:
+    """Properties of one image, collected to decide those of its data set.
 
     Args:
-        size: width and height, as they are stored.
-        kind: of its values: "8-bit" also where these are fewer bits, or palettes.
-        values: a sample of those of a float or deep image, None where nothing was decoded.
-        extremes: the `ends` of all its values.
-        partly: whether the file holds more bands or pages than are used.
+        size: stored width and height, before the EXIF orientation is applied.
+        kind: type of the values; images of fewer bits and palettes are "8-bit" too.
+        values: a sample of the values of a float or deep image, None if it was not decoded.
+        extremes: the `ends` of all values.
+        partly_read: whether the file has bands or pages that are not read.
     """
 
     size: tuple[int, int]
     kind: Literal["8-bit", "integer", "float"] = "8-bit"
     values: np.ndarray | None = None
     extremes: np.ndarray | None = None
-    partly: bool = False
+    partly_read: bool = False
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name is that of an image: a known ending in any case, and not a hidden file."""
+    """Return whether the name has an image's extension, in any case, and is not hidden."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
-    """Open, decode and turn upright the image at ``path``, as 8-bit grey or RGB.
+    """Return the image of a file, upright, as 8-bit grey or RGB.
 
     Args:
         path: the file.
-        value_range: of a float image or one of more than 8 bits, the values that become 0 and 255;
-            an image for a trained model needs the model's: ``card.value_range``. Without it the
-            range is taken from this one image, with a warning. 8-bit images do not depend on it.
+        value_range: values of a float image, or of one of more than 8 bits, that become 0 and 255;
+            for a trained model its ``card.value_range``. Without a range, the range of this one
+            image is used, with a warning. 8-bit images do not depend on it.
 
     Raises:
         BrokenImageError: the file cannot be read.
@@ -81,26 +81,28 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image
         with _opened(path) as image:
             guessed = value_range is None and is_deep(image)
             found = to_8bit(image, value_range)
-    except Exception as error:  # a decoder that meets damaged bytes may raise nearly anything
+    except Exception as error:  # decoders raise many types for damaged bytes
         raise BrokenImageError(str(path), reason(path, error)) from error
     if guessed:
         warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
     return found
 
 
-def check_image(path: str | Path, *, decode: bool = True) -> Glance:
-    """Return what kind of image the file holds; raise `BrokenImageError` if it cannot be read.
+def check_image(path: str | Path, *, decode: bool = True) -> ImageInfo:
+    """Return the properties of the image of a file.
 
-    A JPEG is decoded at an eighth of its size: all its bytes are still read, at a fraction of the
-    time.
+    A JPEG is decoded at an eighth of its size, which reads all its bytes in less time.
 
     Args:
         path: the file.
-        decode: whether to read the pixels; else only the header is read.
+        decode: whether the pixels are read, or only the header.
+
+    Raises:
+        BrokenImageError: the file cannot be read.
     """
     try:
         with _opened(path) as image:
-            found = glance(image, decode=decode)
+            found = image_info(image, decode=decode)
             if decode and found.kind == "8-bit":
                 image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
                 image.load()
@@ -109,31 +111,30 @@ def check_image(path: str | Path, *, decode: bool = True) -> Glance:
         raise BrokenImageError(str(path), reason(path, error)) from error
 
 
-def glance(image: Image.Image, *, decode: bool = True) -> Glance:
-    """Return what kind of image this is, which was opened and is not decoded yet."""
+def image_info(image: Image.Image, *, decode: bool = True) -> ImageInfo:
+    """Return the properties of an image that was opened and is not decoded yet."""
     more = has_more(image)
     if not is_deep(image):
-        return Glance(image.size, partly=more)
+        return ImageInfo(image.size, partly_read=more)
     kind: Literal["integer", "float"] = "float" if image.mode == "F" else "integer"
     if not decode:
-        return Glance(image.size, kind, partly=more)
-    seen = read_deep(image).visible
-    values = seen
-    if seen.size > _SAMPLE:  # a fixed choice, along no row and no column
-        values = seen[np.random.default_rng(0).integers(seen.size, size=_SAMPLE)]
-    return Glance(image.size, kind, values, ends(seen), more)
+        return ImageInfo(image.size, kind, partly_read=more)
+    visible = read_deep(image).visible
+    values = visible
+    if visible.size > _SAMPLE:  # the same random pixels every time
+        values = visible[np.random.default_rng(0).integers(visible.size, size=_SAMPLE)]
+    return ImageInfo(image.size, kind, values, ends(visible), more)
 
 
 def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """Return the image upright, as mode "L" or "RGB".
+    """Return the image, upright, in mode "L" or "RGB".
 
-    Transparent pixels, also those of a transparent colour, are laid on white; palettes and CMYK
-    become RGB.
+    Transparent pixels are blended with white; palettes and CMYK become RGB.
 
     Args:
-        image: opened, and not decoded yet where its colours may have 16 bits.
-        value_range: of float and deep images, the values that become 0 and 255; by default the
-            range that `decide_range` finds for this image alone.
+        image: an opened image; it must not be decoded yet if its colours may have 16 bits.
+        value_range: values of a float or deep image that become 0 and 255; by default the
+            `decide_range` of this image.
     """
     if is_deep(image):
         pixels = read_deep(image)
@@ -144,7 +145,7 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
         found = found.convert("RGBA")
         found.putalpha(alpha)
         return _on_white(found)
-    image = ImageOps.exif_transpose(image)  # a copy, independent of the open file
+    image = ImageOps.exif_transpose(image)  # a copy that does not need the file
     if image.mode in ("L", "RGB"):
         return image
     if image.mode == "1":
@@ -168,6 +169,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF blocks and huge images only warn
+        warnings.simplefilter("ignore")  # about damaged EXIF data and large images
         with Image.open(path) as image:
             yield image

@@ -156,9 +156,9 @@ def check_annotations(folder: Path, names: Sequence[str]) -> None:
         for other in marks
     ):
         raise ValueError(
-            f"{shown(folder)} holds {listed(names)}: images and their annotations, as for detection "
-            "or segmentation. A classifier learns from images alone, one folder per class: move the "
-            "annotations elsewhere, or rename the folders if they are classes"
+            f"{shown(folder)} holds {listed(names)}: images and their annotations, as for "
+            "detection or segmentation. A classifier learns from images alone, one folder per "
+            "class: move the annotations elsewhere, or rename the folders if they are classes"
         )
 
 

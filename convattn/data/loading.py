@@ -1,4 +1,4 @@
-"""Batches: reproducible whatever the number of workers, of processes and of interruptions."""
+"""Batches that depend on the seed and the epoch, not on the number of workers or on a resume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -19,13 +19,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from convattn.data.images import BrokenImageError
 from convattn.data.source import ArrayImages, ImageSet
 from convattn.data.transforms import Transform
+from convattn.data.workers import WorkerCollate, start_worker, stop_signals_blocked
 
 READABLE, BROKEN, PADDING = 0, 1, 2
 _TRIES = 20
 
 
 class SampleKey(NamedTuple):
-    """Which image to load, the seed of its batch's augmentation, and whether it only fills up."""
+    """What the sampler asks the dataset for.
+
+    Args:
+        number: the number of the image.
+        seed: the seed of the augmentation; the first key of a batch seeds the whole batch.
+        padding: whether the image repeats another one and must not be counted.
+    """
 
     number: int
     seed: int | None = None
@@ -90,7 +97,12 @@ def _collate(samples: list[Sample], target: Any) -> Batch:
 
 
 class TransformedImages(Dataset[Any]):
-    """An `ImageSet` seen through a transform."""
+    """The transformed images and targets of an `ImageSet`.
+
+    Args:
+        images: the images and their targets.
+        transform: applied to each image and its target.
+    """
 
     def __init__(self, images: ImageSet, transform: Transform) -> None:
         self.images = images
@@ -103,7 +115,7 @@ class TransformedImages(Dataset[Any]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[SampleKey]) -> list[Sample]:
-        """Load the images of one batch, which the loader hands to one process as a whole."""
+        """Load the samples of one batch; the loader gives a whole batch to one process."""
         with _seeded(keys[0].seed):
             return [self._sample(key) for key in keys]
 
@@ -137,22 +149,22 @@ class _Found(NamedTuple):
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """The order of an epoch and the seeds of the augmentations, from ``seed`` and epoch.
+    """The order of the images of an epoch and the seeds of their augmentations.
 
-    Both depend on nothing else, so that a training gives the same batches with any number of
-    workers, and goes on with the right ones after an interruption in the middle of an epoch.
+    Both are functions of ``seed`` and epoch alone. A training run therefore sees the same batches
+    with any number of workers, and a run resumed in the middle of an epoch sees the rest of it.
 
     Args:
         length: number of images.
-        shuffle: a new order and new augmentations every epoch; else the natural order, padded so
-            that every process gets the same number.
-        seed: of the order and of the augmentations.
-        repeats: how often an image comes up, differently augmented, among 1 / repeats of the
-            images of an epoch (repeated augmentation; Hoffer et al. 2020, arXiv 1901.09335).
+        shuffle: True for a new order and new seeds in every epoch. False for the images in order,
+            padded with repeated images so that every process gets the same number.
+        seed: seed of the order and of the augmentations.
+        repeats: how many times an epoch has each of its images, which are 1 / repeats of all
+            (repeated augmentation; Hoffer et al. 2020, arXiv 1901.09335).
         rank: number of this process.
-        world_size: number of processes, which share the images out among themselves.
-        epoch: the epoch to start with.
-        skip: images to leave out at the beginning of that first epoch.
+        world_size: number of processes, each of which loads its own part of the images.
+        epoch: the first epoch.
+        skip: how many images of the first epoch are skipped.
     """
 
     def __init__(
@@ -177,7 +189,7 @@ class EpochSampler(Sampler[SampleKey]):
         self._skip = {epoch: skip}
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -218,21 +230,24 @@ def train_loader(
     epoch: int = 0,
     batches_done: int = 0,
 ) -> DataLoader[Batch]:
-    """Return shuffled batches of exactly ``batch_size`` images, fewer only if there are fewer.
+    """Return shuffled batches of ``batch_size`` images each, or of all images if there are fewer.
 
     Args:
-        images: what to learn from.
+        images: the training images.
         transform: applied to each image and its target, seeded per batch.
         batch_size: images per batch and process.
         collate: makes a batch of a list of samples.
-        workers: processes that load.
-        pin_memory: for a faster copy to a GPU.
-        seed: of the order and the augmentations.
+        workers: number of loading processes; 0 loads in this process.
+        pin_memory: whether batches lie in pinned memory, which is copied to a GPU faster.
+        seed: seed of the order and of the augmentations.
         repeats: see `EpochSampler`.
         rank: number of this process.
         world_size: number of processes.
-        epoch: the epoch to start with.
-        batches_done: batches of that epoch that a training has already seen.
+        epoch: the first epoch.
+        batches_done: how many batches of the first epoch are skipped.
+
+    Raises:
+        ValueError: there are fewer images than processes.
     """
     size = min(batch_size, len(images) // world_size)
     if size < 1:
@@ -262,17 +277,25 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
-    """Return all images in order; arguments as in `train_loader`."""
+    """Return batches of all images in order; the arguments are those of `train_loader`."""
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
     return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, False)
 
 
 def default_workers(images: ImageSet) -> int:
-    """Return how many loading processes are worth it: none for images held in memory."""
+    """Return the default number of loading processes, 0 for images held in memory."""
     if isinstance(images, ArrayImages):
         return 0
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader whose processes are protected from signals while they start."""
+
+    def __iter__(self) -> Any:
+        with stop_signals_blocked() if self.num_workers else nullcontext():
+            return super().__iter__()
 
 
 def _loader(
@@ -284,16 +307,17 @@ def _loader(
     pin_memory: bool,
     drop_last: bool,
 ) -> DataLoader[Batch]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=WorkerCollate(collate),
+        worker_init_fn=start_worker,
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else it would draw from the process's own
+        generator=torch.Generator(),  # the default one is also the model's
     )
 
 
@@ -303,14 +327,14 @@ def _stacked(values: list[Any]) -> Any:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw from generators seeded with ``seed``, and leave the process's own as they were."""
+    """Seed the three global generators, and restore their states at the end."""
     if seed is None:
         yield
         return
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds the GPU
     try:
         yield
     finally:

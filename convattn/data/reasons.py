@@ -1,4 +1,4 @@
-"""Why an image cannot be read, in a sentence that names the cure."""
+"""Messages that say why an image cannot be read and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import (
 _HEAD = 4096
 _UNKNOWN = "not an image, or damaged from the first bytes on"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Where in the file, which bytes, what it is.
+# Offset in the file, bytes there, kind of file.
 _KINDS = (
     (0, b"version https://git-lfs", "a Git LFS pointer: fetch the image itself with git lfs pull"),
     (0, b"%PDF", "a PDF document: save its pages as PNG"),
@@ -37,9 +37,9 @@ _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 
 
 def reason(path: str | Path, error: BaseException) -> str:
-    """Return why opening or decoding the image at ``path`` ended in ``error``."""
+    """Return why opening or decoding the image at ``path`` raised ``error``."""
     if isinstance(error, ImportError) and error.__context__ is not None:
-        # Ultralytics, where it is imported, makes PIL look for one more decoder.
+        # Ultralytics replaces Image.open by a function that imports one more decoder.
         return reason(path, error.__context__)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -51,7 +51,7 @@ def reason(path: str | Path, error: BaseException) -> str:
         return _too_large(str(error))
     text = (str(error).split(" <")[0].splitlines() or [""])[0]
     if "cannot identify" in text:
-        with contextlib.suppress(OSError):  # an archive's member has no file of its own
+        with contextlib.suppress(OSError):  # a member of an archive has no path
             return _unidentified(Path(path))
         return _UNKNOWN
     if "truncated" in text.lower():
@@ -60,13 +60,13 @@ def reason(path: str | Path, error: BaseException) -> str:
 
 
 def _too_large(text: str) -> str:
-    """Pillow's message has the number of pixels as its first number."""
+    """Return the message; the first number in ``text``, which is Pillow's, counts the pixels."""
     pixels = next((int(word.strip("(")) for word in text.split() if word.strip("(").isdigit()), 0)
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return (
         f"too large: {pixels / 1e6:,.0f} megapixels, and Pillow's limit is {limit / 1e6:,.0f}. Cut "
-        "it into tiles or scale it down; in Python, PIL.Image.MAX_IMAGE_PIXELS = None takes the "
-        "limit off"
+        "it into tiles or scale it down; in Python, PIL.Image.MAX_IMAGE_PIXELS = None removes the "
+        "limit"
     )
 
 
@@ -97,7 +97,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _tiff(path: Path) -> str:
-    """What kind of TIFF it is that Pillow does not know."""
+    """Return a description of a TIFF that Pillow does not read."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -105,10 +105,10 @@ def _tiff(path: Path) -> str:
             tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)
             file.seek(tags.next)
             tags.load(file)
-        tags[IMAGEWIDTH]  # raises if it is not there
+        tags[IMAGEWIDTH]  # raises KeyError if it is missing
         bands, bits = tags.get(SAMPLESPERPIXEL, 1), tags.get(BITSPERSAMPLE, (1,))
         values = _FORMATS[tags.get(SAMPLEFORMAT, (1,))[0]]
-    except Exception:  # damaged tags: nearly anything
+    except Exception:  # damaged tags raise many types
         return "a damaged TIFF: its tags cannot be read"
     counted = "1 band" if bands == 1 else f"{bands} bands"
     return (

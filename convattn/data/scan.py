@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from convattn.data.images import BrokenImageError, Glance, check_image
+from convattn.data.images import BrokenImageError, ImageInfo, check_image
 from convattn.data.source import BrokenFile, ImageSet
 from convattn.data.survey import Survey, spread
 from convattn.names import shown
@@ -44,12 +44,14 @@ def find_broken(
             unread.append(path)
     sample = spread(unread, _VALUES_OF)
     for found in _inspect_all(sample, True, "measuring values of images"):
-        if isinstance(found, Glance):
+        if isinstance(found, ImageInfo):
             survey.add_values(found)
     return broken
 
 
-def _inspect_all(paths: Sequence[str], decode: bool, title: str) -> Iterator[Glance | BrokenFile]:
+def _inspect_all(
+    paths: Sequence[str], decode: bool, title: str
+) -> Iterator[ImageInfo | BrokenFile]:
     """Read the images on several threads, in order, and show the progress."""
     with (
         Progress(title, len(paths)) as progress,
@@ -63,7 +65,7 @@ def _inspect_all(paths: Sequence[str], decode: bool, title: str) -> Iterator[Gla
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _inspect(path: str, decode: bool) -> Glance | BrokenFile:
+def _inspect(path: str, decode: bool) -> ImageInfo | BrokenFile:
     try:
         return check_image(path, decode=decode)
     except BrokenImageError as error:

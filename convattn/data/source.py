@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest of the library: pictures, labels and hints."""
+"""The interface of a data set: its images, their targets, and hints for training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convattn.names import nfc
 
 
 class ImageSet:
-    """Numbered 8-bit PIL images with a class each; no transforms, nothing random."""
+    """Numbered 8-bit PIL images, each with a target; without transforms and random numbers."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -30,18 +30,18 @@ class ImageSet:
         raise NotImplementedError
 
     def target(self, index: int) -> Any:
-        """Return what a model learns to predict for image ``index``; by default its class."""
+        """Return what a model should predict for image ``index``; by default its class number."""
         return self.label(index)
 
     def path(self, index: int) -> str:
-        """Return the file that image ``index`` was read from, "" where there is none."""
+        """Return the path of the file of image ``index``, "" if the image has no file."""
         return ""
 
     def scaled(self, value_range: ValueRange | None) -> ImageSet:
-        """Return these images, the float and deep ones read with ``value_range`` from 0 to 255.
+        """Return the same images, those of more than 8 bits mapped from ``value_range`` to 0..255.
 
         Raises:
-            NotImplementedError: the kind of set does not say how.
+            NotImplementedError: the class does not define this method.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no method scaled(value_range): return self there if all "
@@ -50,7 +50,13 @@ class ImageSet:
 
 
 class FileImages(ImageSet):
-    """Images that are files; ``value_range`` is for float and deep ones, see `load_image`."""
+    """Image files with a class number each.
+
+    Args:
+        paths: the files.
+        labels: the class number of each file.
+        value_range: see `load_image`.
+    """
 
     def __init__(
         self,
@@ -58,7 +64,7 @@ class FileImages(ImageSet):
         labels: Sequence[int] | np.ndarray,
         value_range: ValueRange | None = None,
     ) -> None:
-        # Arrays, not lists: worker processes share them instead of copying a million objects.
+        # Forked processes share arrays, but copy the objects of a list.
         self._paths = np.asarray(paths, dtype=np.str_)
         self._labels = np.asarray(labels, dtype=np.int64)
         self._value_range = value_range
@@ -79,12 +85,17 @@ class FileImages(ImageSet):
         return str(self._paths[index])
 
     def scaled(self, value_range: ValueRange | None) -> FileImages:
-        """Return the same files, read with ``value_range``."""
+        """Return the same files with another ``value_range``."""
         return FileImages(self._paths, self._labels, value_range)
 
 
 class ArrayImages(ImageSet):
-    """Grey or RGB images held in memory as one uint8 array (N, H, W) or (N, H, W, 3)."""
+    """Grey or RGB images in memory with a class number each.
+
+    Args:
+        pixels: uint8, (N, H, W) or (N, H, W, 3).
+        labels: the class number of each image.
+    """
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int]) -> None:
         self._pixels = pixels
@@ -94,7 +105,7 @@ class ArrayImages(ImageSet):
         return len(self._labels)
 
     def image(self, index: int) -> Image.Image:
-        """Return the image as PIL."""
+        """Return the image."""
         return Image.fromarray(self._pixels[index])
 
     def label(self, index: int) -> int:
@@ -102,7 +113,7 @@ class ArrayImages(ImageSet):
         return int(self._labels[index])
 
     def scaled(self, value_range: ValueRange | None) -> ArrayImages:
-        """Return the set itself, as its images have 8 bits."""
+        """Return this set, since its images have 8 bits."""
         return self
 
 
@@ -186,7 +197,7 @@ def relative_name(path: str, root: str) -> str:
 
 
 class Joined(ImageSet):
-    """Several sets one after the other."""
+    """The concatenation of several sets."""
 
     def __init__(self, *parts: ImageSet) -> None:
         self._parts = parts
@@ -216,7 +227,7 @@ class Joined(ImageSet):
         return part.path(within)
 
     def scaled(self, value_range: ValueRange | None) -> Joined:
-        """Return the same sets, each read with ``value_range``."""
+        """Return the concatenation of the same sets, each with ``value_range``."""
         return Joined(*(part.scaled(value_range) for part in self._parts))
 
     def _find(self, index: int) -> tuple[ImageSet, int]:

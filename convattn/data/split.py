@@ -57,11 +57,12 @@ def split_by_name(
     """
     exact = set(held_out).intersection(names)
     by_form = {nfc(name): name for name in held_out if name not in exact}
-    found = {name: name if name in exact else by_form.get(nfc(name)) for name in names}
-    missing = set(held_out).difference(filter(None, found.values()))
+    found = {name: by_form[nfc(name)] for name in names if by_form and nfc(name) in by_form}
+    found |= {name: name for name in exact}
+    missing = set(held_out).difference(found.values())
     parts: tuple[list[int], list[int]] = ([], [])
     for index, name in enumerate(names):
-        parts[found[name] is not None].append(index)
+        parts[name in found].append(index)
     return *parts, [name for name in held_out if name in missing]
 
 

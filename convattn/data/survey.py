@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from convattn.data.images import Glance
+from convattn.data.images import ImageInfo
 from convattn.data.source import DataSource
 from convattn.data.value_range import (
     ValueRange,
@@ -42,21 +42,21 @@ class Survey:
         self._samples: dict[str, list[np.ndarray]] = {}
         self._extremes: dict[str, list[np.ndarray]] = {}
 
-    def add(self, name: str, glance: Glance) -> None:
+    def add(self, name: str, info: ImageInfo) -> None:
         """Add an image."""
-        self.sizes[glance.size] += 1
-        self.kinds[glance.kind] += 1
-        self.first.setdefault(glance.kind, name)
-        if glance.partly:
+        self.sizes[info.size] += 1
+        self.kinds[info.kind] += 1
+        self.first.setdefault(info.kind, name)
+        if info.partly_read:
             self.partly_read.append(name)
-        self.add_values(glance)
+        self.add_values(info)
 
-    def add_values(self, glance: Glance) -> None:
+    def add_values(self, info: ImageInfo) -> None:
         """Add the values of an image whose size and kind were added before."""
-        if glance.values is not None:
-            self._samples.setdefault(glance.kind, []).append(glance.values)
-        if glance.extremes is not None:
-            self._extremes.setdefault(glance.kind, []).append(glance.extremes)
+        if info.values is not None:
+            self._samples.setdefault(info.kind, []).append(info.values)
+        if info.extremes is not None:
+            self._extremes.setdefault(info.kind, []).append(info.extremes)
 
     @property
     def deep_images(self) -> int:

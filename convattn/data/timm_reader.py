@@ -19,8 +19,8 @@ from convattn.data.depth import is_deep
 from convattn.data.images import (
     SCALED_BY_ITSELF,
     BrokenImageError,
-    Glance,
-    glance,
+    ImageInfo,
+    image_info,
     to_8bit,
 )
 from convattn.data.reasons import reason
@@ -67,9 +67,9 @@ class ReaderImages(ImageSet):
         """Read the image."""
         return self._decoded(index, self._to_8bit)
 
-    def glance(self, index: int) -> Glance:
+    def info(self, index: int) -> ImageInfo:
         """Return size and kind of the image."""
-        return self._decoded(index, glance)
+        return self._decoded(index, image_info)
 
     def scaled(self, value_range: ValueRange | None) -> ReaderImages:
         """Return the same images, read with ``value_range``."""
@@ -94,8 +94,9 @@ class ReaderImages(ImageSet):
         label = int(self._labels[index])
         if self._numbers and label not in self._numbers:
             image = shown(self.path(index)) or f"number {index}"
+            known = first_of([str(number) for number in self._numbers])
             raise ValueError(
-                f"the image {image} has the class {label}, but the data set names only {first_of([str(number) for number in self._numbers])}"
+                f"the image {image} has the class {label}, but the data set names only {known}"
             )
         return self._numbers.get(label, label)
 
@@ -185,7 +186,7 @@ def _survey(*parts: ReaderImages) -> Survey:
     for part in parts:
         for index in spread(range(len(part)), _SURVEYED):
             with contextlib.suppress(BrokenImageError):  # reported when the image is read
-                found.add(part.path(index) or f"number {index}", part.glance(index))
+                found.add(part.path(index) or f"number {index}", part.info(index))
     return found
 
 

@@ -1,13 +1,17 @@
-"""From a PIL image to a model's input: timm's transforms, and a random affine map beside them."""
+"""Transforms of a PIL image to a model's input: those of timm, and a random affine map."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform, resolve_model_data_config
+from timm.data.transforms import MaybeToTensor
 from torch import Tensor, nn
 from torchvision import transforms as T
 
@@ -19,14 +23,14 @@ Transform = Callable[[Image.Image, Any], tuple[Tensor, Any]]  # image and target
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of its input; a checkpoint keeps it.
+    """What a model expects of its input; it is saved with the weights.
 
     Args:
         input_size: channels, height, width.
-        mean: per channel, of values in 0..1.
-        std: per channel.
+        mean: mean of each channel, for values in 0..1.
+        std: standard deviation of each channel.
         interpolation: "bilinear", "bicubic", ...
-        crop_pct: the share of the resized image that the crop keeps.
+        crop_pct: side of the centre crop relative to the resized image.
         crop_mode: "center", "squash" or "border".
     """
 
@@ -42,12 +46,12 @@ class Preprocess:
             raise ValueError(f"images have 1 or 3 channels, got in_chans={self.input_size[0]}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, such as JSON can hold."""
+        """Return the values in types that JSON has."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocess:
-        """Read what `to_dict` wrote."""
+        """Return the `Preprocess` of a dict that `to_dict` returned."""
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -56,21 +60,21 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied; names and meanings are those of timm's `create_transform`.
+    """How training images are augmented; the names are those of timm's `create_transform`.
 
     Args:
-        scale: the share of the area that a random crop keeps, (least, most).
-        ratio: the crop's width over its height, (least, most).
-        hflip: probability of mirroring left and right.
-        vflip: probability of mirroring up and down.
+        scale: area of the random crop relative to the image, (least, most).
+        ratio: width of the random crop divided by its height, (least, most).
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
         color_jitter: strength of the change of brightness, contrast and saturation.
         auto_augment: a policy in timm's notation, e.g. "rand-m9-mstd0.5-inc1".
         erasing: probability of erasing a rectangle.
         degrees: largest random rotation, in degrees.
-        translate: largest random shift, as a share of the image.
-        zoom: random magnification, (least, most).
+        translate: largest random shift relative to the size of the image.
+        zoom: random scale factor, (least, most).
         shear: largest random shear, in degrees.
-        background: grey level behind a moved image; None for the model's mean colour.
+        background: grey level around a transformed image; None for the model's mean colour.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -95,14 +99,14 @@ def preprocess_for(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
 ) -> Preprocess:
-    """Return what ``model`` expects, from its timm configuration.
+    """Return what ``model`` expects of its input, by its timm configuration.
 
     Args:
         model: a timm model.
-        in_chans: channels of the images; a single one takes the average of the colours' statistics.
-        img_size: height and width, where they differ from the model's own.
-        crop_pct: the centre crop, where it differs from the model's own.
-        crop_mode: how images become square, where it differs from the model's own.
+        in_chans: channels of the images; with one channel the statistics of RGB are averaged.
+        img_size: height and width; by default the model's.
+        crop_pct: see `Preprocess`; by default the model's.
+        crop_mode: see `Preprocess`; by default the model's.
     """
     config = resolve_model_data_config(model)
     height, width = config["input_size"][1:]
@@ -133,7 +137,7 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> ImageTransform:
 
 
 class ImageOnly:
-    """A transform of image and target that changes the image alone; worker processes can load it.
+    """A transform of image and target that leaves the target unchanged.
 
     Args:
         transform: the transform of the image.
@@ -175,16 +179,16 @@ def _create_training_transform(preprocess: Preprocess, augment: Augment) -> Any:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """As timm's, which may ask for 0 bits: that Pillow 13 refuses."""
+    """Do what timm's function does, with at least 1 bit: Pillow 13 refuses 0 bits."""
     return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
 class _Steps:
-    """Grey or colour first, then the steps; a class, so that worker processes can receive it."""
+    """Conversion to grey or RGB, then the steps; a class, so that worker processes can load it."""
 
     def __init__(self, channels: int, steps: list[Callable[[Any], Any]]) -> None:
         self.channels = channels
-        self.steps = steps
+        self.steps = [_merge_last_steps(step) for step in steps]
 
     def __call__(self, image: Image.Image) -> Tensor:
         value: Any = to_channels(image, self.channels)
@@ -196,10 +200,42 @@ class _Steps:
         return " -> ".join(map(str, self.steps))
 
 
+class _NormalizedTensor:
+    """Conversion to a tensor and normalisation with fewer copies, bit-equal to torchvision's.
+
+    Args:
+        normalize: torchvision's transform, which has the mean and the standard deviation.
+    """
+
+    def __init__(self, normalize: T.Normalize) -> None:
+        self.mean = torch.as_tensor(normalize.mean).view(-1, 1, 1)
+        self.std = torch.as_tensor(normalize.std).view(-1, 1, 1)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
+        values = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.div_(255).sub_(self.mean).div_(self.std)
+
+    def __repr__(self) -> str:
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return f"{type(self).__name__}(mean={mean}, std={std})"
+
+
+def _merge_last_steps(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Merge the conversion to a tensor and the normalisation of a sequence of transforms."""
+    if isinstance(step, T.Compose):
+        parts = step.transforms
+        for start, (first, second) in enumerate(itertools.pairwise(parts)):
+            if isinstance(first, MaybeToTensor) and isinstance(second, T.Normalize):
+                merged = _NormalizedTensor(second)
+                return T.Compose([*parts[:start], merged, *parts[start + 2 :]])
+    return step
+
+
 def _common(preprocess: Preprocess) -> dict[str, Any]:
     values = asdict(preprocess)
     if values["input_size"][1] != values["input_size"][2] and values["crop_mode"] == "squash":
-        values["crop_mode"] = "center"  # timm squashes to squares only
+        values["crop_mode"] = "center"  # timm's squash is for squares only
     return values
 
 

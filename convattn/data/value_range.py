@@ -1,19 +1,20 @@
-"""Which values of float and deep images stand for black and white: one range for a whole set.
+"""The value range of float and deep images: which values become black and white in a whole set.
 
-The rule of `decide_range`, on the lowest and highest values of all images that are decoded (`ends`)
-and on a sample of the values between:
+`decide_range` decides it from the lowest and highest values of all decoded images (`ends`) and a
+sample of the values:
 
-1. Left out are NaN and infinite values, and pixels without data: a value that is a usual code for
-   these (65535, -9999, -32768, the limits of other types, ...) and lies further from the others
-   than these lie apart. No other value is taken for such a code, however few or many pixels have
-   it: 4095 is a saturated pixel, and a small spot of 3500 may be the object.
-2. Integers that are not negative: 0 to the largest value of 8, 10, 12, 14 or 16 bits, the smallest
-   that holds the highest value of all. One hot pixel counts; where the others fill little of the
-   range, `unused` says so.
-3. Floats: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535, the first that holds them, give or take 5 % of
-   its width, and of whose lowest quarter they reach both sides. First 1 in 10,000 of the sample at
-   either end is left out, as floats often have a few wild values; where no range fits, all count.
-4. All others: the lowest and the highest value themselves.
+1. NaN, infinite values and codes for missing data do not count. A value is such a code if it is a
+   usual one (65535, -9999, -32768, the limits of other types, ...) and its distance from the other
+   values exceeds their extent. No other value is a code, whatever its frequency: 4095 is a
+   saturated pixel, and a small spot of 3500 may be the object.
+2. Integers, none negative: from 0 to the largest value of 8, 10, 12, 14 or 16 bits, the fewest that
+   hold the highest value. One hot pixel counts; `unused` reports a range that the others hardly
+   fill.
+3. Floats: 0 to 1, -1 to 1, 0 to 255 or 0 to 65535: the first that contains the values, with a
+   tolerance of 5 % of its width, and whose lowest quarter contains the lowest value but not the
+   highest. The outermost 1 in 10,000 values of the sample do not count, since floats often have
+   outliers; if no range fits, all values count.
+4. Otherwise: from the lowest to the highest value.
 
 Values outside the range become black or white; NaN and infinite values become black.
 """
@@ -30,34 +31,34 @@ ValueRange = tuple[float, float]
 _BITS = (8, 10, 12, 14, 16)
 _FLOATS = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 _TOLERANCE = 0.05
-_OUTSIDE = 10_000  # one float of so many may lie outside, at either end
+_OUTSIDE = 10_000  # at each end, 1 in so many floats does not count
 _NO_DATA = (65535, 2**31 - 1, 2**32 - 1, -999, -9999, -99999, -32768, -(2**31))
-_HUGE = 1e19  # floats beyond it are codes too: 1e20, 9.97e36, -3.4e38
+_HUGE = 1e19  # larger floats are codes: 1e20, 9.97e36, -3.4e38
 _NO_ENDS = np.empty(0, dtype=np.uint8)
-_FEW = 16  # with fewer distinct values nothing is taken for a code
-_NARROW = 1 / 12  # values that cover less of the range leave about 20 of 256 grey levels
+_FEW = 16  # among fewer distinct values no value is a code
+_NARROW = 1 / 12  # values that fill less of the range use at most about 20 grey levels
 _CLIPPED = 0.1
 
 
 def check_range(value_range: Sequence[float] | None) -> ValueRange | None:
-    """Return the range as a tuple; raise `ValueError` unless it is two finite numbers in order."""
+    """Return the range as a tuple; raise `ValueError` if it is not two increasing numbers."""
     if value_range is None:
         return None
     low, high = value_range if len(value_range) == 2 else (math.nan, math.nan)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(
-            f"value_range is the value of black and that of white, such as [0, 4095], got "
-            f"{list(value_range)}"
+            "value_range must be two increasing numbers, the values that become black and white, "
+            f"such as [0, 4095], got {list(value_range)}"
         )
     return float(low), float(high)
 
 
 def decide_range(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> ValueRange:
-    """Return the values that stand for black and white in a set of images.
+    """Return the values that become black and white in a set of images.
 
     Args:
-        values: all values, or a sample of them.
-        extremes: of a sample, the `ends` of the images it was taken from.
+        values: all values of the images, or a sample.
+        extremes: the `ends` of the images, if ``values`` is a sample.
     """
     low, high = _outermost(_measured(values, extremes))
     if np.issubdtype(values.dtype, np.integer):
@@ -72,7 +73,7 @@ def decide_range(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> ValueRa
 
 
 def ends(values: np.ndarray) -> np.ndarray:
-    """Return the lowest and highest finite value, and those of the values that are no codes."""
+    """Return the lowest and highest finite value, with and without codes for missing data."""
     finite = values[np.isfinite(values)]
     found = _both_ends(finite)
     if _codes(found).any():
@@ -86,7 +87,7 @@ def extent(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> tuple[float, 
 
 
 def clipped(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = _NO_ENDS) -> str:
-    """Return which share of the values the range turns into black and white, "" for none."""
+    """Return which share of the values lies outside the range, as words, "" for none."""
     low, high = value_range
     finite, (lowest, highest) = _finite(values), extent(values, extremes)
     black = [("black", _percent(finite < low))] if lowest < low else []
@@ -95,7 +96,7 @@ def clipped(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = 
 
 
 def unused(values: np.ndarray, value_range: ValueRange) -> str:
-    """Return how little of the range nearly all values fill, "" if they fill enough of it."""
+    """Return a message if nearly all values fill only a small part of the range, else ""."""
     low, high = value_range
     if not _finite(values).size:
         return "they hold nothing but NaN and infinite values, which become black"
@@ -107,11 +108,11 @@ def unused(values: np.ndarray, value_range: ValueRange) -> str:
 
 
 def misfit(values: np.ndarray, value_range: ValueRange, extremes: np.ndarray = _NO_ENDS) -> str:
-    """Return what is lost where images with these ``values`` are read by the range, "" if little.
+    """Return a message if the range clips many of the values or is hardly used by them, else "".
 
     Args:
-        values: a sample, of any shape.
-        value_range: the values of black and white.
+        values: a sample of the values of the images, of any shape.
+        value_range: the values that become black and white.
         extremes: the `ends` of the images.
     """
     low, high = value_range
@@ -130,7 +131,7 @@ def to_bytes(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
 
 def named(value_range: ValueRange) -> str:
-    """Return the range in words, such as "0 to 4095 (12 bits)"."""
+    """Return the range as text, such as "0 to 4095 (12 bits)"."""
     low, high = value_range
     bits = [f" ({bits} bits)" for bits in _BITS if (low, high) == (0, 2**bits - 1)]
     return f"{low:g} to {high:g}" + "".join(bits)
@@ -160,7 +161,7 @@ def _finite(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray:
 
 
 def _measured(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray:
-    """The finite values without codes for pixels that hold no data."""
+    """Return the finite values without codes for missing data."""
     finite = _finite(values, extremes)
     others = np.unique(finite[~_codes(finite)])
     if others.size < _FEW:
@@ -170,12 +171,12 @@ def _measured(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> np.ndarray
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
-    """Where the values are such as stand for missing data."""
+    """Return which values are usual codes for missing data."""
     return np.isin(values, _NO_DATA) | (np.abs(values.astype(np.float64)) > _HUGE)
 
 
 def _most(values: np.ndarray, extremes: np.ndarray = _NO_ENDS) -> tuple[float, float]:
-    """The lowest and highest value of the sample but for 1 in 10,000 at either end."""
+    """Return the lowest and highest value of the sample without its outermost values."""
     measured = _outermost(_measured(values, extremes))
     kept = _finite(values)
     kept = kept[(kept >= measured[0]) & (kept <= measured[1])]

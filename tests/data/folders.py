@@ -1,4 +1,4 @@
-"""Folders of small images for tests: a class is a colour, so that a model can learn it."""
+"""Folders of small images for tests; each class has its own colour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_classes(root: Path, counts: Mapping[str, int], *, first: int = 0) -> P
 
 
 def write_broken(path: Path) -> Path:
-    """Write a file that is called an image and is none."""
+    """Write a text file with the name of an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"this is not an image")
     return path

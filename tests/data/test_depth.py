@@ -28,7 +28,7 @@ def test_a_tiff_of_16_bit_colours_keeps_its_bits(
     assert read(path) == RIGHT
 
 
-def test_of_compressed_planes_the_upper_bytes_count(tmp_path: Path) -> None:
+def test_compressed_planes_keep_the_upper_bytes(tmp_path: Path) -> None:
     """Pillow decodes no others of them."""
     path = write_tiff(tmp_path / "a.tif", COLORS, planes=True, deflate=True)
     upper = (COLORS >> 8) * 257 / 4095 * 255
@@ -45,7 +45,7 @@ def test_deep_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert read(path) == [[[0, 62, 255], [255, 255, 255]]]
 
 
-def test_deep_grey_with_transparency_keeps_its_bits(tmp_path: Path) -> None:
+def test_deep_grey_with_alpha_keeps_its_bits(tmp_path: Path) -> None:
     pixels = np.array([[[1000, 65535], [1000, 0]]], dtype=np.uint16)
     assert read(write_png(tmp_path / "a.png", pixels)) == [[[62] * 3, [255] * 3]]
 
@@ -62,7 +62,7 @@ def test_the_transparent_colour_of_a_deep_image_is_white(
     assert read(path) == [[first, [255] * 3]]
     values = check_image(path).values
     assert values is not None
-    assert set(values) == set(pixels[0, 0])  # what is not seen has no say
+    assert set(values) == set(pixels[0, 0])  # hidden pixels do not count
 
 
 @pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])
@@ -107,7 +107,9 @@ def test_eight_bit_images_do_not_depend_on_the_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_without_a_range_a_deep_image_is_scaled_by_itself_with_a_warning(tmp_path: Path) -> None:
+def test_without_a_range_a_deep_image_is_scaled_by_its_own_values_with_a_warning(
+    tmp_path: Path,
+) -> None:
     path = write_tiff(tmp_path / "a.tif", np.array([[0, 1000, 4095]], dtype=np.uint16))
     with pytest.warns(UserWarning, match="give the value_range of the model"):
         assert np.asarray(load_image(path)).tolist() == [[0, 62, 255]]

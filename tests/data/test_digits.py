@@ -36,18 +36,18 @@ def test_images_are_8_bit_grey_and_use_the_whole_range() -> None:
     assert max(brightest) == 255
 
 
-def test_no_scan_is_on_both_sides() -> None:
+def test_no_scan_is_in_both_parts() -> None:
     source = open_digits()
     train = {source.train.image(i).tobytes() for i in range(len(source.train))}
     val = {source.val.image(i).tobytes() for i in range(len(source.val))}
     assert not train & val
 
 
-def test_a_mirrored_digit_is_none() -> None:
+def test_digits_are_not_mirrored() -> None:
     assert open_digits().hflip is False
 
 
-def test_the_message_without_scikit_learn_says_what_to_install(
+def test_without_scikit_learn_the_error_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)

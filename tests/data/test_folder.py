@@ -45,7 +45,7 @@ def test_the_split_is_fixed_and_its_size_can_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
-def test_train_and_val_below_are_used_as_they_are(tmp_path: Path, name: str) -> None:
+def test_folders_train_and_val_are_not_split(tmp_path: Path, name: str) -> None:
     write_classes(tmp_path / "train", {"red": 4, "blue": 4})
     write_classes(tmp_path / name, {"red": 3, "blue": 1})
     source = open_folder(tmp_path)
@@ -64,7 +64,7 @@ def test_classes_are_numbered_in_natural_order(tmp_path: Path) -> None:
     assert open_folder(tmp_path).class_names == ("1", "2", "10")
 
 
-def test_images_are_found_below_in_upper_case_and_through_links(tmp_path: Path) -> None:
+def test_images_in_subfolders_in_upper_case_and_behind_links_are_found(tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "deep" / "er" / "a.PNG")
     write_image(tmp_path / "cat" / "ä 猫.JPG")
     write_image(tmp_path / "elsewhere" / "b.png")
@@ -73,7 +73,7 @@ def test_images_are_found_below_in_upper_case_and_through_links(tmp_path: Path) 
     assert sorted(found) == ["a.PNG", "b.png", "ä 猫.JPG"]
 
 
-def test_links_that_go_round_in_circles_end(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     path = write_image(tmp_path / "cat" / "a.png")
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
     assert find_images(tmp_path / "cat") == [str(path)]
@@ -93,18 +93,18 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     assert not source.broken
 
 
-def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
+def test_the_error_on_a_missing_folder_names_a_similar_one(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     with pytest.raises(FileNotFoundError, match=rf"no folder {tmp_path}/pest; did you.*/pets\?"):
         open_folder(tmp_path / "pest")
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file; folder:PATH needs a folder"):
         open_folder(write_image(tmp_path / "a.png"))
 
 
-def test_an_empty_folder_shows_what_is_expected(tmp_path: Path) -> None:
+def test_the_error_on_an_empty_folder_shows_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path} holds no class folders.*cat/1\.jpg"):
         open_folder(tmp_path)
 
@@ -156,7 +156,7 @@ def test_more_broken_images_are_an_error_that_names_them(tmp_path: Path) -> None
     assert len(open_folder(tmp_path, max_broken=0.02).broken) == 2
 
 
-def test_broken_held_out_images_are_judged_by_themselves(tmp_path: Path) -> None:
+def test_broken_images_are_counted_for_each_part(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"red": 100, "blue": 100})
     write_classes(tmp_path / "val", {"red": 2, "blue": 2})
     write_broken(tmp_path / "val" / "red" / "bad.png")
@@ -164,7 +164,7 @@ def test_broken_held_out_images_are_judged_by_themselves(tmp_path: Path) -> None
         open_folder(tmp_path)
 
 
-def test_given_classes_keep_their_numbers_even_one_alone(tmp_path: Path) -> None:
+def test_one_class_of_a_given_list_keeps_its_number(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 4})
     source = open_folder(tmp_path, class_names=("blue", "green", "red"))
     assert source.class_names == ("blue", "green", "red")
@@ -184,7 +184,7 @@ def test_an_unknown_name_lists_the_three_forms(name: str) -> None:
         open_dataset(name)
 
 
-def test_a_bare_path_suggests_the_folder_form(tmp_path: Path) -> None:
+def test_the_error_on_a_bare_path_suggests_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"did you mean folder:{tmp_path}\?"):
         open_dataset(str(tmp_path))
 
@@ -199,7 +199,7 @@ def in_form(form: Literal["NFC", "NFD"], *names: str) -> dict[str, int]:
     return {unicodedata.normalize(form, name): 3 for name in names}
 
 
-def test_names_are_compared_and_kept_in_one_form(tmp_path: Path) -> None:
+def test_class_names_are_compared_and_kept_in_nfc(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", in_form("NFC", "Größe", "klein"))
     write_classes(tmp_path / "val", in_form("NFD", "Größe", "klein"))
     source = open_folder(tmp_path)
@@ -208,13 +208,13 @@ def test_names_are_compared_and_kept_in_one_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_models_classes_are_found_in_the_other_form(tmp_path: Path, forms: Any) -> None:
+def test_a_models_classes_are_found_in_another_unicode_form(tmp_path: Path, forms: Any) -> None:
     write_classes(tmp_path, in_form(forms[0], "Größe"))
     given = tuple(in_form(forms[1], "Größe", "klein"))
     assert open_folder(tmp_path, class_names=given).class_names == ("Größe", "klein")
 
 
-def test_two_forms_in_one_folder_are_one_class(tmp_path: Path) -> None:
+def test_two_unicode_forms_in_one_folder_are_one_class(tmp_path: Path) -> None:
     write_classes(tmp_path, in_form("NFC", "Größe", "klein") | in_form("NFD", "Größe"))
     source = open_folder(tmp_path)
     assert source.class_names == ("Größe", "klein")
@@ -222,13 +222,13 @@ def test_two_forms_in_one_folder_are_one_class(tmp_path: Path) -> None:
     assert source.notes == (f"one class in {tmp_path}, in two forms of Unicode: 'Größe'",)
 
 
-def test_the_order_of_classes_does_not_depend_on_the_form(tmp_path: Path) -> None:
+def test_the_order_of_classes_does_not_depend_on_the_unicode_form(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         write_classes(tmp_path / form, in_form(form, "Grün", "Grund", "Grau"))
         assert open_folder(tmp_path / form).class_names == ("Grau", "Grund", "Grün")
 
 
-def test_a_held_out_class_may_differ_in_capital_letters(tmp_path: Path) -> None:
+def test_a_held_out_class_may_differ_in_case(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"Cat": 2, "dog": 2})
     write_classes(tmp_path / "val", {"cat": 2, "dog": 2})
     source = open_folder(tmp_path)
@@ -236,7 +236,7 @@ def test_a_held_out_class_may_differ_in_capital_letters(tmp_path: Path) -> None:
     assert source.notes == (f"read in {tmp_path}/val without regard to case: 'cat' as 'Cat'",)
 
 
-def test_capital_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> None:
+def test_classes_may_differ_in_case_only(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"A": 2, "a": 2, "b": 2})
     write_classes(tmp_path / "val", {"A": 2, "a": 2, "b": 1, "B": 2})
     with pytest.raises(ValueError, match=r"not in .*train: 'B'\. Known"):
@@ -247,7 +247,7 @@ def test_capital_and_small_letters_are_classes_of_their_own(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("bad", ["\x1b[2J", "two\nlines", os.fsdecode(b"caf\xe9"), "\u202egnp"])
-def test_a_message_shows_no_name_that_a_terminal_would_act_on(tmp_path: Path, bad: str) -> None:
+def test_messages_escape_control_characters_in_names(tmp_path: Path, bad: str) -> None:
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     write_classes(tmp_path / "val", {"a": 2, bad: 2})
     with pytest.raises(ValueError, match="not in") as error:

@@ -7,10 +7,13 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from convattn.data import DataSource, ImageSet, open_dataset
 from convattn.data.folder import open_folder
+from tests.data.deep_files import write_tiff
 from tests.data.folders import write_broken, write_classes, write_image
 
 
@@ -198,3 +201,27 @@ def test_a_validation_part_that_was_added_does_not_replace_the_recorded_split(
     assert names(after, after.val) == names(before, before.val)
     assert after.split_here
     assert after.notes == ("val is not used: the images that were held out of train stay held out",)
+
+
+def test_notes_on_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    root, ros = tmp_path / os.fsdecode(b"d\xe9"), os.fsdecode(b"ros\xe9")
+    write_classes(root / "train", {ros: 3, "blue": 3})
+    write_image(root / "train" / f"{ros}.png")
+    pages = Image.new("L", (4, 4))
+    pages.save(root / "train" / ros / f"{ros}.tif", save_all=True, append_images=[pages])
+    source = open_folder(root)
+    assert len(source.notes) == 2
+    assert all(note.isprintable() and "\\udce9" in note for note in source.notes)
+
+
+def test_errors_on_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    ros = os.fsdecode(b"ros\xe9")
+    for name, kind in ((ros, "u2"), ("blue", "f4")):
+        write_tiff(tmp_path / ros / name / f"{ros}.tif", np.ones((4, 4), kind))
+        write_tiff(tmp_path / ros / name / "2.tif", np.ones((4, 4), kind))
+    with pytest.raises(ValueError, match="no range of values fits both") as error:
+        open_folder(tmp_path / ros)
+    assert str(error.value).isprintable()
+    with pytest.raises(FileNotFoundError, match="is not in") as missing:
+        open_dataset("timm:torch/cifar10", root=tmp_path / ros)
+    assert str(missing.value).isprintable()

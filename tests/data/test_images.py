@@ -68,23 +68,23 @@ def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (12, 10), "red")
     exif = image.getexif()
-    exif[0x0112] = 6  # a quarter turn
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (10, 12)
 
 
-def test_names_may_be_unicode_and_endings_upper_case(tmp_path: Path) -> None:
+def test_unicode_names_and_upper_case_extensions_are_read(tmp_path: Path) -> None:
     path = write_image(tmp_path / "Größe 猫.PNG")
     assert is_image_file(path)
     assert load_image(path).size == (12, 10)
 
 
 @pytest.mark.parametrize("name", [".hidden.png", "notes.txt", "png", "archive.png.zip"])
-def test_other_files_are_no_images(name: str) -> None:
+def test_other_files_are_not_image_files(name: str) -> None:
     assert not is_image_file(Path(name))
 
 
-def test_a_file_that_is_no_image_is_broken(tmp_path: Path) -> None:
+def test_a_file_without_an_image_is_broken(tmp_path: Path) -> None:
     path = write_broken(tmp_path / "broken.jpg")
     with pytest.raises(BrokenImageError, match=r"broken\.jpg: not an image"):
         load_image(path)
@@ -98,34 +98,34 @@ def test_a_missing_file_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_a_truncated_image_is_broken_once_it_is_decoded(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_image_is_found_by_decoding(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"cut.{ending}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:900])
-    check_image(path, decode=False)  # the header is whole
+    check_image(path, decode=False)  # the header is complete
     with pytest.raises(BrokenImageError):
         check_image(path)
     with pytest.raises(BrokenImageError):
         load_image(path)
 
 
-def test_channels_are_converted_both_ways() -> None:
+def test_grey_becomes_rgb_and_rgb_becomes_grey() -> None:
     grey, color = Image.new("L", (2, 2), 7), Image.new("RGB", (2, 2), (7, 7, 7))
     assert to_channels(grey, 3).getpixel((0, 0)) == (7, 7, 7)
     assert to_channels(color, 1).getpixel((0, 0)) == 7
     assert to_channels(grey, 1) is grey
 
 
-def test_a_decoder_that_a_library_looks_for_in_vain_is_not_the_reason(tmp_path, monkeypatch):
-    """Ultralytics puts its own function in the place of PIL's, and asks for HEIF."""
+def test_the_missing_decoder_of_a_library_is_not_the_reason(tmp_path, monkeypatch):
+    """Ultralytics replaces Image.open by a function that imports a decoder for HEIF."""
     real = Image.open
 
     def opens(path: Path) -> Image.Image:
         try:
             return real(path)
         except UnidentifiedImageError:
-            raise ModuleNotFoundError("No module named 'pi_heif'")  # noqa: B904  # as there
+            raise ModuleNotFoundError("No module named 'pi_heif'")  # noqa: B904  # as Ultralytics does
 
     monkeypatch.setattr(Image, "open", opens)
     (tmp_path / "b.png").write_bytes(b"text")

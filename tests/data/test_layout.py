@@ -61,9 +61,7 @@ def test_parts_are_known_by_any_usual_name(tmp_path: Path, train: str, val: str)
 
 
 @pytest.mark.parametrize("wrapping", ["archive", "archive/data", "train", "test"])
-def test_a_folder_that_holds_nothing_but_another_is_looked_through(
-    tmp_path: Path, wrapping: str
-) -> None:
+def test_a_folder_that_holds_only_one_folder_stands_for_it(tmp_path: Path, wrapping: str) -> None:
     write_image(tmp_path / "__MACOSX" / "1.png")
     write_parts(tmp_path / wrapping, "Training", "Testing")
     source = open_folder(tmp_path)
@@ -71,14 +69,14 @@ def test_a_folder_that_holds_nothing_but_another_is_looked_through(
     assert wrapping == "train" or f"is taken from {tmp_path / wrapping}, the only" in notes(source)
 
 
-def test_each_part_may_be_wrapped(tmp_path: Path) -> None:
+def test_each_part_may_hold_only_one_folder(tmp_path: Path) -> None:
     write_parts(tmp_path, "seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred")
     source = open_folder(tmp_path)
     assert (source.class_names, len(source.train), len(source.val)) == (("blue", "red"), 10, 10)
     assert "not used: 'seg_pred'" in notes(source)
 
 
-def test_one_class_for_a_trained_model_is_no_wrapping(tmp_path: Path) -> None:
+def test_the_only_folder_may_be_a_class_of_a_trained_model(tmp_path: Path) -> None:
     for below in ("red", "red/deep"):
         write_classes(tmp_path / below, {"dark": 2, "light": 2})
         source = open_folder(tmp_path, class_names=("blue", "red"))
@@ -87,26 +85,26 @@ def test_one_class_for_a_trained_model_is_no_wrapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["Red", "RED/deep"])
-def test_one_class_in_other_capitals_is_no_wrapping(tmp_path: Path, folder: str) -> None:
+def test_the_only_folder_may_be_a_class_in_another_case(tmp_path: Path, folder: str) -> None:
     write_classes(tmp_path / folder, {"dark": 2, "light": 2})
     source = open_folder(tmp_path, class_names=("blue", "red"))
     assert set(labels(source.train)) == {1}
 
 
-def test_a_wrapping_may_be_called_like_a_class_in_other_capitals(tmp_path: Path) -> None:
+def test_the_only_folder_may_be_called_like_a_class_in_another_case(tmp_path: Path) -> None:
     write_classes(tmp_path / "red", {"Blue": 5, "RED": 5})
     source = open_folder(tmp_path, class_names=("blue", "red"))
     assert set(labels(source.train)) == {0, 1}
 
 
-def test_parts_in_other_capitals_are_classes_of_a_trained_model(tmp_path: Path) -> None:
+def test_part_names_in_another_case_are_classes_of_a_trained_model(tmp_path: Path) -> None:
     write_classes(tmp_path, {"Train": 3, "Test": 3})
     source = open_folder(tmp_path, class_names=("exam", "test", "train"))
     assert set(labels(source.train)) == {1, 2}
 
 
 @pytest.mark.parametrize("wrapping", ["red", "red/deep"])
-def test_a_wrapping_may_be_called_like_a_class(tmp_path: Path, wrapping: str) -> None:
+def test_the_only_folder_may_be_called_like_a_class(tmp_path: Path, wrapping: str) -> None:
     write_parts(tmp_path, wrapping)
     for known in (None, ("blue", "red")):  # in training, and in an evaluation
         source = open_folder(tmp_path, class_names=known)
@@ -119,7 +117,7 @@ def test_a_validation_part_is_preferred_to_a_test_part(tmp_path: Path) -> None:
     assert "test is not used, as Dev is held out" in source.notes
 
 
-def test_a_test_part_in_place_of_a_validation_part_is_told(tmp_path: Path) -> None:
+def test_a_note_says_that_a_test_part_replaces_a_validation_part(tmp_path: Path) -> None:
     source = open_folder(write_parts(tmp_path, "Training", "Testing"))
     assert source.notes == (
         "Testing is held out in place of a validation part: the best epoch is chosen on it",
@@ -171,7 +169,7 @@ def test_unlabelled_images_as_one_unknown_class_are_passed_over(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("part", "name"), [("val", "redd"), ("test", "Bleu"), ("val", "green")])
-def test_one_misspelt_class_in_the_held_out_part_is_an_error(
+def test_one_misspelled_class_in_the_held_out_part_is_an_error(
     tmp_path: Path, part: str, name: str
 ) -> None:
     write_parts(tmp_path, "train")
@@ -186,7 +184,7 @@ def test_a_number_that_is_no_class_is_an_error_where_classes_are_numbers(tmp_pat
 
 
 @pytest.mark.parametrize("classes", [[], ["blue", "red"]])
-def test_an_empty_part_is_passed_over_for_the_next(tmp_path: Path, classes: list[str]) -> None:
+def test_an_empty_part_is_passed_over(tmp_path: Path, classes: list[str]) -> None:
     write_parts(tmp_path, "train", "test")
     for name in ["", *classes]:
         (tmp_path / "val" / name).mkdir(parents=True, exist_ok=True)
@@ -195,7 +193,7 @@ def test_an_empty_part_is_passed_over_for_the_next(tmp_path: Path, classes: list
     assert source.notes[0].startswith("val is passed over: ")
 
 
-def test_a_class_that_is_empty_in_the_held_out_part_is_told(tmp_path: Path) -> None:
+def test_a_note_names_a_class_without_held_out_images(tmp_path: Path) -> None:
     write_parts(tmp_path, "train")
     write_classes(tmp_path / "val", {"red": 3})
     (tmp_path / "val" / "blue").mkdir()
@@ -207,7 +205,7 @@ def test_a_class_that_is_empty_in_the_held_out_part_is_told(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "name", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN"]
 )
-def test_folders_of_systems_are_neither_classes_nor_searched(tmp_path: Path, name: str) -> None:
+def test_system_folders_are_neither_classes_nor_searched(tmp_path: Path, name: str) -> None:
     write_parts(tmp_path, ".")
     write_image(tmp_path / name / "1.png")
     write_image(tmp_path / "red" / name / "thumbnail.jpg")
@@ -216,7 +214,7 @@ def test_folders_of_systems_are_neither_classes_nor_searched(tmp_path: Path, nam
     assert source.notes == (f"2 system folders passed over: 2 {name}",)
 
 
-def test_a_hidden_folder_that_nobody_may_read_is_no_error(
+def test_an_unreadable_hidden_folder_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir = os.scandir
@@ -231,14 +229,14 @@ def test_a_hidden_folder_that_nobody_may_read_is_no_error(
     assert open_folder(tmp_path).class_names == ("blue", "red")
 
 
-def test_parts_of_unknown_names_are_asked_about(tmp_path: Path) -> None:
+def test_parts_of_unknown_names_are_an_error(tmp_path: Path) -> None:
     message = refused(write_parts(tmp_path, "part1", "part2"))
     assert "'part1', 'part2' hold folders of the same names, 'blue', 'red'" in message
     assert f"{tmp_path}/val/cat/1.jpg" in message
     assert f"ln -s {tmp_path} NEW/train" in message
 
 
-def test_parts_that_lack_a_class_are_asked_about(tmp_path: Path) -> None:
+def test_parts_of_unknown_names_that_lack_a_class_are_an_error(tmp_path: Path) -> None:
     write_classes(tmp_path / "north", {"ant": 2, "bee": 2, "fly": 2})
     write_classes(tmp_path / "south", {"ant": 2, "bee": 2})
     write_image(tmp_path / "maps" / "1.png")
@@ -254,7 +252,7 @@ def test_parts_that_lack_a_class_are_asked_about(tmp_path: Path) -> None:
         (["cat_train", "cat_test", "dog_train", "dog_test"], ()),
     ],
 )
-def test_what_the_question_advises_is_accepted(
+def test_what_the_error_advises_is_accepted(
     tmp_path: Path, folders: list[str], classes: tuple[str, ...]
 ) -> None:
     write_classes(tmp_path / "old", dict.fromkeys(folders, 2))
@@ -264,20 +262,20 @@ def test_what_the_question_advises_is_accepted(
     assert open_folder(tmp_path / "new").class_names == (classes or tuple(sorted(folders)))
 
 
-def test_classes_in_train_that_look_like_parts_are_told(tmp_path: Path) -> None:
+def test_a_note_names_classes_in_train_that_may_be_parts(tmp_path: Path) -> None:
     write_parts(tmp_path / "train", "cat", "dog")
     source = open_folder(tmp_path)
     assert source.class_names == ("cat", "dog")
     assert "read as classes, though its folders 'cat', 'dog' hold" in notes(source)
 
 
-def test_one_class_with_images_of_its_own_is_no_wrapping(tmp_path: Path) -> None:
+def test_the_only_folder_is_a_class_if_it_holds_images(tmp_path: Path) -> None:
     write_parts(tmp_path, "cat")
     write_image(tmp_path / "cat" / "1.png")
     assert "has only one class folder, 'cat'" in refused(tmp_path)
 
 
-def test_nothing_is_asked_of_folders_that_a_trained_model_knows(tmp_path: Path) -> None:
+def test_classes_of_a_trained_model_are_not_ambiguous(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"day": 3, "night": 3})
     write_classes(tmp_path / "test", {"day": 3, "night": 3})
     source = open_folder(tmp_path, class_names=("exam", "test", "train"))
@@ -304,7 +302,7 @@ def test_images_and_masks_are_not_two_classes(
         ("frames/{}.jpg", "boxes/{}.png", "_1"),
     ],
 )
-def test_equal_file_names_tell_of_masks_beside_a_further_folder(
+def test_masks_beside_another_folder_are_found_by_their_file_names(
     tmp_path: Path, images: str, marks: str, ending: str
 ) -> None:
     for number in range(4):
@@ -315,7 +313,7 @@ def test_equal_file_names_tell_of_masks_beside_a_further_folder(
     assert "segmentation" in refused(tmp_path)
 
 
-def test_masks_in_every_class_are_not_learnt(tmp_path: Path) -> None:
+def test_masks_in_every_class_are_an_error(tmp_path: Path) -> None:
     for name in ("COVID", "Normal"):
         write_classes(tmp_path / "train" / name, {"images": 2, "masks": 2})
     assert "holds 'images', 'masks'" in refused(tmp_path)
@@ -339,31 +337,31 @@ def test_parts_without_class_folders_are_no_classes(tmp_path: Path) -> None:
     assert "train holds 3 images but no class folders" in refused(tmp_path)
 
 
-def test_classes_beside_a_test_part_are_asked_about(tmp_path: Path) -> None:
+def test_classes_beside_a_test_part_are_an_error(tmp_path: Path) -> None:
     assert "'test' holds folders of the same names as" in refused(write_parts(tmp_path, "", "test"))
 
 
-def test_a_second_copy_of_the_classes_is_asked_about(tmp_path: Path) -> None:
+def test_a_second_copy_of_the_classes_is_an_error(tmp_path: Path) -> None:
     write_classes(tmp_path, {"rose": 2, "tulip": 2, "daisy": 2})
     write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2, "daisy": 2})
     assert "'flowers' holds folders of the same names as" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("archive",), ("plants/plants/plants",)])
-def test_parts_below_the_classes_are_asked_about(tmp_path: Path, classes: tuple[str]) -> None:
+def test_parts_in_the_class_folders_are_an_error(tmp_path: Path, classes: tuple[str]) -> None:
     for name in classes:
         write_classes(tmp_path / name, {"Training": 2, "Testing": 2})
     write_image(tmp_path / "figures" / "1.png")
     assert "'Testing', 'Training'" in refused(tmp_path)
 
 
-def test_a_part_of_an_unknown_name_beside_train_is_asked_about(tmp_path: Path) -> None:
+def test_a_part_of_an_unknown_name_beside_train_is_an_error(tmp_path: Path) -> None:
     message = refused(write_parts(tmp_path, "train", "holly"))
     assert "holds 'train' and other folders with images: 'holly'" in message
     assert f"give folder:{tmp_path}/train" in message
 
 
-def test_the_question_is_asked_whatever_the_capital_letters(tmp_path: Path) -> None:
+def test_ambiguous_folders_are_found_without_regard_to_case(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
     write_classes(tmp_path / "holly", {"Cat": 2, "Dog": 2})
     assert "holds 'train' and other folders with images: 'holly'" in refused(tmp_path)
@@ -374,17 +372,17 @@ def test_the_question_is_asked_whatever_the_capital_letters(tmp_path: Path) -> N
     assert "'holly' holds folders of the same names as those beside it" in refused(tmp_path)
 
 
-def test_a_folder_of_figures_beside_train_is_told(tmp_path: Path) -> None:
+def test_a_note_names_a_folder_of_figures_beside_train(tmp_path: Path) -> None:
     write_image(write_parts(tmp_path, "train") / "docs" / "figure.png")
     assert open_folder(tmp_path).notes == ("folders beside train that are not used: 'docs'",)
 
 
-def test_two_training_parts_are_asked_about(tmp_path: Path) -> None:
+def test_two_training_parts_are_an_error(tmp_path: Path) -> None:
     message = refused(write_parts(tmp_path, "train1", "train2", "val"))
     assert "several training parts, 'train1', 'train2'" in message
 
 
-def test_parts_of_two_data_sets_are_asked_about(tmp_path: Path) -> None:
+def test_parts_of_two_data_sets_are_an_error(tmp_path: Path) -> None:
     write_classes(tmp_path, {f"{a}_{b}": 2 for a in ("cat", "dog") for b in ("train", "test")})
     assert "parts of several data sets" in refused(tmp_path)
 
@@ -413,14 +411,14 @@ def test_classes_may_be_called_like_parts(tmp_path: Path, classes: list[str]) ->
     assert set(open_folder(tmp_path).class_names) == set(classes)
 
 
-def test_a_class_called_like_a_part_is_told(tmp_path: Path) -> None:
+def test_a_note_names_a_class_that_is_called_like_a_part(tmp_path: Path) -> None:
     write_classes(tmp_path, {"quiz": 2, "test": 2})
     assert "read as classes: 'test'; where these are parts of the data set" in notes(
         open_folder(tmp_path)
     )
 
 
-def test_classes_may_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_classes_may_have_subfolders(tmp_path: Path) -> None:
     write_classes(tmp_path / "cat", {"siamese": 2, "more": 2})
     write_classes(tmp_path / "dog", {"poodle": 2, "beagle": 2, "more": 2})
     write_classes(tmp_path / "fish", {"fish": 2})
@@ -437,7 +435,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_files_of_other_kinds_are_counted_by_ending(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_counted_by_extension(tmp_path: Path) -> None:
     write_parts(tmp_path, "train", "val")
     names = ["a.TGA", "b.tga", "c.heic", "d.nii.gz", "e.xyz", "scan.0001", "photo"]
     for name in [*names, "note.txt", "Thumbs.db", "desktop.ini", "a.json", ".DS_Store", "README"]:
@@ -449,7 +447,7 @@ def test_files_of_other_kinds_are_counted_by_ending(tmp_path: Path) -> None:
     assert open_folder(tmp_path).notes == (f"9 files of other kinds passed over: {kinds}",)
 
 
-def test_a_class_of_unknown_images_names_their_kind(tmp_path: Path) -> None:
+def test_the_error_on_a_class_of_unknown_images_names_their_kind(tmp_path: Path) -> None:
     write_parts(tmp_path, "")
     (tmp_path / "green").mkdir()
     (tmp_path / "green" / "1.heic").touch()

@@ -1,4 +1,4 @@
-"""Each way in which a file can fail to be an image has a sentence of its own."""
+"""The message for each kind of file that is not a readable image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def why(path: Path) -> str:
         (b"II*\0" + bytes(100), "a damaged TIFF"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_the_kind_of_a_file_without_an_image_is_named(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     assert expected in why(path)
@@ -73,7 +75,7 @@ def test_a_tiff_that_pillow_does_not_read_is_described(
     assert f"a TIFF of {expected}, which Pillow does not read: save it as" in why(path)
 
 
-def test_a_large_image_names_its_size_the_limit_and_the_cure(
+def test_the_message_for_a_large_image_names_its_size_and_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
@@ -86,7 +88,7 @@ def test_a_large_image_names_its_size_the_limit_and_the_cure(
     assert load_image(path).size == (3000, 2000)
 
 
-def test_a_file_that_is_cut_off_is_told_apart(tmp_path: Path) -> None:
+def test_the_message_for_a_truncated_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     for ending in ("jpg", "png", "bmp"):
         path = tmp_path / f"a.{ending}"
@@ -95,11 +97,11 @@ def test_a_file_that_is_cut_off_is_told_apart(tmp_path: Path) -> None:
         assert why(path).startswith("the file is cut off"), ending
 
 
-def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
+def test_the_messages_for_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     assert why(tmp_path / "a.png") == "a folder, not a file"
     assert why(tmp_path / "b.png") == "there is no such file"
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_the_message_for_a_file_without_permission(tmp_path: Path) -> None:
     assert "permission denied" in reason(tmp_path / "a.png", PermissionError(13, "denied"))

@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from convattn.data import find_broken, open_dataset
 from tests.data.folders import write_broken, write_classes, write_image
@@ -69,6 +71,26 @@ def test_listing_classes_shows_the_progress(
     assert "listing classes" in drawn
     assert "1 of 2, " in drawn
     assert "classes/s" in drawn
+
+
+def test_reading_the_labels_of_a_reader_shows_the_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(list[tuple[Image.Image, int]]):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.reads += 1
+            time.sleep(0.15 if self.reads <= 5 else 0)  # the labels are read first
+            return super().__getitem__(index)
+
+    terminal = stderr_terminal(monkeypatch)
+    images = Slow((Image.new("L", (4, 4)), number) for number in range(5))
+    monkeypatch.setattr("convattn.data.timm_reader.create_dataset", lambda *_, **__: images)
+    assert open_dataset("timm:hfds/numbers").num_classes == 5
+    drawn = terminal.read()
+    assert "reading labels" in drawn
+    assert "4 of 5" in drawn
 
 
 def test_quick_checks_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Sets of images, and the range of values that they are read by."""
+"""Sets of images and their value range."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_grey(path: Path, value: int) -> str:
     return str(path)
 
 
-def test_joined_sets_are_read_by_the_range_of_the_whole(tmp_path: Path) -> None:
+def test_joined_sets_use_the_value_range_of_the_source(tmp_path: Path) -> None:
     deep = FileImages([write_grey(tmp_path / "a.png", 1023)], [0])
     plain = ArrayImages(np.full((1, 4, 4), 7, np.uint8), [1])
     joined = Joined(plain, Joined(deep, plain), deep)
@@ -28,7 +28,7 @@ def test_joined_sets_are_read_by_the_range_of_the_whole(tmp_path: Path) -> None:
         assert [images.label(index) for index in range(len(images))] == [1, 0, 1, 0]
 
 
-def test_a_set_that_says_nothing_about_ranges_cannot_be_scaled() -> None:
+def test_a_set_without_a_method_scaled_is_an_error() -> None:
     class Own(ImageSet):
         def __len__(self) -> int:
             return 0

@@ -6,24 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convattn.data.split import stratified_split
+from convattn.data.split import split_by_name, stratified_split
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80)
 FRACTIONS = st.floats(0.05, 0.9)
 
 
 @given(labels=LABELS, fraction=FRACTIONS, seed=st.integers(0, 99))
-def test_every_index_is_on_one_side(labels: list[int], fraction: float, seed: int) -> None:
+def test_every_index_is_in_exactly_one_part(labels: list[int], fraction: float, seed: int) -> None:
     kept, held_out = stratified_split(labels, fraction=fraction, seed=seed)
     assert sorted(kept + held_out) == list(range(len(labels)))
 
 
 @given(labels=LABELS, fraction=FRACTIONS)
-def test_every_class_gives_its_share(labels: list[int], fraction: float) -> None:
+def test_every_class_is_held_out_in_proportion(labels: list[int], fraction: float) -> None:
     kept, held_out = stratified_split(labels, fraction=fraction, seed=0)
-    given_away = Counter(labels[i] for i in held_out)
+    counts = Counter(labels[i] for i in held_out)
     for label, count in Counter(labels).items():
-        assert abs(given_away[label] - fraction * count) <= 1
+        assert abs(counts[label] - fraction * count) <= 1
     assert {labels[i] for i in kept} == set(labels)
 
 
@@ -46,3 +46,16 @@ def test_another_seed_gives_another_split() -> None:
 def test_a_fraction_outside_0_to_1_is_an_error(fraction: float) -> None:
     with pytest.raises(ValueError, match=f"val_fraction must lie between 0 and 1, got {fraction}"):
         stratified_split([0, 1], fraction=fraction, seed=0)
+
+
+def test_names_are_split_in_their_order() -> None:
+    names = ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert split_by_name(names, ["b/2.png", "c/1.png", "a/1.png"]) == ([1, 2], [0, 3], ["c/1.png"])
+    assert split_by_name(names, []) == ([0, 1, 2, 3], [], [])
+
+
+def test_a_name_in_another_unicode_form_counts_where_the_exact_name_is_missing() -> None:
+    composed, decomposed = "gr\u00fcn.png", "gru\u0308n.png"
+    assert split_by_name([decomposed], [composed]) == ([], [0], [])
+    assert split_by_name([composed, decomposed], [composed]) == ([1], [0], [])
+    assert split_by_name([composed, decomposed], [decomposed]) == ([0], [1], [])

@@ -27,14 +27,14 @@ def brightest(images) -> list[int]:
     return sorted({int(np.asarray(images.image(i)).max()) for i in range(len(images))})
 
 
-def test_a_dark_image_and_its_neighbour_have_one_scale(tmp_path: Path) -> None:
+def test_a_dark_and_a_bright_image_have_one_range(tmp_path: Path) -> None:
     source = open_dataset(f"folder:{write_deep(tmp_path, 2, 255, kind='f4')}", val_fraction=0.5)
     assert source.value_range == (0, 255)
     assert {*brightest(source.train), *brightest(source.val)} == {2, 255}
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_a_bright_spot_in_large_images_is_measured(tmp_path: Path, decode: bool) -> None:
+def test_one_bright_pixel_in_large_images_counts(tmp_path: Path, decode: bool) -> None:
     """The spot is one pixel of 65,536, of which a sample alone would not hold any."""
     survey = Survey()
     for number in range(4):
@@ -49,7 +49,7 @@ def test_a_bright_spot_in_large_images_is_measured(tmp_path: Path, decode: bool)
     assert "less than 0.01% of their values become white" in survey.note((0, 255), given=True)
 
 
-def test_pixels_without_data_are_measured_and_told(tmp_path: Path) -> None:
+def test_codes_of_missing_data_do_not_set_the_range_and_are_noted(tmp_path: Path) -> None:
     pixels = np.arange(4000, dtype=np.uint16).reshape(50, 80)
     pixels[0, :40] = 65535
     survey = Survey()
@@ -60,7 +60,7 @@ def test_pixels_without_data_are_measured_and_told(tmp_path: Path) -> None:
     assert note.endswith("% of their values become white")
 
 
-def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
+def test_a_held_out_folder_has_the_range_of_the_data_set(tmp_path: Path) -> None:
     write_deep(tmp_path / "train", 4095, 4000)
     write_deep(tmp_path / "val", 200, 255)
     source = open_dataset(f"folder:{tmp_path}")
@@ -78,7 +78,9 @@ def test_a_held_out_folder_has_the_scale_of_the_set(tmp_path: Path) -> None:
         ("f4", -1, 1, "as floats: values -1 to 1 are taken as -1 to 1"),
     ],
 )
-def test_the_range_is_told(tmp_path: Path, kind: str, low: float, high: float, said: str) -> None:
+def test_a_note_names_the_range(
+    tmp_path: Path, kind: str, low: float, high: float, said: str
+) -> None:
     source = open_dataset(f"folder:{write_deep(tmp_path, high, high, kind=kind, low=low)}")
     assert said in source.notes[-1]
     assert (
@@ -87,12 +89,12 @@ def test_the_range_is_told(tmp_path: Path, kind: str, low: float, high: float, s
     )
 
 
-def test_plain_images_need_no_words(tmp_path: Path) -> None:
+def test_8_bit_images_have_no_range_and_no_note(tmp_path: Path) -> None:
     source = open_dataset(f"folder:{write_classes(tmp_path, {'red': 3, 'blue': 3})}")
     assert (source.value_range, source.notes) == (None, ())
 
 
-def test_plain_images_among_deep_ones_are_told_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_8_bit_images_among_deep_ones_are_noted_and_unchanged(tmp_path: Path) -> None:
     write_deep(tmp_path, 4095, 3000)
     for number in range(3):
         Image.new("L", (6, 5), 100).save(tmp_path / "a" / f"plain{number}.png")
@@ -120,7 +122,7 @@ def test_floats_and_integers_of_other_ranges_do_not_mix(tmp_path: Path) -> None:
     assert open_dataset(f"folder:{tmp_path}", value_range=(0, 4095)).value_range == (0, 4095)
 
 
-def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
+def test_a_given_range_is_used_and_a_note_says_what_it_clips(tmp_path: Path) -> None:
     source = open_dataset(f"folder:{write_deep(tmp_path, 4095, 4095)}", value_range=[0, 1023])
     assert source.value_range == (0, 1023)
     assert "value_range 0 to 1023 (10 bits) becomes 0 to 255" in source.notes[-1]
@@ -129,7 +131,7 @@ def test_a_given_range_wins_and_tells_what_it_cuts(tmp_path: Path) -> None:
         open_dataset(f"folder:{tmp_path}", value_range=[5, 5])
 
 
-def test_a_range_for_plain_images_is_said_to_change_nothing(tmp_path: Path) -> None:
+def test_a_note_says_that_a_range_does_not_change_8_bit_images(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 3, "blue": 3})
     source = open_dataset(f"folder:{tmp_path}", value_range=(0, 4095))
     assert "changes nothing: all images that were read have 8 bits" in source.notes[-1]
@@ -150,7 +152,7 @@ def test_headers_alone_give_the_same_survey(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "held_out"), [("timm:", "validation"), ("timm:torch/image_folder", "val")]
 )
-def test_timms_readers_have_one_scale_too(tmp_path: Path, name: str, held_out: str) -> None:
+def test_timms_readers_have_one_range_too(tmp_path: Path, name: str, held_out: str) -> None:
     for part, highs in (("train", (4095, 50)), (held_out, (255,))):
         for number, high in enumerate(highs):
             for label in ("a", "b"):
@@ -167,7 +169,7 @@ def test_timms_readers_have_one_scale_too(tmp_path: Path, name: str, held_out: s
     assert given.value_range == (0, 255)
 
 
-def test_an_unreadable_image_of_a_reader_is_told_and_no_other_takes_its_place(
+def test_an_unreadable_image_of_a_reader_is_an_error_and_is_not_replaced(
     tmp_path: Path,
 ) -> None:
     for part in ("train", "validation"):
@@ -178,7 +180,7 @@ def test_an_unreadable_image_of_a_reader_is_told_and_no_other_takes_its_place(
         source.train.image(0)
 
 
-def test_bands_and_pages_that_are_not_used_are_told(tmp_path: Path) -> None:
+def test_a_note_counts_files_with_unused_bands_and_pages(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 3, "b": 3})
     bands = np.zeros((4, 4, 5), dtype=np.uint8)
     path = write_tiff(tmp_path / "a" / "bands.tif", bands, extra=[0, 0])
@@ -192,7 +194,7 @@ def test_bands_and_pages_that_are_not_used_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_the_typical_size_is_that_of_the_image_in_the_middle(tmp_path: Path) -> None:
+def test_the_typical_size_has_the_median_aspect_ratio(tmp_path: Path) -> None:
     sizes = [(40, 10), (10, 40), (10, 10), (10, 11), (100, 10)]
     for number, size in enumerate(sizes):
         for name in ("a", "b"):

@@ -51,7 +51,7 @@ def test_timms_folder_reader_opens_a_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "missing"), [(("Training", "Testing"), "train"), (("train", "dev"), "validation")]
 )
-def test_a_part_that_timm_does_not_find_is_named(
+def test_the_error_names_a_part_that_timm_does_not_find(
     tmp_path: Path, name: str, parts: tuple[str, str], missing: str
 ) -> None:
     for part in parts:
@@ -126,12 +126,12 @@ def test_a_number_that_the_data_set_does_not_name_is_no_class(
         source.train.label(0)
 
 
-def test_nothing_is_downloaded_unless_asked(tmp_path: Path) -> None:
+def test_nothing_is_downloaded_without_the_option(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"add download=true to download it, or root=PATH"):
         open_dataset("timm:torch/cifar10", root=tmp_path)
 
 
-def test_an_unknown_name_suggests_the_nearest() -> None:
+def test_the_error_on_an_unknown_name_suggests_a_similar_one() -> None:
     with pytest.raises(
         ValueError, match=r"'cifar11' that timm opens; did you mean 'torch/cifar10'\?"
     ):
@@ -139,7 +139,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", ["wds/shards", "tfds/mnist", "hfids/x/y"])
-def test_streams_are_refused_with_a_way_out(name: str) -> None:
+def test_the_error_on_a_stream_names_alternatives(name: str) -> None:
     with pytest.raises(ValueError, match="is a stream without random access"):
         open_dataset(f"timm:{name}")
 

@@ -23,14 +23,38 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_evaluation_is_timms_transform() -> None:
+def test_the_evaluation_transform_equals_that_of_timm() -> None:
     model = timm.create_model("test_vit")
     ours = eval_transform(preprocess_for(model, in_chans=3))(picture())
     theirs = create_transform(**resolve_model_data_config(model))(picture())
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_one_channel_takes_the_mean_of_the_colours() -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_training_transform_equals_that_of_timm(channels: int) -> None:
+    statistics: dict[str, Any] = {"mean": (0.48, 0.45, 0.4)[:channels], "std": (0.2,) * channels}
+    preprocess = Preprocess(input_size=(channels, 16, 16), **statistics)
+    ours = train_transform(preprocess, Augment(erasing=1.0))
+    theirs = create_transform(
+        input_size=(channels, 16, 16),
+        interpolation="bicubic",
+        is_training=True,
+        re_prob=1.0,
+        re_mode="pixel",
+        auto_augment=None,
+        color_jitter=(0.4,) * 3,
+        **statistics,
+    )
+    image = picture().convert("L") if channels == 1 else picture()
+    found = []
+    for transform in (ours, theirs):
+        random.seed(3)
+        torch.manual_seed(3)
+        found.append(transform(image))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_one_channel_has_the_average_statistics_of_the_colours() -> None:
     model = timm.create_model("test_vit", in_chans=1)
     found = preprocess_for(model, in_chans=1, img_size=24, crop_pct=1.0)
     config = resolve_model_data_config(model)
@@ -39,7 +63,7 @@ def test_one_channel_takes_the_mean_of_the_colours() -> None:
     assert eval_transform(found)(picture()).shape == (1, 24, 24)
 
 
-def test_preprocess_survives_json() -> None:
+def test_a_preprocess_can_be_written_to_json_and_read() -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(GREY.to_dict()))) == GREY
 
 
@@ -49,12 +73,12 @@ def test_other_numbers_of_channels_are_an_error(channels: int) -> None:
         Preprocess(input_size=(channels, 8, 8), mean=(0.5,), std=(0.5,))
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+def test_training_without_augmentation_equals_evaluation() -> None:
     image = picture().resize((16, 16))
     torch.testing.assert_close(train_transform(GREY, PLAIN)(image), eval_transform(GREY)(image))
 
 
-def test_no_flip_means_none() -> None:
+def test_hflip_0_never_flips_an_image() -> None:
     image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8) * 15, (16, 1)))
     augment = Augment(hflip=0.0, color_jitter=0.0, degrees=10, translate=0.1, zoom=(0.9, 1.1))
     transform = train_transform(GREY, augment)
@@ -63,7 +87,7 @@ def test_no_flip_means_none() -> None:
         assert row[12] > row[3]
 
 
-def test_a_moved_image_is_filled_with_the_background() -> None:
+def test_a_translated_image_is_filled_with_the_background() -> None:
     white = Image.new("L", (16, 16), 255)
     moved = Augment(**{**PLAIN.__dict__, "translate": 0.5, "background": 0})
     torch.manual_seed(0)
@@ -71,7 +95,7 @@ def test_a_moved_image_is_filled_with_the_background() -> None:
     assert min(corners) == pytest.approx(-2.0)  # (0 - 0.5) / 0.25
 
 
-def test_a_moved_image_is_filled_with_the_mean_by_default() -> None:
+def test_a_translated_image_is_filled_with_the_mean_by_default() -> None:
     white = Image.new("RGB", (16, 16), "white")
     color = Preprocess(input_size=(3, 16, 16), mean=(0.5, 0.4, 0.2), std=(1.0, 1.0, 1.0))
     moved = Augment(**{**PLAIN.__dict__, "translate": 0.5})
@@ -81,7 +105,7 @@ def test_a_moved_image_is_filled_with_the_mean_by_default() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_papers_policy_runs_at_full_strength(channels: int) -> None:
+def test_the_strongest_policy_of_the_papers_runs(channels: int) -> None:
     statistics = (0.5,) * channels
     preprocess = Preprocess(input_size=(channels, 16, 16), mean=statistics, std=statistics)
     policy = Augment(auto_augment="rand-m10-mstd2-inc1", erasing=0.25)
@@ -91,7 +115,7 @@ def test_the_papers_policy_runs_at_full_strength(channels: int) -> None:
         assert transform(picture(seed)).shape == (channels, 16, 16)
 
 
-def test_posterizing_to_no_bits_keeps_one() -> None:
+def test_posterize_to_0_bits_keeps_1_bit() -> None:
     transform = train_transform(GREY, Augment(auto_augment="rand-m9-inc1"))
     ops = [
         op

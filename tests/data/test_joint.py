@@ -1,0 +1,211 @@
+"""Transforms of images with boxes and masks: a box still surrounds the object it was drawn on."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.tv_tensors import BoundingBoxes, Mask
+
+from convattn.data import (
+    IGNORED,
+    ImageSet,
+    JointAugment,
+    Preprocess,
+    collate_lists,
+    eval_loader,
+    joint_eval_transform,
+    joint_train_transform,
+)
+
+INPUT = Preprocess(
+    input_size=(3, 64, 96), mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear"
+)
+HEIGHT, WIDTH = 100, 120
+BOX = (30, 20, 70, 60)  # left, top, right, bottom
+STRONG = JointAugment(scale=(0.4, 2.0), hflip=0.5, color_jitter=0.0)
+WHITE = 1.0  # normalised: black is -2, the padding 0, white 2
+
+
+def picture() -> Image.Image:
+    """Draw a white rectangle on black."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    left, top, right, bottom = BOX
+    pixels[top:bottom, left:right] = 255
+    return Image.fromarray(pixels)
+
+
+def detection(*boxes: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = 1
+    values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": BoundingBoxes(values, format="XYXY", canvas_size=(HEIGHT, WIDTH)),
+        "labels": torch.arange(len(boxes)),
+        "masks": Mask(masks),
+    }
+
+
+def where(white: Tensor) -> Tensor:
+    """Return the box around the true pixels."""
+    rows, columns = torch.where(white)
+    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_boxes_and_masks_stay_on_their_object(seed: int) -> None:
+    torch.manual_seed(seed)
+    image, target = joint_train_transform(INPUT, STRONG)(picture(), detection(BOX))
+    assert image.shape == (3, 64, 96)
+    assert target["masks"].shape[1:] == (64, 96)
+    white = image[0] > WHITE
+    if len(target["boxes"]) == 0:
+        assert not white.any()
+        assert target["labels"].tolist() == []
+        return
+    box = target["boxes"][0].as_subclass(Tensor)
+    torch.testing.assert_close(where(white), box, atol=1, rtol=0)
+    torch.testing.assert_close(where(target["masks"][0] == 1), box, atol=1, rtol=0)
+
+
+def test_an_object_outside_the_crop_is_removed_with_its_label() -> None:
+    transform = joint_train_transform(INPUT, JointAugment(scale=(4.0, 4.0), color_jitter=0))
+    counts = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        _, target = transform(picture(), detection(BOX, (110, 90, 119, 99)))
+        lengths = {len(target[name]) for name in ("boxes", "labels", "masks")}
+        assert len(lengths) == 1
+        counts |= lengths
+        boxes = target["boxes"]
+        assert boxes.canvas_size == (64, 96)
+        assert ((boxes[:, 2:] - boxes[:, :2]) >= 1).all()
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2:] <= torch.tensor([96, 64])).all()
+    assert counts >= {0, 1}
+
+
+@pytest.mark.parametrize("min_size", [1.0, 30.0])
+def test_small_boxes_are_removed(min_size: float) -> None:
+    augment = JointAugment(scale=(1.0, 1.0), min_size=min_size)
+    _, target = joint_train_transform(INPUT, augment)(picture(), detection(BOX))
+    assert len(target["boxes"]) == (1 if min_size == 1 else 0)  # 40 of 100 pixels become 25.6
+
+
+def test_evaluation_fits_the_image_into_the_input_at_the_top_left() -> None:
+    image, target = joint_eval_transform(INPUT)(picture(), detection(BOX))
+    assert image.shape == (3, 64, 96)
+    assert type(image) is Tensor
+    expected = torch.tensor(BOX) * 64 / 100
+    expected[0::2] = torch.tensor(BOX)[0::2] * 77 / 120  # 76.8 pixels are rounded
+    torch.testing.assert_close(target["boxes"][0].as_subclass(Tensor), expected)
+    torch.testing.assert_close(where(image[0] > WHITE), expected, atol=1, rtol=0)
+    assert image[:, :, 77:].abs().max() < 0.01  # the padding is the mean colour
+    assert image[0, 0, 0] == -2
+
+
+@pytest.mark.parametrize(
+    ("sides", "shape"),
+    [
+        ({"short_side": 50}, (50, 60)),
+        ({"long_side": 60}, (50, 60)),
+        ({"short_side": 50, "long_side": 54}, (45, 54)),
+    ],
+)
+def test_evaluation_by_the_length_of_a_side(sides: dict[str, int], shape: tuple[int, int]) -> None:
+    image, target = joint_eval_transform(INPUT, **sides)(picture(), detection(BOX))
+    assert image.shape[1:] == shape
+    assert target["masks"].shape[1:] == shape
+    expected = torch.tensor(BOX) * shape[0] / HEIGHT
+    torch.testing.assert_close(target["boxes"][0].as_subclass(Tensor), expected)
+
+
+def test_colour_jitter_changes_the_image_alone() -> None:
+    torch.manual_seed(0)
+    still = JointAugment(scale=(1.0, 1.0), hflip=0.0, color_jitter=0.5)
+    image, target = joint_train_transform(INPUT, still)(picture(), detection(BOX))
+    plain, _ = joint_eval_transform(INPUT)(picture(), detection(BOX))
+    assert (image - plain).abs().mean() > 0.1
+    assert target["boxes"].shape == (1, 4)
+    assert target["masks"].unique().tolist() == [0, 1]
+
+
+def test_a_mask_of_classes_moves_with_the_image_and_is_padded_with_ignored() -> None:
+    classes = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    classes[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 7
+    values: set[int] = set()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        image, mask = joint_train_transform(INPUT, JointAugment(color_jitter=0))(
+            picture(), Mask(classes)
+        )
+        values |= set(mask.unique().tolist())
+        assert ((image[0] > WHITE) != (mask == 7)).float().mean() < 0.02
+        assert (image[0][mask == IGNORED].abs() < 0.01).all()
+    assert values == {0, 7, IGNORED}
+
+
+def test_padding_of_object_masks_is_no_object() -> None:
+    _, target = joint_eval_transform(INPUT)(picture(), detection(BOX))
+    assert target["masks"].unique().tolist() == [0, 1]
+
+
+def test_an_image_without_objects() -> None:
+    for transform in (joint_eval_transform(INPUT), joint_train_transform(INPUT, STRONG)):
+        image, target = transform(picture(), detection())
+        assert image.shape == (3, 64, 96)
+        assert target["boxes"].shape == (0, 4)
+        assert target["masks"].shape == (0, 64, 96)
+
+
+def test_grey_images() -> None:
+    grey = Preprocess(input_size=(1, 64, 64), mean=(0.5,), std=(0.5,))
+    image, _ = joint_train_transform(grey, STRONG)(picture(), detection(BOX))
+    assert image.shape == (1, 64, 64)
+
+
+def test_evaluation_draws_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    joint_eval_transform(INPUT)(picture(), detection(BOX))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "transform", [joint_eval_transform(INPUT), joint_train_transform(INPUT, STRONG)]
+)
+def test_worker_processes_can_load_the_transform(transform: Any) -> None:
+    image, _ = pickle.loads(pickle.dumps(transform))(picture(), detection(BOX))
+    assert image.shape == (3, 64, 96)
+
+
+class OneObject(ImageSet):
+    def __len__(self) -> int:
+        return 2
+
+    def image(self, index: int) -> Image.Image:
+        return picture()
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        return detection(*[BOX] * index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_keeps_the_types_of_boxes_and_masks(workers: int) -> None:
+    transform = joint_eval_transform(INPUT)
+    (batch,) = eval_loader(
+        OneObject(), transform, batch_size=2, collate=collate_lists, workers=workers
+    )
+    assert batch["image"].shape == (2, 3, 64, 96)
+    assert batch["size"].tolist() == [[HEIGHT, WIDTH]] * 2
+    first, second = batch["target"]
+    assert first["boxes"].shape == (0, 4)
+    assert isinstance(second["boxes"], BoundingBoxes)
+    assert second["boxes"].canvas_size == (64, 96)
+    assert isinstance(second["masks"], Mask)
+    torch.testing.assert_close(second["boxes"], transform(picture(), detection(BOX))[1]["boxes"])

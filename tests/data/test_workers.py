@@ -1,0 +1,209 @@
+"""Loading processes: they leave signals to the main process and end with it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convattn.data import Batch, Sample, SharedMemoryFullError, is_lost_worker, train_loader
+from convattn.data.source import ArrayImages
+from tests.data.loader_loop import BATCHES, EPOCHS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
+METHODS = [
+    "fork",
+    pytest.param("spawn", marks=pytest.mark.slow),
+    pytest.param("forkserver", marks=pytest.mark.slow),
+]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the program in a process group of its own; a program that hangs is killed."""
+    command = [sys.executable, "-m", "tests.data.loader_loop", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    try:
+        read_until(process, "start")
+        yield process
+    finally:
+        timer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], *words: str) -> list[str]:
+    """Return the lines up to one that begins with one of the words, or all."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(words):
+            break
+    return lines
+
+
+@contextmanager
+def signals_to_group(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Send each signal in turn, every 50 ms."""
+    stopped = threading.Event()
+
+    def send() -> None:
+        for number in itertools.cycle(SIGNALS):
+            os.killpg(process.pid, number)
+            if stopped.wait(0.05):
+                break
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def alive_after(pids: list[int], seconds: float = 4) -> list[int]:
+    """Return which of the processes are still alive after a while, at once if none is."""
+    end = time.monotonic() + seconds
+    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end:
+        time.sleep(0.02)
+    return left
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    return [int(word) for word in read_until(process, "workers")[-1].split()[1:]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_signals_to_the_process_group_lose_no_batch(method: str) -> None:
+    with running(method) as process:
+        with signals_to_group(process):
+            lines = read_until(process, "end", "lost", "error")
+        assert lines[-1] == "end\n"
+        assert sum(line.startswith("batch") for line in lines) == BATCHES * EPOCHS
+        seen = read_until(process, "seen")[-1].split()[1:]
+        assert seen == [str(int(number)) for number in sorted(SIGNALS)]
+        assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_workers_of_another_thread_are_protected_as_well() -> None:
+    with running("fork", "thread") as process:
+        with signals_to_group(process):
+            lines = read_until(process, "end", "lost", "error")
+        assert sum(line.startswith("batch") for line in lines) == BATCHES * EPOCHS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_end_with_a_killed_main_process(method: str) -> None:
+    with running(method) as process:
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.kill()
+        assert alive_after(workers) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_somebody_ends_is_recognised(number: int) -> None:
+    with running("fork") as process:
+        workers = workers_of(process)
+        os.kill(workers[0], number)
+        lines = read_until(process, "end", "lost", "error")
+        assert lines[-1].startswith("lost")
+        process.wait()
+        assert alive_after(workers) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 30417) is killed by signal: Terminated. ",
+        "DataLoader worker (pid 30417) exited unexpectedly with exit code 1. Details are lost",
+        "DataLoader worker (pid(s) 26004, 26005) exited unexpectedly",
+        "Pin memory thread exited unexpectedly",
+    ],
+)
+def test_messages_of_a_lost_worker(text: str) -> None:
+    assert is_lost_worker(RuntimeError(text))
+
+
+def test_a_connection_to_an_ended_process_is_a_lost_worker(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        Client(str(tmp_path / "listener"))
+    assert is_lost_worker(caught.value)
+
+
+def test_other_errors_are_no_lost_worker(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "missing").read_text()
+    for error in (caught.value, RuntimeError("CUDA out of memory"), EOFError(), ValueError("pid")):
+        assert not is_lost_worker(error)
+
+
+def test_an_error_of_a_transform_is_no_lost_worker() -> None:
+    def missing(image: Image.Image, target: Any) -> Any:
+        raise FileNotFoundError("labels.txt")
+
+    with pytest.raises(FileNotFoundError, match=r"labels\.txt") as caught:
+        list(train_loader(images(), missing, batch_size=2, workers=1))
+    assert not is_lost_worker(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_full_shared_memory_is_a_clear_error(workers: int) -> None:
+    def full(samples: list[Sample]) -> Batch:
+        raise RuntimeError(FULL)
+
+    with pytest.raises(SharedMemoryFullError, match=r"workers=0.*--shm-size") as caught:
+        list(train_loader(images(), to_tensor, batch_size=2, workers=workers, collate=full))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_really_full_shared_memory_is_a_clear_error() -> None:
+    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "
+    run = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*run, small + "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the system lets this user mount nothing: {error}")
+    program = small + f"{sys.executable} -m tests.data.loader_loop fork main 400"
+    done = subprocess.run([*run, program], capture_output=True, text=True, timeout=120)
+    assert "SharedMemoryFullError" in done.stdout
+    assert "/dev/shm (1 MB) is full" in done.stdout
+
+
+def images() -> ArrayImages:
+    return ArrayImages(np.zeros((4, 4, 4), np.uint8), [0, 1, 2, 3])
+
+
+def to_tensor(image: Image.Image, target: Any) -> tuple[torch.Tensor, Any]:
+    return torch.from_numpy(np.array(image))[None].float(), target
