@@ -39,9 +39,9 @@ class SharedMemoryFullError(RuntimeError):
         total = "" if size is None else f" ({size / 2**20:,.0f} MB)"
         super().__init__(
             f"/dev/shm{total} is full: loading processes pass batches through it. Load without "
-            "processes (workers=0), use fewer workers or a smaller batch_size, or enlarge /dev/shm: "
-            "with docker run --shm-size=8g or --ipc=host, on Kubernetes with an emptyDir volume of "
-            "medium Memory"
+            "processes (workers=0), use fewer workers or a smaller batch_size, or make /dev/shm "
+            "larger: docker run --shm-size=8g or --ipc=host, on Kubernetes an emptyDir volume with "
+            "medium: Memory"
         )
 
 
