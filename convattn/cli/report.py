@@ -38,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
         pictures, notes = {}, [f"the page has no pictures of images: {error}"]
     for note in notes:
         print(f"note: {shown(note)}", file=sys.stderr)
-    print(shown(write_report(run_dir, **pictures, notes=notes)))
+    try:
+        page = write_report(run_dir, **pictures, notes=notes)
+    except OSError as error:
+        raise OSError(f"cannot write into {shown(run_dir)}: {error.strerror}") from error
+    print(shown(page))
     return 0
 
 
