@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from convattn.names import counted
+
 HELP = "measure speed and memory of models, side by side"
 DESCRIPTION = """Measure the speed and the memory of models, side by side.
 
@@ -241,8 +243,7 @@ def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
     settings, machine = group["settings"], document["machine"]
     height, width = settings["size"]
     threads = document["settings"]["threads"]
-    many = f"{threads} thread{'s' if threads > 1 else ''} of {machine['cpu']}"
-    where = machine["gpu"] or many
+    device = machine["gpu"] or f"{counted(threads, 'thread')} of {machine['cpu']}"
     form = [] if settings["mode"] == "training step" else [f"{settings['form']} form"]
     words = [
         settings["mode"],
@@ -250,7 +251,7 @@ def _heading(document: dict[str, Any], group: dict[str, Any]) -> str:
         f"{settings['batch']} images of {height}x{width}",
         settings["dtype"],
         *(["compiled"] if settings["compile"] else []),
-        where,
+        device,
         *(["without C kernels (`convattn doctor` says why)"] if _lacks_kernels(document) else []),
         f"{group['rounds']} rounds",
     ]

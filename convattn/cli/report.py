@@ -30,5 +30,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{shown(run_dir)} is not a run folder: it has no config.yaml")
     from convattn.tasks.table import write_report
 
-    print(shown(write_report(run_dir)))
+    try:
+        page = write_report(run_dir)
+    except OSError as error:
+        raise OSError(f"cannot write into {shown(run_dir)}: {error.strerror}") from error
+    print(shown(page))
     return 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_without_a_checkpoint_the_report_has_the_numbers(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     assert main(["report", str(run_dir)]) == 0
     assert "top-1 accuracy" in (run_dir / "report.html").read_text()
+
+
+def test_a_folder_without_space_is_one_message(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["report", str(run_dir)]) == 2
+    message = f"convattn: cannot write into {run_dir}: No space left on device\n"
+    assert capsys.readouterr().err == message
+    assert not (run_dir / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from convattn.cli import main
 from tests.cli.command import convattn, start
+from tests.data.folders import write_classes
 
 
 def test_a_run_ends_with_the_next_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +70,39 @@ def test_a_mistake_is_one_message(
     assert err.startswith("convattn: ")
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="/sys is a read-only place of Linux")
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [("/sys/kernel", []), (".", ["runs=/sys/kernel/x"]), (".", ["runs=/dev/null"])],
+)
+def test_a_folder_that_cannot_be_written_names_the_setting(
+    folder: str,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["train", *words]) == 2
+    assert "choose another folder with runs=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_training_prints_names_in_every_encoding(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_classes(tmp_path / "\u6570", {"\u732b": 8, "d\u00f6g": 8})
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "folder:\u6570", "--model", "test_vit", "--name", "a b\u732b"]
+    settings = ["epochs=1", "img_size=32", "workers=0", "batch_size=4", "tensorboard=false"]
+    assert main(["train", *words, *settings, "accelerator=cpu"]) == 0
+    out.flush()
+    text = out.buffer.getvalue().decode(encoding)
+    assert r"\u6570" in text
+    assert r"convattn eval 'runs/a b\u732b'" in text
 
 
 def test_settings_and_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
