@@ -178,8 +178,8 @@ class RunFolder:
         if not path.exists():
             return None
         fix = (
-            "restore it from a copy; if you remove it, the data is split anew, and images that were "
-            "held out may be learnt from"
+            "restore it from a copy; if you remove it, the data is split anew, and images that "
+            "were held out may be learnt from"
         )
         values = read_json(path, fix)
         try:
