@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     else:

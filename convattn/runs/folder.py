@@ -177,7 +177,10 @@ class RunFolder:
         path = self.path / "data.json"
         if not path.exists():
             return None
-        fix = "restore it from a copy, since without it images that were held out may be learnt"
+        fix = (
+            "restore it from a copy; if you remove it, the data is split anew, and images that "
+            "were held out may be learnt from"
+        )
         values = read_json(path, fix)
         try:
             return DataRecord.from_dict(values)

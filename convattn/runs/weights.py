@@ -126,7 +126,12 @@ def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
         path: the file.
     """
     with replacing(path) as temporary, temporary.open("w+b") as file:
-        torch.save(dict(content), file)  # given a path, it would write the temporary name too
+        try:
+            torch.save(dict(content), file)  # given a path, it would write the temporary name too
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the disk is full: PyTorch hides that
+                raise error.__context__ from None
+            raise
         _add_comment(file)
 
 

@@ -73,13 +73,19 @@ def test_writing_leaves_no_other_files_and_readable_ones(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_a_full_disk_leaves_the_checkpoint_that_was_there(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("size", [0, 1000, 1500])
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(
+    tmp_path: Path, suffix: str, size: int
+) -> None:
     path = tmp_path / f"best.{suffix}"
     write(path)
     before = path.read_bytes()
     with (
-        largest_file(1000),
-        pytest.raises(OSError, match=rf"File too large.*|cannot write .*{suffix}.*too large"),
+        largest_file(size),
+        pytest.raises(
+            OSError,
+            match=rf"File too large: .*best\.{suffix}|cannot write .*best\.{suffix}.*too large",
+        ),
     ):
         write(path, 1.0)
     assert path.read_bytes() == before
