@@ -41,7 +41,7 @@ def started(
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], lines: int = 0) -> None:
     """Wait until a file has that many lines."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not path.is_file() or len(path.read_bytes().splitlines()) < lines:
         assert process.poll() is None, "the training has ended"
         assert time.monotonic() < end, f"{path} does not appear"
