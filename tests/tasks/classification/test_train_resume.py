@@ -164,19 +164,6 @@ def test_going_on_does_not_need_the_weights_that_the_run_began_with(
     assert load_config(longer.run_dir / "config.yaml").init == str(begin)
 
 
-def test_a_loading_process_is_silent_on_ctrl_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    stop = StopOnSignal(cast(Any, None), said.append)
-    stop.listen()
-    try:
-        with monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: -1)
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        stop.release()
-    assert (stop.asked, said) == (False, [])
 
 
 def test_going_on_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) -> None:
