@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.text import Text
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from convattn.data import DataSource, open_dataset, shown
 from convattn.runs.card import ModelCard
@@ -168,7 +168,7 @@ def _resume(
         if path.is_dir() and checkpoint != folder.last:
             note = f"{folder.path} has no last.ckpt: {checkpoint.name} takes its place"
         start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
-    changed = _changed(task, config, start.card, overrides)
+    changed = _changed(task, config, start.card, folder.read_data(), overrides)
     if _has_finished(folder, changed, start):
         assert checkpoint is not None
         return _finished(task, folder, checkpoint, start)
@@ -207,6 +207,7 @@ def _changed(
     task: type[Task[Any]],
     values: Mapping[str, Any],
     card: ModelCard | None,
+    record: DataRecord | None,
     overrides: Mapping[str, Any],
 ) -> RunConfig:
     """Return the settings of a resumed run, of which only some can change."""
@@ -214,6 +215,8 @@ def _changed(
     free = {"value_range"} if card is not None and card.value_range is None else set()
     if card is not None and not free:
         values["value_range"] = card.value_range
+    if record is not None and str(overrides.get("data", "")).startswith("folder:"):
+        free.add("data")  # the run's folder may have moved: see `open_again`
     for key in overrides:
         if key in (*_FIXED, *task.fixed) and key not in free:
             raise ValueError(
@@ -274,6 +277,7 @@ class _Training:
         self.config = config
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.record = folder.read_data() if folder else None
         self.source = self._open(folder)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
@@ -309,18 +313,10 @@ class _Training:
 
     def _open(self, folder: RunFolder | None) -> DataSource:
         """Open the data; that of a resumed run as it was, with the classes of its weights."""
-        config = self.config
-        options = data_options(config)
-        record = folder.read_data() if folder else None
-        if record is not None and record.held_out:
-            options["held_out"] = record.held_out
-        if self.start.card is None or folder is None:
-            return open_dataset(config.data, **options)
-        source = open_again(self.start.card, folder.path, config.data, check=False, **options)
-        if record is not None:
-            notes = (*source.notes, *record.compare(source))
-            source = replace(source, notes=notes)
-        return source
+        options = data_options(self.config)
+        if folder is None:
+            return open_dataset(self.config.data, **options)
+        return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
@@ -362,8 +358,10 @@ class _Training:
         self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
         self.folder.keep_metrics(names, self.start.epochs_done)
-        if self.folder.read_data() is None:
+        if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
+        elif self.record.name != self.source.name:  # its folder has moved
+            self.folder.write_data(replace(self.record, name=self.source.name))
         self._optional("environment.json", self.folder.write_environment)
 
     def _write_broken(self) -> None:
