@@ -355,6 +355,7 @@ class _Training:
 
     def _write_beginning(self) -> None:
         names = tuple(column.name for column in all_columns(self.task))
+        self.folder.checkpoints.mkdir(exist_ok=True)
         self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
         self.folder.keep_metrics(names, self.start.epochs_done)
