@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,18 +154,23 @@ class WriteMetrics(Callback):
     Args:
         run: where to write.
         columns: the metrics of an epoch.
+        say: shows a sentence, such as that the table was damaged.
     """
 
-    def __init__(self, run: RunFolder, columns: tuple[Column, ...]) -> None:
+    def __init__(
+        self, run: RunFolder, columns: tuple[Column, ...], say: Callable[[str], None]
+    ) -> None:
         self.run = run
         self.columns = columns
+        self.say = say
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row."""
         if trainer.is_global_zero:
             row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             names = tuple(column.name for column in self.columns)
-            self.run.add_metrics(names, {**row, **epoch_metrics(trainer, self.columns)})
+            for note in self.run.add_metrics(names, row | epoch_metrics(trainer, self.columns)):
+                self.say(note)
 
 
 def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:
