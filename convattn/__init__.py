@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         XVolutionConv2d,
     )
     from convattn.models import create_model, list_models, load_official
+    from convattn.predictor import Predictor
     from convattn.surgery import replace
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "GLMix",
     "GLMixBlock",
     "GLMixConv2d",
+    "Predictor",
     "XVolution",
     "XVolutionConv2d",
     "__version__",
@@ -49,7 +51,7 @@ __all__ = [
 
 _PACKAGES = ("deploy", "layers", "models", "ops", "surgery")  # attributes after `import convattn`
 _COMMANDS = ("convattn", "convattn.exe")
-_HOMES = {"reparameterize": "deploy", "replace": "surgery"}
+_HOMES = {"Predictor": "predictor", "reparameterize": "deploy", "replace": "surgery"}
 _HOMES |= dict.fromkeys(("create_model", "list_models", "load_official"), "models")
 
 

@@ -34,6 +34,7 @@ NAMES = (
     "GLMix",
     "GLMixBlock",
     "GLMixConv2d",
+    "Predictor",
     "XVolution",
     "XVolutionConv2d",
     "create_model",

@@ -2,6 +2,7 @@
 
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
+from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
 from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
@@ -47,6 +48,7 @@ __all__ = [
     "PADDING",
     "READABLE",
     "SET_RANGE",
+    "AnyImage",
     "Augment",
     "Batch",
     "BrokenFile",
@@ -56,10 +58,13 @@ __all__ = [
     "ImageOnly",
     "ImageSet",
     "ImageTransform",
+    "Input",
+    "Inputs",
     "Joined",
     "JointAugment",
     "Listing",
     "Preprocess",
+    "Ranges",
     "Sample",
     "SharedMemoryFullError",
     "Subset",
@@ -77,6 +82,7 @@ __all__ = [
     "eval_transform",
     "find_broken",
     "find_images",
+    "find_inputs",
     "is_lost_worker",
     "joint_eval_transform",
     "joint_train_transform",

@@ -93,6 +93,7 @@ class TaskData(pl.LightningDataModule):
             batch_size=self.batch_size,
             workers=self.workers,
             pin_memory=self._pin_memory,
+            low_priority=self._device == "cpu",
             collate=self.task.collate,
             seed=self.task.config.seed,
             repeats=getattr(self.task.config, "repeats", 1),
@@ -110,6 +111,7 @@ class TaskData(pl.LightningDataModule):
             batch_size=self.task.config.batch_size,
             workers=self.workers,
             pin_memory=self._pin_memory,
+            low_priority=self._device == "cpu",
             collate=self.task.collate,
             rank=self._rank,
             world_size=self._world_size,
@@ -131,10 +133,12 @@ class TaskData(pl.LightningDataModule):
         return reread(self.source.train, sorted(self.broken))
 
     @property
+    def _device(self) -> str:
+        return self.trainer.strategy.root_device.type if self.trainer else ""
+
+    @property
     def _pin_memory(self) -> bool:
-        if self.trainer is None:
-            return False
-        return self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
+        return self._device == "cuda" and torch.cuda.is_available()
 
     @property
     def _rank(self) -> int:

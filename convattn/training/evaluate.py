@@ -62,6 +62,7 @@ def evaluate(
         batch_size=batch_size,
         workers=default_workers(images) if workers is None else workers,
         pin_memory=place.type == "cuda",
+        low_priority=place.type == "cpu",
         collate=task.collate,
     )
     outputs, targets, numbers, broken, speed = _run(task, loaded.model, loader, place, len(images))

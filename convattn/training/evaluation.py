@@ -68,6 +68,10 @@ class TaskEvaluation(ABC):
     def headline(self) -> list[tuple[str, str]]:
         """Return the main results as pairs of a label and a text."""
 
+    def table(self) -> str:
+        """Return further results as lines of text, such as one per class; "" for none."""
+        return ""
+
     @abstractmethod
     def best_line(self) -> str:
         """Return the main result in one phrase, such as "97.22% top-1 (350 of 360 images)"."""

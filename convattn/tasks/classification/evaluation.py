@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convattn.data import DataSource, ImageSet
+from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
+from convattn.runs.results import PREDICTION_COLUMNS, PredictionRow
 from convattn.training.evaluation import Found, TaskEvaluation
 
-PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
+_MAX_ROWS = 40  # of the table
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,6 @@ class ClassResult:
     name: str
     images: int
     accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image of a data set."""
-
-    index: int
-    path: str
-    label: int
-    predicted: int
-    probability: float
-    label_probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +53,7 @@ class Evaluation(TaskEvaluation):
     loss: float
     per_class: list[ClassResult]
     confusion: Confusion
-    predictions: list[Prediction]
+    predictions: list[PredictionRow]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single predictions, as plain values."""
@@ -78,6 +68,22 @@ class Evaluation(TaskEvaluation):
             (f"top-{min(5, self.num_classes)}", f"{self.top5:.2%}"),
             ("loss", f"{self.loss:.4f}"),
         ]
+
+    def table(self) -> str:
+        """Return the accuracy of each class, or of the worst classes where there are many."""
+        rows = [(row.accuracy, row) for row in self.per_class if row.accuracy is not None]
+        title = "class"
+        if len(rows) > _MAX_ROWS:
+            rows = sorted(rows, key=lambda pair: pair[0])[:_MAX_ROWS]
+            title = f"worst {_MAX_ROWS} classes"
+        names = [shown(row.name) for _, row in rows]
+        width = max(map(len, [title, *names]))
+        lines = [f"{title:{width}}  images  accuracy"]
+        lines += [
+            f"{name:{width}}  {row.images:6,}  {accuracy:8.1%}"
+            for name, (accuracy, row) in zip(names, rows, strict=True)
+        ]
+        return "\n".join(lines)
 
     def best_line(self) -> str:
         """Return the top-1 accuracy and the number of images."""
@@ -120,7 +126,7 @@ def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found)
 
 def _predictions(
     images: ImageSet, numbers: list[int], probabilities: Tensor, labels: Tensor, best: Tensor
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     rows = torch.arange(len(best))
     columns = (
         numbers,
@@ -130,7 +136,7 @@ def _predictions(
         probabilities[rows, labels].tolist(),
     )
     return [
-        Prediction(number, images.path(number), *rest)
+        PredictionRow(number, images.path(number), *rest)
         for number, *rest in zip(*columns, strict=True)
     ]
 
