@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +163,15 @@ class WriteMetrics(Callback):
     Args:
         run: where to write.
         columns: the metrics of an epoch.
+        say: shows a sentence, such as that the table was damaged.
     """
 
-    def __init__(self, run: RunFolder, columns: tuple[Column, ...]) -> None:
+    def __init__(
+        self, run: RunFolder, columns: tuple[Column, ...], say: Callable[[str], None]
+    ) -> None:
         self.run = run
         self.columns = columns
+        self.say = say
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row."""
@@ -175,7 +179,9 @@ class WriteMetrics(Callback):
             row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             names = tuple(column.name for column in self.columns)
             with _explaining(self.run):
-                self.run.add_metrics(names, {**row, **epoch_metrics(trainer, self.columns)})
+                notes = self.run.add_metrics(names, row | epoch_metrics(trainer, self.columns))
+            for note in notes:
+                self.say(note)
 
 
 def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from convattn.data import DataSource, open_dataset, shown
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
+from convattn.runs.environment import cpu_kernels
 from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
@@ -295,12 +296,15 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self.notes: list[str] = []
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
         with self._discarding(), _quiet_lightning():
             self.trainer = _make_trainer(config, self.folder.path)
+        if self._device.type == "cpu":
+            self.card = replace(self.card, kernels=cpu_kernels() or "")
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,
@@ -358,12 +362,12 @@ class _Training:
         self.folder.checkpoints.mkdir(exist_ok=True)
         self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
-        self.folder.keep_metrics(names, self.start.epochs_done)
+        self.notes += self.folder.keep_metrics(names, self.start.epochs_done)
         if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
         elif self.record.name != self.source.name:  # its folder has moved
             self.folder.write_data(replace(self.record, name=self.source.name))
-        self._optional("environment.json", self.folder.write_environment)
+        self.notes += self._optional("environment.json", self.folder.write_environment) or []
 
     def _write_broken(self) -> None:
         self.folder.write_broken([*self.source.broken, *self.data.broken_files()])
@@ -381,7 +385,7 @@ class _Training:
             self.source,
             split="val",
             max_broken=self.config.max_broken,
-            device=self.trainer.strategy.root_device,
+            device=self._device,
         )
         evaluation.write(self.folder.path)
         return evaluation
@@ -400,7 +404,7 @@ class _Training:
         try:
             return write()
         except Exception as error:
-            self._say(f"note      {what} cannot be written: {error}")
+            self._note(f"{what} cannot be written: {error}")
             return None
 
     @contextlib.contextmanager
@@ -421,8 +425,9 @@ class _Training:
         with _quiet_lightning(), _threads(self.config.threads):
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
+            write = WriteMetrics(self.folder, columns, self._note)
             stop = StopOnSignal(self.request, self.keep)
-            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), stop]
+            ours: list[Callback] = [lines, write, stop]
             cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
             if self.config.tensorboard:
                 self.trainer.logger = TensorBoardLogger(
@@ -478,7 +483,7 @@ class _Training:
         lines += [f"start     {line}" for line in self.built.start]
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
-        notes = [*self.built.notes, *source.notes]
+        notes = [*self.built.notes, *source.notes, *self.notes]
         if self.start.card is not None:
             notes += range_notes(self.start.card, source.value_range)
         lines += [f"note      {note}" for note in notes]
@@ -489,14 +494,22 @@ class _Training:
         # As plain text: a name such as "[red]" is no markup.
         self._say("\n".join(map(shown, lines)))
 
+    @property
+    def _device(self) -> torch.device:
+        """The device of the training, and of all that follows it."""
+        return self.trainer.strategy.root_device
+
     def _machine(self) -> str:
-        device = self.trainer.strategy.root_device
+        device = self._device
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
             return f"{self.trainer.world_size} x {name}"
         if device.type != "cpu":
             return device.type
         return f"CPU, {self.config.threads or torch.get_num_threads()} threads"
+
+    def _note(self, text: str) -> None:
+        self._say(f"note      {shown(text)}")
 
     def _say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
