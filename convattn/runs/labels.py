@@ -61,12 +61,12 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
 
 
 def _font(text: str, size: float) -> ImageFont.FreeTypeFont:
-    """Return Pillow's own font, or the first other one that has all characters of the text."""
+    """Return Pillow's own font, or another one if that has more characters of the text."""
     own = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
-    if _has_all(own, text):
+    if not _lacking(own, text):
         return own
-    others = (ImageFont.truetype(path, size) for path in map(_find_font, _FONTS) if path)
-    return next((font for font in others if _has_all(font, text)), own)
+    others = [ImageFont.truetype(path, size) for path in map(_find_font, _FONTS) if path]
+    return min([own, *others], key=lambda font: _lacking(font, text))
 
 
 @lru_cache
@@ -84,10 +84,10 @@ def _matplotlib_fonts(name: str) -> Iterator[str]:
         yield os.path.join(folder, "mpl-data", "fonts", "ttf", name)
 
 
-def _has_all(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether no character of a text is drawn as the box for a missing one."""
+def _lacking(font: ImageFont.FreeTypeFont, text: str) -> int:
+    """Return how many characters of a text are drawn as the box for a missing one."""
     box = bytes(font.getmask(_MISSING))
-    return all(char.isspace() or bytes(font.getmask(char)) != box for char in set(text))
+    return sum(bytes(font.getmask(char)) == box for char in set(text) if not char.isspace())
 
 
 def _font_size(width: int, height: int) -> float:
