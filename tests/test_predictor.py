@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -343,3 +345,15 @@ def test_files_that_are_passed_over_are_a_warning(predictor: Predictor, tmp_path
     (tmp_path / "b.heic").touch()
     with pytest.warns(UserWarning, match="1 file of other kinds passed over: 1 .heic"):
         predictor(tmp_path)
+
+
+@pytest.mark.slow
+def test_prediction_does_not_import_lightning(weights: Path, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png")
+    code = (
+        "import sys; from convattn.cli import main; "
+        f"main(['predict', {str(weights)!r}, {str(path)!r}, '--output', {str(tmp_path / 'o')!r}]); "
+        "print('lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
