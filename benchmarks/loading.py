@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, help="threads of the model; default PyTorch's")
     parser.add_argument("--batches", type=int, default=40, help="per sample; default 40")
-    parser.add_argument("--rounds", type=int, default=3, help="samples of each; default 3; 0: only whole epochs")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="samples of each; default 3; 0: only whole epochs"
+    )
     parser.add_argument("--epochs", type=int, default=0, help="whole epochs; default none")
     parser.add_argument("--quick", action="store_true", help="test the script in a few seconds")
     parser.add_argument("--output", type=Path, help="default benchmarks/results/NAME-loading.json")
