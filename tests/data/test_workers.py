@@ -314,7 +314,7 @@ class Labelled:
 @pytest.mark.usefixtures("limited")
 def test_targets_of_any_type_arrive_unchanged() -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    kept = {
+    kept: dict[str, Any] = {
         "object": Labelled(torch.ones(2, 3), "cat"),
         "transposed": base.T,
         "view": base[1:, 1],
