@@ -285,12 +285,12 @@ def _is_per_box(key: str, value: Any) -> bool:
 
 
 def _without_small(target: Mapping[str, Any], min_size: float) -> dict[str, Any]:
-    """Return the target without the boxes, cut off at the edges, that are small."""
-    boxes = F.clamp_bounding_boxes(target["boxes"])
-    corners = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
+    """Return the target without small boxes; cropping has cut the boxes off at the edges."""
+    corners = F.convert_bounding_box_format(
+        target["boxes"], new_format=tv_tensors.BoundingBoxFormat.XYXY
+    )
     sides = corners[:, 2:].as_subclass(Tensor) - corners[:, :2].as_subclass(Tensor)
     keep = ((sides >= min_size) & (sides > 0)).all(1)
-    target = {**target, "boxes": boxes}
     return {
         key: _selected(value, keep) if _is_per_box(key, value) else value
         for key, value in target.items()
