@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from convattn.data import Preprocess, ValueRange, check_range, nfc
-from convattn.names import shown
+from convattn.names import listed, shown
 from convattn.runs.files import to_json
 from convattn.version import __version__
 
@@ -151,8 +152,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and value > 0
+
+
+def _are_finite(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_finite, value))
+
+
+def _are_positive(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_positive, value))
 
 
 def _are_names(value: Any) -> bool:
@@ -160,7 +173,11 @@ def _are_names(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(_is_count(side) and side for side in value)
+    )
 
 
 def _are_metrics(value: Any) -> bool:
@@ -168,10 +185,15 @@ def _are_metrics(value: Any) -> bool:
 
 
 _Check = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*texts: str) -> _Check:
+    return (lambda value: value in texts), "one of " + listed(texts)
+
+
 _REQUIRED = ("model", "model_args", "class_names", "preprocess")
 _TEXT: _Check = (_is_text, "a text")
 _MAPPING: _Check = (_is_mapping, "keys and values")
-_NUMBERS: _Check = (_are_numbers, "a list of numbers")
 _KEYS: dict[str, _Check] = {
     **dict.fromkeys(("model", "data", "version", "task", "method", "kernels"), _TEXT),
     **dict.fromkeys(("model_args", "preprocess", "data_options"), _MAPPING),
@@ -181,9 +203,11 @@ _KEYS: dict[str, _Check] = {
 }
 _PREPROCESS: dict[str, _Check] = {
     "input_size": (_is_size, "channels, height and width"),
-    "mean": _NUMBERS,
-    "std": _NUMBERS,
-    "interpolation": _TEXT,
-    "crop_pct": (_is_number, "a number"),
-    "crop_mode": _TEXT,
+    "mean": (_are_finite, "a list of numbers"),
+    "std": (_are_positive, "a list of numbers above 0"),
+    "interpolation": _one_of(
+        "bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest-exact", "random"
+    ),
+    "crop_pct": (_is_positive, "a number above 0"),
+    "crop_mode": _one_of("center", "squash", "border"),
 }

@@ -11,6 +11,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,10 +51,10 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file to write; its folder must exist.
     """
     temporary = path.parent / _TEMPORARY.replace("*", secrets.token_hex(8))
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    mode = os.fstat(handle).st_mode
-    os.close(handle)
     try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = os.fstat(handle).st_mode
+        os.close(handle)
         yield temporary
         _set_mode(temporary, mode)
         _flush(temporary, os.O_RDWR)
@@ -66,7 +67,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # some systems cannot open or flush a folder
             _flush(path.parent, os.O_RDONLY)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or its folder cannot be written
+            temporary.unlink()
 
 
 def remove_temporary(folder: Path) -> None:
@@ -83,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write JSON.
+    """Write JSON; NaN and infinity, which JSON does not have, become null.
 
     Args:
         path: the file.
@@ -91,12 +93,23 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
         indent: None writes a mapping with one line for each of its keys, so that long lists take
             little space.
     """
-    text = to_json(value, indent)
+    value = _finite(value)
     if indent is None and isinstance(value, dict):
         lines = [f"  {to_json(str(key))}: {to_json(entry)}" for key, entry in value.items()]
         text = "{\n" + ",\n".join(lines) + "\n}"
+    else:
+        text = to_json(value, indent)
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -165,7 +178,7 @@ def read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
 
 
 def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[str, str]]:
-    """Read a table with a heading.
+    """Read a table with a heading; blank lines are no rows.
 
     Args:
         path: the file.
@@ -187,10 +200,10 @@ def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[s
     if missing := [name for name in columns if name not in heading]:
         raise DamagedFileError(path, f"its heading has no {listed(missing)}", fix)
     for number, line in enumerate(lines, 2):
-        if len(line) != len(heading):
+        if line and len(line) != len(heading):
             reason = f"row {number} has {len(line)} cells, its heading has {len(heading)}"
             raise DamagedFileError(path, reason, fix)
-    return [dict(zip(heading, line, strict=True)) for line in lines]
+    return [dict(zip(heading, line, strict=True)) for line in lines if line]
 
 
 def _set_mode(path: Path, mode: int) -> None:

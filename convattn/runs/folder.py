@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -32,6 +34,7 @@ from convattn.runs.files import (
 )
 from convattn.runs.weights import read_card
 
+_LONGEST = 240  # bytes; file systems allow 255 for a name
 _OWN = ("config.yaml", "environment.json", "metrics.csv", "data.json", "broken_images.txt")
 
 
@@ -69,10 +72,12 @@ class RunFolder:
         runs = Path(runs).expanduser()
         if name is not None:
             return _make_run(runs / _checked(name))
-        stem = f"{_file_name(model)}-{_file_name(data)}"
+        stem = _cut(f"{_file_name(model)}-{_file_name(data)}")
         for number in itertools.count(1):
-            with contextlib.suppress(FileExistsError):
-                return _make_run(runs / f"{stem}-{number}")
+            path = runs / f"{stem}-{number}"
+            if not os.path.lexists(path):
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    return _make_run(path)
         raise AssertionError("itertools.count has no end")
 
     @property
@@ -99,9 +104,13 @@ class RunFolder:
     def discard(self) -> None:
         """Remove what `create` made and the run has written, unless it holds a checkpoint.
 
-        A folder that another process made, or that holds other files, stays.
+        A folder that another process made, or that holds other files, stays, and so does one that
+        cannot be read.
         """
-        if not self._made or any(self.checkpoints.glob("*.*")):
+        try:
+            if self.checkpoints in self._made and any(self.checkpoints.glob("*.*")):
+                return
+        except OSError:
             return
         if self.path in self._made:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -277,7 +286,7 @@ class RunFolder:
 
 def _make_run(path: Path) -> RunFolder:
     run = RunFolder(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False where the name is too long
         raise FileExistsError(
             f"there is a run in {shown(path)} already; choose another --name, or go on with it: "
             f"convattn train --resume {shown(path)}"
@@ -286,13 +295,15 @@ def _make_run(path: Path) -> RunFolder:
         run._make()
     except OSError as error:
         run.discard()
-        if isinstance(error, FileExistsError) and path.is_dir():  # another process was faster
+        if isinstance(error, FileExistsError) and os.path.isdir(path):  # another process was faster
             return _make_run(path)
         kind = NotADirectoryError if isinstance(error, FileExistsError) else type(error)
         reason = "is not a folder" if kind is NotADirectoryError else f"({error.strerror})"
+        in_name = error.errno == errno.ENAMETOOLONG or error.filename == str(path)
+        fix = "another name with name=NAME" if in_name else "another folder with runs=FOLDER"
         raise kind(
             f"cannot make the run folder {shown(path)}: {shown(error.filename)} {reason}; choose "
-            "another folder with runs=FOLDER"
+            f"{fix}"
         ) from error
     return run
 
@@ -313,8 +324,14 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", last) or "data"
 
 
+def _cut(text: str) -> str:
+    """Return the first characters, so that a file's name has room for a number after them."""
+    return os.fsencode(text)[:_LONGEST].decode("utf-8", "ignore")
+
+
 def _start() -> dict[str, str]:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = sys.argv or [""]  # a program that embeds Python may give none
+    command = " ".join([Path(words[0]).name, *words[1:]])
     return {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "command": command}
 
 

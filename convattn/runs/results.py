@@ -6,6 +6,7 @@ Files read: ``metrics.csv``, ``evaluation.json``, ``predictions.csv``, ``config.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,7 +129,7 @@ def read_run(run_dir: str | Path) -> Run:
         predictions=read("predictions.csv", _read_predictions, None),
         config=read("config.yaml", read_text, ""),
         environment=read("environment.json", _read_environment, {}),
-        broken_images=read("broken_images.txt", read_text, "").splitlines(),
+        broken_images=read("broken_images.txt", read_text, "").split("\n")[:-1],
         notes=notes,
     )
 
@@ -143,6 +144,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     """Read the numbers of all images together, and check those that a report uses."""
     found = read_json(path)
     for key in ("top1", "top5", "loss", "images_per_second", "parameters", "images"):
+        _restore_nan(found, key)
         _check(found, key, int | float)
     _check(found, "class_names", list)
     _check(found, "per_class", list)
@@ -164,6 +166,12 @@ def _read_environment(path: Path) -> dict[str, Any]:
             raise ValueError("an entry of 'starts' has no time and command")
         _check(start, "time", str)
     return found
+
+
+def _restore_nan(values: dict[str, Any], key: str) -> None:
+    """Put NaN in place of None, which JSON files have for it."""
+    if key in values and values[key] is None:
+        values[key] = math.nan
 
 
 def _check(values: Mapping[str, Any], key: str, kind: Any) -> Any:
