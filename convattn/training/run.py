@@ -65,6 +65,7 @@ _NOISE = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*sync_dist=True.*",  # torchmetrics has put the parts of all processes together
 )
 
 
