@@ -44,7 +44,7 @@ from convattn.training.precision import resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
-from convattn.training.slurm import is_slurm_job, requeue, was_requeued
+from convattn.training.slurm import requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import open_again, range_notes
@@ -67,6 +67,7 @@ _NOISE = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*sync_dist=True.*",  # torchmetrics has put the parts of all processes together
 )
 
 
@@ -342,8 +343,8 @@ class _Training:
                         evaluation = self._evaluate()
                     write = functools.partial(self._report, finished, seconds)
                     report = self._optional("report.html", write)
-        if self.request.number == getattr(signal, "SIGUSR1", None) and self.is_first:
-            self._say(f"SLURM     {requeue()}")
+                if self.request.asked and self.request.number == getattr(signal, "SIGUSR1", None):
+                    self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -579,7 +580,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
 
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if is_slurm_job() else []
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 @contextlib.contextmanager
