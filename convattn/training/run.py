@@ -468,13 +468,14 @@ class _Training:
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
+        classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
         workers = f"{self.data.workers or 'no'} loading processes"
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
-            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
-            f"to learn from, {len(source.val):,} held out",
+            f"data      {source.name}, {classes}{len(source.train):,} images to learn from, "
+            f"{len(source.val):,} held out",
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
             f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
             f"machine   {self._machine()}, precision {self.trainer.precision}, {workers}",
