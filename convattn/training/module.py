@@ -71,8 +71,12 @@ class TaskModule(pl.LightningModule):
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
     def train_means(self) -> dict[str, float]:
-        """Return the means of the epoch so far, by the names of their columns."""
-        return {name: float(metric.compute()) for name, metric in self._train_metrics().items()}
+        """Return the means of the epoch so far in this process, by the names of their columns.
+
+        ``compute`` would wait for the other processes, of which only the first shows the means.
+        """
+        metrics = self._train_metrics().items()
+        return {name: float(metric.mean_value / metric.weight) for name, metric in metrics}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random numbers of this step."""

@@ -207,7 +207,7 @@ class Reader:
         value = item.value
         if not isinstance(value, np.ndarray) or self._range is not None:
             return
-        if value.dtype.kind in "iu" and value.dtype not in (np.uint8, np.uint16):
+        if value.dtype.kind in "iu" and value.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
             raise ValueError(
                 f"{item.name}: the range of values of an array of {value.dtype} is not known; give "
                 "value_range=(LOW, HIGH), or convert values of 0 to 255 with .astype(np.uint8)"
