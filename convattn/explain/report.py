@@ -217,14 +217,21 @@ def _results(
 
 
 def _result(name: str, value: float, kinds: Mapping[str, str]) -> str:
-    """Return a number of an epoch or of an evaluation as text; ``kinds`` are those of columns."""
-    if kinds.get(name.removeprefix("val_")) == "number":
-        return f"{value:,.4g}"
-    if name in ("parameters", "images_per_second"):
+    """Return a number of an epoch or of an evaluation as text.
+
+    Args:
+        name: of the number.
+        value: the number.
+        kinds: of columns, by their names without "val_"; of others the name and the value decide.
+    """
+    kind = kinds.get(name.removeprefix("val_"))
+    if name in ("parameters", "images_per_second") or kind == "rate":
         return _number(value)
-    if figures.is_loss(name):
+    if kind == "loss" or figures.is_loss(name):
         return f"{value:.4f}"
-    return _percent(value, 2) if 0 <= value <= 1 else f"{value:,.4g}"
+    if kind == "share" or (kind is None and 0 <= value <= 1):
+        return _percent(value, 2)
+    return f"{value:,.4g}"
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -297,7 +297,12 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self._check_rest_of_epoch()
         self.notes: list[str] = []
+        if start.checkpoint is not None and folder is not None and not folder.has_best:
+            self.notes.append(
+                f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
+            )
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
@@ -322,6 +327,16 @@ class _Training:
         if folder is None:
             return open_dataset(self.config.data, **options)
         return open_again(self.config.data, folder, self.start.card, self.record, **options)
+
+    def _check_rest_of_epoch(self) -> None:
+        """Raise `ValueError` if so many images are gone that nothing is left of an epoch."""
+        done, batches = self.start.batches_done, self.data.batches_per_epoch
+        if done >= batches > 0 and self.start.checkpoint is not None:
+            best = self.start.checkpoint.with_name("best.ckpt")
+            raise ValueError(
+                f"the run was stopped after {done} batches of an epoch, which has {batches} now, "
+                f"as images are gone: restore them, or continue from the end of an epoch: {best}"
+            )
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""

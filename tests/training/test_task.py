@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,32 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
         resume(Brightness, resumed.run_dir, overrides={"power": 2})
 
 
+def test_a_run_whose_best_weights_are_gone_goes_on(
+    tmp_path: Path, finished: tuple[Path, TrainResult, str]
+) -> None:
+    run = Path(shutil.copytree(finished[1].run_dir, tmp_path / "run"))
+    for path in (run / "checkpoints").glob("best.*"):
+        path.unlink()
+    console = silent()
+    longer = resume(
+        Brightness, run, overrides={"epochs": 4, "lr": 1e-5, "min_lr": 0}, console=console
+    )
+    assert longer.best_epoch == longer.evaluation.epoch == 4
+    assert "best.safetensors is gone" in written(console)
+
+
+def test_a_part_of_an_epoch_that_no_longer_exists_is_refused(tmp_path: Path) -> None:
+    write_grey(tmp_path)
+    run = train(Brightness, brightness(tmp_path), callbacks=[Stop()], console=silent()).run_dir
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in json.loads((run / "data.json").read_text())["train_files"][:5]:
+        (tmp_path / "grey" / name).unlink()
+    with pytest.raises(ValueError, match=r"stopped after 2 batches .* has 1 now.*best\.ckpt"):
+        resume(Brightness, run, console=silent())
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert resume(Brightness, run / "checkpoints" / "best.ckpt", console=silent()).epochs_done == 3
+
+
 def test_a_trained_model_is_evaluated_on_any_folders(
     tmp_path: Path, finished: tuple[Path, TrainResult, str]
 ) -> None:
@@ -115,7 +142,7 @@ def test_the_report_has_the_numbers_of_the_task(finished: tuple[Path, TrainResul
     run_dir = finished[1].run_dir
     page = write_run_report(Brightness, run_dir).read_text()
     error = finished[1].evaluation.error
-    assert f"{error:.4g}" in page
+    assert f"{error:.4f}" in page
     assert f"{error:.2%}" not in page
     assert "damaged" not in page
     assert "This page has no" not in page

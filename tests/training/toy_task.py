@@ -105,7 +105,7 @@ class Brightness(Task[BrightnessConfig]):
     columns = (
         Column("train_fit", "fit", "loss"),
         Column("train_bias", "bias", "loss"),
-        Column("val_error", "error", "number"),
+        Column("val_error", "error", "loss"),
     )
     best = ("-val_error",)
     fixed = ("power",)
