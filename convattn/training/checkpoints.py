@@ -156,9 +156,10 @@ class KeepCheckpoints(Checkpoint):
         return {"best": list(self.best), "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the score and the number of the best epoch."""
-        self.best = tuple(state_dict["best"])
-        self.best_epoch = state_dict["best_epoch"]
+        """Restore the score and the number of the best epoch, unless its files are gone."""
+        if self.run.has_best:
+            self.best = tuple(state_dict["best"])
+            self.best_epoch = state_dict["best_epoch"]
 
 
 class WriteMetrics(Callback):

@@ -96,7 +96,7 @@ class TaskData(pl.LightningDataModule):
             low_priority=self._device == "cpu",
             collate=self.task.collate,
             seed=self.task.config.seed,
-            repeats=getattr(self.task.config, "repeats", 1),
+            repeats=self.task.repeats,
             rank=self._rank,
             world_size=self._world_size,
             epoch=self.epoch,

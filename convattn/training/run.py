@@ -298,7 +298,12 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self._check_rest_of_epoch()
         self.notes: list[str] = []
+        if start.checkpoint is not None and folder is not None and not folder.has_best:
+            self.notes.append(
+                f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
+            )
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
@@ -323,6 +328,16 @@ class _Training:
         if folder is None:
             return open_dataset(self.config.data, **options)
         return open_again(self.config.data, folder, self.start.card, self.record, **options)
+
+    def _check_rest_of_epoch(self) -> None:
+        """Raise `ValueError` if so many images are gone that nothing is left of an epoch."""
+        done, batches = self.start.batches_done, self.data.batches_per_epoch
+        if done >= batches > 0 and self.start.checkpoint is not None:
+            best = self.start.checkpoint.with_name("best.ckpt")
+            raise ValueError(
+                f"the run was stopped after {done} batches of an epoch, which has {batches} now, "
+                f"as images are gone: restore them, or continue from the end of an epoch: {best}"
+            )
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
@@ -473,12 +488,13 @@ class _Training:
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
+        classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
-            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
-            f"for training, {len(source.val):,} for validation",
+            f"data      {source.name}, {classes}{len(source.train):,} images for training, "
+            f"{len(source.val):,} for validation",
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
             f"{self.data.batch_size} images, {config.opt}, learning rate "
             f"{config.lr * factor:.3g}{scaled}",
