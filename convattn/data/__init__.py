@@ -19,7 +19,14 @@ from convattn.data.loading import (
 )
 from convattn.data.named import open_dataset
 from convattn.data.scan import check_share, find_broken, reread
-from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
+from convattn.data.source import (
+    BrokenFile,
+    DataSource,
+    FileImages,
+    ImageSet,
+    Joined,
+    Subset,
+)
 from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
     Augment,
@@ -60,6 +67,7 @@ __all__ = [
     "Ranges",
     "Sample",
     "SharedMemoryFullError",
+    "Subset",
     "Survey",
     "Transform",
     "UnknownClassesError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -223,6 +224,7 @@ def train_loader(
     collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
+    low_priority: bool = False,
     seed: int = 0,
     repeats: int = 1,
     rank: int = 0,
@@ -239,6 +241,7 @@ def train_loader(
         collate: makes a batch of a list of samples.
         workers: number of loading processes; 0 loads in this process.
         pin_memory: whether batches lie in pinned memory, which is copied to a GPU faster.
+        low_priority: whether loading processes leave the CPU to a model that computes on it.
         seed: seed of the order and of the augmentations.
         repeats: see `EpochSampler`.
         rank: number of this process.
@@ -263,7 +266,7 @@ def train_loader(
         skip=batches_done * size,
     )
     dataset = TransformedImages(images, transform)
-    return _loader(dataset, sampler, size, collate, workers, pin_memory, True)
+    return _loader(dataset, sampler, size, collate, workers, pin_memory, low_priority, True)
 
 
 def eval_loader(
@@ -274,13 +277,14 @@ def eval_loader(
     collate: Collate = collate_stacked,
     workers: int = 0,
     pin_memory: bool = False,
+    low_priority: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
     """Return batches of all images in order; the arguments are those of `train_loader`."""
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
-    return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, False)
+    return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, low_priority, False)
 
 
 def default_workers(images: ImageSet) -> int:
@@ -305,6 +309,7 @@ def _loader(
     collate: Collate,
     workers: int,
     pin_memory: bool,
+    low_priority: bool,
     drop_last: bool,
 ) -> DataLoader[Batch]:
     return _Loader(
@@ -312,7 +317,7 @@ def _loader(
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=WorkerCollate(collate),
-        worker_init_fn=start_worker,
+        worker_init_fn=functools.partial(start_worker, low_priority=low_priority),
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,

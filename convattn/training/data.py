@@ -21,13 +21,7 @@ from convattn.data import (
     reread,
     train_loader,
 )
-from convattn.training.config import RunConfig
 from convattn.training.task import Task
-
-_DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
-)  # fmt: skip
 
 
 class TaskData(pl.LightningDataModule):
@@ -93,6 +87,7 @@ class TaskData(pl.LightningDataModule):
             batch_size=self.batch_size,
             workers=self.workers,
             pin_memory=self._pin_memory,
+            low_priority=self._device == "cpu",
             collate=self.task.collate,
             seed=self.task.config.seed,
             repeats=getattr(self.task.config, "repeats", 1),
@@ -110,6 +105,7 @@ class TaskData(pl.LightningDataModule):
             batch_size=self.task.config.batch_size,
             workers=self.workers,
             pin_memory=self._pin_memory,
+            low_priority=self._device == "cpu",
             collate=self.task.collate,
             rank=self._rank,
             world_size=self._world_size,
@@ -131,10 +127,12 @@ class TaskData(pl.LightningDataModule):
         return reread(self.source.train, sorted(self.broken))
 
     @property
+    def _device(self) -> str:
+        return self.trainer.strategy.root_device.type if self.trainer else ""
+
+    @property
     def _pin_memory(self) -> bool:
-        if self.trainer is None:
-            return False
-        return self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
+        return self._device == "cuda" and torch.cuda.is_available()
 
     @property
     def _rank(self) -> int:
@@ -143,8 +141,3 @@ class TaskData(pl.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
-
-
-def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` beside the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}

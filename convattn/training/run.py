@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.text import Text
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from convattn.data import DataSource, open_dataset, shown
 from convattn.runs.card import ModelCard
@@ -29,9 +31,9 @@ from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData, data_options
+from convattn.training.data import TaskData
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
@@ -39,7 +41,8 @@ from convattn.training.optimizer import check_optimizer, rate_factor
 from convattn.training.precision import resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
-from convattn.training.signals import StopOnSignal, TrainingInterruptedError
+from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
+from convattn.training.slurm import is_slurm_job, requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import open_again, range_notes
@@ -81,6 +84,8 @@ class TrainResult:
         stopped: whether a signal stopped it.
         had_finished: whether nothing was left to do.
         report: the page; None where none was written.
+        signal: the number of the signal that stopped it.
+        is_first: whether this is the first of several processes that train together.
     """
 
     run_dir: Path
@@ -93,6 +98,8 @@ class TrainResult:
     stopped: bool
     had_finished: bool = False
     report: Path | None = None
+    signal: int | None = None
+    is_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,19 @@ def train(
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model; arguments and errors as in `convattn.tasks.table.train`."""
+    if config.name is not None and was_requeued():
+        folder = Path(config.runs).expanduser() / config.name
+        if _is_run_of(folder, config):
+            note = f"SLURM has started this job again: {folder} is continued"
+            return _resume(task, folder, {}, callbacks, console, note)
     return _Training(task, config, None, _Start(), console).run(callbacks)
+
+
+def _is_run_of(folder: Path, config: RunConfig) -> bool:
+    """Return whether a folder holds a run of just this configuration."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return RunFolder(folder).read_config() == config.model_dump(mode="json")
 
 
 def resume(
@@ -126,8 +145,18 @@ def resume(
     console: Console | None = None,
 ) -> TrainResult:
     """Continue a run; arguments and errors as in `convattn.tasks.table.resume`."""
-    overrides = dict(overrides or {})
-    folder, checkpoint = _find(Path(path).expanduser())
+    return _resume(task, Path(path).expanduser(), dict(overrides or {}), callbacks, console, "")
+
+
+def _resume(
+    task: type[Task[Any]],
+    path: Path,
+    overrides: Mapping[str, Any],
+    callbacks: Sequence[Callback],
+    console: Console | None,
+    note: str,
+) -> TrainResult:
+    folder, checkpoint = _find(path)
     config = folder.read_config()
     if checkpoint is None:
         note = f"{folder.path} has no checkpoint yet: the training starts from its beginning"
@@ -136,8 +165,10 @@ def resume(
         progress = read_ckpt(checkpoint)["convattn"]
         card = ModelCard.from_json(progress["card"], str(checkpoint))
         check_task(task, card, checkpoint)
-        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
-    changed = _changed(task, config, start.card, overrides)
+        if path.is_dir() and checkpoint != folder.last:
+            note = f"{folder.path} has no last.ckpt: {checkpoint.name} takes its place"
+        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
+    changed = _changed(task, config, start.card, folder.read_data(), overrides)
     if _has_finished(folder, changed, start):
         assert checkpoint is not None
         return _finished(task, folder, checkpoint, start)
@@ -156,7 +187,14 @@ def _find(path: Path) -> tuple[RunFolder, Path | None]:
     is_run = (path / "config.yaml").is_file()
     if is_run and not any(folder.checkpoints.glob("*.ckpt")):
         return folder, None
-    checkpoint = find_checkpoint(path, "last.ckpt")
+    if not is_run and folder.checkpoints.is_dir() and not any(folder.checkpoints.iterdir()):
+        raise FileNotFoundError(
+            f"{shown(path)} has no config.yaml and no checkpoint: its training ended before it "
+            "began, and nothing is left to continue; remove the folder and start the training again"
+        )
+    best = folder.checkpoints / "best.ckpt"
+    is_best_alone = is_run and best.is_file() and not folder.last.is_file()
+    checkpoint = find_checkpoint(path, best.name if is_best_alone else "last.ckpt")
     folder = RunFolder(checkpoint.parent.parent)
     if checkpoint.suffix != ".ckpt" or not (folder.path / "config.yaml").is_file():
         raise ValueError(
@@ -169,6 +207,7 @@ def _changed(
     task: type[Task[Any]],
     values: Mapping[str, Any],
     card: ModelCard | None,
+    record: DataRecord | None,
     overrides: Mapping[str, Any],
 ) -> RunConfig:
     """Return the settings of a resumed run, of which only some can change."""
@@ -176,6 +215,8 @@ def _changed(
     free = {"value_range"} if card is not None and card.value_range is None else set()
     if card is not None and not free:
         values["value_range"] = card.value_range
+    if record is not None and str(overrides.get("data", "")).startswith("folder:"):
+        free.add("data")  # the run's folder may have moved: see `open_again`
     for key in overrides:
         if key in (*_FIXED, *task.fixed) and key not in free:
             raise ValueError(
@@ -205,13 +246,18 @@ def _finished(
 ) -> TrainResult:
     best = read_ckpt(checkpoint)["convattn"].get("best_epoch", 0)
     report = folder.path / "report.html"
-    if not report.is_file():
+    if not _is_newer(report, folder.path / "evaluation.json"):
         report = write_run_report(task, folder.path)
     return TrainResult(
         run_dir=folder.path, source=None, evaluation=None, best_epoch=best,
         epochs_done=start.epochs_done, batches_done=0, seconds=0.0, stopped=False,
         had_finished=True, report=report,
     )  # fmt: skip
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    """Return whether a file was written after another one, which exists."""
+    return path.is_file() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 class _Training:
@@ -231,6 +277,7 @@ class _Training:
         self.config = config
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.record = folder.read_data() if folder else None
         self.source = self._open(folder)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
@@ -262,41 +309,36 @@ class _Training:
             epochs_done=start.epochs_done,
             minutes=config.checkpoint_minutes,
         )
-        self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
+        self.request = StopRequest(functools.partial(self.console.print, soft_wrap=True))
 
     def _open(self, folder: RunFolder | None) -> DataSource:
         """Open the data; that of a resumed run as it was, with the classes of its weights."""
-        config = self.config
-        options = data_options(config)
-        record = folder.read_data() if folder else None
-        if record is not None and record.held_out:
-            options["held_out"] = record.held_out
-        if self.start.card is None or folder is None:
-            return open_dataset(config.data, **options)
-        source = open_again(self.start.card, folder.path, config.data, check=False, **options)
-        if record is not None:
-            notes = (*source.notes, *record.compare(source))
-            source = replace(source, notes=notes)
-        return source
+        options = data_options(self.config)
+        if folder is None:
+            return open_dataset(self.config.data, **options)
+        return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
         begin = time.perf_counter()
-        with self._discarding():
-            if self.is_first:
-                self._write_beginning()
-            self._introduce()
-            finished = self._fit(callbacks)
-        seconds = time.perf_counter() - begin
         evaluation, report = None, None
-        progress = self._progress()
-        if self.is_first:
-            self._optional("broken_images.txt", self._write_broken)
-            if finished:
-                evaluation = self._evaluate()
-            report = self._optional(
-                "report.html", functools.partial(self._report, finished, seconds)
-            )
+        with self.request:
+            with self._discarding():
+                if self.is_first:
+                    self._write_beginning()
+                self._introduce()
+                finished = self._fit(callbacks) and not self.request.asked
+            seconds = time.perf_counter() - begin
+            progress = self._progress()
+            if self.is_first:
+                self._optional("broken_images.txt", self._write_broken)
+                with self.request.interrupting():
+                    if finished:
+                        evaluation = self._evaluate()
+                    write = functools.partial(self._report, finished, seconds)
+                    report = self._optional("report.html", write)
+        if self.request.number == getattr(signal, "SIGUSR1", None) and self.is_first:
+            self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -305,16 +347,21 @@ class _Training:
             epochs_done=progress["epochs_done"],
             batches_done=progress["batches_done"],
             seconds=seconds,
-            stopped=not finished,
+            stopped=not finished or self.request.asked,
             report=report,
+            signal=self.request.number,
+            is_first=self.is_first,
         )
 
     def _write_beginning(self) -> None:
         names = tuple(column.name for column in all_columns(self.task))
+        self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
         self.folder.keep_metrics(names, self.start.epochs_done)
-        if self.folder.read_data() is None:
+        if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
+        elif self.record.name != self.source.name:  # its folder has moved
+            self.folder.write_data(replace(self.record, name=self.source.name))
         self._optional("environment.json", self.folder.write_environment)
 
     def _write_broken(self) -> None:
@@ -373,7 +420,8 @@ class _Training:
         with _quiet_lightning(), _threads(self.config.threads):
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
-            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), self.stop]
+            stop = StopOnSignal(self.request, self.keep)
+            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), stop]
             cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
             if self.config.tensorboard:
                 self.trainer.logger = TensorBoardLogger(
@@ -381,17 +429,26 @@ class _Training:
                 )
             if self.config.compile:
                 self.module.model.compile()
-            self.stop.listen()
             try:
                 self.trainer.fit(
                     self.module, self.data, ckpt_path=self.start.checkpoint, weights_only=True
                 )
             except TrainingInterruptedError:
                 return False
+            except ProcessRaisedException as error:  # of a process that the strategy has started
+                if TrainingInterruptedError.__name__ not in str(error):
+                    raise
+                return False
             except SystemExit:  # Lightning's answer to KeyboardInterrupt
                 raise KeyboardInterrupt from None
-            finally:
-                self.stop.release()
+            except Exception as error:
+                if not stop.counts(error):
+                    raise
+                self._say(
+                    "note      the signal has ended the loading processes as well: batches "
+                    "after the last saved one are lost"
+                )
+                return False
         return True
 
     def _new_folder(self) -> RunFolder:
@@ -455,6 +512,12 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         config: names the devices.
         folder: where Lightning looks for files of its own, such as those of a SLURM job.
     """
+    if config.strategy.endswith("_spawn"):
+        raise ValueError(
+            f"strategy={config.strategy} is not possible: a training cannot be copied into spawned "
+            f"processes; strategy={config.strategy.removesuffix('_spawn')} starts it in each, "
+            f"and in a notebook {config.strategy.removesuffix('_spawn')}_notebook"
+        )
     try:
         return pl.Trainer(
             accelerator=config.accelerator.lower(),
@@ -483,7 +546,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
 
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm_job() else []
 
 
 @contextlib.contextmanager
