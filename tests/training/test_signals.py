@@ -55,7 +55,7 @@ class SignalAt(Callback):
         setattr(self, hook, self._hook(batch, epoch, number))
 
     def _hook(self, wanted: int | None, epoch: int, number: int) -> Any:
-        def hook(trainer: pl.Trainer, *arguments: Any) -> None:
+        def hook(trainer: pl.Trainer, *arguments: Any, **_: Any) -> None:
             batch = next((a for a in reversed(arguments) if isinstance(a, int)), None)
             if len(arguments) > 3 and wanted is not None and isinstance(arguments[-2], int):
                 batch = arguments[-2]  # the last one is the number of the loader
@@ -142,7 +142,7 @@ def test_a_signal_before_the_first_batch_of_a_resumed_epoch_changes_nothing(
 ) -> None:
     stop = SignalAt("on_train_batch_end", 0)
     first = train(config(straight[0]), callbacks=[stop], console=silent())
-    second = resume(first.run_dir, callbacks=[SignalAt("on_fit_start")], console=silent())
+    second = resume(first.run_dir, callbacks=[SignalAt("on_train_start")], console=silent())
     for result in (first, second):
         assert (result.stopped, result.epochs_done, result.batches_done) == (True, 1, 2)
     check_equal(resume(first.run_dir, console=silent()).run_dir, straight[1].run_dir)
