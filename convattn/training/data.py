@@ -21,13 +21,7 @@ from convattn.data import (
     reread,
     train_loader,
 )
-from convattn.training.config import RunConfig
 from convattn.training.task import Task
-
-_DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
-)  # fmt: skip
 
 
 class TaskData(pl.LightningDataModule):
@@ -147,8 +141,3 @@ class TaskData(pl.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
-
-
-def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` beside the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}

@@ -33,9 +33,9 @@ from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData, data_options
+from convattn.training.data import TaskData
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
