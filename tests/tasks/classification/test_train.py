@@ -103,6 +103,26 @@ def test_a_quiet_console_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().out == ""
 
 
+def test_threads_apply_to_the_final_evaluation(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    seen: set[int] = set()
+
+    def note(*_: Any) -> None:
+        if torch.is_inference_mode_enabled():
+            seen.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        train(tiny(tmp_path, epochs=1, threads=1), console=silent())
+        assert torch.get_num_threads() == 2
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
 class FailWhenSaving(Callback):
     """Die at the moment that the last checkpoint of an epoch would be written."""
 
