@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +123,22 @@ def test_threads_apply_to_the_final_evaluation(tmp_path: Path) -> None:
         hook.remove()
         torch.set_num_threads(before)
     assert seen == {1}
+
+
+class WatchPriority(Callback):
+    """Note the priority of the loading processes."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        children = [process.pid for process in multiprocessing.active_children()]
+        self.found = {os.getpriority(os.PRIO_PROCESS, pid) for pid in children if pid}
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="the system has no priorities like Unix")
+def test_loading_processes_leave_a_cpu_to_the_model(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    watch = WatchPriority()
+    train(tiny(tmp_path, epochs=1, workers=1), callbacks=[watch], console=silent())
+    assert min(watch.found) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 class FailWhenSaving(Callback):
