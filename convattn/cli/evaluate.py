@@ -11,17 +11,17 @@ from convattn.cli.trained import add_model, add_reading, check_exists, check_pos
 from convattn.names import check_choice, shown
 
 if TYPE_CHECKING:
-    from convattn.tasks.classification import Evaluation
+    from convattn.training.evaluation import TaskEvaluation
 
 HELP = "evaluate a checkpoint"
-DESCRIPTION = "Evaluate a checkpoint: top-1, top-5, loss, accuracy per class, images per second."
+DESCRIPTION = """Evaluate a checkpoint on labelled images: the metrics of its task, such as top-1
+accuracy, loss and accuracy per class, and images per second."""
 EPILOG = """example:
   convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
 
 Without --data, the data is the held-out images of the training. With a folder that has no train/
 and val/, it is all images of the folder, unless the model was trained on that folder. --split
 chooses the images."""
-_MAX_ROWS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     _check(args)
-    from convattn.tasks.classification import evaluate
+    from convattn.tasks.table import evaluate
 
     chosen = {} if args.value_range is None else {"value_range": args.value_range}
     found = evaluate(
@@ -71,28 +71,16 @@ def _check(args: argparse.Namespace) -> None:
         make_folder("--output", args.output)
 
 
-def _table(found: Evaluation) -> str:
-    lines = [
-        f"model     {shown(found.model)}, {found.parameters:,} parameters",
-        f"data      {shown(found.data)} ({found.split}), {found.images:,} images",
-        f"top-1     {found.top1:.2%}",
-        f"top-{min(5, found.num_classes)}     {found.top5:.2%}",
-        f"loss      {found.loss:.4f}",
-        f"speed     {found.images_per_second:,.0f} images/s",
+def _table(found: TaskEvaluation) -> str:
+    rows = [
+        ("model", f"{shown(found.model)}, {found.parameters:,} parameters"),
+        ("data", f"{shown(found.data)} ({found.split}), {found.images:,} images"),
+        *found.headline(),
+        ("speed", f"{found.images_per_second:,.0f} images/s"),
     ]
     if found.broken:
-        lines.append(f"skipped   {len(found.broken)} images that cannot be read")
-    lines += [f"note      {shown(note)}" for note in found.notes]
-    rows = [row for row in found.per_class if row.accuracy is not None]
-    title = "class"
-    if len(rows) > _MAX_ROWS:
-        rows = sorted(rows, key=lambda row: row.accuracy or 0.0)[:_MAX_ROWS]
-        title = f"worst {_MAX_ROWS} classes"
-    names = [shown(row.name) for row in rows]
-    width = max(map(len, [title, *names]))
-    lines += ["", f"{title:{width}}  images  accuracy"]
-    lines += [
-        f"{name:{width}}  {row.images:6,}  {row.accuracy:8.1%}"
-        for name, row in zip(names, rows, strict=True)
-    ]
-    return "\n".join(lines)
+        rows.append(("skipped", f"{len(found.broken)} images that cannot be read"))
+    rows += [("note", shown(note)) for note in found.notes]
+    lines = [f"{label:9} {text}" for label, text in rows]
+    table = found.table()
+    return "\n".join([*lines, "", table] if table else lines)

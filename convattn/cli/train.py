@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from typing import TYPE_CHECKING
 
 from convattn.cli.output import as_word
@@ -19,7 +20,13 @@ EPILOG = """example:
 
 Settings are KEY=VALUE words: --settings lists all of them. They replace those of the recipe, which
 replace the defaults. --recipes lists the recipes; a recipe is a YAML file of settings, such as the
-config.yaml of a run. Ctrl-C stops a run, and --resume continues it."""
+config.yaml of a run.
+
+Ctrl-C, SIGTERM and SIGHUP stop a run after the update at hand; --resume continues it to the same
+result. The exit status is 0 after success, 2 after an error, and 128 plus the number of the signal
+after a stop, as shells count it: 130 for Ctrl-C, 143 for SIGTERM. In a SLURM job SIGUSR1 stops the
+run and queues the job again (sbatch --signal=SIGUSR1@90 --requeue); with name=NAME the job then
+continues its run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,15 +75,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish(result: TrainResult) -> int:
     """Print what was reached and the next commands."""
+    if not result.is_first:  # of several processes; a status that is not 0 would end the others
+        return 0
     found, run = result.evaluation, as_word(result.run_dir)
     if result.stopped:
         batches = f" and {result.batches_done} batches" if result.batches_done else ""
         print(
-            f"\nStopped after {result.epochs_done} epochs{batches}; everything is saved. "
+            f"\nStopped after {result.epochs_done} epochs{batches}, which are saved. "
             "Continue with\n"
             f"  convattn train --resume {run}"
         )
-        return 130
+        return 128 + (result.signal or signal.SIGINT)
     if result.had_finished:
         done = result.epochs_done
         print(

@@ -2,6 +2,7 @@
 
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
+from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
 from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
@@ -18,7 +19,14 @@ from convattn.data.loading import (
 )
 from convattn.data.named import open_dataset
 from convattn.data.scan import check_share, find_broken, reread
-from convattn.data.source import BrokenFile, DataSource, FileImages, ImageSet, Joined
+from convattn.data.source import (
+    BrokenFile,
+    DataSource,
+    FileImages,
+    ImageSet,
+    Joined,
+    Subset,
+)
 from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
     Augment,
@@ -40,6 +48,7 @@ __all__ = [
     "PADDING",
     "READABLE",
     "SET_RANGE",
+    "AnyImage",
     "Augment",
     "Batch",
     "BrokenFile",
@@ -49,12 +58,16 @@ __all__ = [
     "ImageOnly",
     "ImageSet",
     "ImageTransform",
+    "Input",
+    "Inputs",
     "Joined",
     "JointAugment",
     "Listing",
     "Preprocess",
+    "Ranges",
     "Sample",
     "SharedMemoryFullError",
+    "Subset",
     "Survey",
     "Transform",
     "UnknownClassesError",
@@ -69,6 +82,7 @@ __all__ = [
     "eval_transform",
     "find_broken",
     "find_images",
+    "find_inputs",
     "is_lost_worker",
     "joint_eval_transform",
     "joint_train_transform",

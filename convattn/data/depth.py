@@ -54,7 +54,8 @@ def read_deep(image: Image.Image) -> DeepPixels:
     """Decode an image for which `is_deep` is true."""
     layout = _color_layout(image)
     if layout == "LA;16B":  # as if it were four bands of 8 bits: two of grey, two of alpha
-        upper, lower, alpha, _ = _decode(image, {"LA;16B": "RGBA"}).split()
+        again = Image.open(io.BytesIO(_content(image)))  # leaves the given one undecoded
+        upper, lower, alpha, _ = _decode(again, {"LA;16B": "RGBA"}).split()
         return DeepPixels(_joined(upper, lower), alpha)
     if layout:
         return _read_color(image)
@@ -68,8 +69,7 @@ def read_deep(image: Image.Image) -> DeepPixels:
 
 
 def _read_color(opened: Any) -> DeepPixels:
-    opened.fp.seek(0)
-    content = opened.fp.read()
+    content = _content(opened)
     layouts = {tile: _deep_layout(opened, tile) for tile in _layouts(opened)}
     swapped = {tile: name[:-1] + _ORDERS[name[-1]] for tile, name in layouts.items()}
     upper, lower = (_decode(Image.open(io.BytesIO(content)), way) for way in (layouts, swapped))
@@ -77,6 +77,12 @@ def _read_color(opened: Any) -> DeepPixels:
     if upper.mode == "RGBA":
         return DeepPixels(values, upper.getchannel("A"))
     return DeepPixels(values, _alpha_of_color(opened, values))
+
+
+def _content(opened: Any) -> bytes:
+    opened.fp.seek(0)
+    content: bytes = opened.fp.read()
+    return content
 
 
 def _alpha_of_color(image: Image.Image, values: np.ndarray) -> Image.Image | None:

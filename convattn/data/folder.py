@@ -41,7 +41,6 @@ def open_folder(
     split_seed: int = 0,
     max_broken: float = 0.01,
     held_out: Collection[str] | None = None,
-    known_files: int | None = None,
     known_broken: Collection[str] = (),
     check: bool = True,
     value_range: Sequence[float] | None = None,
@@ -68,8 +67,6 @@ def open_folder(
         held_out: relative names of the images to hold out, as `DataSource.relative_name` returns
             them; all other images are learnt from, whatever was added since. By default a new
             split is made.
-        known_files: how many readable images there were when ``held_out`` was recorded; notes then
-            say how many were added or are gone.
         known_broken: relative names of images that are left out without being read, as they could
             not be read when ``held_out`` was recorded.
         check: whether to decode all images, of large folders the headers only, to find the
@@ -104,7 +101,7 @@ def open_folder(
     elif held_out is None:
         train, val = split_files(train, val_fraction, split_seed, layout.train)
     else:
-        train, val, changes = split_files_as_before(train, broken, held_out, known_files, reader)
+        train, val, changes = split_files_as_before(train, broken, held_out, reader)
         notes += [*_unused_parts(layout), *changes]
     parts = [part] if val_part is None else [part, val_part]
     notes += [note for used in parts for note in used.notes(numbers)]

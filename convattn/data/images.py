@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from convattn.data.depth import has_more, is_deep, read_deep
+from convattn.data.depth import DeepPixels, has_more, is_deep, read_deep
+from convattn.data.quiet import no_warnings
 from convattn.data.reasons import reason
 from convattn.data.value_range import ValueRange, decide_range, ends, to_bytes
 
@@ -78,7 +79,7 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image
         BrokenImageError: the file cannot be read.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             guessed = value_range is None and is_deep(image)
             found = to_8bit(image, value_range)
     except Exception as error:  # decoders raise many types for damaged bytes
@@ -101,7 +102,7 @@ def check_image(path: str | Path, *, decode: bool = True) -> ImageInfo:
         BrokenImageError: the file cannot be read.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             found = image_info(image, decode=decode)
             if decode and found.kind == "8-bit":
                 image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
@@ -119,11 +120,20 @@ def image_info(image: Image.Image, *, decode: bool = True) -> ImageInfo:
     kind: Literal["integer", "float"] = "float" if image.mode == "F" else "integer"
     if not decode:
         return ImageInfo(image.size, kind, partly_read=more)
-    visible = read_deep(image).visible
+    return deep_info(image.size, kind, read_deep(image).visible, more)
+
+
+def deep_info(
+    size: tuple[int, int],
+    kind: Literal["integer", "float"],
+    visible: np.ndarray,
+    partly_read: bool = False,
+) -> ImageInfo:
+    """Return the properties of an image with these values."""
     values = visible
     if visible.size > _SAMPLE:  # the same random pixels every time
         values = visible[np.random.default_rng(0).integers(visible.size, size=_SAMPLE)]
-    return ImageInfo(image.size, kind, values, ends(visible), more)
+    return ImageInfo(size, kind, values, ends(visible), partly_read)
 
 
 def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
@@ -137,14 +147,7 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
             `decide_range` of this image.
     """
     if is_deep(image):
-        pixels = read_deep(image)
-        values, alpha = pixels
-        found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.visible)))
-        if alpha is None:
-            return found
-        found = found.convert("RGBA")
-        found.putalpha(alpha)
-        return _on_white(found)
+        return deep_to_8bit(read_deep(image), value_range)
     image = ImageOps.exif_transpose(image)  # a copy that does not need the file
     if image.mode in ("L", "RGB"):
         return image
@@ -153,6 +156,17 @@ def to_8bit(image: Image.Image, value_range: ValueRange | None = None) -> Image.
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def deep_to_8bit(pixels: DeepPixels, value_range: ValueRange | None = None) -> Image.Image:
+    """Return the image of these values as `to_8bit` does."""
+    values, alpha = pixels
+    found = Image.fromarray(to_bytes(values, value_range or decide_range(pixels.visible)))
+    if alpha is None:
+        return found
+    found = found.convert("RGBA")
+    found.putalpha(alpha)
+    return _on_white(found)
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -167,8 +181,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged EXIF data and large images
-        with Image.open(path) as image:
-            yield image
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file, without warnings about damaged EXIF data and large images."""
+    with no_warnings, Image.open(path) as image:
+        yield image

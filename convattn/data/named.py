@@ -20,7 +20,6 @@ def open_dataset(
     split_seed: int = 0,
     max_broken: float = 0.01,
     held_out: Collection[str] | None = None,
-    known_files: int | None = None,
     known_broken: Collection[str] = (),
     check: bool = True,
     root: str | Path | None = None,
@@ -38,7 +37,6 @@ def open_dataset(
         split_seed: for folders without a held-out part: seed of the split.
         max_broken: for folders: the share of unreadable images that may be skipped.
         held_out: for folders: the images to hold out, see `open_folder`.
-        known_files: for folders: how many readable images there were when these were chosen.
         known_broken: for folders: the images that could not be read then.
         check: for folders: whether to decode all images to find the unreadable ones.
         root: for timm's data sets: where the data is stored.
@@ -65,7 +63,6 @@ def open_dataset(
             split_seed=split_seed,
             max_broken=max_broken,
             held_out=held_out,
-            known_files=known_files,
             known_broken=known_broken,
             check=check,
             value_range=value_range,

@@ -142,7 +142,6 @@ def split_files_as_before(
     files: LabelledFiles,
     broken: Sequence[BrokenFile],
     held_out: Collection[str],
-    known_files: int | None,
     reader: PartReader,
 ) -> tuple[LabelledFiles, LabelledFiles, list[str]]:
     """Hold out the images of an earlier split; all others, new ones too, are learnt from.
@@ -151,11 +150,10 @@ def split_files_as_before(
         files: the readable images.
         broken: the unreadable images.
         held_out: relative names of the images that were held out.
-        known_files: how many readable images there were at that time.
         reader: of the data set.
 
     Returns:
-        The files to learn from, those held out, and sentences on what was added and what is gone.
+        The files to learn from, those held out, and a sentence on those that are gone.
 
     Raises:
         ValueError: none of the held-out images is there.
@@ -177,25 +175,4 @@ def split_files_as_before(
             f"{len(gone):,} of {counted(len(held_out), 'image')} that were held out "
             f"{'is' if len(gone) == 1 else 'are'} no longer in {root}: {listed(gone)}"
         )
-    if known_files is not None:
-        names = [reader.name(paths[i]) for i in kept if i >= len(files.paths)]
-        newly_broken, _, _ = split_by_name(names, reader.known_broken)
-        before = known_files - len(held_out)
-        notes += _changes(before, len(train.paths), len(train.paths) + len(newly_broken), root)
     return train, val, notes
-
-
-def _changes(before: int, readable: int, present: int, root: str) -> list[str]:
-    """Return a sentence on how many images to learn from were added or are gone."""
-    if readable > before:
-        count = counted(readable - before, "image")
-        were, they = ("was", "it is") if readable - before == 1 else ("were", "they are")
-        return [
-            f"{count} {were} added to {root} after the split: {they} learnt from, and the same "
-            "images are held out as before"
-        ]
-    if present < before:
-        were, are = ("was", "is") if before - present == 1 else ("were", "are")
-        count = counted(before - present, "image")
-        return [f"{count} that {were} learnt from {are} no longer in {root}"]
-    return []

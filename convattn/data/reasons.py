@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +13,8 @@ from PIL.TiffImagePlugin import (
     SAMPLESPERPIXEL,
     ImageFileDirectory_v2,
 )
+
+from convattn.data.quiet import no_warnings
 
 _HEAD = 4096
 _UNKNOWN = "not an image, or damaged from the first bytes on"
@@ -99,8 +100,7 @@ def _is_text(head: bytes) -> bool:
 def _tiff(path: Path) -> str:
     """Return a description of a TIFF that Pillow does not read."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with path.open("rb") as file, no_warnings:
             head = file.read(8)
             tags = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)
             file.seek(tags.next)

@@ -233,3 +233,39 @@ class Joined(ImageSet):
     def _find(self, index: int) -> tuple[ImageSet, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._parts[number], index - int(self._starts[number])
+
+
+class Subset(ImageSet):
+    """Some images of a set, in a given order.
+
+    Args:
+        images: the set.
+        indices: of the images.
+    """
+
+    def __init__(self, images: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
+        self._images = images
+        self._indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Image.Image:
+        """Return the image."""
+        return self._images.image(int(self._indices[index]))
+
+    def label(self, index: int) -> int:
+        """Return the class number."""
+        return self._images.label(int(self._indices[index]))
+
+    def target(self, index: int) -> Any:
+        """Return the image's target."""
+        return self._images.target(int(self._indices[index]))
+
+    def path(self, index: int) -> str:
+        """Return the file's path."""
+        return self._images.path(int(self._indices[index]))
+
+    def scaled(self, value_range: ValueRange | None) -> Subset:
+        """Return the same images of the set with ``value_range``."""
+        return Subset(self._images.scaled(value_range), self._indices)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
 from convattn.names import shown
-from convattn.runs.results import Prediction, Run
+from convattn.runs.results import PredictionRow, Run
 
 _THUMBNAIL = 192
 # A map of 2 x 2 positions has nothing to show.
@@ -46,7 +46,7 @@ class ConfusedPair:
 class Mistake:
     """A wrong prediction in words, with the image if it can be read."""
 
-    prediction: Prediction
+    prediction: PredictionRow
     true: str
     predicted: str
     picture: str | None
@@ -176,8 +176,8 @@ def _thumbnail(image: Callable[[int], Image.Image], index: int) -> str | None:
     return data_uri(picture)
 
 
-def _first_of_each_class(run: Run, limit: int) -> list[Prediction]:
-    first: dict[int, Prediction] = {}
+def _first_of_each_class(run: Run, limit: int) -> list[PredictionRow]:
+    first: dict[int, PredictionRow] = {}
     for prediction in run.predictions or []:
         first.setdefault(prediction.label, prediction)
     return [first[label] for label in sorted(first)][:limit]

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionRow:
     """One line of ``predictions.csv``: what the network predicted for one held-out image."""
 
     index: int
@@ -49,7 +49,7 @@ class Run:
     name: str
     epochs: list[dict[str, float]] = field(default_factory=list)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    predictions: list[Prediction] | None = None
+    predictions: list[PredictionRow] | None = None
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     broken_images: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Run:
         return Confusion.from_json(self.evaluation.get("confusion", []))
 
     @cached_property
-    def mistakes(self) -> list[Prediction]:
+    def mistakes(self) -> list[PredictionRow]:
         """The wrong predictions, the most confident first."""
         wrong = [p for p in self.predictions or [] if p.is_wrong]
         return sorted(wrong, key=lambda p: (-p.probability, p.index))
@@ -174,9 +174,9 @@ def _check(values: Mapping[str, Any], key: str, kind: Any) -> Any:
     return value
 
 
-def _read_predictions(path: Path) -> list[Prediction]:
+def _read_predictions(path: Path) -> list[PredictionRow]:
     return [
-        Prediction(
+        PredictionRow(
             index=int(row["index"]),
             path=row.get("path") or "",
             label=int(row["label"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.folder import RunFolder
 from convattn.runs.metrics import Column, score
 from convattn.runs.weights import read_ckpt, save_weights, write_ckpt
 from convattn.training.module import TaskModule
 
-AGREE_EVERY = 20  # batches between two decisions that several processes take together
+_AGREE_EVERY = 20  # updates between two decisions that several processes take together
 
 
 class WholeFiles(CheckpointIO):
@@ -91,13 +94,14 @@ class KeepCheckpoints(Checkpoint):
         is_best = not self.best or score(found, self.rule) > self.best
         if is_best:
             self.best, self.best_epoch = score(found, self.rule), self.epochs_done
-        # last.ckpt names the best epoch, so that best.ckpt has to be on disk before.
-        for name in ("best", "last") if is_best else ("last",):
-            trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
-            if trainer.is_global_zero:
-                assert isinstance(pl_module, TaskModule)
-                weights = pl_module.evaluated.state_dict()
-                save_weights(weights, self.card, self.run.checkpoints / f"{name}.safetensors")
+        # last.ckpt is written last: a run that is killed before repeats the epoch and all of these.
+        with _explaining(self.run):
+            for name in ("best", "last") if is_best else ("last",):
+                if trainer.is_global_zero:
+                    assert isinstance(pl_module, TaskModule)
+                    weights = pl_module.evaluated.state_dict()
+                    save_weights(weights, self.card, self.run.checkpoints / f"{name}.safetensors")
+                trainer.save_checkpoint(self.run.checkpoints / f"{name}.ckpt")
         self._written = time.monotonic()
 
     def on_train_batch_end(
@@ -112,18 +116,24 @@ class KeepCheckpoints(Checkpoint):
         done = batch_idx + 1
         if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
             return
-        if trainer.world_size > 1 and done % AGREE_EVERY:
+        if not is_decided(trainer, done):
             return
         due = time.monotonic() - self._written >= self._seconds
         if trainer.world_size > 1:
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        if due and _all_finite(pl_module):
+        if due:
             self.save_now(trainer, done)
 
     def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
-        """Save within an epoch, so that a resumed training continues after this batch."""
+        """Save within an epoch, so that a resumed training continues after this batch.
+
+        Weights that are NaN or infinite are not saved: the checkpoint before stays.
+        """
+        if not _all_finite(trainer.lightning_module):
+            return
         self.epochs_done, self.batches_done = trainer.current_epoch, batches_done
-        trainer.save_checkpoint(self.run.last)
+        with _explaining(self.run):
+            trainer.save_checkpoint(self.run.last)
         self._written = time.monotonic()
 
     def on_save_checkpoint(
@@ -153,18 +163,25 @@ class WriteMetrics(Callback):
     Args:
         run: where to write.
         columns: the metrics of an epoch.
+        say: shows a sentence, such as that the table was damaged.
     """
 
-    def __init__(self, run: RunFolder, columns: tuple[Column, ...]) -> None:
+    def __init__(
+        self, run: RunFolder, columns: tuple[Column, ...], say: Callable[[str], None]
+    ) -> None:
         self.run = run
         self.columns = columns
+        self.say = say
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row."""
         if trainer.is_global_zero:
             row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             names = tuple(column.name for column in self.columns)
-            self.run.add_metrics(names, {**row, **epoch_metrics(trainer, self.columns)})
+            with _explaining(self.run):
+                notes = self.run.add_metrics(names, row | epoch_metrics(trainer, self.columns))
+            for note in notes:
+                self.say(note)
 
 
 def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:
@@ -173,7 +190,26 @@ def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str,
     return {c.name: float(logged[c.name]) for c in columns if c.name in logged}
 
 
+@contextmanager
+def _explaining(run: RunFolder) -> Iterator[None]:
+    """Say what is kept and what to do where a file of the run cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error)
+        raise OSError(
+            f"cannot write {reason.removeprefix('cannot write ')}. The last whole checkpoint is "
+            "kept: free space or repair what is wrong, then continue with convattn train --resume "
+            f"{shown(run.path)}"
+        ) from error
+
+
+def is_decided(trainer: pl.Trainer, done: int) -> bool:
+    """Return whether all processes decide together after this batch, the last one of an update."""
+    updates = done // trainer.accumulate_grad_batches
+    return trainer.world_size == 1 or updates % _AGREE_EVERY == 0
+
+
 def _all_finite(module: pl.LightningModule) -> bool:
-    """Return whether no weight is NaN or infinite: such weights are never saved."""
     weights = [p for p in module.parameters() if p.is_floating_point()]
     return all(bool(torch.isfinite(p).all()) for p in weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,12 +26,10 @@ from convattn.data import (
     shown,
 )
 from convattn.progress import Progress
-from convattn.runs.data_record import DataRecord
-from convattn.runs.folder import RunFolder
 from convattn.training.evaluation import Found, TaskEvaluation
 from convattn.training.task import Task
-from convattn.training.trained import Checkpoint
-from convattn.training.trained_data import open_for, range_notes
+from convattn.training.trained import Checkpoint, folder_data, run_of
+from convattn.training.trained_data import is_same, open_for, range_notes
 
 Split = Literal["auto", "train", "val", "all"]
 
@@ -58,7 +55,7 @@ def evaluate(
     trained_on = isinstance(data, DataSource) and is_same(data.name, loaded.card.data)
     if not isinstance(data, DataSource):
         options = {**data_options, "max_broken": max_broken}
-        data, trained_on = open_data(loaded, data or loaded.card.data, options)
+        data, trained_on = open_data(loaded, data, options)
     elif loaded.card.value_range is not None and loaded.card.value_range != data.value_range:
         data = data.scaled(loaded.card.value_range)
     check_classes(loaded, data)
@@ -135,19 +132,33 @@ def _chosen(values: Any, keep: Tensor) -> Any:
     return [value for value, kept in zip(values, keep.tolist(), strict=True) if kept]
 
 
-def open_data(loaded: Checkpoint, name: str, options: dict[str, Any]) -> tuple[DataSource, bool]:
-    """Open a named data set, and say whether the model was trained on it.
+def open_data(
+    loaded: Checkpoint, name: str | None, options: dict[str, Any]
+) -> tuple[DataSource, bool]:
+    """Open a named data set, and say whether it is the one that the model was trained on.
 
-    A folder that is split here keeps the held-out images of the run, wherever it lies by now.
+    The data of a run has the images that the run learnt from and held out, and no others, wherever
+    it lies by now.
+
+    Args:
+        loaded: the model.
+        name: of the data; None for that of the training.
+        options: further arguments of `open_dataset`.
     """
-    card, record = loaded.card, RunFolder(loaded.path.parent.parent).read_data()
+    card, folder = loaded.card, run_of(loaded)
+    record = folder.read_data() if folder else None
+    trained_on = folder_data(folder) or card.data
+    name = name or trained_on
     given = {"value_range": None, "check": False, **options}
-    if is_same(name, card.data):
-        held_out = {"held_out": record.held_out} if record and record.held_out else {}
-        return open_for(card, name, **{**card.data_options, **held_out, **given}), True
+    if is_same(name, trained_on) or is_same(name, card.data):
+        before = dict(card.data_options)
+        # Unreadable images that the training left out are no error now.
+        given["max_broken"] = max(before.get("max_broken", 0.0), options.get("max_broken", 0.0))
+        source = open_for(card, name, **{**before, **(record.options() if record else {}), **given})
+        return (record.restore(source) if record else source), True
     source = open_for(card, name, **given)
-    if record and record.held_out and DataRecord.of(source).digest == record.digest:
-        return open_for(card, name, **{**given, "held_out": record.held_out}), True
+    if record and record.is_of(source):
+        return record.restore(source), True
     return source, False
 
 
@@ -157,14 +168,6 @@ def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet,
     if split == "all":
         return Joined(data.train, data.val), split
     return (data.train if split == "train" else data.val), split
-
-
-def is_same(name: str, other: str) -> bool:
-    """Return whether two names of data sets mean the same; a folder has several spellings."""
-    if not (name.startswith("folder:") and other.startswith("folder:")):
-        return name == other
-    first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
-    return first == second
 
 
 @torch.inference_mode()

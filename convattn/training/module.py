@@ -21,9 +21,12 @@ from convattn.training.evaluate import readable
 from convattn.training.optimizer import build_optimizer, build_schedule, rate_factor
 from convattn.training.task import Step, Task
 
+_LARGEST_RATE = 10.0  # a larger learning rate is a mistake: a fraction of it is no advice
+_SAFE_RATE = 1e-4
+
 
 class TrainingDivergedError(RuntimeError):
-    """A loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite."""
 
 
 class TaskModule(pl.LightningModule):
@@ -114,7 +117,13 @@ class TaskModule(pl.LightningModule):
             self.meter.update(outputs, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the epoch: of validation, and of the training that it ends."""
+        """Log the metrics of the epoch: of validation, and of the training that it ends.
+
+        Raises:
+            TrainingDivergedError: the loss or a weight is NaN or infinite; the epoch is not saved.
+        """
+        if not self.trainer.sanity_checking:
+            self._check_weights(f"epoch {self.current_epoch + 1}")
         for name, value in self.meter.compute().items():
             self.log(f"val_{name}", value)
             if name == "loss" and not self.trainer.sanity_checking:
@@ -174,12 +183,20 @@ class TaskModule(pl.LightningModule):
 
     def _check_finite(self, loss: Tensor, where: str) -> None:
         if not loss.isfinite():
-            rate = self.config.lr / 4
-            raise TrainingDivergedError(
-                f"the loss became {loss.item()} in {where}, at a learning rate of "
-                f"{self.learning_rate:.2g}. Try a lower lr (lr={rate:.2g}), clip_grad=1, a longer "
-                "warm-up, or precision=32"
-            )
+            raise self._diverged(f"the loss became {loss.item()}", where)
+
+    def _check_weights(self, where: str) -> None:
+        for model in {self.model, self.evaluated}:
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise self._diverged(f"the weight {name} became NaN or infinite", where)
+
+    def _diverged(self, what: str, where: str) -> TrainingDivergedError:
+        rate = self.config.lr / 4 if self.config.lr <= _LARGEST_RATE else _SAFE_RATE
+        return TrainingDivergedError(
+            f"{what} in {where}, at a learning rate of {self.learning_rate:.2g}. Try a lower lr "
+            f"(lr={rate:.2g}), clip_grad=1, a longer warm-up, or precision=32"
+        )
 
 
 def _build_ema(model: nn.Module, config: RunConfig) -> ModelEmaV3 | None:

@@ -56,7 +56,7 @@ def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -
     """Return the model, its preprocessing and the held-out images, as `write_report` takes them."""
     best = load_trained(task, run_dir)
     if source is None:
-        source, _ = open_data(best, best.card.data, {"max_broken": 1.0})
+        source, _ = open_data(best, None, {"max_broken": 1.0})
     images = source.val
     # The numbers of images change when files are added to a folder; their paths do not.
     numbers = {images.path(number): number for number in range(len(images))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.text import Text
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from convattn.data import DataSource, open_dataset, shown
 from convattn.progress import Progress, open_console
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
+from convattn.runs.environment import cpu_kernels
 from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
@@ -40,7 +43,8 @@ from convattn.training.optimizer import check_optimizer, rate_factor
 from convattn.training.precision import resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
-from convattn.training.signals import StopOnSignal, TrainingInterruptedError
+from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
+from convattn.training.slurm import is_slurm_job, requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import open_again, range_notes
@@ -82,6 +86,8 @@ class TrainResult:
         stopped: whether a signal stopped it.
         had_finished: whether nothing was left to do.
         report: the page; None where none was written.
+        signal: the number of the signal that stopped it.
+        is_first: whether this is the first of several processes that train together.
     """
 
     run_dir: Path
@@ -94,6 +100,8 @@ class TrainResult:
     stopped: bool
     had_finished: bool = False
     report: Path | None = None
+    signal: int | None = None
+    is_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,19 @@ def train(
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model; arguments and errors as in `convattn.tasks.table.train`."""
+    if config.name is not None and was_requeued():
+        folder = Path(config.runs).expanduser() / config.name
+        if _is_run_of(folder, config):
+            note = f"SLURM has started this job again: {folder} is continued"
+            return _resume(task, folder, {}, callbacks, console, note)
     return _Training(task, config, None, _Start(), console).run(callbacks)
+
+
+def _is_run_of(folder: Path, config: RunConfig) -> bool:
+    """Return whether a folder holds a run of just this configuration."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return RunFolder(folder).read_config() == config.model_dump(mode="json")
 
 
 def resume(
@@ -127,8 +147,18 @@ def resume(
     console: Console | None = None,
 ) -> TrainResult:
     """Continue a run; arguments and errors as in `convattn.tasks.table.resume`."""
-    overrides = dict(overrides or {})
-    folder, checkpoint = _find(Path(path).expanduser())
+    return _resume(task, Path(path).expanduser(), dict(overrides or {}), callbacks, console, "")
+
+
+def _resume(
+    task: type[Task[Any]],
+    path: Path,
+    overrides: Mapping[str, Any],
+    callbacks: Sequence[Callback],
+    console: Console | None,
+    note: str,
+) -> TrainResult:
+    folder, checkpoint = _find(path)
     config = folder.read_config()
     if checkpoint is None:
         note = f"{folder.path} has no checkpoint yet: the training starts from its beginning"
@@ -137,8 +167,10 @@ def resume(
         progress = read_ckpt(checkpoint)["convattn"]
         card = ModelCard.from_json(progress["card"], str(checkpoint))
         check_task(task, card, checkpoint)
-        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card)
-    changed = _changed(task, config, start.card, overrides)
+        if path.is_dir() and checkpoint != folder.last:
+            note = f"{folder.path} has no last.ckpt: {checkpoint.name} takes its place"
+        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
+    changed = _changed(task, config, start.card, folder.read_data(), overrides)
     if _has_finished(folder, changed, start):
         assert checkpoint is not None
         return _finished(task, folder, checkpoint, start)
@@ -157,7 +189,14 @@ def _find(path: Path) -> tuple[RunFolder, Path | None]:
     is_run = (path / "config.yaml").is_file()
     if is_run and not any(folder.checkpoints.glob("*.ckpt")):
         return folder, None
-    checkpoint = find_checkpoint(path, "last.ckpt")
+    if not is_run and folder.checkpoints.is_dir() and not any(folder.checkpoints.iterdir()):
+        raise FileNotFoundError(
+            f"{shown(path)} has no config.yaml and no checkpoint: its training ended before it "
+            "began, and nothing is left to continue; remove the folder and start the training again"
+        )
+    best = folder.checkpoints / "best.ckpt"
+    is_best_alone = is_run and best.is_file() and not folder.last.is_file()
+    checkpoint = find_checkpoint(path, best.name if is_best_alone else "last.ckpt")
     folder = RunFolder(checkpoint.parent.parent)
     if checkpoint.suffix != ".ckpt" or not (folder.path / "config.yaml").is_file():
         raise ValueError(
@@ -170,6 +209,7 @@ def _changed(
     task: type[Task[Any]],
     values: Mapping[str, Any],
     card: ModelCard | None,
+    record: DataRecord | None,
     overrides: Mapping[str, Any],
 ) -> RunConfig:
     """Return the settings of a resumed run, of which only some can change."""
@@ -177,6 +217,8 @@ def _changed(
     free = {"value_range"} if card is not None and card.value_range is None else set()
     if card is not None and not free:
         values["value_range"] = card.value_range
+    if record is not None and str(overrides.get("data", "")).startswith("folder:"):
+        free.add("data")  # the run's folder may have moved: see `open_again`
     for key in overrides:
         if key in (*_FIXED, *task.fixed) and key not in free:
             raise ValueError(
@@ -206,13 +248,18 @@ def _finished(
 ) -> TrainResult:
     best = read_ckpt(checkpoint)["convattn"].get("best_epoch", 0)
     report = folder.path / "report.html"
-    if not report.is_file():
+    if not _is_newer(report, folder.path / "evaluation.json"):
         report = write_run_report(task, folder.path)
     return TrainResult(
         run_dir=folder.path, source=None, evaluation=None, best_epoch=best,
         epochs_done=start.epochs_done, batches_done=0, seconds=0.0, stopped=False,
         had_finished=True, report=report,
     )  # fmt: skip
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    """Return whether a file was written after another one, which exists."""
+    return path.is_file() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 class _Training:
@@ -232,6 +279,7 @@ class _Training:
         self.config = config
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.record = folder.read_data() if folder else None
         self.source = self._open(folder)
         if start.checkpoint is not None:  # its weights replace those that the run began with
             config = config.model_copy(update={"init": None, "pretrained": False})
@@ -249,12 +297,15 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self.notes: list[str] = []
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
         with self._discarding(), _quiet_lightning():
             self.trainer = _make_trainer(config, self.folder.path)
+        if self._device.type == "cpu":
+            self.card = replace(self.card, kernels=cpu_kernels() or "")
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,
@@ -263,22 +314,14 @@ class _Training:
             epochs_done=start.epochs_done,
             minutes=config.checkpoint_minutes,
         )
-        self.stop = StopOnSignal(self.keep, functools.partial(self.console.print, soft_wrap=True))
+        self.request = StopRequest(functools.partial(self.console.print, soft_wrap=True))
 
     def _open(self, folder: RunFolder | None) -> DataSource:
         """Open the data; that of a resumed run as it was, with the classes of its weights."""
-        config = self.config
-        options = data_options(config)
-        record = folder.read_data() if folder else None
-        if record is not None and record.held_out:
-            options["held_out"] = record.held_out
-        if self.start.card is None or folder is None:
-            return open_dataset(config.data, **options)
-        source = open_again(self.start.card, folder.path, config.data, check=False, **options)
-        if record is not None:
-            notes = (*source.notes, *record.compare(source))
-            source = replace(source, notes=notes)
-        return source
+        options = data_options(self.config)
+        if folder is None:
+            return open_dataset(self.config.data, **options)
+        return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
@@ -287,21 +330,24 @@ class _Training:
 
     def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
         begin = time.perf_counter()
-        with self._discarding():
-            if self.is_first:
-                self._write_beginning()
-            self._introduce()
-            finished = self._fit(callbacks)
-        seconds = time.perf_counter() - begin
         evaluation, report = None, None
-        progress = self._progress()
-        if self.is_first:
-            self._optional("broken_images.txt", self._write_broken)
-            if finished:
-                evaluation = self._evaluate()
-            report = self._optional(
-                "report.html", functools.partial(self._report, finished, seconds)
-            )
+        with self.request:
+            with self._discarding():
+                if self.is_first:
+                    self._write_beginning()
+                self._introduce()
+                finished = self._fit(callbacks) and not self.request.asked
+            seconds = time.perf_counter() - begin
+            progress = self._progress()
+            if self.is_first:
+                self._optional("broken_images.txt", self._write_broken)
+                with self.request.interrupting():
+                    if finished:
+                        evaluation = self._evaluate()
+                    write = functools.partial(self._report, finished, seconds)
+                    report = self._optional("report.html", write)
+        if self.request.number == getattr(signal, "SIGUSR1", None) and self.is_first:
+            self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -310,17 +356,23 @@ class _Training:
             epochs_done=progress["epochs_done"],
             batches_done=progress["batches_done"],
             seconds=seconds,
-            stopped=not finished,
+            stopped=not finished or self.request.asked,
             report=report,
+            signal=self.request.number,
+            is_first=self.is_first,
         )
 
     def _write_beginning(self) -> None:
         names = tuple(column.name for column in all_columns(self.task))
+        self.folder.checkpoints.mkdir(exist_ok=True)
+        self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
-        self.folder.keep_metrics(names, self.start.epochs_done)
-        if self.folder.read_data() is None:
+        self.notes += self.folder.keep_metrics(names, self.start.epochs_done)
+        if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
-        self._optional("environment.json", self.folder.write_environment)
+        elif self.record.name != self.source.name:  # its folder has moved
+            self.folder.write_data(replace(self.record, name=self.source.name))
+        self.notes += self._optional("environment.json", self.folder.write_environment) or []
 
     def _write_broken(self) -> None:
         self.folder.write_broken([*self.source.broken, *self.data.broken_files()])
@@ -338,7 +390,7 @@ class _Training:
             self.source,
             split="val",
             max_broken=self.config.max_broken,
-            device=self.trainer.strategy.root_device,
+            device=self._device,
             console=self.console,
         )
         evaluation.write(self.folder.path)
@@ -359,7 +411,7 @@ class _Training:
         try:
             return write()
         except Exception as error:
-            self._say(f"note      {what} cannot be written: {error}")
+            self._note(f"{what} cannot be written: {error}")
             return None
 
     @contextlib.contextmanager
@@ -380,7 +432,9 @@ class _Training:
         with _quiet_lightning():
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
-            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), self.stop]
+            write = WriteMetrics(self.folder, columns, self._note)
+            stop = StopOnSignal(self.request, self.keep)
+            ours: list[Callback] = [lines, write, stop]
             cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
             if self.config.tensorboard:
                 self.trainer.logger = TensorBoardLogger(
@@ -388,17 +442,26 @@ class _Training:
                 )
             if self.config.compile:
                 self.module.model.compile()
-            self.stop.listen()
             try:
                 self.trainer.fit(
                     self.module, self.data, ckpt_path=self.start.checkpoint, weights_only=True
                 )
             except TrainingInterruptedError:
                 return False
+            except ProcessRaisedException as error:  # of a process that the strategy has started
+                if TrainingInterruptedError.__name__ not in str(error):
+                    raise
+                return False
             except SystemExit:  # Lightning's answer to KeyboardInterrupt
                 raise KeyboardInterrupt from None
-            finally:
-                self.stop.release()
+            except Exception as error:
+                if not stop.counts(error):
+                    raise
+                self._say(
+                    "note      the signal has ended the loading processes as well: batches "
+                    "after the last saved one are lost"
+                )
+                return False
         return True
 
     def _new_folder(self) -> RunFolder:
@@ -429,7 +492,7 @@ class _Training:
             lines.append("compile   torch.compile compiles the model in the first batches: minutes")
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
-        notes = [*self.built.notes, *source.notes]
+        notes = [*self.built.notes, *source.notes, *self.notes]
         if self.start.card is not None:
             notes += range_notes(self.start.card, source.value_range)
         lines += [f"note      {note}" for note in notes]
@@ -440,6 +503,11 @@ class _Training:
         # As plain text: a name such as "[red]" is no markup.
         self._say("\n".join(map(shown, lines)))
 
+    @property
+    def _device(self) -> torch.device:
+        """The device of the training, and of all that follows it."""
+        return self.trainer.strategy.root_device
+
     def _start_weights(self) -> list[str]:
         """Return which weights the training starts from, and which settings were left out."""
         config = self.config
@@ -449,7 +517,7 @@ class _Training:
 
     def _machine(self) -> str:
         """Return the device, precision, threads and loading processes, as settings."""
-        config, device = self.config, self.trainer.strategy.root_device
+        config, device = self.config, self._device
         precision = resolve_precision(config)
         if precision in ("32-true", "64-true"):  # "bf16-true" is a setting
             precision = precision.removesuffix("-true")
@@ -464,6 +532,9 @@ class _Training:
         return ", ".join(
             f"{name}={text}" + (" (auto)" if name in auto else "") for name, text in found.items()
         )
+
+    def _note(self, text: str) -> None:
+        self._say(f"note      {shown(text)}")
 
     def _say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -480,6 +551,12 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         config: names the devices.
         folder: where Lightning looks for files of its own, such as those of a SLURM job.
     """
+    if config.strategy.endswith("_spawn"):
+        raise ValueError(
+            f"strategy={config.strategy} is not possible: a training cannot be copied into spawned "
+            f"processes; strategy={config.strategy.removesuffix('_spawn')} starts it in each, "
+            f"and in a notebook {config.strategy.removesuffix('_spawn')}_notebook"
+        )
     try:
         return pl.Trainer(
             accelerator=config.accelerator.lower(),
@@ -508,7 +585,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
 
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm_job() else []
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from convattn.data import (
 )
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
+from convattn.runs.predictions import Prediction
 from convattn.training.config import RunConfig
 from convattn.training.evaluation import Found, TaskEvaluation
 
@@ -68,7 +69,9 @@ class Task(ABC, Generic[ConfigT]):
     """One kind of training, such as classification, for the engine in `convattn.training`.
 
     An object of it belongs to one training run. What evaluation and prediction need are class
-    methods, which know a trained model by its `ModelCard` alone.
+    methods, which know a trained model by its `ModelCard` alone: for `convattn.Predictor` a task
+    implements `rebuild`, `eval_transform`, `predict` and its ``prediction_class``, which has the
+    JSON values, the row of the command line and the drawing.
 
     Args:
         config: the settings of the run.
@@ -77,6 +80,7 @@ class Task(ABC, Generic[ConfigT]):
     Attributes:
         name: in the configuration, the model card and on the command line.
         config_class: the class of its settings.
+        prediction_class: what the task says of one image.
         columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
@@ -86,6 +90,7 @@ class Task(ABC, Generic[ConfigT]):
 
     name: ClassVar[str]
     config_class: ClassVar[type[RunConfig]]
+    prediction_class: ClassVar[type[Prediction]]
     columns: ClassVar[tuple[Column, ...]]
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -123,7 +128,7 @@ class Task(ABC, Generic[ConfigT]):
             epoch: from 0.
         """
 
-    # TaskEvaluation and prediction
+    # Evaluation and prediction
 
     @classmethod
     @abstractmethod
@@ -144,6 +149,29 @@ class Task(ABC, Generic[ConfigT]):
     @abstractmethod
     def outputs(cls, model: nn.Module, images: Tensor) -> Any:
         """Return what a model in evaluation mode computes: a tensor (B, ...) or a list of B."""
+
+    @classmethod
+    @abstractmethod
+    def predict(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        **options: Any,
+    ) -> Sequence[Prediction]:
+        """Return what a model in evaluation mode says of each image of a batch.
+
+        The predictions have no path yet. Keyword arguments of the implementation beside these four
+        are the options that a caller of `convattn.Predictor` has.
+
+        Args:
+            model: on the device of the images.
+            images: (B, C, H, W), as `eval_transform` returns them.
+            sizes: width and height of each image before the transform.
+            card: the model's.
+            **options: of the task, such as ``top_k``.
+        """
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convattn.names import shown
 from convattn.runs.card import ModelCard
+from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_weights
 from convattn.training.task import Task
 from convattn.version import __version__
@@ -35,6 +36,23 @@ def load_trained(task: type[Task[Any]], path: Path) -> Checkpoint:
     weights, card = read_weights(file)
     check_task(task, card, file)
     return restored(task, card, weights, file)
+
+
+def run_of(checkpoint: Checkpoint) -> RunFolder | None:
+    """Return the run that a checkpoint lies in, None if it lies in no run."""
+    folder = RunFolder(checkpoint.path.parent.parent)
+    is_run = (
+        checkpoint.path.parent == folder.checkpoints and (folder.path / "config.yaml").is_file()
+    )
+    return folder if is_run else None
+
+
+def folder_data(folder: RunFolder | None) -> str:
+    """Return the data set that a run's configuration names, "" if it cannot be read."""
+    try:
+        return str(folder.read_config().get("data", "")) if folder else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def check_task(task: type[Task[Any]], card: ModelCard, file: Path) -> None:

@@ -16,6 +16,8 @@ from convattn.data import (
 )
 from convattn.data.value_range import named
 from convattn.runs.card import ModelCard
+from convattn.runs.data_record import DataRecord
+from convattn.runs.folder import RunFolder
 
 # How versions before `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)
@@ -36,39 +38,76 @@ def open_for(card: ModelCard, name: str, **options: Any) -> DataSource:
     Raises:
         ValueError: see `open_dataset`; a folder has a class that the card does not know.
     """
-    names = card.class_names if name.startswith("folder:") else None
-    scale = options.pop("value_range", None) or card.value_range
-    source = open_dataset(name, class_names=names, value_range=scale, **options)
-    if scale is None and "integer" in source.deep_kinds:
+    return _open_numbered(name, card.class_names, card, options)
+
+
+def _open_numbered(
+    name: str, names: tuple[str, ...], card: ModelCard | None, options: dict[str, Any]
+) -> DataSource:
+    """Open data with these classes, and with the range of values of a card if there is one."""
+    numbered = (names or None) if name.startswith("folder:") else None
+    scale = options.pop("value_range", None) or (card.value_range if card else None)
+    source = open_dataset(name, class_names=numbered, value_range=scale, **options)
+    if card is not None and scale is None and "integer" in source.deep_kinds:
         return source.scaled(EARLIER_RANGE)
     return source
 
 
-def open_again(card: ModelCard, run: Path, name: str, **options: Any) -> DataSource:
-    """Open the data of a run that goes on.
+def open_again(
+    name: str,
+    run: RunFolder,
+    card: ModelCard | None,
+    record: DataRecord | None,
+    **options: Any,
+) -> DataSource:
+    """Open the data of a run that goes on: the images that it learns from and holds out, no others.
 
     Args:
-        card: of the checkpoint that the run goes on from.
+        name: as for `open_dataset`; another folder than the run's if that has moved.
         run: the run's folder, for messages.
-        name: as for `open_dataset`.
+        card: of the checkpoint that the run goes on from; None where it begins again.
+        record: of the data; None where convattn 0.1 wrote the run.
         **options: further arguments of `open_dataset`.
 
     Raises:
-        ValueError: see `open_for`; the classes are not those of the run.
+        ValueError: see `open_for` and `DataRecord.restore`; the classes are not those of the run;
+            a folder of another name is not the data of the run.
     """
+    if record is not None:
+        options |= record.options()
+    names = card.class_names if card else record.class_names if record else ()
     try:
-        source = open_for(card, name, **options)
+        source = _open_numbered(name, names, card, options)
     except UnknownClassesError as error:
         raise ValueError(_other_classes(str(error), run)) from error
-    if changed := _changed(card.class_names, source):
-        raise ValueError(_other_classes(f"{shown(source.name)}: {changed}", run))
+    _check_classes(names, source, run)
+    if record is None:
+        return source
+    if not is_same(name, record.name):
+        record.check_moved(source)
+    source = record.restore(source)
+    _check_classes(names, source, run)  # of a class all images may be new
     return source
 
 
-def _other_classes(found: str, run: Path) -> str:
+def _check_classes(names: Sequence[str], source: DataSource, run: RunFolder) -> None:
+    """Raise `ValueError` unless the classes are those of the run, if it has any."""
+    if names and (changed := _changed(names, source)):
+        raise ValueError(_other_classes(f"{shown(source.name)}: {changed}", run))
+
+
+def is_same(name: str, other: str) -> bool:
+    """Return whether two names of data sets mean the same; a folder has several spellings."""
+    if not (name.startswith("folder:") and other.startswith("folder:")):
+        return name == other
+    first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
+    return first == second
+
+
+def _other_classes(found: str, run: RunFolder) -> str:
     return (
         f"{found}. A run that goes on keeps its classes; for other ones, start a new run with "
-        f"init={run}"
+        f"init={shown(run.path)}"
     )
 
 

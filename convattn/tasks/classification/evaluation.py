@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convattn.data import DataSource, ImageSet
+from convattn.names import shown
 from convattn.runs.card import ModelCard
+from convattn.runs.confusion import Confusion
+from convattn.runs.results import PREDICTION_COLUMNS, PredictionRow
 from convattn.training.evaluation import Found, TaskEvaluation
 
-PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
+_MAX_ROWS = 40  # of the table
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,13 @@ class ClassResult:
     accuracy: float | None
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image of a data set."""
-
-    index: int
-    path: str
-    label: int
-    predicted: int
-    probability: float
-    label_probability: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(TaskEvaluation):
     """How good a classifier is; ``confusion[true][predicted]`` counts images.
 
     Args:
+        num_classes: number of classes.
+        class_names: in the order of their numbers.
         top1: share of the images whose class has the highest score.
         top5: share of the images whose class is among the five highest scores.
         loss: mean cross-entropy.
@@ -53,12 +46,20 @@ class Evaluation(TaskEvaluation):
 
     prediction_columns: ClassVar[tuple[str, ...]] = PREDICTION_COLUMNS
 
+    num_classes: int
+    class_names: list[str]
     top1: float
     top5: float
     loss: float
     per_class: list[ClassResult]
-    confusion: list[list[int]]
-    predictions: list[Prediction]
+    confusion: Confusion
+    predictions: list[PredictionRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single predictions, as plain values."""
+        per_class = [asdict(result) for result in self.per_class]
+        confusion = self.confusion.to_json()
+        return {**super().to_dict(), "per_class": per_class, "confusion": confusion}
 
     def headline(self) -> list[tuple[str, str]]:
         """Return the accuracies and the loss."""
@@ -68,6 +69,22 @@ class Evaluation(TaskEvaluation):
             ("loss", f"{self.loss:.4f}"),
         ]
 
+    def table(self) -> str:
+        """Return the accuracy of each class, or of the worst classes where there are many."""
+        rows = [(row.accuracy, row) for row in self.per_class if row.accuracy is not None]
+        title = "class"
+        if len(rows) > _MAX_ROWS:
+            rows = sorted(rows, key=lambda pair: pair[0])[:_MAX_ROWS]
+            title = f"worst {_MAX_ROWS} classes"
+        names = [shown(row.name) for _, row in rows]
+        width = max(map(len, [title, *names]))
+        lines = [f"{title:{width}}  images  accuracy"]
+        lines += [
+            f"{name:{width}}  {row.images:6,}  {accuracy:8.1%}"
+            for name, (accuracy, row) in zip(names, rows, strict=True)
+        ]
+        return "\n".join(lines)
+
     def best_line(self) -> str:
         """Return the top-1 accuracy and the number of images."""
         right = round(self.top1 * self.images)
@@ -76,7 +93,7 @@ class Evaluation(TaskEvaluation):
     def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of ``predictions.csv``."""
         return [
-            {key: _short(value) for key, value in asdict(row).items()} for row in self.predictions
+            {key: _short(value) for key, value in vars(row).items()} for row in self.predictions
         ]
 
 
@@ -86,8 +103,6 @@ def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found)
     scores, labels = torch.cat(found.outputs), torch.cat(found.targets)
     best = scores.topk(min(5, classes)).indices
     hits = best == labels[:, None]
-    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
-    confusion = confusion.view(classes, classes)
     return Evaluation(
         model=card.model,
         data=data.name,
@@ -99,18 +114,19 @@ def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found)
         top5=hits.any(-1).float().mean().item(),
         loss=F.cross_entropy(scores, labels).item(),
         images_per_second=found.images_per_second,
-        per_class=_per_class(data.class_names, confusion),
-        confusion=confusion.tolist(),
+        per_class=_per_class(data.class_names, labels, labels[hits[:, 0]]),
+        confusion=Confusion.of(labels, best[:, 0], classes),
         parameters=found.parameters,
         broken=found.broken,
         predictions=_predictions(images, found.numbers, scores.softmax(-1), labels, best[:, 0]),
         notes=found.notes,
+        epoch=card.epoch,
     )
 
 
 def _predictions(
     images: ImageSet, numbers: list[int], probabilities: Tensor, labels: Tensor, best: Tensor
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     rows = torch.arange(len(best))
     columns = (
         numbers,
@@ -120,16 +136,23 @@ def _predictions(
         probabilities[rows, labels].tolist(),
     )
     return [
-        Prediction(number, images.path(number), *rest)
+        PredictionRow(number, images.path(number), *rest)
         for number, *rest in zip(*columns, strict=True)
     ]
 
 
-def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
-    counts, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+def _per_class(names: Sequence[str], labels: Tensor, right: Tensor) -> list[ClassResult]:
+    """Return the results of the classes.
+
+    Args:
+        names: of the classes.
+        labels: (N,), classes of the images.
+        right: classes of the images that were recognised.
+    """
+    images, hits = (numbers.bincount(minlength=len(names)).tolist() for numbers in (labels, right))
     return [
         ClassResult(name, count, hit / count if count else None)
-        for name, count, hit in zip(names, counts, right, strict=True)
+        for name, count, hit in zip(names, images, hits, strict=True)
     ]
 
 

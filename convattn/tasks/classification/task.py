@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from convattn.checks import check_positive
 from convattn.data import (
     Augment,
     Batch,
@@ -26,6 +28,7 @@ from convattn.data import (
 from convattn.models import create_model
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import Column
+from convattn.runs.predictions import ClassPrediction, Guess
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.evaluation import Evaluation, summarise
@@ -41,6 +44,7 @@ class Classification(Task[TrainConfig]):
 
     name = "classification"
     config_class = TrainConfig
+    prediction_class = ClassPrediction
     columns = (
         Column("train_loss", "loss", "loss", 8),
         Column("train_acc", "acc", "share", 7),
@@ -111,6 +115,23 @@ class Classification(Task[TrainConfig]):
         return scores.float()
 
     @classmethod
+    def predict(  # type: ignore[override]  # its own options in place of any
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        *,
+        top_k: int = 5,
+    ) -> list[ClassPrediction]:
+        """Return the ``top_k`` most probable classes of each image, or all where it has fewer."""
+        check_positive("top_k", top_k)
+        probabilities = cls.outputs(model, images).softmax(-1)
+        best = probabilities.topk(min(top_k, len(card.class_names)))
+        rows = zip(sizes, best.values.tolist(), best.indices.tolist(), strict=True)
+        return [_prediction(size, values, numbers, card) for size, values, numbers in rows]
+
+    @classmethod
     def meter(cls, card: ModelCard) -> Metric:
         """Return cross-entropy, top-1 and top-5 accuracy."""
         return ClassificationMeter(len(card.class_names))
@@ -154,6 +175,16 @@ class ClassificationMeter(Metric):
         """Return the means."""
         means = {name: getattr(self, name) / self.count for name in ("loss", "top1", "top5")}
         return {name: mean.float() for name, mean in means.items()}
+
+
+def _prediction(
+    size: tuple[int, int], values: list[float], numbers: list[int], card: ModelCard
+) -> ClassPrediction:
+    if not all(map(math.isfinite, values)):
+        return ClassPrediction(path="", size=size, error="the model computed NaN for it")
+    pairs = zip(numbers, values, strict=True)
+    guesses = tuple(Guess(card.class_names[number], value) for number, value in pairs)
+    return ClassPrediction(path="", size=size, guesses=guesses)
 
 
 def augmentation(config: TrainConfig, source: DataSource) -> Augment:

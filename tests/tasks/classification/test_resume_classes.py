@@ -43,7 +43,7 @@ def with_classes(run: Path, names: Sequence[str]) -> Path:
     content = read_ckpt(path)
     card = {**json.loads(content["convattn"]["card"]), "class_names": names}
     content["convattn"]["card"] = json.dumps(card)
-    (run / "data.json").unlink()  # as a run of an earlier version
+    (run / "data.json").unlink(missing_ok=True)  # as a run of an earlier version
     torch.save(content, path)
     return run
 
@@ -123,6 +123,7 @@ def as_timm(run: Path) -> None:
     colors = run.parents[1] / "colors"
     for part in ("train", "validation"):
         write_classes(run.parents[1] / "parts" / part, {"blue": 4, "red": 4})
+    (run / "data.json").unlink()
     config = run / "config.yaml"
     text = config.read_text().replace(f"data: folder:{colors}", "data: 'timm:'")
     config.write_text(text.replace("root: null", f"root: {colors.parent / 'parts'}"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from convattn.tasks.classification import TrainResult, load_config, resume, train
-from convattn.training.signals import StopOnSignal
 from tests.tasks.classification.runs import (
     STILL,
     rows,
@@ -162,21 +160,6 @@ def test_going_on_does_not_need_the_weights_that_the_run_began_with(
     longer = resume(first.run_dir, overrides={"epochs": 2}, console=silent())
     assert len(rows(longer.run_dir)) == 2
     assert load_config(longer.run_dir / "config.yaml").init == str(begin)
-
-
-def test_a_loading_process_is_silent_on_ctrl_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    stop = StopOnSignal(cast(Any, None), said.append)
-    stop.listen()
-    try:
-        with monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: -1)
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        stop.release()
-    assert (stop.asked, said) == (False, [])
 
 
 def test_going_on_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) -> None:

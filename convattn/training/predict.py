@@ -1,0 +1,262 @@
+"""Predictions of a trained model for single images, whatever the task."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convattn.checks import check_choice, check_positive
+from convattn.data import (
+    SET_RANGE,
+    AnyImage,
+    BrokenFile,
+    BrokenImageError,
+    Input,
+    Survey,
+    ValueRange,
+    check_range,
+    find_broken,
+    find_inputs,
+    spread,
+)
+from convattn.data.value_range import named
+from convattn.names import counted, shown
+from convattn.runs.card import ModelCard
+from convattn.runs.predictions import Original, Prediction
+from convattn.training.task import Task
+from convattn.training.trained_data import EARLIER_RANGE, no_range
+
+_LOOKED_AT = 200  # images, for notes on the range of their values
+_OWN = ("model", "images", "sizes", "card")  # arguments of `Task.predict` that are no options
+
+
+class Predictions(Iterator[Prediction]):
+    """The predictions of one call, in the order of the images; iterate once.
+
+    Images are read and computed batch by batch while it is iterated.
+
+    Args:
+        task: of the model.
+        model: in evaluation mode, on ``device``.
+        card: the model's.
+        device: where it computes.
+        images: see `find_inputs`.
+        batch_size: images at a time.
+        value_range: of float and deep images, the values that become 0 and 255; by default those
+            of the training.
+        options: further arguments of the task's ``predict``.
+
+    Attributes:
+        total: number of images; None for a generator.
+        notes: sentences on how the images were read and on files that were passed over; empty
+            until the end.
+
+    Raises:
+        ValueError: a wrong argument, or an option that the task does not have.
+    """
+
+    def __init__(
+        self,
+        task: type[Task[Any]],
+        model: nn.Module,
+        card: ModelCard,
+        device: torch.device,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        batch_size: int,
+        value_range: Sequence[float] | None,
+        options: dict[str, Any],
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        _check_options(task, options)
+        self._task, self._model, self._card, self._device = task, model, card, device
+        self._options, self._batch_size = options, batch_size
+        self._transform = task.eval_transform(card.preprocess)
+        self._reader = Reader(card, check_range(value_range))
+        self._inputs = find_inputs(images)
+        self.total = self._inputs.total
+        self.notes: tuple[str, ...] = ()
+        self._found = self._all()
+
+    def __next__(self) -> Prediction:
+        return next(self._found)
+
+    def _all(self) -> Iterator[Prediction]:
+        items = iter(self._inputs.items)
+        while batch := list(itertools.islice(items, self._batch_size)):
+            yield from self._batch(batch)
+        self.notes = (*self._reader.notes(), *self._inputs.notes)
+
+    def _batch(self, batch: list[Input]) -> list[Prediction]:
+        found: list[Any] = [None] * len(batch)
+        tensors, sizes, places = [], [], []
+        for place, item in enumerate(batch):
+            try:
+                image = self._reader.read(item)
+                tensors.append(self._transform(image, None)[0])
+            except BrokenImageError as error:
+                failed = self._task.prediction_class
+                found[place] = failed(path=item.name, size=(0, 0), error=error.reason)
+                continue
+            sizes.append(image.size)
+            places.append(place)
+        for place, prediction in zip(places, self._compute(tensors, sizes), strict=True):
+            item = batch[place]
+            kept = Original(item, self._reader.ranges) if self._keeps(item) else None
+            found[place] = replace(prediction, path=item.name, original=kept)
+        return found
+
+    def _keeps(self, item: Input) -> bool:
+        """Whether the image can be drawn later: a file, or one that the caller holds anyway."""
+        return item.is_file or self.total is not None
+
+    @torch.inference_mode()
+    def _compute(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Sequence[Prediction]:
+        if not tensors:
+            return []
+        images = torch.stack(tensors).to(self._device)
+        return self._task.predict(self._model, images, sizes, self._card, **self._options)
+
+
+def split(predictions: Iterable[Prediction]) -> tuple[list[Any], list[BrokenFile]]:
+    """Return the predictions that have a result, and the other images.
+
+    Raises:
+        ValueError: there are images, and none of them has a result.
+    """
+    found, broken = [], []
+    for prediction in predictions:
+        if prediction.error:
+            broken.append(BrokenFile(prediction.path, prediction.error))
+        else:
+            found.append(prediction)
+    if broken and not found:
+        raise ValueError(
+            f"none of the {len(broken)} images can be read, the first because: "
+            f"{shown(broken[0].path)}: {broken[0].reason}"
+        )
+    return found, broken
+
+
+def ready(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model in evaluation mode on a device; a copy unless it is both already."""
+    parts = itertools.chain(model.parameters(), model.buffers())
+    if not any(m.training for m in model.modules()) and all(_is_on(p, device) for p in parts):
+        return model
+    return copy.deepcopy(model).to(device).eval()
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
+    """Raise `ValueError` for an option that the task's ``predict`` does not have."""
+    known = [name for name in inspect.signature(task.predict).parameters if name not in _OWN]
+    for name in options:
+        check_choice(f"option of {task.name}", name, known)
+
+
+class Reader:
+    """Reads images for a trained model, each in the same way whatever other images there are.
+
+    By the range that was given, or else by the card's. Where there is neither, integers of more
+    than 8 bits are read as 0 to 65535, and images of floats each by its own values.
+
+    Args:
+        card: the model's.
+        given: the range that the caller gave.
+    """
+
+    def __init__(self, card: ModelCard, given: ValueRange | None) -> None:
+        self._card = card
+        self._given = given
+        self._range = given or card.value_range
+        self.ranges = {"integer": self._range or EARLIER_RANGE, "float": self._range}
+        self._kinds: Counter[str] = Counter()
+        self._files = _EvenSample()
+        self._in_memory = Survey()
+
+    def read(self, item: Input) -> Image.Image:
+        """Return the image as 8-bit grey or RGB.
+
+        Raises:
+            BrokenImageError: the image cannot be read.
+            ValueError: the values of an array or a tensor have no known range.
+        """
+        self._check_integers(item)
+        image, kind = item.read(self.ranges)
+        self._kinds[kind] += 1
+        if item.is_file:
+            self._files.add(item.name)
+        elif self._range is not None and self._in_memory.sizes.total() < _LOOKED_AT:
+            self._in_memory.add(item.name, item.info())
+        return image
+
+    def _check_integers(self, item: Input) -> None:
+        value = item.value
+        if not isinstance(value, np.ndarray) or self._range is not None:
+            return
+        if value.dtype.kind in "iu" and value.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"{item.name}: the range of values of an array of {value.dtype} is not known; give "
+                "value_range=(LOW, HIGH), or convert values of 0 to 255 with .astype(np.uint8)"
+            )
+
+    def notes(self) -> list[str]:
+        """Return what is to be said once all images are read."""
+        return self._of_no_range() if self._range is None else self._of(self._range)
+
+    def _of_no_range(self) -> list[str]:
+        said = {
+            "integer": f"of integers of more than 8 bits as {named(EARLIER_RANGE)}",
+            "float": "of floats each by its own values",
+        }
+        parts = [
+            f"{counted(self._kinds[k], 'image')} {s}" for k, s in said.items() if self._kinds[k]
+        ]
+        if not parts:
+            return []
+        return [f"read {' and '.join(parts)}, as {no_range(self._card)}; {SET_RANGE}"]
+
+    def _of(self, used: ValueRange) -> list[str]:
+        survey = self._in_memory
+        find_broken(spread(self._files.names, _LOOKED_AT), survey, decode=False)
+        notes = []
+        in_vain = self._given is not None and survey.sizes and not survey.deep_images
+        if in_vain or (survey.deep_images and survey.misfit(used)):
+            notes.append(survey.note(used, given=True))
+        if self._card.value_range is not None and "8-bit" in survey.first:
+            notes.append(
+                f"images of 8 bits, such as {survey.first['8-bit']}, stay as they are, but the "
+                "model was trained on images of floats or of more bits (value_range "
+                f"{named(self._card.value_range)})"
+            )
+        return notes
+
+
+class _EvenSample:
+    """Some names of any number, evenly spaced."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._step = 1
+        self._seen = 0
+
+    def add(self, name: str) -> None:
+        if self._seen % self._step == 0:
+            self.names.append(name)
+        self._seen += 1
+        if len(self.names) == 4 * _LOOKED_AT:
+            self.names = self.names[::2]
+            self._step *= 2
