@@ -341,6 +341,10 @@ class _Training:
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
+        with _threads(self.config.threads):
+            return self._run(callbacks)
+
+    def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
         begin = time.perf_counter()
         evaluation, report = None, None
         with self.request:
@@ -441,7 +445,7 @@ class _Training:
         """Return whether the training came to its end."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
-        with _quiet_lightning(), _threads(self.config.threads):
+        with _quiet_lightning():
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
             write = WriteMetrics(self.folder, columns, self._note)
@@ -531,7 +535,9 @@ class _Training:
     def _machine(self) -> str:
         """Return the device, precision, threads and loading processes, as settings."""
         config, device = self.config, self._device
-        precision = resolve_precision(config).replace("32-true", "32")  # as the setting is written
+        precision = resolve_precision(config)
+        if precision in ("32-true", "64-true"):  # "bf16-true" is a setting
+            precision = precision.removesuffix("-true")
         found = {"accelerator": device.type, "precision": precision}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
