@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         XVolutionConv2d,
     )
     from convattn.models import create_model, list_models, load_official
-    from convattn.predictor import Predictor
+    from convattn.predictor import Predictor as Predictor
     from convattn.surgery import replace
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "GLMix",
     "GLMixBlock",
     "GLMixConv2d",
-    "Predictor",
     "XVolution",
     "XVolutionConv2d",
     "__version__",
@@ -52,11 +51,12 @@ __all__ = [
 _PACKAGES = ("deploy", "layers", "models", "ops", "surgery")  # attributes after `import convattn`
 _COMMANDS = ("convattn", "convattn.exe")
 _HOMES = {"Predictor": "predictor", "reparameterize": "deploy", "replace": "surgery"}
+_EXTRA = ("Predictor",)  # not in `__all__`: they need the extra "train"
 _HOMES |= dict.fromkeys(("create_model", "list_models", "load_official"), "models")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+    return sorted({*globals(), *__all__, *_EXTRA, *_PACKAGES})
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for an attribute
@@ -64,10 +64,15 @@ if not TYPE_CHECKING:  # a type checker would take any name for an attribute
     def __getattr__(name: str) -> Any:
         if name in _PACKAGES:
             return importlib.import_module(f"convattn.{name}")
-        if name not in __all__:
+        if name not in (*__all__, *_EXTRA):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         importlib.import_module("convattn.models")  # registers the models with timm
-        home = importlib.import_module(f"convattn.{_HOMES.get(name, 'layers')}")
+        try:
+            home = importlib.import_module(f"convattn.{_HOMES.get(name, 'layers')}")
+        except ModuleNotFoundError as error:
+            if name in _EXTRA:
+                error.msg = f"convattn.{name} needs {error.name}: pip install 'convattn[train]'"
+            raise
         value = globals()[name] = getattr(home, name)
         return value
 

@@ -44,7 +44,7 @@ class Progress:
         unit: name of the items in the plural.
         stream: where to write, by default standard error.
         every: seconds between two lines; also the time over which the rate is measured.
-        clock: returns the time in seconds.
+        clock: returns the time in seconds; with another clock than the default, no thread starts.
         console: where to write instead of ``stream``; what others print to it appears above the
             bar.
         done: number of items that were finished earlier.
@@ -75,7 +75,7 @@ class Progress:
         self._display = _open_display(stream, console, every)
         self._next = now + self._display.delay
         self._closed = threading.Event()
-        if self._next < float("inf"):
+        if self._next < float("inf") and clock is time.monotonic:
             _start_thread(self, self._closed, min(_SECOND, every))
 
     def __enter__(self) -> Progress:

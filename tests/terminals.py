@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from typing import TextIO
 
@@ -31,3 +32,8 @@ class Terminal:
     def hang_up(self) -> None:
         """Close the end that a user sees."""
         os.close(self._screen)
+
+
+def plain(drawn: str) -> str:
+    """Return text without the escape sequences of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)

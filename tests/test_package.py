@@ -34,7 +34,6 @@ NAMES = (
     "GLMix",
     "GLMixBlock",
     "GLMixConv2d",
-    "Predictor",
     "XVolution",
     "XVolutionConv2d",
     "create_model",
@@ -43,6 +42,7 @@ NAMES = (
     "reparameterize",
     "replace",
 )
+EXTRA_NAMES = ("Predictor",)  # they need the extra "train", a star import does not
 ROOMS = ("deploy", "layers", "models", "ops", "surgery")
 
 
@@ -93,6 +93,20 @@ except ModuleNotFoundError as error:
     assert fresh(code) == [convattn.__version__, True, "torch"]
 
 
+def test_a_name_of_an_extra_that_is_not_installed_says_how_to_install_it():
+    code = """
+import json, sys
+sys.modules["pydantic"] = None
+import convattn
+try:
+    convattn.Predictor
+except ModuleNotFoundError as error:
+    print(json.dumps([str(error), error.name]))
+"""
+    message = "convattn.Predictor needs pydantic: pip install 'convattn[train]'"
+    assert fresh(code) == [message, "pydantic"]
+
+
 def test_names_that_do_not_exist_raise_and_import_nothing():
     code = """
 import json, sys
@@ -111,9 +125,9 @@ def test_public_names_are_available_at_the_top():
 import json
 import convattn
 listed = dir(convattn)
-found = [callable(getattr(convattn, name)) for name in {NAMES}]
+found = [callable(getattr(convattn, name)) for name in {NAMES + EXTRA_NAMES}]
 rooms = [getattr(convattn, name).__name__ for name in {ROOMS}]
-print(json.dumps([all(found), rooms, sorted(set({NAMES + ROOMS}) - set(listed))]))
+print(json.dumps([all(found), rooms, sorted(set({NAMES + EXTRA_NAMES + ROOMS}) - set(listed))]))
 """
     assert fresh(code) == [True, [f"convattn.{name}" for name in ROOMS], []]
 
@@ -131,7 +145,7 @@ def test_type_checkers_see_the_names_that_exist():
     homes = {alias.name: node.module for node in imports for alias in node.names}
     for name, home in homes.items():
         assert getattr(convattn, name) is getattr(importlib.import_module(str(home)), name), name
-    assert sorted([*homes, "__version__"]) == sorted(convattn.__all__)
+    assert sorted([*homes, "__version__"]) == sorted([*convattn.__all__, *EXTRA_NAMES])
 
 
 def test_models_add_nothing_to_what_timm_imports():

@@ -3,14 +3,18 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from convattn.progress import Progress
-from tests.terminals import Terminal
+from convattn.progress import Progress, duration, open_console
+from tests.terminals import Terminal, plain
 
 
 class Clock:
@@ -63,6 +67,98 @@ def test_lines_are_written_at_once(tmp_path: Path, clock: Clock) -> None:
         clock.now += 31
         progress.advance(3)
         assert (tmp_path / "log.txt").read_text() == "listing classes  3 classes, 0.1 classes/s\n"
+
+
+def test_a_line_comes_while_no_item_is_finished(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress("evaluating", 50_000, stream=stream, clock=clock)
+    for _ in range(62):
+        clock.now += 1
+        progress.refresh()
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "evaluating  0 of 50,000, 0:30 so far",
+        "evaluating  0 of 50,000, 1:00 so far",
+    ]
+
+
+def test_work_without_a_number_of_items_shows_its_time(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("writing report.html", stream=stream, clock=clock) as progress:
+        clock.now += 31
+        progress.refresh()
+    assert stream.getvalue() == "writing report.html  0:31 so far\n"
+
+
+def test_a_thread_shows_the_progress_of_slow_work() -> None:
+    stream = io.StringIO()
+    end = time.monotonic() + 30
+    with Progress("evaluating", 50_000, stream=stream, every=0.02):
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+    shown = stream.getvalue()
+    assert shown.startswith("evaluating  0 of 50,000, 0:00 so far\n")
+    assert shown.count("\n") >= 2
+
+
+def test_nothing_is_shown_after_the_end(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("evaluating", 50_000, stream=stream, clock=clock) as progress:
+        pass
+    clock.now += 60
+    progress.refresh()
+    assert stream.getvalue() == ""
+
+
+class SlowStream(io.StringIO):
+    """A stream that takes a while to write, as a full pipe does."""
+
+    def write(self, text: str) -> int:
+        time.sleep(0.05)
+        return super().write(text)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_a_line_is_written_can_show_progress() -> None:
+    with Progress("evaluating", 3, stream=SlowStream(), every=0.001):
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)  # ends the child if it waits for the parent's thread
+                with Progress("loading", 3, stream=io.StringIO(), every=0.0) as progress:
+                    progress.advance()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            time.sleep(0.02)
+
+
+def test_items_that_were_finished_earlier_do_not_count_for_the_rate(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress("epoch 1/2", 50_000, stream=stream, clock=clock, done=20_000)
+    work(progress, clock, 30)
+    assert stream.getvalue() == "epoch 1/2  32,000 of 50,000, 400 images/s, 0:45 left\n"
+
+
+def test_the_time_left_may_include_other_work(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress("epoch 1/2", 50_000, stream=stream, clock=clock, left=lambda n, r: n / r)
+    work(progress, clock, 45)
+    assert stream.getvalue() == "epoch 1/2  12,000 of 50,000, 400 images/s, 0:30 left\n"
+
+
+def test_further_numbers_are_computed_once_a_second(clock: Clock) -> None:
+    stream, calls = io.StringIO(), []
+
+    def numbers() -> str:
+        calls.append(clock.now)
+        return f"loss {len(calls)}"
+
+    with Progress("epoch 1/2", 50_000, stream=stream, clock=clock) as progress:
+        for _ in range(240):
+            clock.now += 0.125
+            progress.advance(50, numbers)
+    assert len(calls) == pytest.approx(30, abs=1)
+    assert stream.getvalue().endswith(f"left, loss {len(calls)}\n")
 
 
 def test_an_unknown_total_has_no_time_left(clock: Clock) -> None:
@@ -156,6 +252,55 @@ def test_printed_results_do_not_pass_through_the_bar(
         print("result")
     assert "result" not in terminal.read()
     assert capsys.readouterr().out == "result\n"
+
+
+def test_a_shared_console_prints_above_the_bar(terminal: Terminal, clock: Clock) -> None:
+    console = Console(file=terminal.stream)
+    with Progress("epoch 1/2", 3, clock=clock, console=console) as progress:
+        clock.now += 1
+        progress.advance()
+        terminal.read()
+        console.print("stopping")
+        assert re.search(r"stopping\s+epoch 1/2", plain(terminal.read()))
+
+
+def test_a_quiet_console_shows_nothing(terminal: Terminal, clock: Clock) -> None:
+    console = Console(file=terminal.stream, quiet=True)
+    work(Progress("epoch 1/2", 3, clock=clock, console=console), clock, 31)
+    assert terminal.read() == ""
+
+
+def test_a_console_on_a_pipe_gets_lines(clock: Clock) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream)
+    work(Progress("epoch 1/2", 50_000, clock=clock, console=console), clock, 31)
+    assert stream.getvalue() == "epoch 1/2  12,000 of 50,000, 400 images/s, 1:35 left\n"
+
+
+def test_a_narrow_terminal_shows_the_time_left(
+    terminal: Terminal, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    work(Progress("validation 10/100", 50_000, stream=terminal.stream, clock=clock), clock, 1)
+    assert "400 of 50,000, 400 images/s, 2:04 left" in terminal.read()
+
+
+def test_a_console_survives_a_closed_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    console = open_console()
+    for _ in range(3):
+        console.print("epoch 1/2")
+        console.file.flush()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (92, "1:32"), (7510, "2:05:10"), (273_600, "3 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 class ZMQInteractiveShell:

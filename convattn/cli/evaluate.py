@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from convattn.training.evaluation import TaskEvaluation
 
 HELP = "evaluate a checkpoint"
-DESCRIPTION = (
-    "Evaluate a checkpoint on labelled images: the metrics of its task, such as top-1 accuracy and "
-    "accuracy per class, and images per second."
-)
+DESCRIPTION = """Evaluate a checkpoint on labelled images: the metrics of its task, such as top-1
+accuracy, loss and accuracy per class, and images per second."""
 EPILOG = """example:
   convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
 

@@ -195,17 +195,18 @@ def _check_array(array: np.ndarray, name: str) -> None:
     """Raise `ValueError` unless the array has the shape and type of an image or a batch."""
     shape = array.shape
     channels = shape[-1] if array.ndim > 2 else 1
+    kind = array.dtype.newbyteorder("=")
     if array.ndim not in (2, 3, 4) or channels not in (1, 3, 4) or 0 in shape:
         hint = "(H, W), (H, W, C) or (B, H, W, C) with 1, 3 or 4 channels"
         if array.ndim in (3, 4) and shape[-3] in (1, 3, 4) and 0 not in shape:
             hint += "; np.moveaxis(image, -3, -1) puts the channels last"
         raise ValueError(f"{name}: an array must have the shape {hint}, got {shape}")
-    if array.dtype.kind not in "buif" or array.dtype in (np.int64, np.uint64):
+    if array.dtype.kind not in "buif" or kind in (np.int64, np.uint64):
         raise ValueError(
             f"{name}: an array must hold uint8, integers of 16 or 32 bits, or floats, got "
             f"{array.dtype}; convert values of 0 to 255 with .astype(np.uint8)"
         )
-    if channels == 4 and array.dtype not in (np.uint8, np.uint16):
+    if channels == 4 and kind not in (np.uint8, np.uint16):
         raise ValueError(
             f"{name}: an array with an alpha channel must hold uint8 or uint16, got {array.dtype}; "
             "leave the alpha channel out with image[..., :3]"

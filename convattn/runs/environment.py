@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "processor": processor_name,
         "cpu_cores": os.cpu_count,
         "threads": torch.get_num_threads,
-        "cpu_kernels": _cpu_kernels,
+        "cpu_kernels": cpu_kernels,
         "gpus": _gpus,
     }
     return {name: _ask(fact) for name, fact in facts.items()}
@@ -46,10 +46,11 @@ def _ask(fact: Callable[[], Any]) -> Any:
         return None
 
 
-def _cpu_kernels() -> str:
+def cpu_kernels() -> str | None:
+    """Return which kernels operators use on the CPU, None if that cannot be found out."""
     from convattn.ops.kernels.native.library import describe
 
-    return describe()
+    return _ask(describe)
 
 
 def _gpus() -> list[str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +17,11 @@ _INK, _BAR, _ACCENT = (255, 255, 255), (20, 24, 32), (88, 166, 255)
 _OPACITY = 0.78
 _SMALLEST, _LARGEST = 8, 64  # font sizes in pixels
 _PART = 18  # of the image's shorter side, the font size
+_MISSING = "\U0010ffff"  # no font has a glyph for it
+_FONTS = (  # for what Pillow's own font lacks: Latin, Greek and Cyrillic letters, then Asian ones
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc",
+    "Arial Unicode.ttf", "wqy-zenhei.ttc", "unifont.ttf",
+)  # fmt: skip
 
 
 def draw_label(image: Image.Image, label: str, probability: float) -> Image.Image:
@@ -27,13 +37,14 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     """
     drawn = image.copy()
     width, height = drawn.size
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(_font_size(width, height)))
+    label = shown(label)
+    font = _font(label, _font_size(width, height))
     margin = max(1, round(font.size / 3))
     ascent, descent = font.getmetrics()
     line = max(1, round(font.size / 8))
     bar = ascent + descent + margin
     percent = f"{probability:.0%}"
-    text = _fitting(shown(label), percent, font, width - 2 * margin)
+    text = _fitting(label, percent, font, width - 2 * margin)
     if text and bar + line <= height / 2:
         box = (0, 0, width, bar)
         shade = Image.new("RGB", (width, bar), _BAR)
@@ -47,6 +58,36 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     drawn.paste(_BAR, (0, bar, width, bar + line))
     drawn.paste(_ACCENT, (0, bar, max(1, round(width * probability)), bar + line))
     return drawn
+
+
+def _font(text: str, size: float) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, or another one if that has more characters of the text."""
+    own = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    if not _lacking(own, text):
+        return own
+    others = [ImageFont.truetype(path, size) for path in map(_find_font, _FONTS) if path]
+    return min([own, *others], key=lambda font: _lacking(font, text))
+
+
+@lru_cache
+def _find_font(name: str) -> str | None:
+    """Return the path of a font of the system or of matplotlib, None where there is none."""
+    for place in (name, *_matplotlib_fonts(name)):
+        with contextlib.suppress(OSError):
+            return str(ImageFont.truetype(place).path)
+    return None
+
+
+def _matplotlib_fonts(name: str) -> Iterator[str]:
+    found = find_spec("matplotlib")
+    for folder in (found.submodule_search_locations if found else None) or ():
+        yield os.path.join(folder, "mpl-data", "fonts", "ttf", name)
+
+
+def _lacking(font: ImageFont.FreeTypeFont, text: str) -> int:
+    """Return how many characters of a text are drawn as the box for a missing one."""
+    box = bytes(font.getmask(_MISSING))
+    return sum(bytes(font.getmask(char)) == box for char in set(text) if not char.isspace())
 
 
 def _font_size(width: int, height: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -156,9 +156,10 @@ class KeepCheckpoints(Checkpoint):
         return {"best": list(self.best), "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the score and the number of the best epoch."""
-        self.best = tuple(state_dict["best"])
-        self.best_epoch = state_dict["best_epoch"]
+        """Restore the score and the number of the best epoch, unless its files are gone."""
+        if self.run.has_best:
+            self.best = tuple(state_dict["best"])
+            self.best_epoch = state_dict["best_epoch"]
 
 
 class WriteMetrics(Callback):
@@ -167,11 +168,15 @@ class WriteMetrics(Callback):
     Args:
         run: where to write.
         columns: the metrics of an epoch.
+        say: shows a sentence, such as that the table was damaged.
     """
 
-    def __init__(self, run: RunFolder, columns: tuple[Column, ...]) -> None:
+    def __init__(
+        self, run: RunFolder, columns: tuple[Column, ...], say: Callable[[str], None]
+    ) -> None:
         self.run = run
         self.columns = columns
+        self.say = say
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row."""
@@ -179,7 +184,9 @@ class WriteMetrics(Callback):
             row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             names = tuple(column.name for column in self.columns)
             with _explaining(self.run):
-                self.run.add_metrics(names, {**row, **epoch_metrics(trainer, self.columns)})
+                notes = self.run.add_metrics(names, row | epoch_metrics(trainer, self.columns))
+            for note in notes:
+                self.say(note)
 
 
 def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:

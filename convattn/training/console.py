@@ -1,45 +1,56 @@
-"""What a training shows: a bar in a terminal, a line per epoch, elsewhere a line now and then."""
+"""Output of a training run: a line per epoch, and the progress of training and validation."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from convattn.progress import Progress, duration
 from convattn.runs.metrics import Column, score
 from convattn.training.checkpoints import epoch_metrics
 from convattn.training.module import TaskModule
 
 _FORMATS = {"loss": ".4f", "share": ".2%", "rate": ".3g", "number": ",.0f"}
-_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class EpochLines(ProgressBar):
-    """Print a line per epoch, and in a terminal a bar below for the epoch that is running.
+    """Print a line per epoch; between the lines show the progress of training and validation.
 
-    Elsewhere (pipe, file, notebook) a line every 30 seconds shows the progress of the epoch.
+    A terminal shows a bar. A pipe, a file or a notebook gets a line every ``every`` seconds, also
+    while the first batch is loaded or the model is compiled. From the second epoch on, the time
+    left includes the validations.
 
     Args:
-        console: where to write; the bar appears if it is a terminal.
+        console: where to write.
         columns: the metrics of an epoch.
         rule: for the best epoch, see `score`.
+        every: seconds between two lines where there is no terminal.
+        clock: returns the time in seconds.
     """
 
     def __init__(
-        self, console: Console, columns: tuple[Column, ...], rule: tuple[str, ...]
+        self,
+        console: Console,
+        columns: tuple[Column, ...],
+        rule: tuple[str, ...],
+        *,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.console = console
         self.columns = columns
         self.rule = rule
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._clock = _Clock()
+        self._every, self._clock = every, clock
+        self.progress: Progress | None = None
+        self._training = False  # whether the progress is that of the training images
+        self._time = _TimeLeft(clock)
         self._best: tuple[float, ...] = ()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -47,28 +58,31 @@ class EpochLines(ProgressBar):
         self.console.print(*args, **kwargs)
 
     def disable(self) -> None:
-        """Print nothing: Lightning asks this of all processes but the first."""
+        """Print nothing: Lightning calls this in all processes but the first."""
+        self._close()
         self.console = Console(quiet=True)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show that the first batch is being loaded."""
+        self._show("loading the first batch")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the heading, start the clock and the bar."""
-        batches = int(trainer.num_training_batches)
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        self._clock = _Clock(done, batches * (trainer.max_epochs or 0))
+        """Print the heading."""
+        self._close()
         titles = "".join(f"  {column.title:>{column.width}}" for column in self.columns)
         heading = f"{'epoch':>7}{titles}  {'images/s':>9}  {'left':>7}"
         self.console.print(Text(heading, style="bold"), soft_wrap=True)
-        if self.console.is_terminal and not self.console.is_jupyter and trainer.is_global_zero:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[numbers]}"),
-                console=self.console,
-                transient=True,
-                refresh_per_second=5,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=batches, numbers="")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the progress of the training images; a run resumed within an epoch skips this."""
+        self._start_training(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the progress of the training images in a run resumed within an epoch."""
+        if not self._training:
+            self._start_training(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -78,28 +92,17 @@ class EpochLines(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Update the bar, or print a line where there is none."""
-        self._clock.tick(len(batch["index"]) * trainer.world_size)
-        if not trainer.is_global_zero or not self._clock.due(0.2 if self._bar else _EVERY):
-            return
-        assert isinstance(pl_module, TaskModule)
-        means = pl_module.train_means()
-        shown = [f"{c.title} {_cell(c, means[c.name])}" for c in self.columns if c.name in means]
-        speed = f"{self._clock.speed:,.0f} images/s"
-        numbers = "   ".join([*shown, speed, f"{_duration(self._clock.left)} left"])
-        self._show(
-            trainer,
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            batch_idx + 1,
-            int(trainer.num_training_batches),
-            numbers,
-        )
+        """Count the images of the batch."""
+        if self.progress is not None:
+            module = cast(TaskModule, pl_module)
+            images = len(batch["index"]) * trainer.world_size
+            self.progress.advance(images, lambda: self._means(module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the bar say that the validation has begun."""
-        if self._bar is not None:
-            total = trainer.num_training_batches
-            self._bar.update(self._task, completed=total, numbers="validating ...")
+        """Show the progress of the validation images."""
+        total = len(cast(TaskModule, pl_module).data.source.val)
+        self._time.start_validation(total)
+        self._show(f"validation {_epoch(trainer)}", total, left=self._time.left_of_validation)
 
     def on_validation_batch_end(
         self,
@@ -110,30 +113,30 @@ class EpochLines(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the bar, or print a line where there is none."""
-        if not trainer.is_global_zero or not self._clock.due(0.2 if self._bar else _EVERY):
-            return
-        total = trainer.num_val_batches
-        batches = int(total[0] if isinstance(total, list) else total)
-        epoch = f"validation {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._show(trainer, epoch, batch_idx + 1, batches, "")
+        """Count the images of the batch."""
+        if self.progress is not None:
+            self.progress.advance(len(batch["index"]) * trainer.world_size)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the bar."""
+        self._time.end_validation()
+        self._close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line of the epoch."""
+        self._close()
         found = epoch_metrics(trainer, self.columns)
         reached = score(found, self.rule)
         is_best = not self._best or reached > self._best
         self._best = max(self._best, reached)
-        epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         cells = "".join(f"  {_cell(c, found[c.name]):>{c.width}}" for c in self.columns)
         speed = float(trainer.callback_metrics["images_per_second"])
         line = Text(
-            f"{epoch:>7}{cells}  {speed:9,.0f}  {_duration(self._clock.left):>7}"
+            f"{_epoch(trainer):>7}{cells}  {speed:9,.0f}  {duration(self._time.left):>7}"
             + ("  best" if is_best else ""),
             style="green" if is_best else "",
         )
-        self.console.print(line, soft_wrap=True)  # its own style: the bar below keeps its own
-        self._clock.start_epoch()
+        self.console.print(line, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the score of the best epoch."""
@@ -145,74 +148,108 @@ class EpochLines(ProgressBar):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the bar, also after an error."""
-        self._stop()
+        self._close()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Remove the bar before the error is printed."""
-        self._stop()
+        self._close()
 
-    def _show(self, trainer: pl.Trainer, what: str, done: int, total: int, numbers: str) -> None:
-        if self._bar is not None:
-            self._bar.update(
-                self._task, completed=done, total=total, description=what, numbers=numbers
-            )
-        else:
-            parts = [what, f"batch {done:,} of {total:,}", *([numbers] if numbers else [])]
-            self.console.print(Text("   ".join(parts)), soft_wrap=True)
+    def _start_training(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data, epoch = cast(TaskModule, pl_module).data, trainer.current_epoch
+        per_batch = data.batch_size * trainer.world_size
+        total = int(trainer.num_training_batches) * per_batch
+        done = data.batches_done * per_batch if epoch == data.epoch else 0
+        self._time.start_training(total, done, (trainer.max_epochs or 0) - epoch - 1)
+        self._show(f"epoch {_epoch(trainer)}", total, done, self._time.left_of_training)
+        self._training = True
 
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def _means(self, module: TaskModule) -> str:
+        means = module.train_means()
+        shown = [c for c in self.columns if c.name in means]
+        return ", ".join(f"{c.title} {_cell(c, means[c.name])}" for c in shown)
+
+    def _show(
+        self,
+        title: str,
+        total: int | None = None,
+        done: int = 0,
+        left: Callable[[int, float], float] | None = None,
+    ) -> None:
+        """Replace the progress that is shown."""
+        self._close()
+        self.progress = Progress(
+            title,
+            total,
+            every=self._every,
+            clock=self._clock,
+            console=self.console,
+            done=done,
+            left=left,
+        )
+
+    def _close(self) -> None:
+        self._training = False
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None
 
 
-class _Clock:
-    """Images per second, and the time that is left at the speed so far."""
+class _TimeLeft:
+    """Estimates the time left of the whole training.
 
-    def __init__(self, done: int = 0, total: int = 0) -> None:
-        self._first = self._done = done
-        self._total = total
-        self._start = self._shown = time.perf_counter()
-        self.start_epoch()
+    Args:
+        clock: returns the time in seconds.
+    """
 
-    def start_epoch(self) -> None:
-        """Measure the speed from now on."""
-        self._images, self._epoch_start = 0, time.perf_counter()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._total = self._validated = 0  # images of an epoch
+        self._start = 0.0
+        self._done = self._epochs = 0
+        self._train_seconds = self._val_seconds = 0.0  # of an epoch, 0 until measured
 
-    def tick(self, images: int) -> None:
-        """Count a batch."""
-        self._done += 1
-        self._images += images
+    def start_training(self, total: int, done: int, epochs: int) -> None:
+        """Start the training images of an epoch.
 
-    def due(self, every: float) -> bool:
-        """Return whether numbers are to be shown again: reading them waits for the device."""
-        if time.perf_counter() - self._shown < every:
-            return False
-        self._shown = time.perf_counter()
-        return True
+        Args:
+            total: images of an epoch.
+            done: images that were trained earlier.
+            epochs: epochs after this one.
+        """
+        self._total, self._done, self._epochs = total, done, epochs
+        self._start = self._clock()
 
-    @property
-    def speed(self) -> float:
-        """Images per second of training in this epoch."""
-        return self._images / max(time.perf_counter() - self._epoch_start, 1e-9)
+    def start_validation(self, total: int) -> None:
+        """Measure the time of the training images, and start ``total`` validation images."""
+        trained = max(1, self._total - self._done)
+        self._train_seconds = (self._clock() - self._start) * self._total / trained
+        self._start, self._validated = self._clock(), total
+
+    def end_validation(self) -> None:
+        """Measure the time of the validation images."""
+        self._val_seconds = self._clock() - self._start
+
+    def left_of_training(self, done: int, rate: float) -> float:
+        """Return the seconds left while training images are processed."""
+        images = max(0, self._total - done) + self._epochs * self._total
+        return images / rate + (self._epochs + 1) * self._val_seconds
+
+    def left_of_validation(self, done: int, rate: float) -> float:
+        """Return the seconds left while validation images are processed."""
+        images = max(0, self._validated - done) + self._epochs * self._validated
+        return images / rate + self._epochs * self._train_seconds
 
     @property
     def left(self) -> float:
-        """Seconds left, validation included."""
-        elapsed = time.perf_counter() - self._start
-        return elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+        """The seconds left at the end of an epoch."""
+        return self._epochs * (self._train_seconds + self._val_seconds)
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    return f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
 def _cell(column: Column, value: float) -> str:
     return format(value, _FORMATS[column.kind])
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

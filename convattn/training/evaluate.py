@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from convattn.checks import check_choice
@@ -43,9 +44,13 @@ def evaluate(
     workers: int | None = None,
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
+    console: Console | None = None,
     **data_options: Any,
 ) -> TaskEvaluation:
-    """Evaluate a trained model; arguments and errors as in `convattn.tasks.table.evaluate`."""
+    """Evaluate a trained model; arguments and errors as in `convattn.tasks.table.evaluate`.
+
+    ``console`` shows the progress, by default standard error.
+    """
     check_choice("split", split, ("auto", "train", "val", "all"))
     trained_on = isinstance(data, DataSource) and is_same(data.name, loaded.card.data)
     if not isinstance(data, DataSource):
@@ -65,7 +70,9 @@ def evaluate(
         low_priority=place.type == "cpu",
         collate=task.collate,
     )
-    outputs, targets, numbers, broken, speed = _run(task, loaded.model, loader, place, len(images))
+    outputs, targets, numbers, broken, speed = _run(
+        task, loaded.model, loader, place, Progress("evaluating", len(images), console=console)
+    )
     files = reread(images, broken)
     check_share(files, len(images), max_broken, data.name)
     found = Found(
@@ -82,9 +89,9 @@ def evaluate(
 
 
 def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
-    """Raise `ValueError` unless the data has exactly the checkpoint's classes."""
+    """Raise `ValueError` unless the data has exactly the checkpoint's classes, if it has any."""
     known, given = checkpoint.card.class_names, data.class_names
-    if known == given:
+    if not known or known == given:
         return
     if len(known) != len(given):
         raise ValueError(
@@ -165,13 +172,13 @@ def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet,
 
 @torch.inference_mode()
 def _run(
-    task: type[Task[Any]], model: nn.Module, loader: Any, device: torch.device, total: int
+    task: type[Task[Any]], model: nn.Module, loader: Any, device: torch.device, progress: Progress
 ) -> tuple[list[Any], list[Any], list[int], list[int], float]:
     """Return outputs, targets, numbers of readable images, numbers of broken ones, the speed."""
     model = model.to(device).eval()
     outputs, targets, numbers, broken = [], [], [], []
     times, sizes = [time.perf_counter()], []
-    with Progress("evaluating", total) as progress:
+    with progress:
         for batch in loader:
             found = task.outputs(model, batch["image"].to(device, non_blocking=True))
             kept, wanted, which = readable(_on_cpu(found), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,13 +44,12 @@ class TaskEvaluation(ABC):
         model: name of the model.
         data: name of the data set.
         split: "val", "train" or "all".
-        num_classes: number of classes.
-        class_names: in the order of their numbers.
         images: number of readable images.
         images_per_second: loading, transforms and model, without the first batch.
         parameters: of the model.
         broken: paths of the images that could not be read.
         notes: which part is held out, which files were passed over, how images were read.
+        epoch: of the training, whose weights were evaluated; 0 for none.
     """
 
     prediction_columns: ClassVar[tuple[str, ...]]
@@ -58,13 +57,12 @@ class TaskEvaluation(ABC):
     model: str
     data: str
     split: str
-    num_classes: int
-    class_names: list[str]
     images: int
     images_per_second: float
     parameters: int
     broken: list[str]
     notes: list[str] = field(default_factory=list)
+    epoch: int = 0
 
     @abstractmethod
     def headline(self) -> list[tuple[str, str]]:
@@ -84,9 +82,8 @@ class TaskEvaluation(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single predictions, as plain values."""
-        values = asdict(self)
-        values.pop("predictions", None)
-        return values
+        names = (f.name for f in fields(self) if f.name != "predictions")
+        return {name: getattr(self, name) for name in names}
 
     def write(self, folder: Path) -> None:
         """Write ``predictions.csv`` and ``evaluation.json``."""

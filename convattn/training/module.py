@@ -21,9 +21,12 @@ from convattn.training.evaluate import readable
 from convattn.training.optimizer import build_optimizer, build_schedule, rate_factor
 from convattn.training.task import Step, Task
 
+_LARGEST_RATE = 10.0  # a larger learning rate is a mistake: a fraction of it is no advice
+_SAFE_RATE = 1e-4
+
 
 class TrainingDivergedError(RuntimeError):
-    """A loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite."""
 
 
 class TaskModule(pl.LightningModule):
@@ -68,8 +71,12 @@ class TaskModule(pl.LightningModule):
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
     def train_means(self) -> dict[str, float]:
-        """Return the means of the epoch so far, by the names of their columns."""
-        return {name: float(metric.compute()) for name, metric in self._train_metrics().items()}
+        """Return the means of the epoch so far in this process, by the names of their columns.
+
+        ``compute`` would wait for the other processes, of which only the first shows the means.
+        """
+        metrics = self._train_metrics().items()
+        return {name: float(metric.mean_value / metric.weight) for name, metric in metrics}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random numbers of this step."""
@@ -110,7 +117,13 @@ class TaskModule(pl.LightningModule):
             self.meter.update(outputs, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the epoch: of validation, and of the training that it ends."""
+        """Log the metrics of the epoch: of validation, and of the training that it ends.
+
+        Raises:
+            TrainingDivergedError: the loss or a weight is NaN or infinite; the epoch is not saved.
+        """
+        if not self.trainer.sanity_checking:
+            self._check_weights(f"epoch {self.current_epoch + 1}")
         for name, value in self.meter.compute().items():
             self.log(f"val_{name}", value)
             if name == "loss" and not self.trainer.sanity_checking:
@@ -170,12 +183,20 @@ class TaskModule(pl.LightningModule):
 
     def _check_finite(self, loss: Tensor, where: str) -> None:
         if not loss.isfinite():
-            rate = self.config.lr / 4
-            raise TrainingDivergedError(
-                f"the loss became {loss.item()} in {where}, at a learning rate of "
-                f"{self.learning_rate:.2g}. Try a lower lr (lr={rate:.2g}), clip_grad=1, a longer "
-                "warm-up, or precision=32"
-            )
+            raise self._diverged(f"the loss became {loss.item()}", where)
+
+    def _check_weights(self, where: str) -> None:
+        for model in {self.model, self.evaluated}:
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise self._diverged(f"the weight {name} became NaN or infinite", where)
+
+    def _diverged(self, what: str, where: str) -> TrainingDivergedError:
+        rate = self.config.lr / 4 if self.config.lr <= _LARGEST_RATE else _SAFE_RATE
+        return TrainingDivergedError(
+            f"{what} in {where}, at a learning rate of {self.learning_rate:.2g}. Try a lower lr "
+            f"(lr={rate:.2g}), clip_grad=1, a longer warm-up, or precision=32"
+        )
 
 
 def _build_ema(model: nn.Module, config: RunConfig) -> ModelEmaV3 | None:

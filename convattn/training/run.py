@@ -25,15 +25,17 @@ from rich.text import Text
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from convattn.data import DataSource, open_dataset, shown
+from convattn.progress import Progress, open_console
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
+from convattn.runs.environment import cpu_kernels
 from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData, data_options
+from convattn.training.data import TaskData
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
@@ -274,7 +276,7 @@ class _Training:
     ) -> None:
         check_optimizer(config.opt)
         self.is_first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes
-        self.console = (console or Console()) if self.is_first else Console(quiet=True)
+        self.console = (console or open_console()) if self.is_first else Console(quiet=True)
         self.config = config
         self.start = start
         pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -296,12 +298,20 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self._check_rest_of_epoch()
+        self.notes: list[str] = []
+        if start.checkpoint is not None and folder is not None and not folder.has_best:
+            self.notes.append(
+                f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
+            )
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
         with self._discarding(), _quiet_lightning():
             self.trainer = _make_trainer(config, self.folder.path)
+        if self._device.type == "cpu":
+            self.card = replace(self.card, kernels=cpu_kernels() or "")
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,
@@ -319,8 +329,22 @@ class _Training:
             return open_dataset(self.config.data, **options)
         return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
+    def _check_rest_of_epoch(self) -> None:
+        """Raise `ValueError` if so many images are gone that nothing is left of an epoch."""
+        done, batches = self.start.batches_done, self.data.batches_per_epoch
+        if done >= batches > 0 and self.start.checkpoint is not None:
+            best = self.start.checkpoint.with_name("best.ckpt")
+            raise ValueError(
+                f"the run was stopped after {done} batches of an epoch, which has {batches} now, "
+                f"as images are gone: restore them, or continue from the end of an epoch: {best}"
+            )
+
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
+        with _threads(self.config.threads):
+            return self._run(callbacks)
+
+    def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
         begin = time.perf_counter()
         evaluation, report = None, None
         with self.request:
@@ -359,12 +383,12 @@ class _Training:
         self.folder.checkpoints.mkdir(exist_ok=True)
         self.folder.remove_temporary()
         self.folder.write_config(self.config.model_dump(mode="json"))
-        self.folder.keep_metrics(names, self.start.epochs_done)
+        self.notes += self.folder.keep_metrics(names, self.start.epochs_done)
         if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
         elif self.record.name != self.source.name:  # its folder has moved
             self.folder.write_data(replace(self.record, name=self.source.name))
-        self._optional("environment.json", self.folder.write_environment)
+        self.notes += self._optional("environment.json", self.folder.write_environment) or []
 
     def _write_broken(self) -> None:
         self.folder.write_broken([*self.source.broken, *self.data.broken_files()])
@@ -382,26 +406,28 @@ class _Training:
             self.source,
             split="val",
             max_broken=self.config.max_broken,
-            device=self.trainer.strategy.root_device,
+            device=self._device,
+            console=self.console,
         )
         evaluation.write(self.folder.path)
         return evaluation
 
     def _report(self, finished: bool, seconds: float) -> Path:
         whole = finished and self.start.checkpoint is None
-        return write_run_report(
-            type(self.task),
-            self.folder.path,
-            source=self.source,
-            seconds=seconds if whole else None,
-        )
+        with Progress("writing report.html", console=self.console):
+            return write_run_report(
+                type(self.task),
+                self.folder.path,
+                source=self.source,
+                seconds=seconds if whole else None,
+            )
 
     def _optional(self, what: str, write: Callable[[], Any]) -> Any:
         """Write what only describes the run: a failure is shown and ends nothing."""
         try:
             return write()
         except Exception as error:
-            self._say(f"note      {what} cannot be written: {error}")
+            self._note(f"{what} cannot be written: {error}")
             return None
 
     @contextlib.contextmanager
@@ -419,11 +445,12 @@ class _Training:
         """Return whether the training came to its end."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
-        with _quiet_lightning(), _threads(self.config.threads):
+        with _quiet_lightning():
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
+            write = WriteMetrics(self.folder, columns, self._note)
             stop = StopOnSignal(self.request, self.keep)
-            ours: list[Callback] = [lines, WriteMetrics(self.folder, columns), stop]
+            ours: list[Callback] = [lines, write, stop]
             cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
             if self.config.tensorboard:
                 self.trainer.logger = TensorBoardLogger(
@@ -464,22 +491,25 @@ class _Training:
         config, source, size = self.config, self.source, self.card.preprocess.input_size
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
-        scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch)"
-        workers = f"{self.data.workers or 'no'} loading processes"
+        scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
+        classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
-            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
-            f"to learn from, {len(source.val):,} held out",
-            f"training  {config.epochs} epochs of {self.data.batches_per_epoch} batches of "
-            f"{self.data.batch_size}, {config.opt}, learning rate {config.lr * factor:.3g}{scaled}",
-            f"machine   {self._machine()}, precision {self.trainer.precision}, {workers}",
+            f"data      {source.name}, {classes}{len(source.train):,} images for training, "
+            f"{len(source.val):,} for validation",
+            f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
+            f"{self.data.batch_size} images, {config.opt}, learning rate "
+            f"{config.lr * factor:.3g}{scaled}",
+            f"machine   {self._machine()}",
         ]
-        lines += [f"start     {line}" for line in self.built.start]
+        lines += [f"start     {line}" for line in self._start_weights()]
+        if config.compile:
+            lines.append("compile   torch.compile compiles the model in the first batches: minutes")
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
-        notes = [*self.built.notes, *source.notes]
+        notes = [*self.built.notes, *source.notes, *self.notes]
         if self.start.card is not None:
             notes += range_notes(self.start.card, source.value_range)
         lines += [f"note      {note}" for note in notes]
@@ -490,14 +520,38 @@ class _Training:
         # As plain text: a name such as "[red]" is no markup.
         self._say("\n".join(map(shown, lines)))
 
+    @property
+    def _device(self) -> torch.device:
+        """The device of the training, and of all that follows it."""
+        return self.trainer.strategy.root_device
+
+    def _start_weights(self) -> list[str]:
+        """Return which weights the training starts from, and which settings were left out."""
+        config = self.config
+        if self.start.checkpoint is not None or config.init or config.pretrained:
+            return list(self.built.start)
+        return [f"random weights, seed {config.seed}", *self.built.start]
+
     def _machine(self) -> str:
-        device = self.trainer.strategy.root_device
+        """Return the device, precision, threads and loading processes, as settings."""
+        config, device = self.config, self._device
+        precision = resolve_precision(config)
+        if precision in ("32-true", "64-true"):  # "bf16-true" is a setting
+            precision = precision.removesuffix("-true")
+        found = {"accelerator": device.type, "precision": precision}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
-            return f"{self.trainer.world_size} x {name}"
-        if device.type != "cpu":
-            return device.type
-        return f"CPU, {self.config.threads or torch.get_num_threads()} threads"
+            found["accelerator"] = f"cuda, {self.trainer.world_size} x {name}"
+        elif device.type == "cpu":
+            found["threads"] = str(config.threads or torch.get_num_threads())
+        found["workers"] = str(self.data.workers)
+        auto = {name for name in found if getattr(config, name) in ("auto", None)}
+        return ", ".join(
+            f"{name}={text}" + (" (auto)" if name in auto else "") for name, text in found.items()
+        )
+
+    def _note(self, text: str) -> None:
+        self._say(f"note      {shown(text)}")
 
     def _say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from convattn.cli import main
 from tests.data.folders import write_broken, write_image
@@ -27,6 +28,50 @@ def test_json_has_every_guess(work: Path, capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(capsys.readouterr().out)
     assert len(found["images"]) == 16
     assert {guess["name"] for guess in found["images"][0]["guesses"]} == {"red", "blue"}
+
+
+def test_the_output_folder_gets_drawings_and_json(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(work / "colors" / name / "0.png") for name in ("red", "blue")]
+    output = tmp_path / "new" / "folder"
+    words = ["predict", str(work / "runs" / "run"), *images, "--json", "--output", str(output)]
+    for _ in range(2):  # an earlier result is replaced
+        assert main(words) == 0
+        assert json.loads((output / "predictions.json").read_text()) == json.loads(
+            capsys.readouterr().out
+        )
+        assert sorted(path.name for path in output.glob("*.png")) == ["0-2.png", "0.png"]
+    for path, name in zip(images, ("0.png", "0-2.png"), strict=True):
+        drawn, image = Image.open(output / name), Image.open(path)
+        assert drawn.size == image.size
+        lower = (0, image.height // 2, *image.size)
+        assert drawn.tobytes() != image.tobytes()
+        assert drawn.crop(lower).tobytes() == image.crop(lower).tobytes()
+
+
+def test_an_output_folder_with_other_files_is_refused(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_image(tmp_path / "a.png")
+    before = path.read_bytes()
+    words = ["predict", str(work / "runs" / "run"), str(path), "--output", str(tmp_path)]
+    assert main(words) == 2
+    assert f"--output {tmp_path} holds other files" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_drawings_that_cannot_be_written_do_not_cost_the_table(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.json").touch()
+    (tmp_path / "a.png").mkdir()
+    path = write_image(tmp_path / "images" / "a.png")
+    words = ["predict", str(work / "runs" / "run"), str(path), "--output", str(tmp_path)]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert str(path) in out
+    assert "a.png" in err
 
 
 def test_a_broken_image_is_reported_on_stderr(

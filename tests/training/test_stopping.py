@@ -85,13 +85,8 @@ def test_killed_runs_continue_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL in the first epoch, within others, and while a checkpoint is written."""
     write_colors(tmp_path, count=60)
     log = tmp_path / "log"
-    changes: dict[str, Any] = {
-        "epochs": 3,
-        "accumulate": 2,
-        "ema": True,
-        "ema_decay": 0.9,
-        "mixup": 0.4,
-    }
+    changes: dict[str, Any] = {"epochs": 3, "accumulate": 2, "ema": True, "mixup": 0.4}
+    changes |= {"ema_decay": 0.9}
     changes |= {"auto_augment": "rand-m5-inc1", "checkpoint_minutes": 0.003}
     with started(log, *words(tmp_path, "straight", **changes)) as process:
         assert process.wait(120) == 0, log.read_text()

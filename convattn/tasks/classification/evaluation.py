@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from convattn.data import DataSource, ImageSet
 from convattn.names import shown
 from convattn.runs.card import ModelCard
+from convattn.runs.confusion import Confusion
 from convattn.runs.results import PREDICTION_COLUMNS, PredictionRow
 from convattn.training.evaluation import Found, TaskEvaluation
 
@@ -33,6 +34,8 @@ class Evaluation(TaskEvaluation):
     """How good a classifier is; ``confusion[true][predicted]`` counts images.
 
     Args:
+        num_classes: number of classes.
+        class_names: in the order of their numbers.
         top1: share of the images whose class has the highest score.
         top5: share of the images whose class is among the five highest scores.
         loss: mean cross-entropy.
@@ -43,12 +46,20 @@ class Evaluation(TaskEvaluation):
 
     prediction_columns: ClassVar[tuple[str, ...]] = PREDICTION_COLUMNS
 
+    num_classes: int
+    class_names: list[str]
     top1: float
     top5: float
     loss: float
     per_class: list[ClassResult]
-    confusion: list[list[int]]
+    confusion: Confusion
     predictions: list[PredictionRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single predictions, as plain values."""
+        per_class = [asdict(result) for result in self.per_class]
+        confusion = self.confusion.to_json()
+        return {**super().to_dict(), "per_class": per_class, "confusion": confusion}
 
     def headline(self) -> list[tuple[str, str]]:
         """Return the accuracies and the loss."""
@@ -82,7 +93,7 @@ class Evaluation(TaskEvaluation):
     def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of ``predictions.csv``."""
         return [
-            {key: _short(value) for key, value in asdict(row).items()} for row in self.predictions
+            {key: _short(value) for key, value in vars(row).items()} for row in self.predictions
         ]
 
 
@@ -92,8 +103,6 @@ def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found)
     scores, labels = torch.cat(found.outputs), torch.cat(found.targets)
     best = scores.topk(min(5, classes)).indices
     hits = best == labels[:, None]
-    confusion = torch.bincount(labels * classes + best[:, 0], minlength=classes**2)
-    confusion = confusion.view(classes, classes)
     return Evaluation(
         model=card.model,
         data=data.name,
@@ -105,12 +114,13 @@ def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found)
         top5=hits.any(-1).float().mean().item(),
         loss=F.cross_entropy(scores, labels).item(),
         images_per_second=found.images_per_second,
-        per_class=_per_class(data.class_names, confusion),
-        confusion=confusion.tolist(),
+        per_class=_per_class(data.class_names, labels, labels[hits[:, 0]]),
+        confusion=Confusion.of(labels, best[:, 0], classes),
         parameters=found.parameters,
         broken=found.broken,
         predictions=_predictions(images, found.numbers, scores.softmax(-1), labels, best[:, 0]),
         notes=found.notes,
+        epoch=card.epoch,
     )
 
 
@@ -131,11 +141,18 @@ def _predictions(
     ]
 
 
-def _per_class(names: Sequence[str], confusion: Tensor) -> list[ClassResult]:
-    counts, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+def _per_class(names: Sequence[str], labels: Tensor, right: Tensor) -> list[ClassResult]:
+    """Return the results of the classes.
+
+    Args:
+        names: of the classes.
+        labels: (N,), classes of the images.
+        right: classes of the images that were recognised.
+    """
+    images, hits = (numbers.bincount(minlength=len(names)).tolist() for numbers in (labels, right))
     return [
         ClassResult(name, count, hit / count if count else None)
-        for name, count, hit in zip(names, counts, right, strict=True)
+        for name, count, hit in zip(names, images, hits, strict=True)
     ]
 
 

@@ -119,7 +119,7 @@ def test_predictions_are_those_of_the_evaluation(run: tuple[Path, str]) -> None:
         assert alone.probability == pytest.approx(probability, abs=1e-5)
 
 
-def test_the_lines_of_the_readme_give_the_same_scores(run: tuple[Path, str]) -> None:
+def test_the_transform_and_the_model_give_the_same_scores(run: tuple[Path, str]) -> None:
     trained = load_checkpoint(run[0])
     line = evaluate(trained, split="all").predictions[0]
     image = eval_transform(trained.card.preprocess)(load_image(line.path, trained.card.value_range))
