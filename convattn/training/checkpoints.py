@@ -24,6 +24,8 @@ from convattn.training.module import TaskModule
 
 _AGREE_EVERY = 20  # updates between two decisions that several processes take together
 
+_BETWEEN_PROCESSES = ".temp.ckpt"  # in which Lightning passes weights to the process that forked
+
 
 class WholeFiles(CheckpointIO):
     """Lets Lightning write and read its checkpoints as `convattn.runs` does: whole, and checked."""
@@ -42,6 +44,8 @@ class WholeFiles(CheckpointIO):
         Raises:
             ValueError: it is damaged.
         """
+        if Path(path).name == _BETWEEN_PROCESSES:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
         return read_ckpt(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -33,9 +33,9 @@ from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData, data_options
+from convattn.training.data import TaskData
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
@@ -44,7 +44,7 @@ from convattn.training.precision import resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
-from convattn.training.slurm import is_slurm_job, requeue, was_requeued
+from convattn.training.slurm import requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import open_again, range_notes
@@ -68,6 +68,7 @@ _NOISE = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*sync_dist=True.*",  # torchmetrics has put the parts of all processes together
 )
 
 
@@ -341,6 +342,10 @@ class _Training:
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
+        with _threads(self.config.threads):
+            return self._run(callbacks)
+
+    def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
         begin = time.perf_counter()
         evaluation, report = None, None
         with self.request:
@@ -358,8 +363,8 @@ class _Training:
                         evaluation = self._evaluate()
                     write = functools.partial(self._report, finished, seconds)
                     report = self._optional("report.html", write)
-        if self.request.number == getattr(signal, "SIGUSR1", None) and self.is_first:
-            self._say(f"SLURM     {requeue()}")
+                if self.request.asked and self.request.number == getattr(signal, "SIGUSR1", None):
+                    self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -441,7 +446,7 @@ class _Training:
         """Return whether the training came to its end."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
-        with _quiet_lightning(), _threads(self.config.threads):
+        with _quiet_lightning():
             # Attached only here, since they need the folder, and a folder is made only for a
             # machine that can do what is asked.
             write = WriteMetrics(self.folder, columns, self._note)
@@ -531,7 +536,9 @@ class _Training:
     def _machine(self) -> str:
         """Return the device, precision, threads and loading processes, as settings."""
         config, device = self.config, self._device
-        precision = resolve_precision(config).replace("32-true", "32")  # as the setting is written
+        precision = resolve_precision(config)
+        if precision in ("32-true", "64-true"):  # "bf16-true" is a setting
+            precision = precision.removesuffix("-true")
         found = {"accelerator": device.type, "precision": precision}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
@@ -596,7 +603,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
 
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if is_slurm_job() else []
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 @contextlib.contextmanager

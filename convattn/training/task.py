@@ -80,7 +80,7 @@ class Task(ABC, Generic[ConfigT]):
     Attributes:
         name: in the configuration, the model card and on the command line.
         config_class: the class of its settings.
-        prediction_class: what the task says of one image.
+        prediction_class: the class of its predictions.
         columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
@@ -166,10 +166,10 @@ class Task(ABC, Generic[ConfigT]):
         card: ModelCard,
         **options: Any,
     ) -> Sequence[Prediction]:
-        """Return what a model in evaluation mode says of each image of a batch.
+        """Return the predictions of a model in evaluation mode for a batch of images.
 
-        The predictions have no path yet. Keyword arguments of the implementation beside these four
-        are the options that a caller of `convattn.Predictor` has.
+        The engine fills in the paths. Further keyword arguments of an implementation are options
+        of a call of `convattn.Predictor`.
 
         Args:
             model: on the device of the images.

@@ -29,8 +29,7 @@ from convattn.data import (
 )
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import Column
-from convattn.training.config import RunConfig, setting
-from convattn.training.data import data_options
+from convattn.training.config import RunConfig, data_options, setting
 from convattn.training.evaluation import Found, TaskEvaluation
 from convattn.training.task import Built, Step, Task
 
