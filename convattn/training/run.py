@@ -50,7 +50,8 @@ from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import open_again, range_notes
 
 # Settings that a resumed run cannot change: its weights, its batches and its optimiser depend on
-# them. The range of values can be set where an earlier version kept none.
+# them. The range of values can be set where an earlier version kept none, and the data's folder
+# where it has moved.
 _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",

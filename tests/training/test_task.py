@@ -147,4 +147,4 @@ def test_the_report_has_the_numbers_of_the_task(finished: tuple[Path, TrainResul
     assert "damaged" not in page
     assert "This page has no" not in page
     assert 'id="confusion"' not in page
-    assert "classif" not in page
+    assert "classified" not in page
