@@ -86,6 +86,7 @@ class Task(ABC, Generic[ConfigT]):
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, beside those of every task.
         batch_multiple: batches have a multiple of so many images where there are enough.
+        repeats: how often each training image is in an epoch.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,11 @@ class Task(ABC, Generic[ConfigT]):
     @property
     def batch_multiple(self) -> int:
         """What the number of images in a batch is a multiple of."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """How often each training image is in an epoch (repeated augmentation)."""
         return 1
 
     # Training

@@ -20,7 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from convattn.data import Batch, Sample, SharedMemoryFullError, is_lost_worker, train_loader
+from convattn.data import (
+    Batch,
+    Sample,
+    SharedMemoryFullError,
+    eval_loader,
+    is_lost_worker,
+    train_loader,
+)
 from convattn.data.source import ArrayImages
 from tests.data.loader_loop import BATCHES, EPOCHS
 
@@ -175,6 +182,18 @@ def test_an_error_of_a_transform_is_no_lost_worker() -> None:
     with pytest.raises(FileNotFoundError, match=r"labels\.txt") as caught:
         list(train_loader(images(), missing, batch_size=2, workers=1))
     assert not is_lost_worker(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="the system has no priorities like Unix")
+@pytest.mark.parametrize("low_priority", [False, True])
+def test_loading_processes_have_a_low_priority_where_it_is_asked_for(low_priority: bool) -> None:
+    def priority(image: Image.Image, target: Any) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1), os.nice(0)
+
+    for loader in (train_loader, eval_loader):
+        batches = loader(images(), priority, batch_size=4, workers=1, low_priority=low_priority)
+        found = next(iter(batches))["target"].tolist()
+        assert all((value > os.nice(0)) == low_priority for value in found)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
