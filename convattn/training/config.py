@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from convattn.training.kinds import kinds_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Range = tuple[Positive, Positive]
 Precision = Literal["auto", "32", "16-mixed", "bf16-mixed", "bf16-true", "64"]
 
@@ -26,11 +28,21 @@ _NOT_IN_MODEL_ARGS = {
     "name": "write model={value}",
     "model_name": "write model={value}",
 }
+_DATA_OPTIONS = (
+    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
+    "value_range",
+)  # fmt: skip
 
 
-def setting(default: Any, text: str) -> Any:
-    """Return a field with a description, which ``--settings`` prints."""
-    return Field(default, description=text)
+def setting(default: Any, text: str, example: Any = None) -> Any:
+    """Return a field with a description, which ``--settings`` prints.
+
+    Args:
+        default: the value of the setting where nothing sets it.
+        text: what the setting means.
+        example: a value for messages, of a setting whose default is none.
+    """
+    return Field(default, description=text, examples=None if example is None else [example])
 
 
 class RunConfig(BaseModel):
@@ -53,13 +65,16 @@ class RunConfig(BaseModel):
     task: str = setting("classification", "what the model is trained for")
     model: str = setting(..., "model, a name that `convattn models` or timm lists")
     model_args: dict[str, Any] = setting(
-        {}, "further arguments of the model, such as model_args.depths=[1,1]"
+        {}, "further arguments of the model, such as model_args.depths=[1,1,2,1]"
     )
     pretrained: bool = setting(False, "start from the published weights of a timm model")
     init: str | None = setting(
-        None, "start from the weights of this run or checkpoint; other classes get a new head"
+        None,
+        "start from the weights of this run or checkpoint; the head is new if the classes differ",
     )
-    from_scratch: bool = setting(True, "false: require `pretrained` or `init`")
+    from_scratch: bool = setting(
+        True, "false: random weights are an error, pretrained=true or init= must be set"
+    )
     data: str = setting(..., "digits, folder:PATH or timm:NAME")
     root: str | None = setting(None, "timm data sets: folder that holds them")
     download: bool = setting(False, "timm data sets: download missing files")
@@ -74,8 +89,9 @@ class RunConfig(BaseModel):
     )
     value_range: tuple[float, float] | None = setting(
         None,
-        "float images and images of more than 8 bits: values of black and white; default: "
-        "computed from all images and printed",
+        "float images and images of more than 8 bits: the value of black and the value of white; "
+        "default: computed from all images and printed",
+        example=(0, 65535),
     )
     img_size: Count | None = setting(
         None, "height and width of the input; default: those of the model"
@@ -94,20 +110,22 @@ class RunConfig(BaseModel):
     lr: Positive = setting(1e-3, "learning rate")
     lr_batch: Count | None = setting(
         None,
-        "images per update that lr, warmup_lr and min_lr are given for; the three are scaled to "
-        "the number in use. Default: no scaling",
+        "images per update for which lr, warmup_lr and min_lr are right; training multiplies the "
+        "three by the actual number over this number (see lr_growth); default: no scaling",
     )
     lr_growth: Literal["linear", "sqrt"] = setting(
-        "linear", "scaling of the learning rates with the number of images per update"
+        "linear", "factor of the learning rates under lr_batch: the ratio, or its square root"
     )
-    momentum: Share = setting(0.9, "momentum, of optimisers that have one")
-    opt_betas: tuple[Share, Share] | None = setting(
-        None, "betas of Adam and similar optimisers; default: those of the optimiser"
+    momentum: ShareBelowOne = setting(0.9, "momentum, of optimisers that have one")
+    opt_betas: tuple[ShareBelowOne, ShareBelowOne] | None = setting(
+        None,
+        "betas of Adam and similar optimisers; default: those of the optimiser",
+        example=(0.9, 0.999),
     )
     weight_decay: NotNegative = setting(
         0.05, "weight decay; biases, norms and parameters that the model excludes have none"
     )
-    layer_decay: Share | None = setting(
+    layer_decay: PositiveShare | None = setting(
         None, "factor of the learning rate from each layer to the one before it"
     )
     clip_grad: NotNegative | None = setting(
@@ -119,11 +137,11 @@ class RunConfig(BaseModel):
         "cosine", "schedule of the learning rate, stepped per update"
     )
     warmup_epochs: NotNegative = setting(
-        5, "epochs of linear warm-up; default: at most a fifth of all epochs"
+        5, "epochs of linear warm-up; unless you set it, at most a fifth of all epochs"
     )
     warmup_lr: NotNegative = setting(1e-6, "learning rate at the start of the warm-up")
     min_lr: NotNegative = setting(1e-5, "learning rate at the end of the schedule")
-    cooldown_epochs: Annotated[int, Field(ge=0)] = setting(
+    cooldown_epochs: CountOrZero = setting(
         0, "epochs at min_lr after the schedule, which `epochs` includes"
     )
     decay_epochs: Positive = setting(30, "step: epochs between two steps")
@@ -133,11 +151,11 @@ class RunConfig(BaseModel):
     decay_rate: Positive = setting(0.1, "step and multistep: factor; poly: power")
 
     # Regularisation of the model
-    drop_path: Share | None = setting(
+    drop_path: ShareBelowOne | None = setting(
         None, "rate of stochastic depth, or rates by model name; default: that of the model"
     )
     ema: bool = setting(False, "keep a moving average of the weights, which is evaluated and saved")
-    ema_decay: Share = setting(0.9999, "decay of the average per update")
+    ema_decay: ShareBelowOne = setting(0.9999, "decay of the average per update")
     ema_warmup: bool = setting(True, "smaller decay in the first updates")
 
     # Machine
@@ -152,7 +170,7 @@ class RunConfig(BaseModel):
     grad_checkpointing: bool = setting(
         False, "recompute feature maps in the backward pass: less memory, more time"
     )
-    workers: Annotated[int, Field(ge=0)] | None = setting(
+    workers: CountOrZero | None = setting(
         None, "processes that load images; default: chosen by the data"
     )
     threads: Count | None = setting(None, "CPU threads of the model; default: those of PyTorch")
@@ -184,6 +202,17 @@ class RunConfig(BaseModel):
         model = values.get("model", cls.model_fields["model"].default)
         return {**values, "drop_path": rates.get(model)}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what Python alone reads as a number: true as 1, and 1_000 as 1000."""
+        kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation)
+        is_number = bool(kinds & {int, float, tuple}) and not kinds & {str, bool}
+        items = value if isinstance(value, list | tuple) else [value]
+        if is_number and any(isinstance(x, bool) or "_" in str(x) for x in items):
+            raise ValueError("must be a number, such as 1000 or 1e-3")
+        return value
+
     @field_validator("data")
     @classmethod
     def _absolute_folder(cls, data: str) -> str:
@@ -202,8 +231,8 @@ class RunConfig(BaseModel):
     def _check_start(self) -> Self:
         if not self.from_scratch and not (self.pretrained or self.init):
             raise ValueError(
-                "this recipe starts from trained weights: add init=RUN_DIR_OR_CHECKPOINT, or "
-                "pretrained=true for a model with weights in timm"
+                "from_scratch=false needs weights to start from: add init=RUN_OR_CHECKPOINT, or "
+                "pretrained=true for a model whose weights timm downloads"
             )
         return self
 
@@ -246,11 +275,12 @@ class RunConfig(BaseModel):
                 f"warmup_epochs={self.warmup_epochs:g} and cooldown_epochs={self.cooldown_epochs} "
                 f"do not fit into epochs={self.epochs}; lower them or train longer"
             )
-        if self.sched != "constant" and max(self.min_lr, self.warmup_lr) > self.lr:
-            raise ValueError(
-                f"min_lr={self.min_lr:g} and warmup_lr={self.warmup_lr:g} must not be above "
-                f"lr={self.lr:g}; lower them, to 0 if in doubt"
-            )
+        rates = {"min_lr": self.min_lr, "warmup_lr": self.warmup_lr}
+        above = {key: rate for key, rate in rates.items() if rate > self.lr}
+        if self.sched != "constant" and above:
+            given = " and ".join(f"{key}={rate:g}" for key, rate in above.items())
+            fix = " ".join(f"{key}=0" for key in above)
+            raise ValueError(f"{given} must not be above lr={self.lr:g}; add {fix}")
         return self
 
     @model_validator(mode="after")
@@ -268,6 +298,11 @@ class RunConfig(BaseModel):
                 f"schedule, epoch {last}, for sched=multistep; set them, or another sched"
             )
         return self
+
+
+def data_options(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of `open_dataset` beside the name."""
+    return {key: getattr(config, key) for key in _DATA_OPTIONS}
 
 
 def _as_text(value: Any, field: Any) -> Any:

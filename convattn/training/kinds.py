@@ -16,3 +16,10 @@ def kinds_of(annotation: Any) -> set[type]:
     if origin is Literal:
         return {type(value) for value in arguments}
     return {origin or annotation}
+
+
+def choices_of(annotation: Any) -> list[Any]:
+    """Return the values that an annotation lists: ``Literal["a"] | None`` gives ``["a"]``."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for argument in get_args(annotation) for choice in choices_of(argument)]

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate for the batch in use, and the schedule: all of them timm's."""
+"""timm's optimiser and schedule, and the learning rate for the size of the batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from convattn.training.config import RunConfig
 
 
 def rate_factor(config: RunConfig, images_per_update: int) -> float:
-    """Return what lr, warmup_lr and min_lr are multiplied by for ``images_per_update``.
+    """Return the factor of lr, warmup_lr and min_lr for a number of images per update.
 
-    ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its square root, or
-    1 where the configuration names no ``lr_batch``.
+    The factor is ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its
+    square root with ``lr_growth="sqrt"``, or 1 if the configuration has no ``lr_batch``.
     """
     if config.lr_batch is None:
         return 1.0
@@ -27,18 +27,19 @@ def rate_factor(config: RunConfig, images_per_update: int) -> float:
 
 
 def check_optimizer(name: str) -> None:
-    """Raise `ValueError`, with the nearest name, if timm has no such optimiser."""
+    """Raise `ValueError`, which suggests the nearest name, if timm has no optimiser ``name``."""
     known = [str(opt) for opt in list_optimizers(exclude_filters=["bnb*", "fused*"])]
     check_choice("optimiser", name.lower(), known)
 
 
 def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
-    """Return timm's optimiser, with weight decay and layer decay where they belong.
+    """Return timm's optimiser, with a weight decay and a learning rate for each parameter.
 
     Args:
-        config: names it and gives its settings.
-        model: whose parameters it updates; ``no_weight_decay`` and ``group_matcher`` are asked.
-        factor: see `rate_factor`.
+        config: the name of the optimiser and its settings.
+        model: its parameters are updated; its methods ``no_weight_decay`` and ``group_matcher``
+            name the parameters without weight decay and the layers for the layer decay.
+        factor: the value of `rate_factor`.
     """
     further: dict[str, Any] = {}
     if config.opt_betas is not None:
@@ -57,13 +58,13 @@ def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch
 def build_schedule(
     config: RunConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
 ) -> Scheduler:
-    """Return timm's schedule, to be stepped with the number of updates done.
+    """Return timm's schedule; ``step_update`` takes the number of updates so far.
 
     Args:
-        config: names it and gives its settings.
-        optimizer: whose learning rates it sets.
-        updates_per_epoch: of the weights.
-        factor: see `rate_factor`.
+        config: the name of the schedule and its settings.
+        optimizer: the schedule sets its learning rates.
+        updates_per_epoch: number of updates of the weights in an epoch.
+        factor: the value of `rate_factor`.
     """
     settings: dict[str, Any] = {
         "sched": config.sched,

@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from convattn.names import check_choice, shown
 from convattn.training.config import RunConfig
-from convattn.training.kinds import kinds_of
+from convattn.training.kinds import choices_of, kinds_of
 from convattn.training.values import parse_document, parse_text
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+# Errors of pydantic on a list: it is none, or it has too few or too many numbers.
+_NOT_THE_LIST = ("tuple_type", "missing", "too_long")
 
 
 def list_recipes(recipes_folder: Traversable) -> list[str]:
@@ -181,13 +185,48 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
     if not error["loc"]:
         return str(message)
     key, *inner = error["loc"]
-    field = config_class.model_fields[str(key)]
+    name, value = str(key), error["input"]
+    field = config_class.model_fields[name]
+    if tuple in kinds_of(field.annotation) and error["type"] in _NOT_THE_LIST:
+        inner = []
+        message = _list_wanted(name, field)
+    elif error["type"] == "dict_type":
+        message = f"must be entries, such as {name}.depths=[1,1,2,1]"
+    elif error["type"] == "literal_error":
+        message += _nearest(str(value), field)
     where = ".".join(map(str, [key, *inner]))
     message = message.split(", unable to parse")[0]
-    default = _yaml(field.get_default())
-    return f"{where}={shown(error['input'])}: {message} ({field.description}; default {default})"
+    meaning = str(field.description)
+    if "default" not in meaning:
+        meaning += f"; default {_yaml(field.get_default())}"
+    return f"{where}={_typed(value)}: {message} ({meaning})"
+
+
+def _list_wanted(name: str, field: FieldInfo) -> str:
+    """Return what a setting that is a list must be, with an example."""
+    example = field.get_default() or (field.examples or [None])[0]
+    count = "two numbers" if len(example) == 2 else "numbers"
+    return f"must be a list of {count}, such as {name}={_yaml(example).replace(' ', '')}"
+
+
+def _nearest(value: str, field: FieldInfo) -> str:
+    """Return a hint at the choice that begins like a value, or is the nearest to it; or ""."""
+    choices = [choice for choice in choices_of(field.annotation) if isinstance(choice, str)]
+    near = [choice for choice in choices if choice.startswith(value) or value.startswith(choice)]
+    near = near if value and near else difflib.get_close_matches(value, choices, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _typed(value: Any) -> str:
+    """Return a value as a user writes it."""
+    try:
+        return _yaml(value) if isinstance(value, bool | list | tuple | dict) else shown(value)
+    except yaml.YAMLError:  # it holds an object that YAML cannot write
+        return shown(value)
 
 
 def _yaml(value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )

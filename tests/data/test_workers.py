@@ -189,6 +189,18 @@ def test_an_error_of_a_transform_is_no_lost_worker() -> None:
     assert not is_lost_worker(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="the system has no priorities like Unix")
+@pytest.mark.parametrize("low_priority", [False, True])
+def test_loading_processes_have_a_low_priority_where_it_is_asked_for(low_priority: bool) -> None:
+    def priority(image: Image.Image, target: Any) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1), os.nice(0)
+
+    for loader in (train_loader, eval_loader):
+        batches = loader(images(), priority, batch_size=4, workers=1, low_priority=low_priority)
+        found = next(iter(batches))["target"].tolist()
+        assert all((value > os.nice(0)) == low_priority for value in found)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_full_shared_memory_is_a_clear_error(workers: int) -> None:
     def full(samples: list[Sample]) -> Batch:

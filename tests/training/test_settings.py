@@ -5,7 +5,10 @@ from typing import Any, Literal
 
 import pytest
 
+from convattn.models import create_model
+from convattn.tasks.classification.config import TrainConfig
 from convattn.training.config import RunConfig, setting
+from convattn.training.kinds import kinds_of
 from convattn.training.settings import (
     describe,
     list_recipes,
@@ -112,10 +115,24 @@ def test_an_unknown_setting_suggests_the_nearest() -> None:
         ({"ema": "perhaps"}, "ema=perhaps: must be a valid boolean"),
         ({"sched": "cosin"}, "sched=cosin: must be 'cosine', 'tanh'"),
         ({"precision": "8"}, "precision=8: must be 'auto', '32'"),
-        ({"opt_betas": [0.9, 2]}, "opt_betas.1=2: must be less than or equal to 1"),
+        ({"precision": "bf16"}, "precision=bf16: .*; did you mean 'bf16-mixed'"),
+        ({"precision": 16}, "precision=16: .*; did you mean '16-mixed'"),
+        ({"precision": "32-true"}, "precision=32-true: .*; did you mean '32'"),
+        ({"opt_betas": [0.9, 2]}, "opt_betas.1=2: must be less than 1"),
+        ({"ema_decay": 1}, "ema_decay=1: must be less than 1"),
+        ({"momentum": 1}, "momentum=1: must be less than 1"),
+        ({"drop_path": 1}, "drop_path=1: must be less than 1"),
+        ({"layer_decay": 0}, "layer_decay=0: must be greater than 0"),
+        ({"model_args": 3}, "model_args=3: must be entries, such as model_args.depths="),
+        ({"opt_betas": "0.9,0.95"}, r"opt_betas=0.9,0.95: .* two numbers, such as opt_betas=\[0.9"),
+        ({"opt_betas": [0.9]}, r"opt_betas=\[0.9\]: must be a list of two numbers, such as opt_b"),
+        ({"value_range": [1, 2, 3]}, r"=\[1, 2, 3\]: .* two numbers, such as value_range=\[0,655"),
+        ({"decay_milestones": 3}, r"must be a list of numbers, such as decay_milestones=\[30,60"),
+        ({"workers": -1}, r"\(processes that load images; default: chosen by the data\)$"),
         ({"epochs": 3, "warmup_epochs": 4}, "warmup_epochs=4 .* do not fit into epochs=3"),
-        ({"lr": 1e-6}, "min_lr=1e-05 and warmup_lr=1e-06 must not be above lr=1e-06"),
-        ({"from_scratch": False}, "starts from trained weights: add init="),
+        ({"lr": 1e-6}, r"^min_lr=1e-05 must not be above lr=1e-06; add min_lr=0$"),
+        ({"lr": 1e-7}, "min_lr=1e-05 and warmup_lr=1e-06 must .*; add min_lr=0 warmup_lr=0"),
+        ({"from_scratch": False}, "from_scratch=false needs weights to start from: add init="),
         ({"in_chans": 2}, "in_chans=2: must be 1 or 3"),
         ({"task": "classification"}, "task=classification: must be 'boxes'"),
         ({"checkpoint_minutes": -1}, "checkpoint_minutes=-1: must be greater than or equal to 0"),
@@ -124,6 +141,28 @@ def test_an_unknown_setting_suggests_the_nearest() -> None:
 def test_a_wrong_value_is_named_with_what_is_right(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_config(Config, values)
+
+
+NUMBERS = [
+    key
+    for key, field in Config.model_fields.items()
+    if kinds_of(field.annotation) & {int, float} and not kinds_of(field.annotation) & {str}
+]
+
+
+@pytest.mark.parametrize("value", [True, "1_000"])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_what_only_python_reads_as_a_number_is_an_error(key: str, value: Any) -> None:
+    typed = "true" if value is True else value
+    with pytest.raises(ValueError, match=f"{key}={typed}: must be "):
+        make_config(Config, {key: value})
+
+
+def test_the_example_of_model_args_fits_the_default_model() -> None:
+    text = Config.model_fields["model_args"].description or ""
+    word = text.split("such as ")[1]
+    default = TrainConfig.model_fields["model"].default
+    create_model(default, **parse_overrides([word], Config)["model_args"])
 
 
 def test_every_mistake_is_reported() -> None:

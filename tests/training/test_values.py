@@ -122,7 +122,7 @@ def test_python_gives_integers_and_paths_for_texts(tmp_path: Path) -> None:
 
 
 def test_a_list_for_a_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name=\['a'\]: must be a valid string"):
+    with pytest.raises(ValueError, match=r"name=\[a\]: must be a valid string"):
         from_file(tmp_path, "name: [a]\n")
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from convattn.training.config import (
     Count,
+    CountOrZero,
     NotNegative,
     PositiveShare,
     Range,
     RunConfig,
     Share,
+    ShareBelowOne,
     setting,
 )
 
@@ -61,16 +63,14 @@ class TrainConfig(RunConfig):
     cutmix: NotNegative = setting(0.0, "alpha of CutMix; 0: no CutMix")
     mixup_prob: Share = setting(1.0, "probability of mixup or CutMix in a batch")
     mixup_switch_prob: Share = setting(0.5, "probability of CutMix where both are used")
-    mixup_off_epoch: Annotated[int, Field(ge=0)] = setting(
-        0, "epoch after which mixup and CutMix end; 0: never"
-    )
+    mixup_off_epoch: CountOrZero = setting(0, "epoch after which mixup and CutMix end; 0: never")
 
     # Loss and head
     loss: Literal["ce", "bce"] = setting(
         "ce", "cross-entropy (ce), or binary cross-entropy per class (bce)"
     )
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = setting(0.1, "label smoothing")
-    drop: Annotated[float, Field(ge=0, lt=1)] | None = setting(
+    smoothing: ShareBelowOne = setting(0.1, "label smoothing")
+    drop: ShareBelowOne | None = setting(
         None, "rate of dropout before the head; default: that of the model"
     )
 
