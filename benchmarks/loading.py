@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from lightning.pytorch.callbacks import Callback as TrainerCallback
 from benchmarks.common import RESULTS
 from convattn.bench.machine import slug
 from convattn.bench.record import new_document
-from convattn.data import Batch, open_dataset, train_loader
+from convattn.data import Batch, Transform, open_dataset, train_loader
 from convattn.tasks.classification import TrainConfig, load_config
 from convattn.tasks.classification.task import Classification
 from convattn.tasks.table import train
@@ -48,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = _config(args)
     document = new_document(
         "loading",
-        command="python -m benchmarks.loading " + " ".join(sys.argv[1:] if argv is None else argv),
+        command=_command(args),
         device="cpu",
-        settings={"model": config.model, "batch_size": config.batch_size, "quick": args.quick},
+        settings={"model": config.model, "batch_size": config.batch_size},
     )
     path = args.output or RESULTS / f"{slug(document['machine'])}-loading.json"
     document["steps"] = _short_runs(config, args) if args.rounds else []
@@ -85,9 +86,20 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=int, default=3, help="samples of each; default 3; 0: only whole epochs"
     )
     parser.add_argument("--epochs", type=int, default=0, help="whole epochs; default none")
-    parser.add_argument("--quick", action="store_true", help="test the script in a few seconds")
     parser.add_argument("--output", type=Path, help="default benchmarks/results/NAME-loading.json")
     return parser
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the command that measures the file again, without private folders."""
+    kind, _, path = args.data.partition(":")
+    words = ["python", "-m", "benchmarks.loading", "--data", f"{kind}:{Path(path).name}"]
+    words += ["--model", args.model, "--recipe", args.recipe]
+    words += ["--threads", str(args.threads)] if args.threads else []
+    words += ["--workers", *map(str, args.workers)]
+    for option in ("batches", "rounds", "epochs"):
+        words += [f"--{option}", str(getattr(args, option))]
+    return shlex.join(words)
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
@@ -106,8 +118,9 @@ def _short_runs(config: TrainConfig, args: argparse.Namespace) -> list[dict[str,
     data = TaskData(task, built.card.preprocess)
     step = _step(task, TaskModule(task, built.model, built.card, data))
     found = []
+    transform = task.train_transform(built.card.preprocess)
     for workers in args.workers:
-        batches = _batches(data, workers)
+        batches = _batches(data, transform, workers)
         held = list(itertools.islice(batches, min(args.batches, _HELD)))
         memory = itertools.cycle(held)
         speeds: dict[str, list[float]] = {"loading": [], "files": [], "memory": []}
@@ -127,11 +140,11 @@ def _short_runs(config: TrainConfig, args: argparse.Namespace) -> list[dict[str,
     return found
 
 
-def _batches(data: TaskData, workers: int) -> Iterator[Batch]:
-    """Yield training batches without end."""
+def _batches(data: TaskData, transform: Transform, workers: int) -> Iterator[Batch]:
+    """Yield training batches without end, as a training on a CPU loads them."""
     loader = train_loader(
         data.source.train,
-        data._train_transform,
+        transform,
         batch_size=data.batch_size,
         workers=workers,
         low_priority=True,
@@ -194,6 +207,8 @@ def _whole_epochs(config: TrainConfig, args: argparse.Namespace) -> dict[str, An
         changes = {"epochs": args.epochs, "runs": runs, "workers": args.workers[-1]}
         run = train(load_config(args.recipe, {**_given(config), **changes}), callbacks=[watch])
         return {
+            "threads": config.threads or torch.get_num_threads(),
+            "workers": args.workers[-1],
             "epochs": watch.epochs,
             "seconds": run.seconds,
             "train": len(run.source.train),

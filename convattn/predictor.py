@@ -1,4 +1,4 @@
-"""One door to a trained model: load it from where it is stored, and call it with images."""
+"""`Predictor`: a trained model, loaded from where it is stored and called with images."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Predictor:
         for prediction in predictor("photos"):
             print(prediction.path, prediction.label, prediction.probability)
 
-    A predictor has no state that a call changes: any number of threads can share one. It changes
+    A call changes no state of the predictor: any number of threads can share one. It changes
     neither the random number generators nor the number of threads of PyTorch.
 
     Args:
         checkpoint: what `convattn.tasks.classification.load_checkpoint` returned. Its model is
-            copied unless it is in evaluation mode and on the device; the copy alone changes.
+            copied unless it is in evaluation mode and on the device; the given one never changes.
         device: "auto" takes a GPU if there is one.
 
     Attributes:
         model: the network, in evaluation mode on the device.
-        card: what the checkpoint says of it.
+        card: the model card.
         device: where it computes.
     """
 
@@ -116,7 +116,7 @@ class Predictor:
           or else uint16 as 0 to 65535 and floats by a range that is decided from the image.
         - Tensors (H, W), (C, H, W) or (B, C, H, W) of uint8, or of floats from 0 (black) to 1
           (white), which ``value_range`` does not change. They are rounded to 8 bits.
-        - A list, generator or other iterable of these, mixed as you like.
+        - A list, generator or other iterable of these, also of several kinds.
 
         An image that cannot be read does not end the call: its prediction has an ``error``, and
         raises `ValueError` where its result is used. Mistakes in the arguments raise; those in a

@@ -39,7 +39,7 @@ from convattn.data.transforms import (
     train_transform,
 )
 from convattn.data.value_range import ValueRange, check_range
-from convattn.data.workers import SharedMemoryFullError, is_lost_worker
+from convattn.data.workers import BatchTransferError, SharedMemoryFullError, is_lost_worker
 from convattn.names import listed, nfc, shown
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "AnyImage",
     "Augment",
     "Batch",
+    "BatchTransferError",
     "BrokenFile",
     "BrokenImageError",
     "DataSource",

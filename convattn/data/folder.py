@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def open_folder(
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: the folder is empty, has one class, a class without images, classes in the
-            held-out part that are not in training, or too many unreadable images; or it holds none
+            held-out part that are not in training, or too many unreadable images; or all images of
+            the held-out part are links to images to learn from; or it holds none
             of the images in ``held_out``; or it can be read in two ways, such as ``part1/`` and
             ``part2/`` with the same folders in each.
     """
@@ -103,6 +105,7 @@ def open_folder(
     else:
         train, val, changes = split_files_as_before(train, broken, held_out, reader)
         notes += [*_unused_parts(layout), *changes]
+    notes += _check_both(train, val, reader, is_error=val_part is not None and class_names is None)
     parts = [part] if val_part is None else [part, val_part]
     notes += [note for used in parts for note in used.notes(numbers)]
     if class_names is None or val_part is not None:
@@ -213,6 +216,38 @@ def _why_unusable(part: Part, numbers: ClassNumbers) -> str:
     if unknown and looks_unlabelled(part.names[0], numbers.names):
         return f"its only folder, {listed(part.names)}, is none of the classes"
     return ""
+
+
+def _check_both(
+    train: LabelledFiles, val: LabelledFiles, reader: PartReader, *, is_error: bool
+) -> list[str]:
+    """Return a sentence on files that are learnt from and held out, by links.
+
+    Raises:
+        ValueError: all held-out files are also learnt from, and ``is_error`` is set.
+    """
+    learnt = set(map(_file_number, train.paths)) - {None}
+    both = [reader.name(path) for path in val.paths if _file_number(path) in learnt]
+    if not both:
+        return []
+    if is_error and len(both) == len(val.paths):
+        raise ValueError(
+            f"all {len(both):,} held-out images in {shown(reader.root)} are images to learn from "
+            f"too, by a link, such as {listed(both, 1)}: hold out other images, or remove the link "
+            "to let a part of the images be held out"
+        )
+    are = "is an image" if len(both) == 1 else "are images"
+    images = counted(len(val.paths), "held-out image")
+    return [f"{len(both):,} of {images} {are} to learn from too, by a link: {listed(both, 3)}"]
+
+
+def _file_number(path: str) -> tuple[int, int] | None:
+    """Return what is the same for all links to a file, None where the file system has no number."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_ino else None
 
 
 def _unused_parts(layout: Layout) -> list[str]:

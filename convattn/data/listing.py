@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convattn.data.images import is_image_file
+from convattn.data.images import EXTENSIONS, is_image_file
 from convattn.names import counted, natural_key, shown
 from convattn.progress import Progress
 
@@ -66,13 +66,15 @@ def find_images(folder: str | Path) -> list[str]:
 
 
 def list_images(folder: str | Path, progress: Progress | None = None) -> Listing:
-    """List the images in ``folder`` and below it; a link to a folder above is not followed.
+    """List the images in ``folder`` and below it.
+
+    A link to a folder above, or to one that is listed already, is not followed but counted.
 
     Args:
         folder: where to look.
         progress: redrawn while the files are listed.
     """
-    place, found, seen = str(folder), Listing(), set[str]()
+    place, found, seen = str(folder), Listing(), _folders_above(folder)
     children = _add_files(place, found, seen, progress)
     while len(children) == 1 and not found.images:
         place = os.path.join(place, children[0])
@@ -98,8 +100,9 @@ def read_level(folder: str | Path, progress: Progress | None = None) -> Level:
             if progress is not None:
                 progress.advance(0)
             hidden = entry.name.startswith(".")
-            if not entry.is_dir():
-                files = images if is_image_file(Path(entry.name)) else others
+            if not _is_true(entry.is_dir):
+                is_image = is_image_file(Path(entry.name)) and _is_file_or_broken_link(entry)
+                files = images if is_image else others
                 files += [] if hidden else [entry.name]
             elif entry.name.lower() in _SYSTEM or (hidden and _has_images(entry.path)):
                 system.append(entry.name)
@@ -158,6 +161,7 @@ def _add_tree(folder: str, found: Listing, seen: set[str], progress: Progress | 
 def _add_files(folder: str, found: Listing, seen: set[str], progress: Progress | None) -> list[str]:
     """Add the files in ``folder`` itself; return the names of the folders in it."""
     if (place := os.path.realpath(folder)) in seen:
+        found.others["links that repeat a folder"] += 1
         return []
     seen.add(place)
     level = read_level(folder, progress)
@@ -165,6 +169,26 @@ def _add_files(folder: str, found: Listing, seen: set[str], progress: Progress |
     found.others.update(filter(None, (_kind(folder, name) for name in level.others)))
     found.system.update(level.system)
     return level.folders
+
+
+def _folders_above(folder: str | Path) -> set[str]:
+    """Return the real paths of the folders that hold ``folder``, and of those that hold a link."""
+    place = os.path.abspath(folder)
+    holder = Path(os.path.realpath(os.path.dirname(place)))
+    return set(map(str, (*Path(os.path.realpath(place)).parents, holder, *holder.parents)))
+
+
+def _is_true(question: Callable[[], bool]) -> bool:
+    """Return the answer of the file system, False where it has none, as for a link to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Return False for pipes, sockets and devices, whose reading may never end."""
+    return _is_true(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _has_images(folder: str) -> bool:
@@ -178,6 +202,8 @@ def _has_images(folder: str) -> bool:
 def _kind(folder: str, name: str) -> str:
     """Return the kind of a file that is not read, "" for a file that is not worth a note."""
     stem, extension = os.path.splitext(name.lower())
+    if extension in EXTENSIONS:  # and it is no regular file
+        return "pipes or devices"
     if extension in (".gz", ".bz2", ".xz"):
         extension = os.path.splitext(stem)[1] + extension
     if _EXTENSION.fullmatch(extension.replace(".", "")):

@@ -9,7 +9,7 @@ import warnings
 class _NoWarnings:
     """Ignores warnings while at least one thread is inside.
 
-    `warnings.catch_warnings` in two threads at once can leave the filter of one of them behind.
+    `warnings.catch_warnings` in two threads at once can leave the filters of one of them in place.
     """
 
     def __init__(self) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.multiprocessing  # registers how tensors are sent
 from torch.utils.data import get_worker_info
 
 from convattn.machine import shared_memory
@@ -28,10 +33,13 @@ _LOST = re.compile(
 )
 # Modules in which a connection to a process that has ended raises EOFError or OSError.
 _CONNECTIONS = ("multiprocessing.connection", "multiprocessing.resource_sharer")
-# With 10, twice as many images per second are trained on two cores as with 0; a larger number would
-# stop the loading where another program uses all cores. `python -m benchmarks.loading` measures it.
-_LOW_PRIORITY = 10
+# Training glnet_nano on CIFAR-10 on two cores reaches from files 47 % of the speed from memory with
+# 0, 70 % with 10, 74 to 81 % with 15 and 77 % with 19 (`python -m benchmarks.loading`). The larger
+# the number, the slower the loading where another program uses all cores.
+_LOW_PRIORITY = 15
 _NO_SPACE = "No space left on device"
+_NO_FILES = "Too many open files"
+_ALIGNED = 64  # bytes; a tensor starts at a multiple of it
 
 
 class SharedMemoryFullError(RuntimeError):
@@ -46,6 +54,14 @@ class SharedMemoryFullError(RuntimeError):
             "larger: docker run --shm-size=8g or --ipc=host, on Kubernetes an emptyDir volume with "
             "medium: Memory"
         )
+
+
+class BatchTransferError(RuntimeError):
+    """A batch cannot be sent from a loading process to the main process."""
+
+    def __init__(self, message: str) -> None:
+        # PyTorch makes the error again from the worker's traceback, which ends with the message.
+        super().__init__(message.rstrip().rsplit("BatchTransferError: ", 1)[-1])
 
 
 @contextlib.contextmanager
@@ -98,7 +114,7 @@ def _end_with_main_process() -> None:
 
 
 class WorkerCollate:
-    """A collate function that puts the batch into shared memory in a loading process.
+    """A collate function that prepares the batch for sending in a loading process.
 
     PyTorch would do so on another thread, where an error is only printed, and the main process
     would wait for the batch forever.
@@ -111,25 +127,90 @@ class WorkerCollate:
         self.collate = collate
 
     def __call__(self, samples: Any) -> Any:
-        """Return the batch; raise `SharedMemoryFullError` where there is no space for it."""
+        """Return the batch, in a loading process as a `_PackedBatch`.
+
+        Raises:
+            SharedMemoryFullError: there is no space for the batch in the shared memory.
+            BatchTransferError: the batch cannot be sent to the main process.
+        """
         try:
             batch = self.collate(samples)
-            if get_worker_info() is not None:
-                _share(batch)
+        except (RuntimeError, OSError) as error:
+            raise _transfer_error(error) or error from error.__cause__
+        if get_worker_info() is None:
             return batch
-        except RuntimeError as error:
-            if _NO_SPACE in str(error):
-                raise SharedMemoryFullError from error
-            raise
+        try:
+            return _PackedBatch(batch)
+        except Exception as error:  # pickling calls methods of any class
+            raise _transfer_error(error) or BatchTransferError(
+                f"a batch cannot be sent from a loading process: {' '.join(str(error).split())}; "
+                "let targets and the collate function return tensors, arrays and other objects "
+                "that can be pickled, or load without processes (workers=0)"
+            ) from error
 
 
-def _share(value: Any) -> None:
-    """Move each tensor in dicts and lists to shared memory."""
-    if isinstance(value, Tensor):
-        value.share_memory_()
-    elif isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            _share(part)
+def _transfer_error(error: Exception) -> RuntimeError | None:
+    """Return a clear error where shared memory or open files ran out, else None."""
+    if _NO_SPACE in str(error):
+        return SharedMemoryFullError()
+    if _NO_FILES in str(error):
+        return BatchTransferError(
+            "a loading process has too many open files: allow more with `ulimit -n 8192`, or load "
+            "without processes (workers=0)"
+        )
+    return None
+
+
+class _PackedBatch:
+    """A pickled batch, which unpickling turns into the batch itself.
+
+    The tensors and arrays lie in one piece of shared memory, since each piece keeps a file open in
+    both processes. Tensors that lie in shared memory already, such as stacked images, stay there.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        content = io.BytesIO()
+        _Pickler(content, 5, True, buffers.append).dump(batch)
+        parts = [buffer.raw() for buffer in buffers]
+        ends = list(itertools.accumulate(-(-part.nbytes // _ALIGNED) * _ALIGNED for part in parts))
+        places = [(end, part.nbytes) for end, part in zip([0, *ends], parts, strict=False)]
+        memory = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8)
+        if ends:
+            memory.share_memory_()
+        for (start, size), part in zip(places, parts, strict=True):
+            memory.numpy()[start : start + size] = part
+        self._pickled = bytes(ForkingPickler.dumps((content.getvalue(), memory, places)))
+
+    def __reduce__(self) -> Any:
+        return _unpack, (self._pickled,)
+
+
+def _unpack(pickled: bytes) -> Any:
+    content, memory, places = pickle.loads(pickled)
+    whole = memoryview(memory.numpy())
+    return pickle.loads(content, buffers=[whole[start : start + size] for start, size in places])
+
+
+class _Pickler(ForkingPickler):
+    """Hands out the memory of tensors on the CPU that is not shared yet."""
+
+    def reducer_override(self, value: Any) -> Any:
+        is_private = (
+            isinstance(value, torch.UntypedStorage)
+            and value.device.type == "cpu"
+            and not value.is_shared()
+        )
+        if not is_private:
+            return NotImplemented
+        values: Any = torch.empty(0, dtype=torch.uint8).set_(value).numpy()
+        return _storage, (pickle.PickleBuffer(values),)
+
+
+def _storage(memory: Any) -> torch.UntypedStorage:
+    if not memoryview(memory).nbytes:
+        return torch.UntypedStorage(0)
+    return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
 
 def is_lost_worker(error: BaseException) -> bool:

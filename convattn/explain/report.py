@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convattn.explain import figures, sections
 from convattn.runs.files import write_text
-from convattn.runs.metrics import best_epoch
+from convattn.runs.metrics import Column, best_epoch
 from convattn.runs.results import Run, read_run
 
 ImageSource = Callable[[int], Image.Image]
@@ -39,6 +39,7 @@ def write_report(
     run_dir: str | Path,
     *,
     columns: Sequence[str] | None = None,
+    metrics: Sequence[Column] = (),
     best: tuple[str, ...] = _BEST,
     model: nn.Module | None = None,
     image: ImageSource | None = None,
@@ -60,6 +61,7 @@ def write_report(
             ``config.yaml``, ``environment.json`` and ``broken_images.txt`` (a path per line).
         columns: columns of ``metrics.csv`` to draw; by default losses, shares and the learning
             rate, see `convattn.explain.figures.panels`.
+        metrics: the task's; they say how a number is written. Without, its name and value do.
         best: the rule of the best epoch, see `convattn.runs.metrics.score`.
         model: the trained network, for slot maps; it runs in evaluation mode and is left as it was.
         image: returns a validation image by the ``index`` column of ``predictions.csv``; without
@@ -80,7 +82,10 @@ def write_report(
     """
     run = read_run(run_dir)
     said = [*run.notes, *notes]
-    content = {**_summary(run, seconds, best, said), **_curves(run, Path(run_dir), columns, said)}
+    content = {
+        **_summary(run, seconds, metrics, best, said),
+        **_curves(run, Path(run_dir), columns, said),
+    }
     content |= _results(run, image, max_mistakes, said)
     content["slots"] = None
     if model is not None and image is not None and preprocess is not None:
@@ -116,8 +121,13 @@ def _pages() -> Environment:
 
 
 def _summary(
-    run: Run, seconds: float | None, rule: tuple[str, ...], notes: list[str]
+    run: Run,
+    seconds: float | None,
+    metrics: Sequence[Column],
+    rule: tuple[str, ...],
+    notes: list[str],
 ) -> dict[str, Any]:
+    kinds = {column.name.removeprefix("val_"): column.kind for column in metrics}
     content: dict[str, Any] = {
         "run": run,
         "model_name": run.described("model"),
@@ -129,15 +139,15 @@ def _summary(
         "environment": [],
     }
     with _section("best epoch", notes):
-        content["best"] = _best(run, rule)
+        content["best"] = _best(run, kinds, rule)
     with _section("results", notes):
-        content["headline"] = _headline(run, seconds, content["best"], rule)
+        content["headline"] = _headline(run, kinds, seconds, content["best"], rule)
     with _section("environment", notes):
         content["environment"] = sections.environment_rows(run)
     return content
 
 
-def _best(run: Run, rule: tuple[str, ...]) -> dict[str, str] | None:
+def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str, str] | None:
     """Return the best epoch of a run in words; None if no epoch has the metric of the rule."""
     row = best_epoch(run.epochs, rule)
     if row is None:
@@ -146,19 +156,23 @@ def _best(run: Run, rule: tuple[str, ...]) -> dict[str, str] | None:
     return {
         "epoch": _number(row["epoch"]),
         "metric": figures.column_title(name),
-        "value": _result(name, row[name]),
+        "value": _result(name, row[name], kinds),
     }
 
 
 def _headline(
-    run: Run, seconds: float | None, best: Any, rule: tuple[str, ...]
+    run: Run,
+    kinds: Mapping[str, str],
+    seconds: float | None,
+    best: Any,
+    rule: tuple[str, ...],
 ) -> list[tuple[str, str]]:
     """Return the names and texts of the numbers at the top of the page, the best metric first."""
     first = [name.removeprefix("-").removeprefix("val_") for name in rule]
     order = [*first, *(key for key in run.evaluation if key not in (*first, *_LAST)), *_LAST]
     left_out = (*_NOT_RESULTS, *(("top5",) if len(run.class_names) <= 5 else ()))  # always right
     numbers = [
-        (_NUMBERS.get(key, figures.column_title(key)), _result(key, value))
+        (_NUMBERS.get(key, figures.column_title(key)), _result(key, value, kinds))
         for key in dict.fromkeys(order)
         if isinstance(value := run.evaluation.get(key), int | float) and key not in left_out
     ]
@@ -209,13 +223,22 @@ def _results(
     return content
 
 
-def _result(name: str, value: float) -> str:
-    """Return a number of an epoch or of an evaluation as text."""
-    if name in ("parameters", "images_per_second"):
+def _result(name: str, value: float, kinds: Mapping[str, str]) -> str:
+    """Return a number of an epoch or of an evaluation as text.
+
+    Args:
+        name: of the number.
+        value: the number.
+        kinds: of columns, by their names without "val_"; of others the name and the value decide.
+    """
+    kind = kinds.get(name.removeprefix("val_"))
+    if name in ("parameters", "images_per_second") or kind == "rate":
         return _number(value)
-    if figures.is_loss(name):
+    if kind == "loss" or figures.is_loss(name):
         return f"{value:.4f}"
-    return _percent(value, 2) if 0 <= value <= 1 else f"{value:,.4g}"
+    if kind == "share" or (kind is None and 0 <= value <= 1):
+        return _percent(value, 2)
+    return f"{value:,.4g}"
 
 
 def _percent(share: float, digits: int = 1) -> str:

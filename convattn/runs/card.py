@@ -23,7 +23,7 @@ class ModelCard:
     Args:
         model: the model's name.
         model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
-        class_names: in the order of the scores; kept in Unicode's form NFC.
+        class_names: in the order of the scores; kept in Unicode's form NFC. A task may have none.
         preprocess: what the model expects of its input.
         value_range: of float and deep images, the values that became 0 and 255 in training; None
             where all had 8 bits, and in cards of convattn before this field.
@@ -83,6 +83,8 @@ class ModelCard:
                 raise _wrong(
                     where, f"must hold {expected} in {key!r}, got {shown(repr(known[key]))}"
                 )
+        if not known["class_names"] and known.get("task", "classification") == "classification":
+            raise _wrong(where, "must hold a list of names in 'class_names', got []")
         try:
             known["value_range"] = check_range(known.get("value_range"))
         except (ValueError, TypeError) as error:
@@ -156,7 +158,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _is_size(value: Any) -> bool:

@@ -89,10 +89,7 @@ class DataRecord:
     def is_of(self, source: DataSource) -> bool:
         """Return whether all held-out files of the run are in a data set, with the same sizes."""
         known = _Known(self, source)
-        if not known.held_out or len(known.held_out) < len(self.held_out):
-            return False
-        paths = [known.images.path(index) for index in known.held_out]
-        return _digest(zip(self.held_out, paths, strict=True)) == self.held_out_digest
+        return bool(known.held_out) and known.held_out_digest() == self.held_out_digest
 
     def check_moved(self, source: DataSource) -> None:
         """Raise `ValueError` unless a data set has all held-out files of the run."""
@@ -138,8 +135,7 @@ class DataRecord:
             val=Subset(known.images, known.held_out),
             split_here=self.split_here,
         )
-        notes = known.notes(where) or self._sizes(restored)
-        return replace(restored, notes=(*source.notes, *notes))
+        return replace(restored, notes=(*source.notes, *known.notes(where)))
 
     def _counts(self, source: DataSource) -> list[str]:
         """Return a sentence for each part of data without files whose number of images changed."""
@@ -150,13 +146,6 @@ class DataRecord:
             for what, before, images in parts
             if before != len(images)
         ]
-
-    def _sizes(self, restored: DataSource) -> list[str]:
-        now = DataRecord.of(restored)
-        before = (self.train_digest, self.held_out_digest)
-        if before == (now.train_digest, now.held_out_digest):
-            return []
-        return [f"files in {shown(restored.name)} have other sizes than when the run began"]
 
 
 class _Known:
@@ -177,15 +166,17 @@ class _Known:
 
     def __init__(self, record: DataRecord, source: DataSource) -> None:
         self.images: ImageSet = Joined(source.train, source.val)
-        self._split_here = record.split_here
-        names = [source.relative_name(self.images, index) for index in range(len(self.images))]
+        self._record = record
+        parts = (source.train, source.val)
+        self._paths = [part.path(index) for part in parts for index in range(len(part))]
+        names = [relative_name(path, source.root) for path in self._paths]
         where = {name: index for index, name in enumerate(names)}
         known = {*record.train_files, *record.held_out}
         # Copying a folder to another system may change the form of Unicode of its names.
-        forms = {nfc(name): index for name, index in where.items() if name not in known}
+        forms = {nfc(name): where[name] for name in where.keys() - known}
 
         def find(files: Sequence[str]) -> tuple[list[int], list[str]]:
-            found = {name: where.get(name, forms.get(nfc(name))) for name in files}
+            found = {name: where[name] if name in where else forms.get(nfc(name)) for name in files}
             gone = [name for name, index in found.items() if index is None and name not in broken]
             return [index for index in found.values() if index is not None], gone
 
@@ -196,8 +187,21 @@ class _Known:
         others = (name for index, name in enumerate(names) if index not in used)
         self.added = [name for name in others if nfc(name) not in skipped]
 
+    def train_digest(self) -> str:
+        """Return the digest of the files to learn from, "" if some are not there."""
+        return self._digest(self._record.train_files, self.train)
+
+    def held_out_digest(self) -> str:
+        """Return the digest of the held-out files, "" if some are not there."""
+        return self._digest(self._record.held_out, self.held_out)
+
+    def _digest(self, files: Sequence[str], indices: Sequence[int]) -> str:
+        if len(files) != len(indices):
+            return ""
+        return _digest(zip(files, (self._paths[index] for index in indices), strict=True))
+
     def notes(self, where: str) -> list[str]:
-        """Return a sentence on the images that were added, and on those that are gone."""
+        """Return a sentence on images that were added, on those that are gone, and on sizes."""
         notes = []
         if self.added:
             were, they = ("was", "it is") if len(self.added) == 1 else ("were", "they are")
@@ -206,7 +210,7 @@ class _Known:
                 f"such as {listed(self.added, 1)}: {they} neither learnt from nor held out"
             )
         gone = [("learnt from", self.train_gone)]
-        if not self._split_here:  # else `open_dataset` has said it
+        if not self._record.split_here:  # else `open_dataset` has said it
             gone.append(("held out", self.held_out_gone))
         for what, names in gone:
             if names:
@@ -215,6 +219,10 @@ class _Known:
                     f"{counted(len(names), 'image')} that {were} {what} {they} no longer in "
                     f"{where}: {listed(names, 3)}"
                 )
+        before = (self._record.train_digest, self._record.held_out_digest)
+        now = (self.train_digest(), self.held_out_digest())
+        if any(new and new != old for old, new in zip(before, now, strict=True)):
+            notes.append(f"files in {where} have other sizes than when the run began")
         return notes
 
 

@@ -86,6 +86,11 @@ class RunFolder:
         return self.checkpoints / "best.safetensors"
 
     @property
+    def has_best(self) -> bool:
+        """Whether the weights of the best epoch are there, in one form at least."""
+        return self.best.is_file() or self.best.with_suffix(".ckpt").is_file()
+
+    @property
     def is_evaluated(self) -> bool:
         """Whether all files of an evaluation are there, and it is one of the best epoch so far."""
         if not (self.path / "predictions.csv").is_file():

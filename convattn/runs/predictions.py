@@ -1,4 +1,4 @@
-"""What a trained model says of an image: plain values, JSON, and a picture."""
+"""The prediction of a model for one image: plain values, JSON, and a drawing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convattn.runs.labels import draw_label
 
 @dataclass(frozen=True)
 class Original:
-    """An image that was predicted: where it is, and how float and deep values are read."""
+    """An image that was predicted, and the ranges by which its float and deep values are read."""
 
     image: Input
     ranges: Ranges
@@ -25,7 +25,7 @@ class Original:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(ABC):
-    """What a model says of one image; a task has a class of its own for it.
+    """The prediction of a model for one image; each task has its own subclass.
 
     Args:
         path: path of the image; "image 3" for the fourth image where it has no file.

@@ -7,7 +7,7 @@ Files read: ``metrics.csv``, ``evaluation.json``, ``predictions.csv``, ``config.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,8 +97,9 @@ def read_run(run_dir: str | Path) -> Run:
         run_dir: the folder; any of its files may be missing or damaged.
 
     Returns:
-        The run; fields without a file are empty, and ``predictions`` is None without its file. A
-        damaged file leaves its field empty too, and a sentence in ``notes``.
+        The run; fields without a file are empty, and ``predictions`` is None without its file and
+        for tasks other than classification. A damaged file leaves its field empty too, and a
+        sentence in ``notes``.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -121,16 +122,18 @@ def read_run(run_dir: str | Path) -> Run:
             notes.append(str(DamagedFileError(folder / name, str(error))))
         return empty
 
-    return Run(
+    run = Run(
         name=folder.resolve().name,
         epochs=read("metrics.csv", _read_epochs, []),
         evaluation=read("evaluation.json", _read_evaluation, {}),
-        predictions=read("predictions.csv", _read_predictions, None),
         config=read("config.yaml", read_text, ""),
         environment=read("environment.json", _read_environment, {}),
         broken_images=read("broken_images.txt", read_text, "").splitlines(),
         notes=notes,
     )
+    if run.settings.get("task", "classification") != "classification":
+        return run  # its predictions have other columns
+    return replace(run, predictions=read("predictions.csv", _read_predictions, None))
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:

@@ -76,7 +76,8 @@ def resume(
 
     Args:
         path: the folder of the run, or one of its .ckpt files.
-        overrides: settings that differ from the run's, such as ``{"epochs": 200}``.
+        overrides: settings that differ from the run's, such as ``{"epochs": 200}``, or the data
+            where its folder has moved.
         callbacks: further callbacks for Lightning.
         console: where the progress is shown.
 
@@ -85,7 +86,7 @@ def resume(
 
     Raises:
         FileNotFoundError: ``path`` does not exist, or holds no run and no checkpoint.
-        ValueError: a setting cannot change in a resumed run, or the data has other classes.
+        ValueError: a setting cannot change in a resumed run, or the data is not that of the run.
     """
     from convattn.training import run
 

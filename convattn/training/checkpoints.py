@@ -24,6 +24,8 @@ from convattn.training.module import TaskModule
 
 _AGREE_EVERY = 20  # updates between two decisions that several processes take together
 
+_BETWEEN_PROCESSES = ".temp.ckpt"  # in which Lightning passes weights to the process that forked
+
 
 class WholeFiles(CheckpointIO):
     """Lets Lightning write and read its checkpoints as `convattn.runs` does: whole, and checked."""
@@ -42,6 +44,8 @@ class WholeFiles(CheckpointIO):
         Raises:
             ValueError: it is damaged.
         """
+        if Path(path).name == _BETWEEN_PROCESSES:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
         return read_ckpt(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -152,9 +156,10 @@ class KeepCheckpoints(Checkpoint):
         return {"best": list(self.best), "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the score and the number of the best epoch."""
-        self.best = tuple(state_dict["best"])
-        self.best_epoch = state_dict["best_epoch"]
+        """Restore the score and the number of the best epoch, unless its files are gone."""
+        if self.run.has_best:
+            self.best = tuple(state_dict["best"])
+            self.best_epoch = state_dict["best_epoch"]
 
 
 class WriteMetrics(Callback):

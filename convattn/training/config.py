@@ -28,6 +28,10 @@ _NOT_IN_MODEL_ARGS = {
     "name": "write model={value}",
     "model_name": "write model={value}",
 }
+_DATA_OPTIONS = (
+    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
+    "value_range",
+)  # fmt: skip
 
 
 def setting(default: Any, text: str, example: Any = None) -> Any:
@@ -294,6 +298,11 @@ class RunConfig(BaseModel):
                 f"schedule, epoch {last}, for sched=multistep; set them, or another sched"
             )
         return self
+
+
+def data_options(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of `open_dataset` beside the name."""
+    return {key: getattr(config, key) for key in _DATA_OPTIONS}
 
 
 def _as_text(value: Any, field: Any) -> Any:

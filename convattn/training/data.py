@@ -1,4 +1,4 @@
-"""The batches of a training run, for Lightning."""
+"""The training and validation batches of a run, as a data module of Lightning."""
 
 from __future__ import annotations
 
@@ -21,23 +21,17 @@ from convattn.data import (
     reread,
     train_loader,
 )
-from convattn.training.config import RunConfig
 from convattn.training.task import Task
-
-_DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
-)  # fmt: skip
 
 
 class TaskData(pl.LightningDataModule):
     """Training and validation batches of a task's data.
 
     Args:
-        task: its data, settings, transforms and collation.
-        preprocess: what the model expects.
-        epoch: the epoch at which the training starts.
-        batches_done: batches of that epoch that are already trained.
+        task: the task, which has the data, settings, transforms and the collate function.
+        preprocess: the input that the model expects.
+        epoch: the first epoch, from 0.
+        batches_done: number of batches of the first epoch that were trained earlier.
     """
 
     def __init__(
@@ -48,7 +42,7 @@ class TaskData(pl.LightningDataModule):
         self.epoch = epoch
         self.batches_done = batches_done
         self.broken: set[int] = set()
-        # Made before anything is written, so that a policy unknown to timm is an error by then.
+        # Built here, before the run folder is created: an unknown auto_augment policy is an error.
         self._train_transform = task.train_transform(preprocess)
         self._eval_transform = task.eval_transform(preprocess)
 
@@ -59,19 +53,19 @@ class TaskData(pl.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Images per batch and device: at most those there are, a multiple of the task's."""
+        """Images per batch and device: at most all images, and a multiple of `batch_multiple`."""
         size = min(self.task.config.batch_size, len(self.source.train) // self._world_size)
         multiple = self.task.batch_multiple
         return size - size % multiple if size > multiple else size
 
     @property
     def images_per_update(self) -> int:
-        """Images that all devices together see between two updates of the weights."""
+        """Images on all devices between two updates of the weights."""
         return self.batch_size * self._world_size * self.task.config.accumulate
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch, on each device."""
+        """Batches of an epoch on each device."""
         return len(self.source.train) // self._world_size // self.batch_size
 
     @property
@@ -81,12 +75,12 @@ class TaskData(pl.LightningDataModule):
 
     @property
     def workers(self) -> int:
-        """Loading processes per loader."""
+        """Number of loading processes for training, and again for validation."""
         workers = self.task.config.workers
         return default_workers(self.source.train) if workers is None else workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the training batches, from the first that is not trained yet."""
+        """Return the training batches, without those that were trained earlier."""
         return train_loader(
             self.source.train,
             self._train_transform,
@@ -96,7 +90,7 @@ class TaskData(pl.LightningDataModule):
             low_priority=self._device == "cpu",
             collate=self.task.collate,
             seed=self.task.config.seed,
-            repeats=getattr(self.task.config, "repeats", 1),
+            repeats=self.task.repeats,
             rank=self._rank,
             world_size=self._world_size,
             epoch=self.epoch,
@@ -104,7 +98,7 @@ class TaskData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the held-out images."""
+        """Return the batches of validation images."""
         return eval_loader(
             self.source.val,
             self._eval_transform,
@@ -118,7 +112,7 @@ class TaskData(pl.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Note the training images that could not be read; too many of them end the training."""
+        """Record training images that cannot be read; too many of them are an error."""
         if self.trainer is not None and self.trainer.training:
             broken = batch["index"][batch["status"] == BROKEN]
             if len(broken):
@@ -129,7 +123,7 @@ class TaskData(pl.LightningDataModule):
         return batch
 
     def broken_files(self) -> list[BrokenFile]:
-        """Return the training images that could not be read."""
+        """Return the training images that cannot be read, with the reasons."""
         return reread(self.source.train, sorted(self.broken))
 
     @property
@@ -147,8 +141,3 @@ class TaskData(pl.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
-
-
-def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` beside the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}

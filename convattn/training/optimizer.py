@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate for the batch in use, and the schedule: all of them timm's."""
+"""timm's optimiser and schedule, and the learning rate for the size of the batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from convattn.training.config import RunConfig
 
 
 def rate_factor(config: RunConfig, images_per_update: int) -> float:
-    """Return what lr, warmup_lr and min_lr are multiplied by for ``images_per_update``.
+    """Return the factor of lr, warmup_lr and min_lr for a number of images per update.
 
-    ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its square root, or
-    1 where the configuration names no ``lr_batch``.
+    The factor is ``images_per_update / lr_batch`` (Goyal et al. 2017, arXiv 1706.02677), or its
+    square root with ``lr_growth="sqrt"``, or 1 if the configuration has no ``lr_batch``.
     """
     if config.lr_batch is None:
         return 1.0
@@ -62,15 +62,13 @@ def check_optimizer(config: RunConfig) -> list[str]:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
-    """Return timm's optimiser.
-
-    Biases, norms and the parameters that the model's ``no_weight_decay`` names have no weight
-    decay. Layer decay uses the layers that the model's ``group_matcher`` names.
+    """Return timm's optimiser, with a weight decay and a learning rate for each parameter.
 
     Args:
-        config: names the optimiser and gives its settings.
-        model: the model whose parameters the optimiser updates.
-        factor: see `rate_factor`.
+        config: the name of the optimiser and its settings.
+        model: its parameters are updated; its methods ``no_weight_decay`` and ``group_matcher``
+            name the parameters without weight decay and the layers for the layer decay.
+        factor: the value of `rate_factor`.
     """
     further: dict[str, Any] = {}
     if config.opt_betas is not None and _has_two_betas(config.opt.lower()):
@@ -94,13 +92,13 @@ def _has_two_betas(name: str) -> bool:
 def build_schedule(
     config: RunConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
 ) -> Scheduler:
-    """Return timm's schedule, to be stepped with the number of updates done.
+    """Return timm's schedule; ``step_update`` takes the number of updates so far.
 
     Args:
-        config: names the schedule and gives its settings.
-        optimizer: the optimiser whose learning rates the schedule sets.
-        updates_per_epoch: updates of the weights in an epoch.
-        factor: see `rate_factor`.
+        config: the name of the schedule and its settings.
+        optimizer: the schedule sets its learning rates.
+        updates_per_epoch: number of updates of the weights in an epoch.
+        factor: the value of `rate_factor`.
     """
     settings: dict[str, Any] = {
         "sched": config.sched,

@@ -170,7 +170,7 @@ def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
 class Reader:
     """Reads images for a trained model, each in the same way whatever other images there are.
 
-    By the range that was given, or else by the card's. Where there is neither, integers of more
+    The range is the given one, or else the card's. Where there is neither, integers of more
     than 8 bits are read as 0 to 65535, and images of floats each by its own values.
 
     Args:
@@ -214,7 +214,7 @@ class Reader:
             )
 
     def notes(self) -> list[str]:
-        """Return what is to be said once all images are read."""
+        """Return sentences on how values were read, once all images are read."""
         return self._of_no_range() if self._range is None else self._of(self._range)
 
     def _of_no_range(self) -> list[str]:

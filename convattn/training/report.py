@@ -49,7 +49,14 @@ def write_run_report(
             pictures = _pictures(task, run_dir, source)
         except Exception as error:  # the page is written without them, whatever is missing
             lines.append(f"the page has no pictures of images: {error}")
-    return write_report(run_dir, best=task.best, seconds=seconds, notes=lines, **pictures)
+    return write_report(
+        run_dir,
+        metrics=task.columns,
+        best=task.best,
+        seconds=seconds,
+        notes=lines,
+        **pictures,
+    )
 
 
 def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -> dict[str, Any]:

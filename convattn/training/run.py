@@ -33,9 +33,9 @@ from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint, read_ckpt
 from convattn.training.backbone import check_batch
 from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
-from convattn.training.data import TaskData, data_options
+from convattn.training.data import TaskData
 from convattn.training.devices import device_error
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
@@ -45,13 +45,14 @@ from convattn.training.precision import precision_notes, resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
-from convattn.training.slurm import is_slurm_job, requeue, was_requeued
+from convattn.training.slurm import requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import held_out_part, open_again, range_notes
 
 # Settings that a resumed run cannot change: its weights, its batches and its optimiser depend on
-# them. The range of values can be set where an earlier version kept none.
+# them. The range of values can be set where an earlier version kept none, and the data's folder
+# where it has moved.
 _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
@@ -69,6 +70,7 @@ _NOISE = (
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*sync_dist=True.*",  # torchmetrics has put the parts of all processes together
 )
 
 
@@ -299,7 +301,12 @@ class _Training:
         )
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
+        self._check_rest_of_epoch()
         self.notes: list[str] = notes
+        if start.checkpoint is not None and folder is not None and not folder.has_best:
+            self.notes.append(
+                f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
+            )
         self.is_new = folder is None
         with _quiet_lightning():  # an impossible device is an error before a folder is made
             _make_trainer(config, Path(config.runs))
@@ -325,8 +332,22 @@ class _Training:
             return open_dataset(self.config.data, **options)
         return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
+    def _check_rest_of_epoch(self) -> None:
+        """Raise `ValueError` if so many images are gone that nothing is left of an epoch."""
+        done, batches = self.start.batches_done, self.data.batches_per_epoch
+        if done >= batches > 0 and self.start.checkpoint is not None:
+            best = self.start.checkpoint.with_name("best.ckpt")
+            raise ValueError(
+                f"the run was stopped after {done} batches of an epoch, which has {batches} now, "
+                f"as images are gone: restore them, or continue from the end of an epoch: {best}"
+            )
+
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train, evaluate, and write both down."""
+        with _threads(self.config.threads):
+            return self._run(callbacks)
+
+    def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
         begin = time.perf_counter()
         evaluation, report = None, None
         with self.request:
@@ -344,8 +365,8 @@ class _Training:
                         evaluation = self._evaluate()
                     write = functools.partial(self._report, finished, seconds)
                     report = self._optional("report.html", write)
-        if self.request.number == getattr(signal, "SIGUSR1", None) and self.is_first:
-            self._say(f"SLURM     {requeue()}")
+                if self.request.asked and self.request.number == getattr(signal, "SIGUSR1", None):
+                    self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
             source=self.source,
@@ -427,7 +448,7 @@ class _Training:
         """Return whether the training came to its end."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
-        with _quiet_lightning(), _threads(self.config.threads):
+        with _quiet_lightning():
             # The trainer is made before the folder, so that impossible devices are an error before
             # a folder is made; these callbacks write into the folder.
             write = WriteMetrics(self.folder, columns, self._note)
@@ -474,12 +495,13 @@ class _Training:
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
+        classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
         lines = [
             f"run       {self.folder.path}",
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
-            f"data      {source.name}, {source.num_classes} classes, {len(source.train):,} images "
-            f"for training, {len(source.val):,} held out ({held_out_part(source, config)})",
+            f"data      {source.name}, {classes}{len(source.train):,} images for training, "
+            f"{len(source.val):,} held out ({held_out_part(source, config)})",
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
             f"{self.data.batch_size} images, {config.opt}, learning rate "
             f"{config.lr * factor:.3g}{scaled}",
@@ -516,7 +538,9 @@ class _Training:
     def _machine(self) -> str:
         """Return the device, precision, threads and loading processes, as settings."""
         config, device = self.config, self._device
-        precision = resolve_precision(config).replace("32-true", "32")  # as the setting is written
+        precision = resolve_precision(config)
+        if precision in ("32-true", "64-true"):  # "bf16-true" is a setting
+            precision = precision.removesuffix("-true")
         found = {"accelerator": device.type, "precision": precision}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
@@ -578,7 +602,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
 
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if is_slurm_job() else []
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 @contextlib.contextmanager

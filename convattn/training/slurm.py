@@ -6,12 +6,10 @@ import os
 import re
 import subprocess
 
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
 
 def is_slurm_job() -> bool:
-    """Return whether this process is part of a batch job."""
-    return bool(SLURMEnvironment.detect())
+    """Return whether this process is part of a job."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def was_requeued() -> bool:

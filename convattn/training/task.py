@@ -80,12 +80,13 @@ class Task(ABC, Generic[ConfigT]):
     Attributes:
         name: in the configuration, the model card and on the command line.
         config_class: the class of its settings.
-        prediction_class: what the task says of one image.
+        prediction_class: the class of its predictions.
         columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, beside those of every task.
         batch_multiple: batches have a multiple of so many images where there are enough.
+        repeats: how often each training image is in an epoch.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,11 @@ class Task(ABC, Generic[ConfigT]):
     @property
     def batch_multiple(self) -> int:
         """What the number of images in a batch is a multiple of."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """How often each training image is in an epoch (repeated augmentation)."""
         return 1
 
     # Training
@@ -160,10 +166,10 @@ class Task(ABC, Generic[ConfigT]):
         card: ModelCard,
         **options: Any,
     ) -> Sequence[Prediction]:
-        """Return what a model in evaluation mode says of each image of a batch.
+        """Return the predictions of a model in evaluation mode for a batch of images.
 
-        The predictions have no path yet. Keyword arguments of the implementation beside these four
-        are the options that a caller of `convattn.Predictor` has.
+        The engine fills in the paths. Further keyword arguments of an implementation are options
+        of a call of `convattn.Predictor`.
 
         Args:
             model: on the device of the images.

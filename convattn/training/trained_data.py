@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from convattn.training.config import RunConfig
 
 # How versions before `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)
+
+_NO_RECORD = (
+    "the run has no data.json, as convattn 0.1 wrote none: the held-out images are those of its "
+    "start only if no image was added or removed since"
+)
 
 
 def open_for(card: ModelCard, name: str, **options: Any) -> DataSource:
@@ -83,7 +89,8 @@ def open_again(
         raise ValueError(_other_classes(str(error), run)) from error
     _check_classes(names, source, run)
     if record is None:
-        return source
+        is_split = card is not None and source.split_here
+        return replace(source, notes=(*source.notes, _NO_RECORD)) if is_split else source
     if not is_same(name, record.name):
         record.check_moved(source)
     source = record.restore(source)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import backbones, common, ops, scaling, training
+from benchmarks import backbones, common, loading, ops, scaling, training
 from benchmarks.common import Options
 from benchmarks.flex import sliding_window_flex
 from convattn.bench.cases import Built, Case, Group
@@ -238,3 +238,18 @@ def test_a_script_does_not_overwrite_results_of_another_machine(tmp_path, capsys
     assert common.main("ops", about="", plan=only("g", "a"), budget=1, argv=words) == 2
     assert "another machine (Another One" in capsys.readouterr().err
     assert json.loads(path.read_text()) == document
+
+
+@pytest.mark.slow
+def test_loading_and_memory_are_measured(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    words = ["--data", "digits", "--recipe", "digits", "--workers", "0", "1", "--batches", "1"]
+    assert loading.main([*words, "--rounds", "1", "--epochs", "1", "--output", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert [step["workers"] for step in document["steps"]] == [0, 1]
+    for step in document["steps"]:
+        speeds = [step[name] for name in ("loading", "files", "memory", "files_over_memory")]
+        assert all(len(values) == 1 and values[0] > 0 for values in speeds)
+    (epoch,) = document["epochs"]["epochs"]
+    assert epoch["main_megabytes"] > 100
+    assert len(epoch["worker_megabytes"]) == 2

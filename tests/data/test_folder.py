@@ -79,6 +79,74 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     assert find_images(tmp_path / "cat") == [str(path)]
 
 
+@pytest.mark.parametrize("target", ["..", "../..", "../../.."])
+def test_a_link_out_of_a_class_to_a_folder_above_gives_it_no_images_of_others(
+    tmp_path: Path, target: str
+) -> None:
+    root = write_classes(tmp_path / "data" / "pets", {"cat": 5, "dog": 5})
+    (root / "cat" / "up").symlink_to(target)
+    source = open_folder(root)
+    assert len(source.train) + len(source.val) == 10
+    for images in (source.train, source.val):
+        for path, label in zip(sorted(paths(images)), sorted(labels(images)), strict=True):
+            assert source.class_names[label] == Path(path).parent.name
+    assert any("1 links that repeat a folder" in note for note in source.notes)
+
+
+def test_a_link_to_a_folder_above_is_not_followed_in_a_linked_class(tmp_path: Path) -> None:
+    write_classes(tmp_path / "store", {"cat": 5})
+    root = write_classes(tmp_path / "pets", {"dog": 5})
+    (root / "cat").symlink_to(tmp_path / "store" / "cat")
+    (tmp_path / "store" / "cat" / "up").symlink_to(root)
+    source = open_folder(root)
+    assert len(source.train) + len(source.val) == 10
+
+
+@pytest.mark.parametrize("linked", ["folder", "images"])
+def test_a_held_out_part_that_is_the_training_part_is_an_error(tmp_path: Path, linked: str) -> None:
+    write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
+    if linked == "folder":
+        (tmp_path / "val").symlink_to("train")
+    else:
+        for name in ("cat", "dog"):
+            (tmp_path / "val" / name).mkdir(parents=True)
+            for path in (tmp_path / "train" / name).iterdir():
+                (tmp_path / "val" / name / f"x{path.name}").symlink_to(path)
+    with pytest.raises(ValueError, match=r"all 6 held-out images .* are images to learn from too"):
+        open_folder(tmp_path)
+    source = open_folder(tmp_path, class_names=("cat", "dog"))  # a trained model is evaluated
+    assert any("6 of 6 held-out images" in note for note in source.notes)
+
+
+def test_a_note_counts_images_that_are_learnt_from_and_held_out(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
+    write_classes(tmp_path / "val", {"cat": 3, "dog": 3}, first=9)
+    (tmp_path / "val" / "cat" / "again.png").symlink_to("../../train/cat/0.png")
+    note = "1 of 7 held-out images is an image to learn from too, by a link: 'val/cat/again.png'"
+    assert note in open_folder(tmp_path).notes
+
+
+def test_links_that_lead_nowhere_are_counted_or_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5})
+    for name in ("loop", "loop.png"):
+        (tmp_path / "cat" / name).symlink_to(name)
+    (tmp_path / "loop").symlink_to("loop")
+    source = open_folder(tmp_path, max_broken=0.5)
+    assert len(source.train) + len(source.val) == 10
+    assert [Path(file.path).name for file in source.broken] == ["loop.png"]
+    assert any("1 broken links" in note for note in source.notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 5, "dog": 5})
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "linked.png").symlink_to("pipe.png")
+    assert len(find_images(tmp_path / "cat")) == 5
+    note = "2 files of other kinds passed over: 2 pipes or devices"
+    assert note in open_folder(tmp_path).notes
+
+
 def test_one_image_per_class_cannot_be_split(tmp_path: Path) -> None:
     write_classes(tmp_path, {"red": 1, "blue": 1})
     with pytest.raises(ValueError, match=rf"{tmp_path} has one image per class"):

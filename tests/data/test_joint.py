@@ -209,3 +209,135 @@ def test_a_batch_keeps_the_types_of_boxes_and_masks(workers: int) -> None:
     assert second["boxes"].canvas_size == (64, 96)
     assert isinstance(second["masks"], Mask)
     torch.testing.assert_close(second["boxes"], transform(picture(), detection(BOX))[1]["boxes"])
+
+
+def objects(*boxes: tuple[float, ...], **more: Any) -> dict[str, Any]:
+    """Return a target with these boxes and other entries."""
+    values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {"boxes": BoundingBoxes(values, format="XYXY", canvas_size=(HEIGHT, WIDTH)), **more}
+
+
+@pytest.mark.parametrize("sides", [{}, {"short_side": 64}])
+def test_a_smaller_mask_lies_on_the_object_of_the_image(sides: dict[str, int]) -> None:
+    square = Preprocess(input_size=(3, 64, 64), mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows, columns = np.indices((512, 512))
+    left = 200 + rows // 64  # eight positions between the pixels of the smaller mask
+    white = (columns >= left) & (columns < left + 64)
+    image, mask = joint_eval_transform(square, **sides)(
+        Image.fromarray(white.astype(np.uint8) * 255).convert("RGB"), Mask(torch.tensor(white))
+    )
+    middles = []
+    for values in (image[0, 4::8], mask[4::8].float()):
+        middles.append((values * (torch.arange(64) + 0.5)).sum(1) / values.sum(1))
+    assert float((middles[1] - middles[0]).mean()) == pytest.approx(0, abs=0.1)
+
+
+def test_large_object_numbers_of_a_mask_stay_exact() -> None:
+    numbers = torch.full((HEIGHT, WIDTH), 2**24 + 1, dtype=torch.int64)
+    _, mask = joint_eval_transform(INPUT)(picture(), Mask(numbers))
+    assert mask.unique().tolist() == [IGNORED, 2**24 + 1]
+
+
+def test_evaluation_keeps_every_box() -> None:
+    small = (10, 10, 10.5, 10.5)
+    target = objects(small, (0, 0, 0, 0), BOX, labels=torch.arange(3))
+    for transform in (joint_eval_transform(INPUT), joint_eval_transform(INPUT, short_side=20)):
+        _, found = transform(picture(), target)
+        assert found["labels"].tolist() == [0, 1, 2]
+        assert len(found["boxes"]) == 3
+
+
+@pytest.mark.parametrize("min_size", [-1.0, float("nan")])
+def test_a_wrong_smallest_size_names_its_setting(min_size: float) -> None:
+    with pytest.raises(ValueError, match=r"JointAugment\(min_size="):
+        JointAugment(min_size=min_size)
+
+
+def test_boxes_smaller_than_a_pixel_can_be_kept() -> None:
+    augment = JointAugment(scale=(1.0, 1.0), min_size=0.1)
+    _, target = joint_train_transform(INPUT, augment)(picture(), objects((10, 10, 10.5, 10.5)))
+    assert len(target["boxes"]) == 1
+
+
+def test_boxes_of_integers_become_exact_floats() -> None:
+    target = objects(BOX)
+    target["boxes"] = BoundingBoxes(torch.tensor([BOX]), format="XYXY", canvas_size=(HEIGHT, WIDTH))
+    _, found = joint_eval_transform(INPUT)(picture(), target)
+    _, expected = joint_eval_transform(INPUT)(picture(), objects(BOX))
+    assert found["boxes"].dtype == torch.float32
+    assert torch.equal(found["boxes"], expected["boxes"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.int64])
+def test_a_mask_of_any_type_is_padded_with_ignored(dtype: torch.dtype) -> None:
+    _, mask = joint_eval_transform(INPUT)(picture(), Mask(torch.zeros(HEIGHT, WIDTH, dtype=dtype)))
+    assert mask.unique().tolist() == [0, IGNORED]
+
+
+def test_all_entries_of_a_target_stay_in_step_with_the_boxes() -> None:
+    outside = (-20, -20, -10, -10)
+    target = objects(
+        outside,
+        BOX,
+        labels=np.array([1, 2]),
+        names=["a", "b"],
+        scores=(0.5, 0.75),
+        area=torch.tensor([1.0, 2.0]),
+        image_id=torch.tensor([7]),
+        file="1.jpg",
+        number=3,
+    )
+    augment = JointAugment(scale=(1.0, 1.0))
+    _, found = joint_train_transform(INPUT, augment)(picture(), target)
+    assert len(found["boxes"]) == 1
+    assert found["labels"].tolist() == [2]
+    assert found["names"] == ["b"]
+    assert found["scores"] == (0.75,)
+    assert found["area"].tolist() == [2]
+    assert found["image_id"].tolist() == [7]
+    assert (found["file"], found["number"]) == ("1.jpg", 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"labels": torch.arange(3)}, r"'labels'.*3 entries.*2 boxes"),
+        ({"names": ["a"]}, r"'names'.*1 entry.*2 boxes"),
+        ({"masks": Mask(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8))}, r"'masks'.*1 entry"),
+        ({"boxes": torch.zeros(2, 4)}, r"'boxes'.*BoundingBoxes"),
+    ],
+)
+def test_a_target_that_is_out_of_step_names_the_entry(more: dict[str, Any], what: str) -> None:
+    for transform in (joint_eval_transform(INPUT), joint_train_transform(INPUT, STRONG)):
+        with pytest.raises(ValueError, match=what):
+            transform(picture(), {**objects(BOX, BOX), **more})
+
+
+def test_a_mask_of_classes_beside_boxes_is_padded_with_ignored() -> None:
+    classes = Mask(torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8))
+    _, found = joint_eval_transform(INPUT)(picture(), objects(BOX, classes=classes))
+    assert found["classes"].unique().tolist() == [0, IGNORED]
+
+
+def test_the_size_of_the_object_varies_within_the_range_of_scales() -> None:
+    augment = JointAugment(scale=(0.5, 1.0), color_jitter=0)
+    widths = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, target = joint_train_transform(INPUT, augment)(picture(), objects(BOX))
+        widths.append(float(target["boxes"][0, 2] - target["boxes"][0, 0]))
+    full = 0.64 * (BOX[2] - BOX[0])
+    assert min(widths) >= 0.48 * full
+    assert max(widths) <= 1.02 * full
+    assert max(widths) - min(widths) > 0.3 * full
+
+
+def test_boxes_end_at_the_edge_of_the_crop() -> None:
+    augment = JointAugment(scale=(2.0, 2.0), hflip=0, color_jitter=0)
+    cut = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        _, target = joint_train_transform(INPUT, augment)(picture(), objects((0, 0, WIDTH, HEIGHT)))
+        (box,) = target["boxes"].tolist()
+        cut += box == [0, 0, 96, 64]
+    assert cut == 10

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,17 @@ import pytest
 import torch
 from PIL import Image
 
-from convattn.data import Batch, Sample, SharedMemoryFullError, is_lost_worker, train_loader
+from convattn.data import (
+    Batch,
+    BatchTransferError,
+    ImageSet,
+    Sample,
+    SharedMemoryFullError,
+    collate_lists,
+    eval_loader,
+    is_lost_worker,
+    train_loader,
+)
 from convattn.data.source import ArrayImages
 from tests.data.loader_loop import BATCHES, EPOCHS
 
@@ -177,6 +189,18 @@ def test_an_error_of_a_transform_is_no_lost_worker() -> None:
     assert not is_lost_worker(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="the system has no priorities like Unix")
+@pytest.mark.parametrize("low_priority", [False, True])
+def test_loading_processes_have_a_low_priority_where_it_is_asked_for(low_priority: bool) -> None:
+    def priority(image: Image.Image, target: Any) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1), os.nice(0)
+
+    for loader in (train_loader, eval_loader):
+        batches = loader(images(), priority, batch_size=4, workers=1, low_priority=low_priority)
+        found = next(iter(batches))["target"].tolist()
+        assert all((value > os.nice(0)) == low_priority for value in found)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_full_shared_memory_is_a_clear_error(workers: int) -> None:
     def full(samples: list[Sample]) -> Batch:
@@ -199,6 +223,135 @@ def test_really_full_shared_memory_is_a_clear_error() -> None:
     done = subprocess.run([*run, program], capture_output=True, text=True, timeout=120)
     assert "SharedMemoryFullError" in done.stdout
     assert "/dev/shm (1 MB) is full" in done.stdout
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """Raise an error in place of waiting forever."""
+
+    def too_late(*_: object) -> None:
+        raise TimeoutError("no batch has come")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Targets(ImageSet):
+    """Eight images with targets that a function makes."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 8
+
+    def image(self, index: int) -> Image.Image:
+        return Image.new("L", (4, 4))
+
+    def target(self, index: int) -> Any:
+        return self.make(index)
+
+
+def load(make: Callable[[int], Any], collate: Callable[[Any], Any] = collate_lists) -> list[Batch]:
+    """Load all targets in one batch in a loading process."""
+    return list(eval_loader(Targets(make), to_tensor, batch_size=8, workers=1, collate=collate))
+
+
+class Unsendable:
+    """An object whose pickling raises an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize(
+    "make", [lambda index: {"load": lambda: index}, lambda _: Unsendable(ValueError("a lock"))]
+)
+def test_a_batch_that_cannot_be_sent_is_a_clear_error(make: Callable[[int], Any]) -> None:
+    with pytest.raises(BatchTransferError, match=r"cannot be sent.*workers=0") as caught:
+        load(make)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("limited")
+def test_shared_memory_that_is_full_when_a_target_is_sent_is_a_clear_error() -> None:
+    with pytest.raises(SharedMemoryFullError, match="--shm-size"):
+        load(lambda _: Unsendable(RuntimeError(FULL)))
+
+
+def limit_files(number: int) -> None:
+    """Limit the number of open files of this process; those that are open stay open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+
+@pytest.mark.usefixtures("limited")
+def test_small_tensors_need_no_open_file_each() -> None:
+    def many(index: int) -> list[torch.Tensor]:
+        if index == 0:
+            limit_files(max(map(int, os.listdir("/proc/self/fd"))) + 30)
+        return [torch.full((3,), index)] * 2 + [torch.arange(n) for n in range(100)]
+
+    (batch,) = load(many)
+    for index, tensors in enumerate(batch["target"]):
+        assert tensors[0].tolist() == [index] * 3
+        assert [len(tensor) for tensor in tensors[2:]] == list(range(100))
+        assert tensors[-1].tolist() == list(range(99))
+
+
+@pytest.mark.usefixtures("limited")
+def test_too_many_open_files_are_a_clear_error() -> None:
+    def none(index: int) -> torch.Tensor:
+        limit_files(1)
+        return torch.zeros(3)
+
+    with pytest.raises(BatchTransferError, match=r"too many open files.*ulimit -n.*workers=0"):
+        load(none)
+
+
+@dataclass
+class Labelled:
+    masks: torch.Tensor
+    name: str
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.usefixtures("limited")
+def test_targets_of_any_type_arrive_unchanged() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    kept: dict[str, Any] = {
+        "object": Labelled(torch.ones(2, 3), "cat"),
+        "transposed": base.T,
+        "view": base[1:, 1],
+        "array": np.arange(6).reshape(2, 3)[:, ::2],
+        "bool": torch.tensor([True, False]),
+        "bfloat16": torch.ones(3, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+        "number": torch.tensor(3),
+        "sparse": torch.eye(3).to_sparse(),
+        "grad": torch.ones(2, requires_grad=True),
+        "none": None,
+    }
+    (batch,) = load(lambda _: kept)
+    for found in batch["target"]:
+        assert found["object"].name == "cat"
+        assert torch.equal(found["object"].masks, torch.ones(2, 3))
+        assert np.array_equal(found["array"], kept["array"])
+        assert found["grad"].requires_grad
+        assert found["none"] is None
+        for name in ("transposed", "view", "bool", "bfloat16", "empty", "number", "grad"):
+            assert torch.equal(found[name], kept[name])
+            assert found[name].dtype == kept[name].dtype
+        assert torch.equal(found["sparse"].to_dense(), torch.eye(3))
+    found["bfloat16"] += 1  # it can be written to
+    assert found["bfloat16"].tolist() == [2] * 3
 
 
 def images() -> ArrayImages:

@@ -51,12 +51,8 @@ def test_a_failure_has_a_reason_and_no_result() -> None:
         "size": [0, 0],
         "error": "the file is cut off",
     }
-    for use in (
-        lambda: failed().label,
-        lambda: failed().probability,
-        failed().cells,
-        failed().draw,
-    ):
+    label, probability = (lambda: failed().label), (lambda: failed().probability)
+    for use in (label, probability, failed().cells, failed().draw):
         with pytest.raises(ValueError, match=r"no prediction for a\\n.png: the file is cut off"):
             use()
 

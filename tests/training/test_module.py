@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torchmetrics import MeanMetric
 
 from convattn.cli import main
 from convattn.runs.weights import read_ckpt
@@ -97,3 +98,17 @@ def test_a_loss_that_is_nan_ends_the_command(
     told = capsys.readouterr().err
     assert "in epoch 1" in told
     assert f"Try a lower lr ({advice})" in told
+
+
+def test_a_checkpoint_of_convattn_0_1_keeps_the_accuracy_of_its_epoch() -> None:
+    counts = {"tp": 3, "fp": 1, "tn": 0, "fn": 1}  # of torchmetrics' micro accuracy
+    state = {f"train_acc.{key}": torch.tensor(value) for key, value in counts.items()}
+    found: dict[str, torch.Tensor] = {**state, "model.weight": torch.ones(1)}
+    checkpoint = {"state_dict": found, "lr_schedulers": [{"a": 1}]}
+    TaskModule.on_load_checkpoint(cast(TaskModule, None), checkpoint)
+    assert set(found) == {"train_acc.mean_value", "train_acc.weight", "model.weight"}
+    metric = MeanMetric()
+    metric.persistent(True)
+    metric.load_state_dict({key: found[f"train_acc.{key}"] for key in ("mean_value", "weight")})
+    metric.update(1.0, weight=4)  # the rest of the epoch
+    assert metric.compute() == (3 + 4) / 8

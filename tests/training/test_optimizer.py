@@ -25,23 +25,23 @@ from convattn.training.optimizer import (
         ("acmix_swin", 1024, 1e-3),
         ("acmix_pvt", 1024, 1e-3),
         ("nano", 512, 4e-3),  # the square root of four
-        ("digits", 999, 3e-3),  # as it stands
+        ("digits", 999, 3e-3),  # not scaled
     ],
 )
-def test_the_rate_grows_with_the_batch_as_the_recipe_says(
+def test_the_learning_rate_is_scaled_to_the_batch_by_the_recipe(
     recipe: str, images: int, rate: float
 ) -> None:
     config = load_config(recipe)
     assert config.lr * rate_factor(config, images) == pytest.approx(rate)
 
 
-def test_weight_decay_spares_biases_and_norms() -> None:
+def test_biases_and_norms_have_no_weight_decay() -> None:
     model = create_model("test_vit", num_classes=2)
     optimizer = build_optimizer(load_config("digits"), model, 1.0)
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
-        spared = parameter.ndim < 2 or name in ("pos_embed", "cls_token")
-        assert decays[id(parameter)] == (0 if spared else 0.05), name
+        excluded = parameter.ndim < 2 or name in ("pos_embed", "cls_token")
+        assert decays[id(parameter)] == (0 if excluded else 0.05), name
 
 
 def test_layer_decay_lowers_the_rate_towards_the_input() -> None:
@@ -56,14 +56,14 @@ def test_layer_decay_lowers_the_rate_towards_the_input() -> None:
     assert scales[id(stem)] < 0.75
 
 
-def test_the_papers_sgd_is_without_nesterov() -> None:
+def test_sgd_of_the_papers_has_no_nesterov_momentum() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = build_optimizer(load_config("acmix_resnet"), model, 1.0)
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.9, False)
 
 
-def test_betas_are_passed_on() -> None:
+def test_betas_are_passed_to_the_optimiser() -> None:
     config = load_config("digits", {"opt_betas": (0.8, 0.9)})
     optimizer = build_optimizer(config, torch.nn.Linear(2, 2), 1.0)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)

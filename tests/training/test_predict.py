@@ -1,13 +1,93 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from convattn.runs.predictions import ClassPrediction, Guess
-from convattn.training.predict import ready, split
+from convattn.data import ImageOnly, Preprocess, Transform, eval_transform
+from convattn.runs.card import ModelCard
+from convattn.runs.predictions import ClassPrediction, Guess, Prediction
+from convattn.training.config import RunConfig
+from convattn.training.predict import Predictions, ready, split
+from convattn.training.task import Task
+from tests.data.folders import write_broken
 
 CPU = torch.device("cpu")
+CARD = ModelCard("mean", {}, (), Preprocess((3, 4, 4), (0.0,) * 3, (1.0,) * 3), task="brightness")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brightness(Prediction):
+    """The mean of an image: a prediction without classes."""
+
+    task = "brightness"
+
+    value: float = 0.0
+
+    def _values(self) -> dict[str, Any]:
+        return {"value": round(self.value, 5)}
+
+    def _cells(self) -> list[str]:
+        return [f"{self.value:.1f}"]
+
+    def _drawn(self, image: Image.Image) -> Image.Image:
+        return image
+
+
+class BrightnessTask(Task[RunConfig]):
+    """A task of which only the methods for prediction are called."""
+
+    name = "brightness"
+    prediction_class = Brightness
+
+    @classmethod
+    def eval_transform(cls, preprocess: Preprocess) -> Transform:
+        return ImageOnly(eval_transform(preprocess))
+
+    @classmethod
+    def predict(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        images: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        *,
+        factor: float = 1.0,
+    ) -> list[Brightness]:
+        values = (model(images).mean((1, 2, 3)) * factor).tolist()
+        return [
+            Brightness(path="", size=size, value=v) for size, v in zip(sizes, values, strict=True)
+        ]
+
+
+def predictions(images: Any, **options: Any) -> Predictions:
+    return Predictions(
+        cast(Any, BrightnessTask), nn.Identity(), CARD, CPU, images, batch_size=2, value_range=None,
+        options=options,
+    )  # fmt: skip
+
+
+def test_a_task_without_classes_has_its_own_predictions_and_options(tmp_path: Path) -> None:
+    path = write_broken(tmp_path / "b.png")
+    images = [np.full((4, 5), value, np.uint8) for value in (0, 51, 255)]
+    found = list(predictions([images[0], images[1], path, images[2]], factor=10))
+    assert [p.to_dict() for p in found[:2]] == [
+        {"path": "image 0", "task": "brightness", "size": [5, 4], "error": None, "value": 0.0},
+        {"path": "image 1", "task": "brightness", "size": [5, 4], "error": None, "value": 2.0},
+    ]
+    assert isinstance(found[2], Brightness)
+    assert found[2].error == "not an image but a text file"
+    assert found[3].cells() == ["10.0"]
+    assert found[3].draw().size == (5, 4)
+    with pytest.raises(ValueError, match=r"unknown option of brightness 'top_k'.* Known: 'factor'"):
+        predictions(images, top_k=3)
 
 
 def test_a_model_that_is_ready_is_not_copied() -> None:

@@ -15,7 +15,7 @@ import torch
 from convattn.cli import main
 from convattn.tasks.classification import load_checkpoint, resume, train
 from convattn.tasks.table import write_report
-from tests.data.folders import write_classes
+from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import silent, tiny, write_colors, written
 
 
@@ -84,6 +84,19 @@ def test_what_only_describes_a_run_may_be_damaged(tmp_path: Path) -> None:
         assert line.startswith("note ")
         names.add(run / f"{name}.damaged-1")
     assert {path for path in run.rglob("*") if path.is_file()} == names
+
+
+def test_a_part_that_cannot_be_used_is_passed_over_with_a_note(tmp_path: Path) -> None:
+    colors = write_classes(tmp_path / "colors" / "train", {"red": 8, "blue": 8}).parent
+    write_image(colors / "test" / "1.png")  # without a class
+    (colors / "val").mkdir()
+    console = silent()
+    run = train(tiny(tmp_path, epochs=1), console=console)
+    assert run.evaluation.images == 4
+    notes = [line for line in written(console).split("\n") if line.startswith("note ")]
+    assert any("val is passed over" in note for note in notes)
+    assert any("test is passed over" in note for note in notes)
+    assert any("test is passed over" in note for note in run.evaluation.notes)
 
 
 @pytest.mark.slow

@@ -142,7 +142,8 @@ def test_a_signal_before_the_first_batch_of_a_resumed_epoch_changes_nothing(
 ) -> None:
     stop = SignalAt("on_train_batch_end", 0)
     first = train(config(straight[0]), callbacks=[stop], console=silent())
-    second = resume(first.run_dir, callbacks=[SignalAt("on_train_start")], console=silent())
+    stop = SignalAt("on_fit_start", epoch=0)
+    second = resume(first.run_dir, callbacks=[stop], console=silent())
     for result in (first, second):
         assert (result.stopped, result.epochs_done, result.batches_done) == (True, 1, 2)
     check_equal(resume(first.run_dir, console=silent()).run_dir, straight[1].run_dir)

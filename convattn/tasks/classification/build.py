@@ -15,7 +15,7 @@ from convattn.runs.card import ModelCard
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.table import load_checkpoint
 from convattn.training.backbone import build_backbone, misfit
-from convattn.training.data import data_options
+from convattn.training.config import data_options
 from convattn.training.trained_data import difference
 
 

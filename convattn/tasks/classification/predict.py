@@ -1,4 +1,4 @@
-"""What a checkpoint sees in image files."""
+"""The predictions of a checkpoint for image files."""
 
 from __future__ import annotations
 

@@ -60,6 +60,11 @@ class Classification(Task[TrainConfig]):
         """Mixup and CutMix mix pairs of images."""
         return 2 if self.config.mixup or self.config.cutmix else 1
 
+    @property
+    def repeats(self) -> int:
+        """The copies of an image in an epoch, each augmented in its own way."""
+        return self.config.repeats
+
     def build(self) -> Built:
         """Build the model, with the weights that it starts from."""
         model, card, notes = build_model(self.config, self.source)

@@ -15,7 +15,7 @@ from convattn.data.source import ArrayImages
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
 from convattn.tasks.classification import Checkpoint, TrainResult, evaluate, load_checkpoint
-from convattn.tasks.classification.evaluation import summarise
+from convattn.tasks.classification.evaluation import ClassResult, Evaluation, summarise
 from convattn.training.evaluate import _speed
 from convattn.training.evaluation import Found
 from tests.data.folders import write_broken, write_classes
@@ -179,6 +179,26 @@ def test_an_image_that_broke_after_it_was_checked_is_not_counted(
 def test_speed_leaves_out_the_first_batch_where_there_are_more():
     assert _speed([64, 64, 32], [0.0, 10.0, 11.0, 12.0]) == 48
     assert _speed([64], [0.0, 2.0]) == 32
+
+
+@pytest.mark.parametrize(("classes", "title"), [(40, "class"), (41, "worst 40 classes")])
+def test_the_table_has_the_worst_classes_where_there_are_many(classes: int, title: str) -> None:
+    names = [f"c{number}" for number in range(classes)]
+    found = Evaluation(
+        model="m", data="d", split="val", num_classes=classes + 1, class_names=[*names, "empty"],
+        images=classes, images_per_second=1.0, parameters=1, broken=[], top1=0.5, top5=0.5,
+        loss=1.0, confusion=Confusion(classes + 1), predictions=[],
+        per_class=[
+            *(ClassResult(name, 7, 1 - number / 100) for number, name in enumerate(names)),
+            ClassResult("empty", 0, None),
+        ],
+    )  # fmt: skip
+    heading, *rows = found.table().splitlines()
+    assert heading == f"{title:{max(len(title), 5)}}  images  accuracy"
+    assert len(rows) == 40
+    best, worst = classes - 40, classes - 1  # the only class that is left out is the best one
+    expected = [[f"c{number}", "7", f"{1 - number / 100:.1%}"] for number in (best, worst)]
+    assert sorted(row.split() for row in (rows[0], rows[-1])) == sorted(expected)
 
 
 def test_the_confusion_of_many_classes_is_written_compactly(tmp_path: Path) -> None:

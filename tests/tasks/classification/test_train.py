@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +106,42 @@ def test_a_quiet_console_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().out == ""
 
 
+def test_threads_apply_to_the_final_evaluation(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    seen: set[int] = set()
+
+    def note(*_: Any) -> None:
+        if torch.is_inference_mode_enabled():
+            seen.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        train(tiny(tmp_path, epochs=1, threads=1), console=silent())
+        assert torch.get_num_threads() == 2
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
+class WatchPriority(Callback):
+    """Note the priority of the loading processes."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        children = [process.pid for process in multiprocessing.active_children()]
+        self.found = {os.getpriority(os.PRIO_PROCESS, pid) for pid in children if pid}
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="the system has no priorities like Unix")
+def test_loading_processes_leave_a_cpu_to_the_model(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+    watch = WatchPriority()
+    train(tiny(tmp_path, epochs=1, workers=1), callbacks=[watch], console=silent())
+    assert min(watch.found) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 class FailWhenSaving(Callback):
     """Die at the moment that the last checkpoint of an epoch would be written."""
 
@@ -120,7 +158,7 @@ def test_no_last_checkpoint_without_the_best_one_that_it_names(tmp_path: Path) -
     with pytest.raises(OSError, match="the disk is full"):
         train(tiny(tmp_path, name="a"), callbacks=[FailWhenSaving()], console=silent())
     found = {path.name for path in (tmp_path / "runs" / "a" / "checkpoints").iterdir()}
-    assert found == {"best.ckpt", "best.safetensors"}
+    assert found - {"last.safetensors"} == {"best.ckpt", "best.safetensors"}
 
 
 def test_the_accuracy_on_mixed_images_counts_the_larger_share() -> None:

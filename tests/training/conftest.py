@@ -1,0 +1,5 @@
+"""One short run that many tests look at."""
+
+from tests.tasks.classification.conftest import finished
+
+__all__ = ["finished"]
