@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 from torch import nn
 
 from convattn.models import create_model
+from convattn.names import first_of, shown
 from convattn.training.config import RunConfig
 
 
@@ -33,9 +34,10 @@ def build_backbone(
         setting that was left out.
 
     Raises:
-        ValueError: an unknown model, or a setting of the user that the model does not have.
-        TypeError: an entry of ``model_args`` that the model does not have.
+        ValueError: an unknown model, a setting of the user that the model does not have, an entry
+            of ``model_args`` that does not fit it, or there are no weights to download.
     """
+    _check_tag(config.model)
     rates, notes = _rates(config), []
     while True:
         arguments = {**_size(config), **dict(rates.values()), **config.model_args}
@@ -48,15 +50,22 @@ def build_backbone(
                 **arguments,
             )
             break
-        except TypeError as error:
-            key = _refused(str(error), rates)
+        except Exception as error:
+            key = _refused(str(error), rates) if isinstance(error, TypeError) else None
             if key is None:
-                raise
+                raise _not_built(config, error) from error
             notes.append(_left_out(config, key))
             del rates[key]
     if config.grad_checkpointing:
         notes += _checkpoint_gradients(model, config)
     return model, arguments, notes
+
+
+def misfit(config: RunConfig, reason: object) -> ValueError:
+    """Return the error that the arguments of ``model_args`` do not fit the model."""
+    given = ", ".join(f"model_args.{key}={value}" for key, value in config.model_args.items())
+    verb = "does" if len(config.model_args) == 1 else "do"
+    return ValueError(f"{shown(given)} {verb} not fit {config.model}: {_first_line(reason)}")
 
 
 @torch.no_grad()
@@ -88,6 +97,50 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
             f"batches of 1 image of {size} are too small for the batch norms of the model, which "
             "need more than 1 value per channel: set batch_size=2 or more, or a larger img_size"
         ) from error
+
+
+def _check_tag(model: str) -> None:
+    """Raise `ValueError` where a model is known and the tag of its weights, after ".", is not."""
+    name, dot, tag = model.partition(".")
+    if not dot or ":" in name or "/" in name or not is_model(name):
+        return
+    tags = [tag for tag in get_arch_pretrained_cfgs(name) if tag]
+    tags = [known.partition(".")[2] for known in tags if "." in known]
+    if tag not in tags:
+        known = f"; known: {first_of(tags)}" if tags else ""
+        raise ValueError(
+            f"model={shown(model)}: {name} has no weights named {shown(tag)!r}; write "
+            f"model={name}{known}"
+        )
+
+
+def _not_built(config: RunConfig, error: Exception) -> Exception:
+    """Return the error of a model that cannot be built, in terms of the settings."""
+    reason = _first_line(error)
+    if reason.startswith("unknown model"):
+        return ValueError(reason)
+    if config.pretrained and _has_no_weights(config):
+        return ValueError(
+            f"no weights of {config.model} can be downloaded: write init=RUN_OR_CHECKPOINT in "
+            "place of pretrained=true, or leave it out for random weights"
+        )
+    if isinstance(error, OSError):
+        return ValueError(f"the weights of model={shown(config.model)} cannot be read: {reason}")
+    if config.model_args:
+        return misfit(config, reason)
+    return ValueError(f"model={shown(config.model)} cannot be built: {reason}")
+
+
+def _has_no_weights(config: RunConfig) -> bool:
+    registered = get_pretrained_cfg(config.model)
+    given = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"} & {*config.model_args}
+    return registered is not None and not registered.has_weights and not given
+
+
+def _first_line(reason: object) -> str:
+    """Return the first line of a reason, of an exception without text its type."""
+    text = str(reason).strip() or type(reason).__name__
+    return shown(text.splitlines()[0].removesuffix("."))
 
 
 def _size(config: RunConfig) -> dict[str, int]:

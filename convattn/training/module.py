@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -59,6 +59,16 @@ class TaskModule(pl.LightningModule):
         self._seen = 0
         self._first_batch = 0.0
         self._seconds = 0.0
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the module; a cast to bfloat16 leaves the numbers of the metrics alone.
+
+        Metrics of torchmetrics ignore ``bfloat16()``, but not ``to(dtype=torch.bfloat16)``, which
+        Lightning calls for precision=bf16-true.
+        """
+        if not args and kwargs == {"dtype": torch.bfloat16}:
+            return self.bfloat16()
+        return super().to(*args, **kwargs)
 
     @property
     def evaluated(self) -> nn.Module:

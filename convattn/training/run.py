@@ -36,18 +36,19 @@ from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetr
 from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
 from convattn.training.data import TaskData
+from convattn.training.devices import device_error
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
 from convattn.training.optimizer import check_optimizer, rate_factor
-from convattn.training.precision import resolve_precision
+from convattn.training.precision import precision_notes, resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
 from convattn.training.slurm import requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
-from convattn.training.trained_data import open_again, range_notes
+from convattn.training.trained_data import held_out_part, open_again, range_notes
 
 # Settings that a resumed run cannot change: its weights, its batches and its optimiser depend on
 # them. The range of values can be set where an earlier version kept none, and the data's folder
@@ -55,7 +56,8 @@ from convattn.training.trained_data import open_again, range_notes
 _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
-    "layer_decay", "ema", "seed", "runs", "name", "value_range",
+    "layer_decay", "ema", "seed", "runs", "name", "value_range", "pretrained", "init",
+    "from_scratch",
 )  # fmt: skip
 
 _NOISE = (
@@ -275,7 +277,7 @@ class _Training:
         start: _Start,
         console: Console | None,
     ) -> None:
-        check_optimizer(config.opt)
+        notes = [*check_optimizer(config), *precision_notes(config)]
         self.is_first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes
         self.console = (console or open_console()) if self.is_first else Console(quiet=True)
         self.config = config
@@ -300,7 +302,7 @@ class _Training:
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
         self._check_rest_of_epoch()
-        self.notes: list[str] = []
+        self.notes: list[str] = notes
         if start.checkpoint is not None and folder is not None and not folder.has_best:
             self.notes.append(
                 f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
@@ -447,8 +449,8 @@ class _Training:
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
         with _quiet_lightning():
-            # Attached only here, since they need the folder, and a folder is made only for a
-            # machine that can do what is asked.
+            # The trainer is made before the folder, so that impossible devices are an error before
+            # a folder is made; these callbacks write into the folder.
             write = WriteMetrics(self.folder, columns, self._note)
             stop = StopOnSignal(self.request, self.keep)
             ours: list[Callback] = [lines, write, stop]
@@ -469,7 +471,7 @@ class _Training:
                 if TrainingInterruptedError.__name__ not in str(error):
                     raise
                 return False
-            except SystemExit:  # Lightning's answer to KeyboardInterrupt
+            except SystemExit:  # Lightning raises it in place of KeyboardInterrupt
                 raise KeyboardInterrupt from None
             except Exception as error:
                 if not stop.counts(error):
@@ -499,7 +501,7 @@ class _Training:
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
             f"data      {source.name}, {classes}{len(source.train):,} images for training, "
-            f"{len(source.val):,} for validation",
+            f"{len(source.val):,} held out ({held_out_part(source, config)})",
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
             f"{self.data.batch_size} images, {config.opt}, learning rate "
             f"{config.lr * factor:.3g}{scaled}",
@@ -595,10 +597,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             use_distributed_sampler=False,  # our sampler is distributed already
         )
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"accelerator={config.accelerator}, devices={config.devices}, strategy="
-            f"{config.strategy} is not possible here: {error}; `convattn doctor` shows the devices"
-        ) from error
+        raise ValueError(device_error(config, error)) from error
 
 
 def _cluster() -> list[Any]:

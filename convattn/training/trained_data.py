@@ -19,6 +19,7 @@ from convattn.data.value_range import named
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
+from convattn.training.config import RunConfig
 
 # How versions before `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)
@@ -142,6 +143,16 @@ def difference(before: Sequence[str], now: Sequence[str]) -> str:
     if new := [name for name in now if name not in known]:
         parts.append(f"only the data has {listed(new, 5)}")
     return "; ".join(parts)
+
+
+def held_out_part(source: DataSource, config: RunConfig) -> str:
+    """Return which part of the data is held out, as the first lines of a run name it."""
+    if source.split_here:
+        share = len(source.val) / (len(source.train) + len(source.val))
+        seed = f", split_seed={config.split_seed}" if source.name.startswith("folder:") else ""
+        return f"{share:.0%} of the images{seed}"
+    folder = source.relative_name(source.val, 0).split("/")[0] if source.root else ""
+    return shown(folder or config.val_split)
 
 
 def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:

@@ -71,7 +71,7 @@ def test_the_best_epoch_is_the_one_with_the_least_error(tmp_path: Path) -> None:
 
 def test_the_console_speaks_of_no_classes(finished: tuple[Path, TrainResult, str]) -> None:
     told = finished[2]
-    assert "12 images for training, 4 for validation" in told
+    assert "12 images for training, 4 held out (25% of the images" in told
     assert "class" not in told
     assert "fit" in told
     assert told.count("best") >= 1
