@@ -136,7 +136,7 @@ def test_an_unknown_class_is_an_error(tmp_path: Path, finished: tuple[Path, Trai
 
 def test_another_number_of_classes_is_an_error(finished: tuple[Path, TrainResult]) -> None:
     message = (
-        r"knows 2 classes \(.blue., .red.\), but digits has 10 "
+        r"has 2 classes \(.blue., .red.\), but digits has 10 "
         r"\(.0., .1., .2., .3., .4. and 5 more\)"
     )
     with pytest.raises(ValueError, match=message):
