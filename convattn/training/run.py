@@ -353,7 +353,7 @@ class _Training:
                 if self.is_first:
                     self._write_beginning()
                 self._introduce()
-                finished = self._fit(callbacks) and not self.request.asked
+                finished = self._fit(callbacks) and not self.request.is_received
             seconds = time.perf_counter() - begin
             progress = self._progress()
             if self.is_first:
@@ -363,7 +363,9 @@ class _Training:
                         evaluation = self._evaluate()
                     write = functools.partial(self._report, finished, seconds)
                     report = self._optional("report.html", write)
-                if self.request.asked and self.request.number == getattr(signal, "SIGUSR1", None):
+                if self.request.is_received and self.request.number == getattr(
+                    signal, "SIGUSR1", None
+                ):
                     self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
@@ -373,7 +375,7 @@ class _Training:
             epochs_done=progress["epochs_done"],
             batches_done=progress["batches_done"],
             seconds=seconds,
-            stopped=not finished or self.request.asked,
+            stopped=not finished or self.request.is_received,
             report=report,
             signal=self.request.number,
             is_first=self.is_first,
