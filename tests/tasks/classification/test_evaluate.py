@@ -148,7 +148,7 @@ def test_other_names_of_classes_are_an_error(
 ) -> None:
     write_classes(tmp_path, {"rot": 2, "blau": 2})
     source = open_dataset(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match="class 0 is 'blue' for the checkpoint and 'blau'"):
+    with pytest.raises(ValueError, match="class 0 is 'blue' in the checkpoint and 'blau'"):
         evaluate(finished[1].run_dir, source)
 
 
