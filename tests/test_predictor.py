@@ -194,7 +194,7 @@ def test_a_generator_is_taken_batch_by_batch(predictor: Predictor, tmp_path: Pat
     second = next(found)
     assert len(list(found)) == 6
     assert second.draw().size == (12, 10)
-    with pytest.raises(ValueError, match="image 0 was not kept, as it came from a generator"):
+    with pytest.raises(ValueError, match="image 0 is not stored, because it is from a generator"):
         first.draw()
     assert first.draw(Image.fromarray(BYTES)).size == (12, 10)
 
