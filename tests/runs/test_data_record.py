@@ -122,7 +122,7 @@ def test_images_of_which_none_is_there_are_an_error(folder: Path) -> None:
     record = DataRecord.of(opened(folder))
     for name in record.train_files:
         (folder / name).rename(folder / f"{name}.other.png")
-    with pytest.raises(ValueError, match="has none of the images that the run learns from"):
+    with pytest.raises(ValueError, match="has none of the images that the run trains on"):
         reopened(folder, record)
 
 
