@@ -134,7 +134,7 @@ def test_a_signal_before_the_first_batch_leaves_a_run_that_can_start_again(
     assert (stopped.epochs_done, stopped.batches_done) == (0, 0)
     console = silent()
     check_equal(resume(stopped.run_dir, console=console).run_dir, straight[1].run_dir)
-    assert "has no checkpoint yet: the training starts from its beginning" in written(console)
+    assert "has no checkpoint yet: the training starts again" in written(console)
 
 
 def test_a_signal_before_the_first_batch_of_a_resumed_epoch_changes_nothing(
