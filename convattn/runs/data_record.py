@@ -122,8 +122,8 @@ class DataRecord:
         where = shown(source.name)
         if source.split_here and not self.split_here:
             raise ValueError(
-                f"{where} no longer has the held-out part of the run: "
-                f"{listed(self.held_out, 1)} is missing. Restore the folder of that part"
+                f"{where} no longer has the held-out part of the run, such as "
+                f"{listed(self.held_out, 1)}: restore the folder of that part"
             )
         known = _Known(self, source)
         for indices, what in ((known.train, "trains on"), (known.held_out, "holds out")):
