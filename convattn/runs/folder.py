@@ -104,7 +104,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove the folders that `create` made, and their files, unless there is a checkpoint.
 
-        A folder that another process made, or that has other files, is not removed.
+        A folder that another process made, or that holds other files, stays.
         """
         if not self._made or any(self.checkpoints.glob("*.*")):
             return
