@@ -46,7 +46,7 @@ class Prediction(ABC):
         """Return the prediction as values that JSON can represent.
 
         Every prediction has the keys "path", "task", "size" ([width, height]) and "error", the
-        last one None where there is a result. A result has the keys of its task as well.
+        last one None if there is a result. A result also has the keys of its task.
         """
         values = {
             "path": self.path,
