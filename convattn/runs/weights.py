@@ -97,8 +97,8 @@ def find_checkpoint(path: str | Path, which: str = "best.safetensors") -> Path:
 
     Args:
         path: a file, which is returned itself, or a run folder.
-        which: the checkpoint of a run folder; where a .safetensors file is missing, the .ckpt file
-            of the same epoch takes its place.
+        which: the checkpoint of a run folder; if a .safetensors file is missing, the .ckpt file
+            of the same epoch is returned.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``, or no such checkpoint in the folder.
@@ -329,6 +329,6 @@ def _is_whole(path: Path) -> bool:
             _check_file(path)
         else:
             _read_safetensors(path)
-    except Exception:  # it is damaged as well
+    except Exception:  # the checkpoint is damaged
         return False
     return True
