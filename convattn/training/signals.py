@@ -113,7 +113,7 @@ class StopRequest:
         if self._at_once:
             raise StopNow
         if is_first:
-            with contextlib.suppress(Exception):  # the terminal is gone, or is being written to
+            with contextlib.suppress(Exception):  # the terminal is closed, or is being written to
                 self._say("Stopping after this step ... (Ctrl-C again: at once, without saving)")
         elif number == signal.SIGINT:
             signal.signal(number, self._before[signal.Signals(number)])
