@@ -83,7 +83,7 @@ class Task(ABC, Generic[ConfigT]):
         columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
-        fixed: settings that a resumed run cannot change, beside those of every task.
+        fixed: settings that a resumed run cannot change, in addition to those of every task.
         batch_multiple: the number of images in a batch is a multiple of this number.
         repeats: number of copies of each training image in an epoch.
     """
