@@ -128,9 +128,9 @@ def _changed(before: Sequence[str], source: DataSource) -> str:
             return f"class number {number} is {old!r} in the run and {new!r} in the data"
     if not source.name.startswith("folder:"):
         return ""
-    there = {source.train.label(index) for index in range(len(source.train))}
-    gone = [name for number, name in enumerate(now) if number not in there]
-    return f"the run has classes without a training image: {listed(gone)}" if gone else ""
+    present = {source.train.label(index) for index in range(len(source.train))}
+    missing = [name for number, name in enumerate(now) if number not in present]
+    return f"the run has classes without a training image: {listed(missing)}" if missing else ""
 
 
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
