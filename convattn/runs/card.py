@@ -1,4 +1,4 @@
-"""The model card: what stands beside weights, so that a file of them is enough to predict."""
+"""The model card, which is stored with weights so that one file is enough to predict."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _EARLIER = "convattn-classification-1"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint says about its weights.
+    """Facts on the weights of a checkpoint.
 
     Args:
-        model: the model's name.
-        model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
-        class_names: in the order of the scores; kept in Unicode's form NFC. A task may have none.
-        preprocess: what the model expects of its input.
-        value_range: of float and deep images, the values that became 0 and 255 in training; None
-            where all had 8 bits, and in cards of convattn before this field.
-        data: the data set it was trained on.
-        data_options: the options that this data set was opened with.
-        epoch: epochs of training it has seen.
-        metrics: the numbers of that epoch.
-        version: of convattn.
-        task: what the model was trained for.
-        method: how, where a task has several methods; "" otherwise.
-        kernels: the CPU kernels that computed it; "" where they are unknown.
-        unknown: keys that a later version wrote; they are written back.
+        model: name of the model.
+        model_args: arguments of the model except ``num_classes`` and ``in_chans``.
+        class_names: in the order of the scores, in Unicode form NFC. A task may have no classes.
+        preprocess: the preprocessing of the model's input.
+        value_range: the values of float and deep images that became 0 and 255 in training; None
+            if all images had 8 bits, and in cards of versions without this field.
+        data: name of the data set of the training.
+        data_options: the options with which this data set was opened.
+        epoch: number of trained epochs.
+        metrics: the metrics of that epoch.
+        version: version of convattn.
+        task: name of the task.
+        method: name of the method, for a task with several methods; "" otherwise.
+        kernels: the CPU kernels of the training; "" if they are unknown.
+        unknown: keys of a later version, which are written back.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ModelCard:
 
     @staticmethod
     def from_json(text: str, source: str = "") -> ModelCard:
-        """Read a card of this format or of the one before.
+        """Read a card of this format or of the earlier format.
 
         Args:
             text: what `to_json` wrote.
@@ -114,7 +114,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _preprocess(values: dict[str, Any], where: str) -> Preprocess:
-    """Read what the model expects of its input, each value of which changes the result."""
+    """Check and read the preprocessing, each value of which changes the result."""
     for key in values:
         if key not in _PREPROCESS:
             raise _wrong(where, f"has {shown(key)!r} in 'preprocess', which is unknown here")

@@ -1,4 +1,4 @@
-"""The model that a configuration names, made with the arguments that it has."""
+"""The backbone of a configuration, built with the arguments that the backbone supports."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def build_backbone(
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """Build the model of a configuration.
 
-    A setting of a recipe that the model does not have, such as a drop path rate, is left out; one
-    that the user gave is an error.
+    A setting of a recipe that the model does not support, such as a drop path rate, is left out;
+    the same setting from the user is an error.
 
     Args:
-        config: names the model and its arguments.
-        num_classes: outputs of the head.
-        in_chans: channels of the images.
+        config: has the name of the model and its arguments.
+        num_classes: number of outputs of the head.
+        in_chans: number of channels of the images.
 
     Returns:
-        The model, its arguments beside ``num_classes`` and ``in_chans``, and a sentence for each
+        The model, its arguments except ``num_classes`` and ``in_chans``, and a sentence for each
         setting that was left out.
 
     Raises:
@@ -144,7 +144,7 @@ def _first_line(reason: object) -> str:
 
 
 def _size(config: RunConfig) -> dict[str, int]:
-    """Return the input size for models that must know it when they are made, such as ViT."""
+    """Return the argument ``img_size`` for models with a fixed input size, such as ViT."""
     registered = get_pretrained_cfg(config.model)
     if config.img_size is None or registered is None or not registered.fixed_input_size:
         return {}
@@ -170,7 +170,7 @@ def _refused(message: str, rates: dict[str, tuple[str, float]]) -> str | None:
 
 
 def _left_out(config: RunConfig, key: str) -> str:
-    """Return the sentence that a recipe's rate is left out; raise if the user gave the rate."""
+    """Return a note that the rate of a recipe is left out; raise if the user gave the rate."""
     name, value = config.model_arguments[key], getattr(config, key)
     if key in config.model_fields_set:
         raise ValueError(
@@ -180,7 +180,7 @@ def _left_out(config: RunConfig, key: str) -> str:
 
 
 def _checkpoint_gradients(model: nn.Module, config: RunConfig) -> list[str]:
-    """Turn gradient checkpointing on; return a sentence if it is left out, or raise."""
+    """Turn gradient checkpointing on; return a note if the model does not support it, or raise."""
     try:
         cast(Any, model).set_grad_checkpointing(True)
     except (AssertionError, AttributeError, NotImplementedError) as error:

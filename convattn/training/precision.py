@@ -1,4 +1,4 @@
-"""The precision that ``precision=auto`` stands for on this machine."""
+"""The precision of a training, also for ``precision=auto``."""
 
 from __future__ import annotations
 

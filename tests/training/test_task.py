@@ -105,7 +105,7 @@ def test_a_run_whose_best_weights_are_gone_goes_on(
         Brightness, run, overrides={"epochs": 4, "lr": 1e-5, "min_lr": 0}, console=console
     )
     assert longer.best_epoch == longer.evaluation.epoch == 4
-    assert "best.safetensors is gone" in written(console)
+    assert "best.safetensors is missing" in written(console)
 
 
 def test_a_part_of_an_epoch_that_no_longer_exists_is_refused(tmp_path: Path) -> None:

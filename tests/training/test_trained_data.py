@@ -141,9 +141,9 @@ def test_a_run_whose_held_out_folder_vanished_is_refused(tmp_path: Path) -> None
     run = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
     shutil.rmtree(tmp_path / "colors" / "val")
     before = contents(run)
-    with pytest.raises(ValueError, match="has no held-out part any more"):
+    with pytest.raises(ValueError, match="no longer has the held-out part of the run"):
         resume(run, overrides={"epochs": 2}, console=silent())
-    with pytest.raises(ValueError, match="has no held-out part any more"):
+    with pytest.raises(ValueError, match="no longer has the held-out part of the run"):
         evaluate(run)
     assert contents(run) == before
 

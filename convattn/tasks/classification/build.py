@@ -1,4 +1,4 @@
-"""The data and the model that a configuration asks for."""
+"""The model of a configuration, with its initial weights and its card."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from convattn.training.trained_data import difference
 
 
 def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, list[str]]:
-    """Build the model, with the weights that the training starts from, and its card.
+    """Build the model with its initial weights, and its card.
 
     Args:
-        config: names the model.
-        source: gives the number of classes and of channels.
+        config: has the settings of the model.
+        source: has the number of classes and of channels.
 
     Returns:
-        The model; the card that its checkpoints carry; sentences on the start: which weights
-        ``init`` or ``pretrained`` loaded, whether the head is new, and which settings of the recipe
-        were left out.
+        The model; the card of its checkpoints; notes on the weights that ``init`` or
+        ``pretrained`` loaded, on a new head, and on settings of the recipe that were left out.
 
     Raises:
         ValueError: an unknown model, a setting that it does not have, images of this size do not
@@ -103,7 +102,7 @@ def _not_classifier(config: TrainConfig, found: str) -> ValueError:
 
 
 def _published(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
-    """Return whether the head of the weights that timm publishes for a model is used."""
+    """Return a note on the pretrained weights, and on whether their head is used."""
     before = cast(dict[str, Any], model.pretrained_cfg).get("num_classes")
     if before == source.num_classes:
         head = f"the head is kept, as the data has {before} classes too"
@@ -175,7 +174,7 @@ def _other_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _other_range(card: ModelCard, source: DataSource) -> str:
-    """Return a clause where the weights were trained with another range of values than the data."""
+    """Return a clause if the weights and the data have different ranges of values, else ""."""
     if card.value_range == source.value_range:
         return ""
     before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
@@ -184,7 +183,7 @@ def _other_range(card: ModelCard, source: DataSource) -> str:
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors of the head, which have a row for each class."""
+    """Return the names of the head's tensors, whose first dimension is the classes."""
     heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     heads = (heads,) if isinstance(heads, str) else heads
     return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]
