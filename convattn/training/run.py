@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import random
 import signal
 import time
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -131,7 +133,8 @@ def train(
         if _is_run_of(folder, config):
             note = f"SLURM has started this job again: {folder} is continued"
             return _resume(task, folder, {}, callbacks, console, note)
-    return _Training(task, config, None, _Start(), console).run(callbacks)
+    with _own_random_numbers():
+        return _Training(task, config, None, _Start(), console).run(callbacks)
 
 
 def _is_run_of(folder: Path, config: RunConfig) -> bool:
@@ -177,7 +180,8 @@ def _resume(
     if _has_finished(folder, changed, start):
         assert checkpoint is not None
         return _finished(task, folder, checkpoint, start)
-    return _Training(task, changed, folder, start, console).run(callbacks)
+    with _own_random_numbers():
+        return _Training(task, changed, folder, start, console).run(callbacks)
 
 
 def task_of(path: str | Path) -> str:
@@ -455,8 +459,8 @@ class _Training:
             # a folder is made; these callbacks write into the folder.
             write = WriteMetrics(self.folder, columns, self._note)
             stop = StopOnSignal(self.request, self.keep)
-            ours: list[Callback] = [lines, write, stop]
-            cast(Any, self.trainer).callbacks += [*ours, *callbacks, self.keep]
+            # Those that save come after the user's, whose states then include the batch at hand.
+            cast(Any, self.trainer).callbacks += [lines, write, *callbacks, stop, self.keep]
             if self.config.tensorboard:
                 self.trainer.logger = TensorBoardLogger(
                     self.folder.path, name="", version="tensorboard"
@@ -620,6 +624,19 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Restore the caller's generators: a search draws new settings after each training."""
+    state = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
 
 
 @contextlib.contextmanager

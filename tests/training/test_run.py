@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from convattn.cli import main
 from convattn.tasks.classification import load_checkpoint, resume, train
@@ -108,3 +112,28 @@ def test_a_recipe_leaves_out_a_rate_that_the_model_does_not_have(
     given: list[Any] = ["--recipe", "finetune", "--model", "densenet121", "--data", data, *words]
     assert main(["train", *given, "accelerator=cpu", f"runs={tmp_path / 'runs'}"]) == 0
     assert "is left out: densenet121 has no argument drop_path_rate" in capsys.readouterr().out
+
+
+class Fail(Callback):
+    """End the training with an error."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        raise RuntimeError("on purpose")
+
+
+def test_a_training_leaves_the_generators_of_random_numbers_as_they_are(tmp_path: Path) -> None:
+    write_colors(tmp_path)
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    pl.seed_everything(5, verbose=False)
+    expected = [draw(), draw(), draw()]
+    pl.seed_everything(5, verbose=False)
+    found = [draw()]
+    run = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
+    found.append(draw())
+    with pytest.raises(RuntimeError, match="on purpose"):
+        resume(run, overrides={"epochs": 2}, callbacks=[Fail()], console=silent())
+    found.append(draw())
+    assert found == expected

@@ -165,8 +165,9 @@ class ClassificationMeter(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.top = min(5, num_classes)
-        for name in ("loss", "top1", "top5", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("loss", torch.zeros(()), dist_reduce_fx="sum")  # GPUs of Apple: no float64
+        for name in ("top1", "top5", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add images: scores (B, classes), labels (B,)."""
@@ -178,8 +179,7 @@ class ClassificationMeter(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the means."""
-        means = {name: getattr(self, name) / self.count for name in ("loss", "top1", "top5")}
-        return {name: mean.float() for name, mean in means.items()}
+        return {name: getattr(self, name) / self.count for name in ("loss", "top1", "top5")}
 
 
 def _prediction(
