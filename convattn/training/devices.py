@@ -34,6 +34,8 @@ def device_error(config: RunConfig, error: Exception) -> str:
             f"accelerator={config.accelerator}, devices=auto, strategy={shown(config.strategy)} is "
             f"not possible here: {reason}; write accelerator=cpu or strategy=auto ({doctor})"
         )
+    if here[0] == "cpu" or config.accelerator == "cpu":
+        reason = "it is the number of processes that train"
     count = torch.cuda.device_count() if here[0] == "cuda" and asked != "cpu" else 1
     right = "devices=1" if count == 1 else f"a number from devices=1 to devices={count}"
     return (
