@@ -246,7 +246,7 @@ def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
             f"{folder.path} has finished {done} epochs, more than epochs={config.epochs}; "
             f"epochs={done + 10} continues it"
         )
-    return config.epochs == done and not start.batches_done and folder.is_evaluated
+    return config.epochs == done and folder.is_evaluated
 
 
 def _finished(
@@ -317,6 +317,8 @@ class _Training:
             self.trainer = _make_trainer(config, self.folder.path)
         if self._device.type == "cpu":
             self.card = replace(self.card, kernels=cpu_kernels() or "")
+        if start.card is not None:
+            self.card = replace(self.card, epoch=start.card.epoch, metrics=start.card.metrics)
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,
