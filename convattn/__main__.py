@@ -39,4 +39,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "convattn"  # a run records the command
     sys.exit(main())

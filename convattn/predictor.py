@@ -1,4 +1,4 @@
-"""`Predictor`: a trained model, loaded from where it is stored and called with images."""
+"""`Predictor`: a trained model that is loaded from a file and called with images."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Predictor:
         for prediction in predictor("photos"):
             print(prediction.path, prediction.label, prediction.probability)
 
-    A call changes no state of the predictor: any number of threads can share one. It changes
-    neither the random number generators nor the number of threads of PyTorch.
+    Any number of threads can share a predictor. A call changes neither the predictor, nor the
+    random number generators, nor the number of threads of PyTorch.
 
     Args:
         checkpoint: what `convattn.tasks.classification.load_checkpoint` returned. Its model is
-            copied unless it is in evaluation mode and on the device; the given one never changes.
+            used if it is in evaluation mode and on the device, and else copied; it never changes.
         device: "auto" takes a GPU if there is one.
 
     Attributes:
         model: the network, in evaluation mode on the device.
         card: the model card.
-        device: where it computes.
+        device: the device of the model.
     """
 
     model: nn.Module
@@ -68,13 +68,13 @@ class Predictor:
         """Load a trained model.
 
         Args:
-            source: a run folder, which stands for its best checkpoint, or a .safetensors or .ckpt
-                file; also what `convattn.tasks.classification.load_checkpoint` returned.
+            source: a run folder, whose best checkpoint is loaded, or a .safetensors or .ckpt file;
+                also what `convattn.tasks.classification.load_checkpoint` returned.
             device: "auto" takes a GPU if there is one.
 
         Raises:
             FileNotFoundError: there is no such file or folder, or the folder has no checkpoint.
-            ValueError: the file is of another kind, is damaged, or convattn did not write it.
+            ValueError: the file has another format, is damaged, or convattn did not write it.
         """
         if isinstance(source, Checkpoint):
             return cls(source, device=device)
@@ -83,8 +83,8 @@ class Predictor:
         if path.exists() and kind not in _KINDS:
             kinds = " or ".join(kind for kind in _KINDS if kind)
             raise ValueError(
-                f"{shown(path)} is not a kind of file that a model is loaded from: give a run "
-                f"folder or a {kinds} file"
+                f"{shown(path)} has no format of a trained model: give a run folder or a "
+                f"{kinds} file"
             )
         return cls(_KINDS.get(kind, load_checkpoint)(path), device=device)
 
@@ -95,7 +95,7 @@ class Predictor:
 
     @property
     def preprocess(self) -> Preprocess:
-        """What the model expects of its input; calls of the predictor apply it."""
+        """The preprocessing of the model's input; a call of the predictor applies it."""
         return self.card.preprocess
 
     def __call__(
@@ -108,26 +108,27 @@ class Predictor:
     ) -> list[Any]:
         """Predict images, one or many.
 
-        - Paths: files, and folders, of which all images are taken. URLs are refused.
+        - Paths of files, and of folders, whose images are all predicted. URLs are an error.
         - PIL images of any mode.
         - NumPy arrays (H, W) or (H, W, C) with 1, 3 (RGB) or 4 (RGBA) channels, and batches
           (B, H, W, C). Values of uint8 are 0 (black) to 255 (white). Other integers and floats are
           read as those of image files: by ``value_range``, or else by the range of the training,
-          or else uint16 as 0 to 65535 and floats by a range that is decided from the image.
+          or else uint16 as 0 to 65535 and floats by a range that is computed from the image.
         - Tensors (H, W), (C, H, W) or (B, C, H, W) of uint8, or of floats from 0 (black) to 1
           (white), which ``value_range`` does not change. They are rounded to 8 bits.
         - A list, generator or other iterable of these, also of several kinds.
 
         An image that cannot be read does not end the call: its prediction has an ``error``, and
-        raises `ValueError` where its result is used. Mistakes in the arguments raise; those in a
-        list before the first image is read, those in a generator when it comes to them.
+        raises `ValueError` when its result is read. Wrong arguments raise an error, in a list
+        before the first image is read, in a generator when the generator yields them.
 
         Args:
-            images: what is predicted.
+            images: the images to predict.
             batch_size: images at a time; the result does not depend on it, up to rounding.
-            value_range: of float images and those of more than 8 bits, the values that become
-                black and white; by default those of the training.
-            **options: of the task. Classification takes ``top_k`` (5), the number of classes.
+            value_range: the values of black and white in float images and images of more than 8
+                bits; by default those of the training.
+            **options: options of the task. Classification has ``top_k`` (5), the number of
+                classes.
 
         Returns:
             A `Prediction` per image, in the order of the images.
@@ -140,7 +141,7 @@ class Predictor:
 
         Warns:
             UserWarning: the values of images do not fit the range of the training, or files in
-                folders were passed over.
+                folders were skipped.
         """
         found = self.stream(images, batch_size=batch_size, value_range=value_range, **options)
         predictions: list[Prediction] = list(found)
@@ -158,8 +159,9 @@ class Predictor:
     ) -> Predictions:
         """Return an iterator over the predictions, which reads and computes batch by batch.
 
-        Its ``notes`` has at the end what a call warns of. Arguments and errors are those of a call.
-        An image of a generator is not kept for `Prediction.draw`, unless it is a file.
+        Arguments and errors are those of a call. After the last prediction ``notes`` of the
+        iterator has the texts that a call warns with. `Prediction.draw` can draw an image of a
+        generator only if it is a file.
         """
         return Predictions(
             self._task,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -71,3 +72,10 @@ def test_a_process_that_ignores_ctrl_c_is_not_interrupted() -> None:
     process.send_signal(signal.SIGINT)
     assert messages(process) == []
     assert process.returncode == 0
+
+
+def test_python_m_convattn_is_recorded_as_convattn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/convattn/__main__.py", "--version"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("convattn", run_name="__main__")
+    assert sys.argv == ["convattn", "--version"]  # a run records these words

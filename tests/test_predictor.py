@@ -194,7 +194,7 @@ def test_a_generator_is_taken_batch_by_batch(predictor: Predictor, tmp_path: Pat
     second = next(found)
     assert len(list(found)) == 6
     assert second.draw().size == (12, 10)
-    with pytest.raises(ValueError, match="image 0 was not kept, as it came from a generator"):
+    with pytest.raises(ValueError, match="image 0 is not stored, because it is from a generator"):
         first.draw()
     assert first.draw(Image.fromarray(BYTES)).size == (12, 10)
 
@@ -229,7 +229,7 @@ def test_nan_is_an_error_of_the_image(predictor: Predictor) -> None:
     broken = Predictor.load(load_of(predictor))
     torch.nn.init.constant_(next(broken.model.parameters()), float("nan"))
     (found,) = broken(BYTES)
-    assert found.error == "the model computed NaN for it"
+    assert found.error == "the model computed NaN for this image"
 
 
 def load_of(predictor: Predictor) -> Checkpoint:
@@ -288,7 +288,7 @@ def test_mistakes_in_a_list_are_found_before_the_work(predictor: Predictor, tmp_
 
 def test_a_source_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
-    with pytest.raises(ValueError, match=r"model\.pt is not .*: give a run folder or a \.safetens"):
+    with pytest.raises(ValueError, match=r"model\.pt has no format .* run folder or a \.safetens"):
         Predictor.load(tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint or run folder .*gone"):
         Predictor.load(tmp_path / "gone.onnx")

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.output:
             found.write(Path(args.output))
-    finally:  # a disk that is full does not cost the result
+    finally:  # the result is printed even if the disk is full
         if args.json:
             print_json(found.to_dict())
         else:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise for every mistake that can be found before the checkpoint is loaded."""
+    """Check the arguments before the checkpoint is loaded."""
     check_exists(args.checkpoint)
     check_choice("split", args.split, ("auto", "train", "val", "all"))
     check_positive("--batch-size", args.batch_size)

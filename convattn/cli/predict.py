@@ -1,4 +1,4 @@
-"""``convattn predict``: predict images by a checkpoint."""
+"""``convattn predict``: predict images with a trained model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.output:
             _write(Path(args.output), images, found)
-    finally:  # a disk that is full does not cost the result
+    finally:  # the result is printed even if the disk is full
         if args.json:
             print_json(found)
         else:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(folder: Path) -> None:
-    """Make the folder for results; raise an error if it holds files of the user."""
+    """Create the output folder; raise `ValueError` if it has other files."""
     make_folder("--output", str(folder))
     if not (folder / _FILE).is_file() and any(folder.iterdir()):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convattn.cli.output import as_word
@@ -51,11 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from convattn.tasks.classification.settings import list_recipes, load_config
     from convattn.training.settings import describe, parse_overrides
 
-    if args.list_settings:
-        print(describe(TrainConfig))
-        return 0
-    if args.recipes:
-        print("\n".join(list_recipes()))
+    if args.list_settings or args.recipes:
+        _check_alone(args)
+        print(describe(TrainConfig) if args.list_settings else "\n".join(list_recipes()))
         return 0
     given = {key: getattr(args, key) for key in ("model", "data", "name")}
     overrides = {key: value for key, value in given.items() if value is not None}
@@ -70,11 +69,29 @@ def run(args: argparse.Namespace) -> int:
     check_exists(args.resume)
     from convattn.tasks.table import resume
 
-    return _finish(resume(args.resume, overrides=overrides))
+    others = [word for word in args.settings if not word.startswith("epochs=")]
+    return _finish(resume(args.resume, overrides=overrides), [args.resume, *others])
 
 
-def _finish(result: TrainResult) -> int:
-    """Print what was reached and the next commands."""
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise `ValueError` where a list is printed and further words would have no effect."""
+    option = "--settings" if args.list_settings else "--recipes"
+    further = [
+        f"--{key}" for key in ("model", "data", "recipe", "name", "resume") if vars(args)[key]
+    ]
+    further += ["--recipes"] if args.list_settings and args.recipes else []
+    if further := [*further, *args.settings]:
+        raise ValueError(f"{option} only prints a list: leave {shown(further[0])} out")
+
+
+def _finish(result: TrainResult, resumed: Sequence[str] = ()) -> int:
+    """Print what was reached and the next commands.
+
+    Args:
+        result: what the training returned.
+        resumed: the run or checkpoint of ``--resume`` and the settings, as the user wrote them,
+            without ``epochs``.
+    """
     if not result.is_first:  # of several processes; a status that is not 0 would end the others
         return 0
     found, run = result.evaluation, as_word(result.run_dir)
@@ -91,7 +108,7 @@ def _finish(result: TrainResult) -> int:
         print(
             f"{shown(result.run_dir)} has finished its {done} epochs; nothing was changed. "
             "Train longer with\n"
-            f"  convattn train --resume {run} epochs={done + 10}"
+            f"  convattn train --resume {' '.join(map(as_word, resumed))} epochs={done + 10}"
         )
         return 0
     if found is None:

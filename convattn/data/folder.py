@@ -109,7 +109,8 @@ def open_folder(
     parts = [part] if val_part is None else [part, val_part]
     notes += [note for used in parts for note in used.notes(numbers)]
     if class_names is None or val_part is not None:
-        notes += _classes_not_held_out(train, val, numbers)
+        folder = shown(val_part.folder.name) if val_part else ""
+        notes += _classes_not_held_out(train, val, numbers, folder)
     notes += passed_over([listing for used in parts for listing in used.listings])
     source = DataSource(
         name=f"folder:{path}",
@@ -259,7 +260,8 @@ def _unused_parts(layout: Layout) -> list[str]:
 
 
 def _classes_not_held_out(
-    train: LabelledFiles, val: LabelledFiles, numbers: ClassNumbers
+    train: LabelledFiles, val: LabelledFiles, numbers: ClassNumbers, folder: str
 ) -> list[str]:
     missing = [numbers.names[n] for n in sorted(set(train.labels) - set(val.labels))]
-    return [f"no image is held out of {listed(missing)}"] if missing else []
+    said = f"{folder} has no image" if folder else "no image is held out"
+    return [f"{said} of {listed(missing)}"] if missing else []

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from convattn.checks import check_positive
 from convattn.data.images import BrokenImageError
 from convattn.data.source import ArrayImages, ImageSet
 from convattn.data.transforms import Transform
@@ -250,8 +251,9 @@ def train_loader(
         batches_done: how many batches of the first epoch are skipped.
 
     Raises:
-        ValueError: there are fewer images than processes.
+        ValueError: ``batch_size`` is less than 1, or there are fewer images than processes.
     """
+    check_positive("batch_size", batch_size)
     size = min(batch_size, len(images) // world_size)
     if size < 1:
         raise ValueError(f"{len(images)} images cannot be shared among {world_size} processes")
@@ -282,6 +284,7 @@ def eval_loader(
     world_size: int = 1,
 ) -> DataLoader[Batch]:
     """Return batches of all images in order; the arguments are those of `train_loader`."""
+    check_positive("batch_size", batch_size)
     sampler = EpochSampler(len(images), shuffle=False, rank=rank, world_size=world_size)
     dataset = TransformedImages(images, transform)
     return _loader(dataset, sampler, batch_size, collate, workers, pin_memory, low_priority, False)

@@ -73,11 +73,15 @@ def _inspect(path: str, decode: bool) -> ImageInfo | BrokenFile:
 
 
 def reread(images: ImageSet, numbers: Iterable[int]) -> list[BrokenFile]:
-    """Return which of the images with these numbers cannot be read, and why."""
+    """Return which files of the images with these numbers cannot be read, and why.
+
+    The file is that of the image, or that of its target.
+    """
     found = []
     for number in numbers:
         try:
             images.image(number)
+            images.target(number)
         except BrokenImageError as error:
             found.append(BrokenFile(error.path, error.reason))
     return found

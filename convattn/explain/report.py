@@ -31,6 +31,7 @@ _NUMBERS = {
     "loss": "validation loss",
     "images_per_second": "images/s, evaluation",
 }
+_LAST = ("parameters", "images_per_second")
 _NOT_RESULTS = ("images", "num_classes", "epoch")
 
 
@@ -140,7 +141,7 @@ def _summary(
     with _section("best epoch", notes):
         content["best"] = _best(run, kinds, rule)
     with _section("results", notes):
-        content["headline"] = _headline(run, kinds, seconds, content["best"])
+        content["headline"] = _headline(run, kinds, seconds, content["best"], rule)
     with _section("environment", notes):
         content["environment"] = sections.environment_rows(run)
     return content
@@ -160,14 +161,20 @@ def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str
 
 
 def _headline(
-    run: Run, kinds: Mapping[str, str], seconds: float | None, best: Any
+    run: Run,
+    kinds: Mapping[str, str],
+    seconds: float | None,
+    best: Any,
+    rule: tuple[str, ...],
 ) -> list[tuple[str, str]]:
-    """Return the names and texts of the numbers at the top of the page."""
+    """Return the names and texts of the numbers at the top of the page, the best metric first."""
+    first = [name.removeprefix("-").removeprefix("val_") for name in rule]
+    order = [*first, *(key for key in run.evaluation if key not in (*first, *_LAST)), *_LAST]
     left_out = (*_NOT_RESULTS, *(("top5",) if len(run.class_names) <= 5 else ()))  # always right
     numbers = [
         (_NUMBERS.get(key, figures.column_title(key)), _result(key, value, kinds))
-        for key, value in run.evaluation.items()
-        if isinstance(value, int | float) and key not in left_out
+        for key in dict.fromkeys(order)
+        if isinstance(value := run.evaluation.get(key), int | float) and key not in left_out
     ]
     if best and not run.evaluation:
         numbers.append((f"best {best['metric']} so far", best["value"]))

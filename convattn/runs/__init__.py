@@ -1,1 +1,1 @@
-"""What a training leaves on disk: the one owner of the formats, which knows no model."""
+"""The file formats of a training run: reading and writing, independent of models."""

@@ -1,14 +1,15 @@
-"""The model card: what stands beside weights, so that a file of them is enough to predict."""
+"""The model card, which is stored with weights so that one file is enough to predict."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from convattn.data import Preprocess, ValueRange, check_range, nfc
-from convattn.names import shown
+from convattn.names import listed, shown
 from convattn.runs.files import to_json
 from convattn.version import __version__
 
@@ -18,24 +19,24 @@ _EARLIER = "convattn-classification-1"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint says about its weights.
+    """Facts on the weights of a checkpoint.
 
     Args:
-        model: the model's name.
-        model_args: arguments it was made with, beside ``num_classes`` and ``in_chans``.
-        class_names: in the order of the scores; kept in Unicode's form NFC. A task may have none.
-        preprocess: what the model expects of its input.
-        value_range: of float and deep images, the values that became 0 and 255 in training; None
-            where all had 8 bits, and in cards of convattn before this field.
-        data: the data set it was trained on.
-        data_options: the options that this data set was opened with.
-        epoch: epochs of training it has seen.
-        metrics: the numbers of that epoch.
-        version: of convattn.
-        task: what the model was trained for.
-        method: how, where a task has several methods; "" otherwise.
-        kernels: the CPU kernels that computed it; "" where they are unknown.
-        unknown: keys that a later version wrote; they are written back.
+        model: name of the model.
+        model_args: arguments of the model except ``num_classes`` and ``in_chans``.
+        class_names: in the order of the scores, in Unicode form NFC. A task may have no classes.
+        preprocess: the preprocessing of the model's input.
+        value_range: the values of float and deep images that became 0 and 255 in training; None
+            if all images had 8 bits, and in cards of versions without this field.
+        data: name of the data set of the training.
+        data_options: the options with which this data set was opened.
+        epoch: number of trained epochs.
+        metrics: the metrics of that epoch.
+        version: version of convattn.
+        task: name of the task.
+        method: name of the method, for a task with several methods; "" otherwise.
+        kernels: the CPU kernels of the training; "" if they are unknown.
+        unknown: keys of a later version, which are written back.
     """
 
     model: str
@@ -63,7 +64,7 @@ class ModelCard:
 
     @staticmethod
     def from_json(text: str, source: str = "") -> ModelCard:
-        """Read a card of this format or of the one before.
+        """Read a card of this format or of the earlier format.
 
         Args:
             text: what `to_json` wrote.
@@ -113,7 +114,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _preprocess(values: dict[str, Any], where: str) -> Preprocess:
-    """Read what the model expects of its input, each value of which changes the result."""
+    """Check and read the preprocessing, each value of which changes the result."""
     for key in values:
         if key not in _PREPROCESS:
             raise _wrong(where, f"has {shown(key)!r} in 'preprocess', which is unknown here")
@@ -153,8 +154,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and value > 0
+
+
+def _are_finite(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_finite, value))
+
+
+def _are_positive(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_positive, value))
 
 
 def _are_names(value: Any) -> bool:
@@ -162,7 +175,11 @@ def _are_names(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(_is_count(side) and side for side in value)
+    )
 
 
 def _are_metrics(value: Any) -> bool:
@@ -170,10 +187,15 @@ def _are_metrics(value: Any) -> bool:
 
 
 _Check = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*texts: str) -> _Check:
+    return (lambda value: value in texts), "one of " + listed(texts)
+
+
 _REQUIRED = ("model", "model_args", "class_names", "preprocess")
 _TEXT: _Check = (_is_text, "a text")
 _MAPPING: _Check = (_is_mapping, "keys and values")
-_NUMBERS: _Check = (_are_numbers, "a list of numbers")
 _KEYS: dict[str, _Check] = {
     **dict.fromkeys(("model", "data", "version", "task", "method", "kernels"), _TEXT),
     **dict.fromkeys(("model_args", "preprocess", "data_options"), _MAPPING),
@@ -183,9 +205,11 @@ _KEYS: dict[str, _Check] = {
 }
 _PREPROCESS: dict[str, _Check] = {
     "input_size": (_is_size, "channels, height and width"),
-    "mean": _NUMBERS,
-    "std": _NUMBERS,
-    "interpolation": _TEXT,
-    "crop_pct": (_is_number, "a number"),
-    "crop_mode": _TEXT,
+    "mean": (_are_finite, "a list of numbers"),
+    "std": (_are_positive, "a list of numbers above 0"),
+    "interpolation": _one_of(
+        "bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest-exact", "random"
+    ),
+    "crop_pct": (_is_positive, "a number above 0"),
+    "crop_mode": _one_of("center", "squash", "border"),
 }

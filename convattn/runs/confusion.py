@@ -7,14 +7,14 @@ from typing import Any, overload
 
 from torch import Tensor
 
-_LARGEST_TABLE = 100  # classes; beyond, a file holds the counts that are not zero
+_LARGEST_TABLE = 100  # classes; for more, a file has only the counts that are not zero
 
 
 class Confusion(Sequence[list[int]]):
-    """A table of counts: ``confusion[true][predicted]``; only those that are not zero are kept.
+    """A confusion matrix, ``confusion[true][predicted]``, which stores the counts above zero.
 
     Args:
-        classes: their number.
+        classes: number of classes.
         counts: (true class, predicted class, number of images).
     """
 
@@ -35,7 +35,7 @@ class Confusion(Sequence[list[int]]):
         Args:
             labels: (N,), true classes.
             predicted: (N,), predicted classes.
-            classes: their number.
+            classes: number of classes.
         """
         cells, counts = (labels * classes + predicted).unique(return_counts=True)
         found = zip(cells.tolist(), counts.tolist(), strict=True)
@@ -43,10 +43,10 @@ class Confusion(Sequence[list[int]]):
 
     @staticmethod
     def from_json(value: Any) -> Confusion:
-        """Read what `to_json` returned, of few or of many classes; rows of counts will do too.
+        """Read what `to_json` returned, in either form.
 
         Raises:
-            ValueError: the value is neither.
+            ValueError: the value has neither form.
         """
         if isinstance(value, Confusion):
             return value
@@ -63,7 +63,7 @@ class Confusion(Sequence[list[int]]):
             ) from error
 
     def to_json(self) -> Any:
-        """Return rows of counts up to 100 classes; beyond, the counts that are not zero."""
+        """Return rows of counts; for more than 100 classes, only the counts that are not zero."""
         if len(self) <= _LARGEST_TABLE:
             return list(self)
         return {"classes": len(self), "counts": [list(cell) for cell in self.counts()]}
@@ -98,7 +98,7 @@ class Confusion(Sequence[list[int]]):
             return self._rows == other._rows
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it compares by its counts
+    __hash__ = None  # type: ignore[assignment]  # equal counts make equal objects, and counts are mutable
 
     def __repr__(self) -> str:
         return f"Confusion({len(self)}, {list(self.counts())})"

@@ -1,4 +1,4 @@
-"""What the data of a run was: found again when the run goes on, whatever was added since."""
+"""The record of a run's data, by which a resumed run uses the same images."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from convattn.names import counted, listed, nfc, shown
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The data of a run; files are named relative to the data's folder, which may move.
+    """The data of a run; files have names relative to the folder of the data, which may move.
 
     Args:
-        name: what the data was opened as.
+        name: name of the data set, as in ``data=``.
         class_names: in the order of the labels.
-        train: number of images to learn from.
-        val: number of images held out.
+        train: number of training images.
+        val: number of held-out images.
         split_here: whether the held-out images were chosen by convattn, not by the data set.
-        train_files: the files to learn from, in their order; empty where the data has no folder.
-        held_out: the files held out, in their order.
-        train_digest: SHA-256 over names and sizes of the files to learn from; "" without files.
-        held_out_digest: the same of the files held out.
+        train_files: the training files, in their order; empty where the data has no folder.
+        held_out: the held-out files, in their order.
+        train_digest: SHA-256 over names and sizes of the training files; "" without files.
+        held_out_digest: SHA-256 over names and sizes of the held-out files.
         broken: the files that could not be read.
     """
 
@@ -59,12 +59,12 @@ class DataRecord:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, such as JSON can hold."""
+        """Return the record as values that JSON can represent."""
         return asdict(self)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DataRecord:
-        """Read what `to_dict` returned; keys of a later version are passed over.
+        """Read what `to_dict` returned; keys of a later version are ignored.
 
         Raises:
             ValueError: a key is missing, or its value has another type.
@@ -77,7 +77,7 @@ class DataRecord:
             kind = _KINDS[field.name]
             is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
             if not (is_names if kind is list else type(value) is kind):
-                raise ValueError(f"its {field.name!r} is not as convattn writes it")
+                raise ValueError(f"its {field.name!r} has another type than convattn writes")
             found[field.name] = tuple(value) if kind is list else value
         return DataRecord(**found)
 
@@ -95,7 +95,7 @@ class DataRecord:
         """Raise `ValueError` unless a data set has all held-out files of the run."""
         what = f"{shown(source.name)} is not the data of the run, {shown(self.name)}"
         if not self.held_out:
-            raise ValueError(f"{what}, which is no folder")
+            raise ValueError(f"{what}, which has no held-out files in a folder")
         if gone := _Known(self, source).held_out_gone:
             raise ValueError(
                 f"{what}: it lacks {len(gone):,} of {counted(len(self.held_out), 'image')} that "
@@ -103,30 +103,30 @@ class DataRecord:
             )
 
     def restore(self, source: DataSource) -> DataSource:
-        """Return a data set with the images that the run learns from and holds out, and no others.
+        """Return a data set with only the training and the held-out images of the run.
 
-        Images that were added since are in neither part, so that a run that goes on has the same
-        epochs as a run that was never stopped.
+        Images that were added later are in neither part, so that a resumed run has the same epochs
+        as a run without interruption.
 
         Args:
             source: opened with `options`.
 
         Returns:
-            The data set; its notes say what was added, what is gone and what has another size.
+            The data set, with notes on images that were added, are missing or have another size.
 
         Raises:
-            ValueError: the data set has lost its own held-out part, or all images of a part.
+            ValueError: the held-out part of the data set, or all images of a part, are missing.
         """
         if not self.held_out:
             return replace(source, notes=(*source.notes, *self._counts(source)))
         where = shown(source.name)
         if source.split_here and not self.split_here:
             raise ValueError(
-                f"{where} has no held-out part any more, such as the run has: "
-                f"{listed(self.held_out, 1)} is not there. Restore the folder of that part"
+                f"{where} no longer has the held-out part of the run, such as "
+                f"{listed(self.held_out, 1)}: restore the folder of that part"
             )
         known = _Known(self, source)
-        for indices, what in ((known.train, "learns from"), (known.held_out, "holds out")):
+        for indices, what in ((known.train, "trains on"), (known.held_out, "holds out")):
             if not indices:
                 raise ValueError(f"{where} has none of the images that the run {what}")
         restored = replace(
@@ -138,8 +138,8 @@ class DataRecord:
         return replace(restored, notes=(*source.notes, *known.notes(where)))
 
     def _counts(self, source: DataSource) -> list[str]:
-        """Return a sentence for each part of data without files whose number of images changed."""
-        parts = (("to learn from", self.train, source.train), ("held out", self.val, source.val))
+        """Return a sentence for each part of data without files that has more or fewer images."""
+        parts = (("for training", self.train, source.train), ("held out", self.val, source.val))
         return [
             f"the run had {counted(before, 'image')} {what}, {shown(source.name)} now has "
             f"{len(images):,}"
@@ -149,19 +149,19 @@ class DataRecord:
 
 
 class _Known:
-    """The images of a data set that a run knows.
+    """The images of a data set, matched with the record of a run.
 
     Args:
-        record: of the run.
-        source: the data set, split in any way.
+        record: the record of the run.
+        source: the data set, with any split.
 
     Attributes:
         images: all images.
-        train: indices of the images that the run learns from, in the order of the run.
-        held_out: indices of the images that the run holds out.
-        train_gone: names of images to learn from that are not there.
-        held_out_gone: names of held-out images that are not there.
-        added: names of images that the run does not know.
+        train: indices of the training images of the run, in the order of the run.
+        held_out: indices of the held-out images of the run.
+        train_gone: names of training images that are missing.
+        held_out_gone: names of held-out images that are missing.
+        added: names of images that are not in the record.
     """
 
     def __init__(self, record: DataRecord, source: DataSource) -> None:
@@ -172,7 +172,7 @@ class _Known:
         names = [relative_name(path, source.root) for path in self._paths]
         where = {name: index for index, name in enumerate(names)}
         known = {*record.train_files, *record.held_out}
-        # Copying a folder to another system may change the form of Unicode of its names.
+        # A copy of a folder on another system may have names in another Unicode form.
         forms = {nfc(name): where[name] for name in where.keys() - known}
 
         def find(files: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -188,11 +188,11 @@ class _Known:
         self.added = [name for name in others if nfc(name) not in skipped]
 
     def train_digest(self) -> str:
-        """Return the digest of the files to learn from, "" if some are not there."""
+        """Return the digest of the training files, "" if some are missing."""
         return self._digest(self._record.train_files, self.train)
 
     def held_out_digest(self) -> str:
-        """Return the digest of the held-out files, "" if some are not there."""
+        """Return the digest of the held-out files, "" if some are missing."""
         return self._digest(self._record.held_out, self.held_out)
 
     def _digest(self, files: Sequence[str], indices: Sequence[int]) -> str:
@@ -201,16 +201,17 @@ class _Known:
         return _digest(zip(files, (self._paths[index] for index in indices), strict=True))
 
     def notes(self, where: str) -> list[str]:
-        """Return a sentence on images that were added, on those that are gone, and on sizes."""
+        """Return sentences on images that were added, that are missing or have another size."""
         notes = []
         if self.added:
             were, they = ("was", "it is") if len(self.added) == 1 else ("were", "they are")
             notes.append(
                 f"{counted(len(self.added), 'image')} {were} added to {where} since the run began, "
-                f"such as {listed(self.added, 1)}: {they} neither learnt from nor held out"
+                f"such as {listed(self.added, 1)}: {they} used neither for training nor for "
+                "validation"
             )
-        gone = [("learnt from", self.train_gone)]
-        if not self._record.split_here:  # else `open_dataset` has said it
+        gone = [("used for training", self.train_gone)]
+        if not self._record.split_here:  # else `open_dataset` adds this note
             gone.append(("held out", self.held_out_gone))
         for what, names in gone:
             if names:
@@ -258,5 +259,5 @@ def _files(source: DataSource, images: ImageSet) -> Iterator[tuple[str, str]]:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # gone since the folder was listed
+    except OSError:  # the file was removed after the folder was listed
         return -1

@@ -1,4 +1,4 @@
-"""What a run was computed with and on."""
+"""Facts on the software and the machine of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, processor, kernels and commit, which a reader needs to repeat a run.
+    """Return the facts that are needed to repeat a run: versions, processor, kernels, commit.
 
     Returns:
-        The facts; each one that cannot be found out is None. Nothing here raises an error, and
+        The facts by name; a fact is None where it cannot be determined. No error is raised, and
         CUDA is not initialised.
     """
     facts: dict[str, Callable[[], Any]] = {
@@ -36,28 +36,28 @@ def environment() -> dict[str, Any]:
         "cpu_kernels": cpu_kernels,
         "gpus": _gpus,
     }
-    return {name: _ask(fact) for name, fact in facts.items()}
+    return {name: _or_none(fact) for name, fact in facts.items()}
 
 
-def _ask(fact: Callable[[], Any]) -> Any:
+def _or_none(fact: Callable[[], Any]) -> Any:
     try:
         return fact()
-    except Exception:  # a description never ends a training
+    except Exception:  # a fact that only describes a run never ends a training
         return None
 
 
 def cpu_kernels() -> str | None:
-    """Return which kernels operators use on the CPU, None if that cannot be found out."""
+    """Return a description of the CPU kernels, None if it cannot be determined."""
     from convattn.ops.kernels.native.library import describe
 
-    return _ask(describe)
+    return _or_none(describe)
 
 
 def _gpus() -> list[str]:
     """Return the names of the GPUs.
 
-    PyTorch gives them only after it has initialised CUDA, which a process that is forked later
-    could not use any more: until then NVIDIA's program is asked.
+    PyTorch initialises CUDA to return them, and a process that is forked later could not use CUDA
+    any more: where CUDA is not initialised, ``nvidia-smi`` returns the names.
     """
     count = torch.cuda.device_count()
     if not count or torch.cuda.is_initialized() or torch.version.hip:

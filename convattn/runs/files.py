@@ -1,7 +1,7 @@
-"""Text, JSON and CSV files that are written whole or not at all, and read with suspicion.
+"""Text, JSON and CSV files that are written whole or not at all, and checked when they are read.
 
-A name of the operating system that is not UTF-8 holds surrogates in Python. Text and CSV files get
-its bytes back, JSON files hold the surrogates as escapes; both are read to the same name again.
+A file name that is not UTF-8 has surrogates in Python. Text and CSV files have the bytes of the
+name, JSON files have the surrogates as escapes; reading returns the same name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,19 +42,19 @@ class DamagedFileError(ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write; it takes the place of ``path`` if nothing goes wrong.
+    """Yield the path of a temporary file, which replaces ``path`` if no error is raised.
 
-    It lies in the same folder and reaches the disk before it gets its name, so that a full disk, a
-    crash or a power failure leaves what stood there before. Its mode follows the umask.
+    The temporary file is in the same folder and is flushed to the disk before it is renamed, so
+    that a full disk, a crash or a power failure leaves the earlier file. The umask sets its mode.
 
     Args:
         path: the file to write; its folder must exist.
     """
     temporary = path.parent / _TEMPORARY.replace("*", secrets.token_hex(8))
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    mode = os.fstat(handle).st_mode
-    os.close(handle)
     try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = os.fstat(handle).st_mode
+        os.close(handle)
         yield temporary
         _set_mode(temporary, mode)
         _flush(temporary, os.O_RDWR)
@@ -66,11 +67,12 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # some systems cannot open or flush a folder
             _flush(path.parent, os.O_RDONLY)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or its folder cannot be written
+            temporary.unlink()
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the temporary files that processes which were killed left in a folder."""
+    """Remove the temporary files of killed processes from a folder."""
     for path in folder.glob(_TEMPORARY):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -83,20 +85,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write JSON.
+    """Write JSON; NaN and infinity, which JSON does not have, become null.
 
     Args:
         path: the file.
-        value: what JSON can hold.
+        value: values that JSON can represent.
         indent: None writes a mapping with one line for each of its keys, so that long lists take
             little space.
     """
-    text = to_json(value, indent)
+    value = _finite(value)
     if indent is None and isinstance(value, dict):
         lines = [f"  {to_json(str(key))}: {to_json(entry)}" for key, entry in value.items()]
         text = "{\n" + ",\n".join(lines) + "\n}"
+    else:
+        text = to_json(value, indent)
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -106,7 +119,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table with a heading; a row may lack columns, whose cells stay empty."""
+    """Write a table with a heading; the cells of columns that a row lacks are empty."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
@@ -115,7 +128,7 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, An
 
 
 def append_csv_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Add a row to a table; the file is made where there is none, and gets missing columns.
+    """Add a row to a table; a missing file is created, and missing columns are added.
 
     Raises:
         DamagedFileError: the file is not such a table.
@@ -127,7 +140,7 @@ def append_csv_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -
 
 
 def read_text(path: Path) -> str:
-    """Read a text in UTF-8; bytes that are none become surrogates.
+    """Read a text; bytes that are not UTF-8 become surrogates.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,7 +159,7 @@ def read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
 
     Args:
         path: the file.
-        fix: what an error advises.
+        fix: what the error message advises.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -165,12 +178,12 @@ def read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
 
 
 def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[str, str]]:
-    """Read a table with a heading.
+    """Read a table with a heading; blank lines are no rows.
 
     Args:
         path: the file.
         columns: names that its heading must have; it may have more.
-        fix: what an error advises.
+        fix: what the error message advises.
 
     Returns:
         A mapping per row.
@@ -187,21 +200,21 @@ def read_csv(path: Path, columns: Iterable[str], fix: str = _FIX) -> list[dict[s
     if missing := [name for name in columns if name not in heading]:
         raise DamagedFileError(path, f"its heading has no {listed(missing)}", fix)
     for number, line in enumerate(lines, 2):
-        if len(line) != len(heading):
+        if line and len(line) != len(heading):
             reason = f"row {number} has {len(line)} cells, its heading has {len(heading)}"
             raise DamagedFileError(path, reason, fix)
-    return [dict(zip(heading, line, strict=True)) for line in lines]
+    return [dict(zip(heading, line, strict=True)) for line in lines if line]
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Undo what a writer that replaced the temporary file did to its mode, where that works."""
+    """Restore the mode of a temporary file that its writer replaced, if the system permits."""
     if path.stat().st_mode != mode:
         with contextlib.suppress(OSError):
             path.chmod(mode & 0o777)
 
 
 def _flush(path: Path, flags: int) -> None:
-    """Wait until a file or a folder is on the disk, where the file system can tell."""
+    """Wait until a file or a folder is on the disk, if the file system supports fsync."""
     handle = os.open(path, flags)
     try:
         os.fsync(handle)

@@ -1,9 +1,11 @@
-"""The folder that a training run writes: its name and its files."""
+"""The folder of a training run: its name and its files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -32,13 +34,14 @@ from convattn.runs.files import (
 )
 from convattn.runs.weights import read_card
 
+_LONGEST = 240  # bytes; file systems allow 255 for a name
 _OWN = ("config.yaml", "environment.json", "metrics.csv", "data.json", "broken_images.txt")
 
 
 class RunFolder:
     """The files of one run.
 
-    ``config.yaml``, ``environment.json``, ``data.json`` (what the data was), ``metrics.csv`` (a row
+    ``config.yaml``, ``environment.json``, ``data.json`` (the data), ``metrics.csv`` (a row
     per epoch), ``broken_images.txt`` (where there are any), ``checkpoints/``, and after training
     ``predictions.csv`` and ``evaluation.json``.
 
@@ -53,31 +56,33 @@ class RunFolder:
 
     @staticmethod
     def create(runs: str | Path, name: str | None, model: str, data: str) -> RunFolder:
-        """Make a new folder; one that exists is never written into.
+        """Create a new folder; an existing folder is an error.
 
         Args:
             runs: the folder of all runs.
-            name: of this run; None takes the model, the data and the next free number.
+            name: name of this run; None for MODEL-DATA-NUMBER with the next free number.
             model: the model's name.
             data: the data set's name.
 
         Raises:
-            ValueError: the name leads out of ``runs``.
-            FileExistsError: the name is taken.
-            OSError: the folder cannot be made.
+            ValueError: the name is not a folder inside ``runs``.
+            FileExistsError: there is a run of this name.
+            OSError: the folder cannot be created.
         """
         runs = Path(runs).expanduser()
         if name is not None:
             return _make_run(runs / _checked(name))
-        stem = f"{_file_name(model)}-{_file_name(data)}"
+        stem = _cut(f"{_file_name(model)}-{_file_name(data)}")
         for number in itertools.count(1):
-            with contextlib.suppress(FileExistsError):
-                return _make_run(runs / f"{stem}-{number}")
+            path = runs / f"{stem}-{number}"
+            if not os.path.lexists(path):
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    return _make_run(path)
         raise AssertionError("itertools.count has no end")
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint from which a resumed training continues."""
         return self.checkpoints / "last.ckpt"
 
     @property
@@ -87,12 +92,12 @@ class RunFolder:
 
     @property
     def has_best(self) -> bool:
-        """Whether the weights of the best epoch are there, in one form at least."""
+        """Whether the weights of the best epoch exist, as .safetensors or .ckpt."""
         return self.best.is_file() or self.best.with_suffix(".ckpt").is_file()
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether all files of an evaluation are there, and it is one of the best epoch so far."""
+        """Whether all files of an evaluation exist, and it is the evaluation of the best epoch."""
         if not (self.path / "predictions.csv").is_file():
             return False
         try:
@@ -102,11 +107,15 @@ class RunFolder:
             return False
 
     def discard(self) -> None:
-        """Remove what `create` made and the run has written, unless it holds a checkpoint.
+        """Remove the folders that `create` made, and their files, unless there is a checkpoint.
 
-        A folder that another process made, or that holds other files, stays.
+        A folder that another process made, or that holds other files, stays, and so does one that
+        cannot be read.
         """
-        if not self._made or any(self.checkpoints.glob("*.*")):
+        try:
+            if self.checkpoints in self._made and any(self.checkpoints.glob("*.*")):
+                return
+        except OSError:
             return
         if self.path in self._made:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -114,7 +123,7 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     (self.path / name).unlink()
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # it holds other files
+            with contextlib.suppress(OSError):  # the folder has other files
                 folder.rmdir()
         self._made = []
 
@@ -124,15 +133,15 @@ class RunFolder:
         remove_temporary(self.checkpoints)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        """Write the resolved configuration, which is a recipe too."""
+        """Write the checked configuration, which can be used as a recipe."""
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
     def read_config(self) -> dict[str, Any]:
-        """Read the configuration back.
+        """Read the configuration.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no ``config.yaml``.
             DamagedFileError: the file is not a configuration.
         """
         path = self.path / "config.yaml"
@@ -152,10 +161,10 @@ class RunFolder:
         return values
 
     def write_environment(self) -> list[str]:
-        """Write what the run was computed with and on, and add this start to its starts.
+        """Write facts on software and machine, and add this start to the list of starts.
 
         Returns:
-            A sentence for each damaged file that was set aside.
+            A note for each damaged file that was renamed.
         """
         path = self.path / "environment.json"
         starts, notes = [], []
@@ -170,11 +179,11 @@ class RunFolder:
         return notes
 
     def write_data(self, record: DataRecord) -> None:
-        """Write what the data of the run is."""
+        """Write the record of the data."""
         write_json(self.path / "data.json", record.to_dict(), indent=None)
 
     def read_data(self) -> DataRecord | None:
-        """Read what the data of the run was; None where an earlier version did not write it.
+        """Read the record of the data; None if an earlier version wrote the run without it.
 
         Raises:
             DamagedFileError: the file is not such a record.
@@ -183,8 +192,8 @@ class RunFolder:
         if not path.exists():
             return None
         fix = (
-            "restore it from a copy; if you remove it, the data is split anew, and images that "
-            "were held out may be learnt from"
+            "restore it from a copy; if you remove it, the data is split again, and images that "
+            "were held out may become training images"
         )
         values = read_json(path, fix)
         try:
@@ -196,11 +205,11 @@ class RunFolder:
         """Start ``metrics.csv``, or keep the rows of the first ``epochs`` of an earlier start.
 
         Args:
-            columns: names of the numbers; others that the file has are kept.
-            epochs: how many epochs the run has finished.
+            columns: names of the metrics; further columns of the file are kept.
+            epochs: number of finished epochs.
 
         Returns:
-            A sentence for each damaged file that was set aside.
+            A note for each damaged file that was renamed.
         """
         path = self.path / "metrics.csv"
         rows: list[dict[str, str]] = []
@@ -219,7 +228,7 @@ class RunFolder:
         """Add an epoch to ``metrics.csv``.
 
         Returns:
-            A sentence where the file was damaged meanwhile and was set aside.
+            A note if the file was damaged since it was written, and was renamed.
         """
         path = self.path / "metrics.csv"
         rounded = {name: _rounded(value) for name, value in row.items()}
@@ -232,7 +241,7 @@ class RunFolder:
         return notes
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``, none where there is no such file.
+        """Return the rows of ``metrics.csv``; no rows if there is no such file.
 
         Raises:
             DamagedFileError: the file is not such a table.
@@ -241,7 +250,7 @@ class RunFolder:
         return read_csv(path, ("epoch",)) if path.exists() else []
 
     def write_broken(self, broken: Iterable[BrokenFile]) -> None:
-        """List the images that were skipped, if any, a path per line."""
+        """Write the paths of skipped images, if there are any, one per line."""
         lines = sorted({file.path.replace("\n", "\\n") for file in broken})
         if lines:
             write_text(self.path / "broken_images.txt", "\n".join(lines) + "\n")
@@ -252,11 +261,11 @@ class RunFolder:
         columns: Sequence[str],
         predictions: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Write ``predictions.csv`` and then ``evaluation.json``; the latter stands for both.
+        """Write ``predictions.csv``, then ``evaluation.json``, which exists only with the former.
 
         Args:
-            evaluation: numbers of all images together.
-            columns: of the table of predictions.
+            evaluation: the metrics of all images.
+            columns: columns of the table of predictions.
             predictions: a row per image.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -265,10 +274,10 @@ class RunFolder:
             write_json(temporary, dict(evaluation), indent=None)
             with replacing(self.path / "predictions.csv") as table:
                 write_csv(table, columns, predictions)
-                path.unlink(missing_ok=True)  # it belongs to the predictions before
+                path.unlink(missing_ok=True)  # it belongs to the earlier predictions
 
     def _make(self) -> None:
-        """Make the folders; remember those that did not exist before."""
+        """Create the folders, and record those that did not exist."""
         for folder in (*reversed(self.path.parents), self.path, self.checkpoints):
             is_above = folder not in (self.path, self.checkpoints)
             try:
@@ -282,22 +291,24 @@ class RunFolder:
 
 def _make_run(path: Path) -> RunFolder:
     run = RunFolder(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False where the name is too long
         raise FileExistsError(
-            f"there is a run in {shown(path)} already; choose another --name, or go on with it: "
+            f"there is a run in {shown(path)} already; choose another --name, or continue the run: "
             f"convattn train --resume {shown(path)}"
         )
     try:
         run._make()
     except OSError as error:
         run.discard()
-        if isinstance(error, FileExistsError) and path.is_dir():  # another process was faster
+        if isinstance(error, FileExistsError) and os.path.isdir(path):  # another process was faster
             return _make_run(path)
         kind = NotADirectoryError if isinstance(error, FileExistsError) else type(error)
         reason = "is not a folder" if kind is NotADirectoryError else f"({error.strerror})"
+        in_name = error.errno == errno.ENAMETOOLONG or error.filename == str(path)
+        fix = "another name with name=NAME" if in_name else "another folder with runs=FOLDER"
         raise kind(
             f"cannot make the run folder {shown(path)}: {shown(error.filename)} {reason}; choose "
-            "another folder with runs=FOLDER"
+            f"{fix}"
         ) from error
     return run
 
@@ -306,32 +317,38 @@ def _checked(name: str) -> Path:
     path = Path(name)
     if "\0" in name or not path.parts or path.is_absolute() or ".." in path.parts:
         raise ValueError(
-            f"name={shown(name)!r} must name a folder inside runs, such as name=first; another "
-            "place is chosen with runs=FOLDER"
+            f"name={shown(name)!r} must name a folder inside runs, such as name=first; "
+            "runs=FOLDER sets another folder of all runs"
         )
     return path
 
 
 def _file_name(text: str) -> str:
-    """The last part of a model's or data set's name, without what a file name should not have."""
+    """Return the last part of a model's or data set's name, with "_" for special characters."""
     last = text.rstrip("/").split("/")[-1].split(":")[-1]
     return re.sub(r"[^\w.-]+", "_", last) or "data"
 
 
+def _cut(text: str) -> str:
+    """Return the first characters, so that a file's name has room for a number after them."""
+    return os.fsencode(text)[:_LONGEST].decode("utf-8", "ignore")
+
+
 def _start() -> dict[str, str]:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = sys.argv or [""]  # a program that embeds Python may give none
+    command = " ".join([Path(words[0]).name, *words[1:]])
     return {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "command": command}
 
 
 def _set_aside(path: Path, error: DamagedFileError) -> str:
-    """Rename a damaged file that only describes a run; return a sentence about it."""
+    """Rename a damaged file that only describes a run; return a note."""
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     try:
         path.rename(aside)
     except OSError as reason:
-        return f"{error.what}; it is replaced, since it cannot be renamed ({reason.strerror})"
-    return f"{error.what}; a new one is begun, and the old one is kept as {aside.name}"
+        return f"{error.what}; the file is replaced, since it cannot be renamed ({reason.strerror})"
+    return f"{error.what}; a new file is started, and the damaged one is renamed to {aside.name}"
 
 
 def _rounded(value: float) -> float:

@@ -16,9 +16,9 @@ from convattn.names import shown
 _INK, _BAR, _ACCENT = (255, 255, 255), (20, 24, 32), (88, 166, 255)
 _OPACITY = 0.78
 _SMALLEST, _LARGEST = 8, 64  # font sizes in pixels
-_PART = 18  # of the image's shorter side, the font size
+_PART = 18  # the font size is this part of the shorter side of the image
 _MISSING = "\U0010ffff"  # no font has a glyph for it
-_FONTS = (  # for what Pillow's own font lacks: Latin, Greek and Cyrillic letters, then Asian ones
+_FONTS = (  # for characters that Pillow's font lacks: Latin, Greek, Cyrillic, then Asian ones
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc",
     "Arial Unicode.ttf", "wqy-zenhei.ttc", "unifont.ttf",
 )  # fmt: skip
@@ -61,7 +61,7 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
 
 
 def _font(text: str, size: float) -> ImageFont.FreeTypeFont:
-    """Return Pillow's own font, or another one if that has more characters of the text."""
+    """Return Pillow's font, or a font that has more characters of the text."""
     own = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     if not _lacking(own, text):
         return own
@@ -71,7 +71,7 @@ def _font(text: str, size: float) -> ImageFont.FreeTypeFont:
 
 @lru_cache
 def _find_font(name: str) -> str | None:
-    """Return the path of a font of the system or of matplotlib, None where there is none."""
+    """Return the path of a font of the system or of matplotlib, None if neither has it."""
     for place in (name, *_matplotlib_fonts(name)):
         with contextlib.suppress(OSError):
             return str(ImageFont.truetype(place).path)

@@ -1,4 +1,4 @@
-"""The numbers of an epoch, and the one rule by which an epoch is the best."""
+"""The metrics of an epoch, and the rule for the best epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Column:
     """A number of every epoch.
 
     Args:
-        name: in ``metrics.csv`` and TensorBoard, such as "val_top1".
+        name: the name in ``metrics.csv`` and TensorBoard, such as "val_top1".
         title: the heading on the console, such as "top-1".
         kind: "loss", "share" (from 0 to 1, shown in per cent), "number" or "rate" (per second).
         width: of the column on the console, in characters.
@@ -36,12 +36,12 @@ BASE_COLUMNS = (
 
 
 def score(metrics: Mapping[str, float], rule: tuple[str, ...]) -> tuple[float, ...]:
-    """Return the numbers to compare epochs by: the epoch with the greatest tuple is the best.
+    """Return the score of an epoch; the epoch with the greatest score is the best.
 
     Args:
         metrics: the numbers of an epoch.
         rule: names of metrics, the most important one first, such as ("val_top1", "-val_loss");
-            of one that begins with "-" less is better.
+            "-" before a name means that a smaller value is better.
 
     Returns:
         A number per name; minus infinity, the worst, where the metric is missing or NaN.
@@ -55,7 +55,7 @@ def score(metrics: Mapping[str, float], rule: tuple[str, ...]) -> tuple[float, .
 
 
 def best_epoch(rows: Iterable[Row], rule: tuple[str, ...]) -> Row | None:
-    """Return the row of the best epoch, the first one among equals.
+    """Return the row of the best epoch, the earliest among equal scores.
 
     Args:
         rows: the numbers of the epochs.

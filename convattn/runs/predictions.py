@@ -17,7 +17,7 @@ from convattn.runs.labels import draw_label
 
 @dataclass(frozen=True)
 class Original:
-    """An image that was predicted, and the ranges by which its float and deep values are read."""
+    """A predicted image, and the ranges of values with which it is read."""
 
     image: Input
     ranges: Ranges
@@ -28,10 +28,10 @@ class Prediction(ABC):
     """The prediction of a model for one image; each task has its own subclass.
 
     Args:
-        path: path of the image; "image 3" for the fourth image where it has no file.
+        path: path of the image; "image 3" for the fourth image if it is not a file.
         size: width and height of the upright image; (0, 0) where it could not be read.
         error: why there is no result; "" where there is one.
-        original: the image itself, for `draw`; None where it was not kept.
+        original: the image, for `draw`; None if it is not stored.
     """
 
     task: ClassVar[str]
@@ -43,10 +43,10 @@ class Prediction(ABC):
     original: Original | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as they are written to JSON.
+        """Return the prediction as values that JSON can represent.
 
         Every prediction has the keys "path", "task", "size" ([width, height]) and "error", the
-        last one None where there is a result. A result has the keys of its task as well.
+        last one None if there is a result. A result also has the keys of its task.
         """
         values = {
             "path": self.path,
@@ -60,10 +60,10 @@ class Prediction(ABC):
         """Return the image in RGB with the result drawn on it.
 
         Args:
-            image: any size of it; by default the image that was predicted, which is read again.
+            image: the image in any size; by default the predicted image is read again.
 
         Raises:
-            ValueError: there is no result, or the image was not kept.
+            ValueError: there is no result, or the image is not stored.
         """
         self.check()
         found = self._original() if image is None else to_8bit(image)
@@ -83,8 +83,8 @@ class Prediction(ABC):
     def _original(self) -> Image.Image:
         if self.original is None:
             raise ValueError(
-                f"{shown(self.path)} was not kept, as it came from a generator: give the image, "
-                "draw(image)"
+                f"{shown(self.path)} is not stored, because it is from a generator: pass the "
+                "image, draw(image)"
             )
         return self.original.image.read(self.original.ranges)[0]
 

@@ -6,6 +6,7 @@ Files read: ``metrics.csv``, ``evaluation.json``, ``predictions.csv``, ``config.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,7 +42,7 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report says about one training run.
+    """The data of one training run for its report.
 
     ``notes`` names the files that are damaged; their fields are empty.
     """
@@ -57,12 +58,12 @@ class Run:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the classes, in the order of their labels, as they can be shown."""
+        """The names of the classes in the order of their labels, without control characters."""
         return [shown(name) for name in self.evaluation.get("class_names", [])]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The configuration as keys and values; none where it is damaged."""
+        """The configuration as keys and values; empty if it is damaged."""
         try:
             settings = yaml.safe_load(self.config)
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -81,11 +82,11 @@ class Run:
         return sorted(wrong, key=lambda p: (-p.probability, p.index))
 
     def described(self, key: str) -> str:
-        """Return an entry of the evaluation, or of the configuration before there is one."""
+        """Return an entry of the evaluation, or of the configuration if there is no evaluation."""
         return str(self.evaluation.get(key) or self.settings.get(key) or f"unnamed {key}")
 
     def class_name(self, label: int) -> str:
-        """Return the name of class ``label``, or its number where names are missing."""
+        """Return the name of class ``label``, or its number if names are missing."""
         names = self.class_names
         return names[label] if 0 <= label < len(names) else str(label)
 
@@ -107,7 +108,7 @@ def read_run(run_dir: str | Path) -> Run:
     folder = Path(run_dir)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no run folder at {shown(folder)}; give the folder a training wrote to"
+            f"no run folder at {shown(folder)}; give the folder of a training run"
         )
     notes: list[str] = []
 
@@ -128,7 +129,7 @@ def read_run(run_dir: str | Path) -> Run:
         evaluation=read("evaluation.json", _read_evaluation, {}),
         config=read("config.yaml", read_text, ""),
         environment=read("environment.json", _read_environment, {}),
-        broken_images=read("broken_images.txt", read_text, "").splitlines(),
+        broken_images=read("broken_images.txt", read_text, "").split("\n")[:-1],
         notes=notes,
     )
     if run.settings.get("task", "classification") != "classification":
@@ -137,15 +138,16 @@ def read_run(run_dir: str | Path) -> Run:
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:
-    """Read the numbers; a cell may be empty, such as those of validation before there was one."""
+    """Read the metrics; cells may be empty, such as those of validation before the first one."""
     rows = read_csv(path, ("epoch",))
     return [{key: float(cell) for key, cell in row.items() if key and cell} for row in rows]
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
-    """Read the numbers of all images together, and check those that a report uses."""
+    """Read the metrics of all images, and check those that a report uses."""
     found = read_json(path)
     for key in ("top1", "top5", "loss", "images_per_second", "parameters", "images"):
+        _restore_nan(found, key)
         _check(found, key, int | float)
     _check(found, "class_names", list)
     _check(found, "per_class", list)
@@ -169,8 +171,14 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return found
 
 
+def _restore_nan(values: dict[str, Any], key: str) -> None:
+    """Put NaN in place of None, which JSON files have for it."""
+    if key in values and values[key] is None:
+        values[key] = math.nan
+
+
 def _check(values: Mapping[str, Any], key: str, kind: Any) -> Any:
-    """Return the value of a key, None if it has none; raise ValueError if it has another type."""
+    """Return the value of a key, or None; raise `ValueError` if it has another type."""
     value = values.get(key)
     if key in values and not isinstance(value, kind):
         raise ValueError(f"its {key!r} is a {type(value).__name__}")

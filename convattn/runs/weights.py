@@ -1,9 +1,9 @@
 """Weights on disk: .safetensors files with a model card, and the .ckpt files of a training.
 
-Both carry checksums, which `read_ckpt` and `read_weights` compare. A .ckpt is what `torch.save`
-writes, a zip archive, with a checksum of the whole file in the archive's comment; one of
-Lightning has checksums of its parts. A .safetensors file keeps a checksum of its weights and card
-beside the card.
+Both have checksums, which `read_ckpt` and `read_weights` verify. A .ckpt file is a zip archive of
+`torch.save`, with a checksum of the whole file in the comment of the archive; in a .ckpt file that
+Lightning wrote each member has a checksum. A .safetensors file has a checksum of weights and card
+in its metadata.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """Read the weights of a .safetensors or .ckpt file, and their card.
 
     Args:
-        path: a file that a training wrote; of a .ckpt the EMA weights are read where it has some.
+        path: a file that a training wrote; the EMA weights of a .ckpt file are read if it has some.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: the file is cut off, or is not what was written.
-        ValueError: the file is from elsewhere, or a weight holds NaN or infinity.
+        DamagedFileError: the file is truncated or was changed.
+        ValueError: convattn did not write the file, or a weight holds NaN or infinity.
     """
     with _explaining(path):
         read = _read_ckpt_weights if path.suffix == ".ckpt" else _read_safetensors
@@ -93,12 +93,12 @@ def read_card(path: Path) -> ModelCard:
 
 
 def find_checkpoint(path: str | Path, which: str = "best.safetensors") -> Path:
-    """Return a checkpoint.
+    """Return the path of a checkpoint.
 
     Args:
         path: a file, which is returned itself, or a run folder.
-        which: the checkpoint of a run folder; where a .safetensors file is missing, the .ckpt file
-            of the same epoch takes its place.
+        which: the checkpoint of a run folder; if a .safetensors file is missing, the .ckpt file
+            of the same epoch is returned.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``, or no such checkpoint in the folder.
@@ -119,7 +119,7 @@ def find_checkpoint(path: str | Path, which: str = "best.safetensors") -> Path:
 
 
 def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint to go on from; the file appears whole or not at all.
+    """Write a checkpoint for a resumed training; the file appears whole or not at all.
 
     Args:
         content: what `torch.save` takes; only tensors and plain values are read back.
@@ -136,7 +136,7 @@ def write_ckpt(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_ckpt(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to go on from.
+    """Read a checkpoint for a resumed training.
 
     Args:
         path: a .ckpt file of a training.
@@ -146,25 +146,25 @@ def read_ckpt(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: the file is cut off, or is not what was written; the message names a
-            whole checkpoint beside it, if there is one.
-        ValueError: the file is from elsewhere.
+        DamagedFileError: the file is truncated or was changed; the message names an undamaged
+            checkpoint in the same folder, if there is one.
+        ValueError: convattn did not write the file.
     """
     with _explaining(path):
         return _read_ckpt(path)
 
 
 class _DamageError(Exception):
-    """A file of ours is not what was written."""
+    """A file that convattn wrote was changed or truncated."""
 
 
 class _ForeignError(Exception):
-    """A file is none of ours."""
+    """A file was not written by convattn."""
 
 
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turn an error of a checkpoint into one that names the file and what to do."""
+    """Turn an internal error into one that names the checkpoint and the fix."""
     try:
         yield
     except _DamageError as error:
@@ -183,7 +183,7 @@ def _read_ckpt(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle raises nearly anything
+    except Exception as error:  # pickle raises many types of errors
         raise _ForeignError from error
     ours = content.get(_CARD) if isinstance(content, dict) else None
     if not isinstance(ours, dict):
@@ -205,7 +205,7 @@ def _read_ckpt_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 
 
 def _check_file(path: Path) -> None:
-    """Compare the checksum of a .ckpt file, or those of its parts where it has none."""
+    """Verify the checksum of a .ckpt file, or the checksums of its members if it has none."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _COMMENT_SIZE))
@@ -219,7 +219,7 @@ def _check_file(path: Path) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 bad = archive.testzip()
-        except Exception as error:  # zipfile raises many kinds on an archive that is damaged
+        except Exception as error:  # zipfile raises many types of errors
             if not _ZIP.startswith(start):
                 raise _ForeignError from error
             raise _DamageError(f"it is cut off or overwritten ({error})") from error
@@ -228,7 +228,7 @@ def _check_file(path: Path) -> None:
 
 
 def _add_comment(file: BinaryIO) -> None:
-    """Add a checksum of a zip archive to it; the archive's last two bytes count the comment's."""
+    """Append a checksum as the comment of a zip archive, whose last two bytes are its length."""
     file.seek(-2, os.SEEK_END)
     file.write(_COMMENT_SIZE.to_bytes(2, "little"))
     checksum = _file_checksum(file, file.tell())
@@ -236,7 +236,7 @@ def _add_comment(file: BinaryIO) -> None:
 
 
 def _file_checksum(file: BinaryIO, size: int) -> int:
-    """Return the checksum of the first ``size`` bytes, and leave the file after them."""
+    """Return the checksum of the first ``size`` bytes; the file position is then ``size``."""
     file.seek(0)
     value = 0
     while size:
@@ -281,7 +281,7 @@ def _card_text(metadata: Mapping[str, Any]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors; a path that is not UTF-8, which safetensors refuses, through a link."""
+    """Read the tensors; through a link if the path is not UTF-8, which safetensors requires."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -309,7 +309,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _whole_beside(path: Path) -> str:
-    """Name another checkpoint in the same folder that can take the place of a damaged one."""
+    """Return a clause that names an undamaged checkpoint in the same folder; "" for none."""
     other = {"last": "best", "best": "last"}.get(path.stem)
     if other is None or path.suffix not in (".ckpt", ".safetensors"):
         return ""
@@ -323,12 +323,12 @@ def _whole_beside(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a checkpoint can be read, without a look at those beside it."""
+    """Return whether a checkpoint is undamaged."""
     try:
         if path.suffix == ".ckpt":
             _check_file(path)
         else:
             _read_safetensors(path)
-    except Exception:  # it is damaged as well
+    except Exception:  # the checkpoint is damaged
         return False
     return True

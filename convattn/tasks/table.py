@@ -1,4 +1,4 @@
-"""The tasks by name, and the functions that find the task of a configuration, run or model."""
+"""The table of tasks, and functions that look up the task of a configuration, run or model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from convattn.training.run import TrainResult
     from convattn.training.task import Task
 
-# A task is imported only when it is asked for.
+# The class of each task, imported when `find_task` returns it.
 _TASKS = {"classification": "convattn.tasks.classification.task:Classification"}
 
 
@@ -31,7 +31,7 @@ def find_task(name: str) -> type[Task[Any]]:
     """Return the task of this name.
 
     Raises:
-        ValueError: there is none; the nearest name is given.
+        ValueError: no task has this name; the message suggests the nearest name.
     """
     check_choice("task", name, list(_TASKS))
     module, _, attribute = _TASKS[name].partition(":")
@@ -42,12 +42,12 @@ def find_task(name: str) -> type[Task[Any]]:
 def train(
     config: RunConfig, *, callbacks: Sequence[Callback] = (), console: Console | None = None
 ) -> TrainResult:
-    """Train a model, evaluate its best epoch, and write both to a new run folder.
+    """Train a model, evaluate its best epoch, and write the results to a new run folder.
 
     Args:
         config: from `load_config`.
         callbacks: further callbacks for Lightning.
-        console: where the progress is shown; ``Console(quiet=True)`` for nowhere.
+        console: prints the progress; ``Console(quiet=True)`` prints nothing.
 
     Returns:
         A `TrainResult`.
@@ -55,7 +55,7 @@ def train(
     Raises:
         ValueError: the configuration does not fit the data or the model.
         FileExistsError: a run of this name exists.
-        TrainingDivergedError: a loss became NaN or infinite.
+        TrainingDivergedError: a loss or a weight became NaN or infinite.
     """
     from convattn.training import run
 
@@ -69,17 +69,17 @@ def resume(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> TrainResult:
-    """Continue a run, to the same result as without the interruption.
+    """Continue a run; the result is the same as without the interruption.
 
-    A run that ended before its first checkpoint starts again. A run that has finished is left
-    as it is; ``overrides`` with more epochs continue it.
+    A run that ended before its first checkpoint starts again. A finished run does not change,
+    unless ``overrides`` sets more epochs.
 
     Args:
         path: the folder of the run, or one of its .ckpt files.
-        overrides: settings that differ from the run's, such as ``{"epochs": 200}``, or the data
-            where its folder has moved.
+        overrides: settings that differ from those of the run, such as ``{"epochs": 200}``, or
+            ``data`` if the folder of the data was moved.
         callbacks: further callbacks for Lightning.
-        console: where the progress is shown.
+        console: prints the progress.
 
     Returns:
         A `TrainResult`.
@@ -115,10 +115,10 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Return the model of a run folder, a .safetensors or a .ckpt file, ready to evaluate.
+    """Load the model of a run folder, a .safetensors or a .ckpt file, in evaluation mode.
 
     Args:
-        path: a run folder stands for its best checkpoint.
+        path: a file, or a run folder, whose best checkpoint is loaded.
 
     Raises:
         FileNotFoundError: nothing is at ``path``, or the folder has no checkpoint.
@@ -144,23 +144,24 @@ def evaluate(
 
     Args:
         checkpoint: a run folder, a file, or what `load_checkpoint` returned.
-        data: a name as for `open_dataset`, or an open `DataSource`; by default the training's.
+        data: a name as for `open_dataset`, or an open `DataSource`; by default that
+            of the training.
             Float and deep images are read with the checkpoint's ``value_range``; where it has
             none, integers of a named data set are read as 0 to 65535.
-        split: "val", "train" or "all" images. "auto" is the held-out part; of a folder without
-            one it is all images, unless the model was trained on this very folder.
+        split: "val", "train" or "all" images. "auto" is the held-out part; for a folder without
+            a held-out part that the model was not trained on, it is all images.
         batch_size: images at a time; the result does not depend on it.
         workers: loading processes.
         device: "auto" takes a GPU if there is one.
-        max_broken: the share of unreadable images that is left out, not an error.
+        max_broken: the largest share of unreadable images that is skipped without an error.
         **data_options: further arguments of `open_dataset`.
 
     Returns:
         The task's `TaskEvaluation`, such as `Evaluation`.
 
     Raises:
-        ValueError: the data has classes that the checkpoint does not know, or too many images
-            that cannot be read.
+        ValueError: the classes of the data are not those of the checkpoint, or too many images
+            cannot be read.
     """
     from convattn.training import evaluate as engine
 

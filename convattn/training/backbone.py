@@ -1,4 +1,4 @@
-"""The model that a configuration names, made with the arguments that it has."""
+"""The backbone of a configuration, built with the arguments that the backbone supports."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 from torch import nn
 
 from convattn.models import create_model
+from convattn.names import first_of, shown
 from convattn.training.config import RunConfig
 
 
@@ -20,22 +21,23 @@ def build_backbone(
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """Build the model of a configuration.
 
-    A setting of a recipe that the model does not have, such as a drop path rate, is left out; one
-    that the user gave is an error.
+    A setting of a recipe that the model does not support, such as a drop path rate, is left out;
+    the same setting from the user is an error.
 
     Args:
-        config: names the model and its arguments.
-        num_classes: outputs of the head.
-        in_chans: channels of the images.
+        config: has the name of the model and its arguments.
+        num_classes: number of outputs of the head.
+        in_chans: number of channels of the images.
 
     Returns:
-        The model, its arguments beside ``num_classes`` and ``in_chans``, and a sentence for each
+        The model, its arguments except ``num_classes`` and ``in_chans``, and a sentence for each
         setting that was left out.
 
     Raises:
-        ValueError: an unknown model, or a setting of the user that the model does not have.
-        TypeError: an entry of ``model_args`` that the model does not have.
+        ValueError: an unknown model, a setting of the user that the model does not have, an entry
+            of ``model_args`` that does not fit it, or there are no weights to download.
     """
+    _check_tag(config.model)
     rates, notes = _rates(config), []
     while True:
         arguments = {**_size(config), **dict(rates.values()), **config.model_args}
@@ -48,15 +50,22 @@ def build_backbone(
                 **arguments,
             )
             break
-        except TypeError as error:
-            key = _refused(str(error), rates)
+        except Exception as error:
+            key = _refused(str(error), rates) if isinstance(error, TypeError) else None
             if key is None:
-                raise
+                raise _not_built(config, error) from error
             notes.append(_left_out(config, key))
             del rates[key]
     if config.grad_checkpointing:
         notes += _checkpoint_gradients(model, config)
     return model, arguments, notes
+
+
+def misfit(config: RunConfig, reason: object) -> ValueError:
+    """Return the error that the arguments of ``model_args`` do not fit the model."""
+    given = ", ".join(f"model_args.{key}={value}" for key, value in config.model_args.items())
+    verb = "does" if len(config.model_args) == 1 else "do"
+    return ValueError(f"{shown(given)} {verb} not fit {config.model}: {_first_line(reason)}")
 
 
 @torch.no_grad()
@@ -90,8 +99,52 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
         ) from error
 
 
+def _check_tag(model: str) -> None:
+    """Raise `ValueError` where a model is known and the tag of its weights, after ".", is not."""
+    name, dot, tag = model.partition(".")
+    if not dot or ":" in name or "/" in name or not is_model(name):
+        return
+    tags = [tag for tag in get_arch_pretrained_cfgs(name) if tag]
+    tags = [known.partition(".")[2] for known in tags if "." in known]
+    if tag not in tags:
+        known = f"; known: {first_of(tags)}" if tags else ""
+        raise ValueError(
+            f"model={shown(model)}: {name} has no weights named {shown(tag)!r}; write "
+            f"model={name}{known}"
+        )
+
+
+def _not_built(config: RunConfig, error: Exception) -> Exception:
+    """Return the error of a model that cannot be built, in terms of the settings."""
+    reason = _first_line(error)
+    if reason.startswith("unknown model"):
+        return ValueError(reason)
+    if config.pretrained and _has_no_weights(config):
+        return ValueError(
+            f"no weights of {config.model} can be downloaded: write init=RUN_OR_CHECKPOINT in "
+            "place of pretrained=true, or leave it out for random weights"
+        )
+    if isinstance(error, OSError):
+        return ValueError(f"the weights of model={shown(config.model)} cannot be read: {reason}")
+    if config.model_args:
+        return misfit(config, reason)
+    return ValueError(f"model={shown(config.model)} cannot be built: {reason}")
+
+
+def _has_no_weights(config: RunConfig) -> bool:
+    registered = get_pretrained_cfg(config.model)
+    given = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"} & {*config.model_args}
+    return registered is not None and not registered.has_weights and not given
+
+
+def _first_line(reason: object) -> str:
+    """Return the first line of a reason, of an exception without text its type."""
+    text = str(reason).strip() or type(reason).__name__
+    return shown(text.splitlines()[0].removesuffix("."))
+
+
 def _size(config: RunConfig) -> dict[str, int]:
-    """Return the input size for models that must know it when they are made, such as ViT."""
+    """Return the argument ``img_size`` for models with a fixed input size, such as ViT."""
     registered = get_pretrained_cfg(config.model)
     if config.img_size is None or registered is None or not registered.fixed_input_size:
         return {}
@@ -117,7 +170,7 @@ def _refused(message: str, rates: dict[str, tuple[str, float]]) -> str | None:
 
 
 def _left_out(config: RunConfig, key: str) -> str:
-    """Return the sentence that a recipe's rate is left out; raise if the user gave the rate."""
+    """Return a note that the rate of a recipe is left out; raise if the user gave the rate."""
     name, value = config.model_arguments[key], getattr(config, key)
     if key in config.model_fields_set:
         raise ValueError(
@@ -127,7 +180,7 @@ def _left_out(config: RunConfig, key: str) -> str:
 
 
 def _checkpoint_gradients(model: nn.Module, config: RunConfig) -> list[str]:
-    """Turn gradient checkpointing on; return a sentence if it is left out, or raise."""
+    """Turn gradient checkpointing on; return a note if the model does not support it, or raise."""
     try:
         cast(Any, model).set_grad_checkpointing(True)
     except (AssertionError, AttributeError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""The checkpoints and the table of metrics that a training run writes."""
+"""Callbacks that write the checkpoints and the metrics of a training run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from convattn.runs.metrics import Column, score
 from convattn.runs.weights import read_ckpt, save_weights, write_ckpt
 from convattn.training.module import TaskModule
 
-_AGREE_EVERY = 20  # updates between two decisions that several processes take together
+_AGREE_EVERY = 20  # updates between two joint decisions of several processes
 
-_BETWEEN_PROCESSES = ".temp.ckpt"  # in which Lightning passes weights to the process that forked
+_BETWEEN_PROCESSES = ".temp.ckpt"  # with it Lightning passes weights to the parent process
 
 
 class WholeFiles(CheckpointIO):
-    """Lets Lightning write and read its checkpoints as `convattn.runs` does: whole, and checked."""
+    """Write Lightning's checkpoints atomically and with checksums, and check them when read."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -42,7 +42,7 @@ class WholeFiles(CheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the checkpoint is damaged.
         """
         if Path(path).name == _BETWEEN_PROCESSES:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -54,19 +54,18 @@ class WholeFiles(CheckpointIO):
 
 
 class KeepCheckpoints(Checkpoint):
-    """Write ``last`` after every epoch and ``best`` after every best one, each in two forms.
+    """Save the last and the best epoch, each as a .ckpt and a .safetensors file.
 
-    The .ckpt holds all that a resumed training needs; the .safetensors beside it holds the weights
-    that were validated and a `ModelCard`. Within an epoch ``last.ckpt`` is written again every
-    ``minutes``.
+    The .ckpt file has all that a resumed training needs; the .safetensors file has the weights
+    that were validated and a `ModelCard`. ``last.ckpt`` is also written within an epoch.
 
     Args:
-        run: where to write.
-        card: of the model, without epoch and metrics.
+        run: the folder of the run.
+        card: the model card, without epoch and metrics.
         columns: the metrics of an epoch.
         rule: for the best epoch, see `score`.
-        epochs_done: before this start of the run.
-        minutes: between two checkpoints within an epoch; 0 writes none.
+        epochs_done: number of epochs that earlier starts of the run finished.
+        minutes: time between two checkpoints within an epoch; 0 disables them.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class KeepCheckpoints(Checkpoint):
         self.rule = rule
         self.best: tuple[float, ...] = ()
         self.best_epoch = 0
-        self.epochs_done = epochs_done  # and of the next epoch:
-        self.batches_done = 0
+        self.epochs_done = epochs_done
+        self.batches_done = 0  # of the epoch after them
         self._seconds = 60 * minutes or math.inf
         self._written = time.monotonic()
 
@@ -98,7 +97,7 @@ class KeepCheckpoints(Checkpoint):
         is_best = not self.best or score(found, self.rule) > self.best
         if is_best:
             self.best, self.best_epoch = score(found, self.rule), self.epochs_done
-        # last.ckpt is written last: a run that is killed before repeats the epoch and all of these.
+        # last.ckpt is written last: a run that is killed earlier repeats the epoch and its files.
         with _explaining(self.run):
             for name in ("best", "last") if is_best else ("last",):
                 if trainer.is_global_zero:
@@ -116,7 +115,7 @@ class KeepCheckpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save within an epoch, where the last checkpoint is old enough."""
+        """Save within an epoch if the last checkpoint is older than ``minutes``."""
         done = batch_idx + 1
         if done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
             return
@@ -131,7 +130,7 @@ class KeepCheckpoints(Checkpoint):
     def save_now(self, trainer: pl.Trainer, batches_done: int) -> None:
         """Save within an epoch, so that a resumed training continues after this batch.
 
-        Weights that are NaN or infinite are not saved: the checkpoint before stays.
+        Weights that are NaN or infinite are not saved: the earlier checkpoint remains.
         """
         if not _all_finite(trainer.lightning_module):
             return
@@ -156,7 +155,7 @@ class KeepCheckpoints(Checkpoint):
         return {"best": list(self.best), "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the score and the number of the best epoch, unless its files are gone."""
+        """Restore the score and the number of the best epoch if its files exist."""
         if self.run.has_best:
             self.best = tuple(state_dict["best"])
             self.best_epoch = state_dict["best_epoch"]
@@ -166,9 +165,9 @@ class WriteMetrics(Callback):
     """Add a row to ``metrics.csv`` after every epoch.
 
     Args:
-        run: where to write.
+        run: the folder of the run.
         columns: the metrics of an epoch.
-        say: shows a sentence, such as that the table was damaged.
+        say: prints a sentence, such as a note on a damaged table.
     """
 
     def __init__(
@@ -190,27 +189,27 @@ class WriteMetrics(Callback):
 
 
 def epoch_metrics(trainer: pl.Trainer, columns: tuple[Column, ...]) -> dict[str, float]:
-    """Return what the epoch that ends has logged."""
+    """Return the logged metrics of the epoch, by the names of their columns."""
     logged = trainer.callback_metrics
     return {c.name: float(logged[c.name]) for c in columns if c.name in logged}
 
 
 @contextmanager
 def _explaining(run: RunFolder) -> Iterator[None]:
-    """Say what is kept and what to do where a file of the run cannot be written."""
+    """Add to an `OSError` which checkpoint remains, and how to continue the run."""
     try:
         yield
     except OSError as error:
         reason = f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error)
         raise OSError(
-            f"cannot write {reason.removeprefix('cannot write ')}. The last whole checkpoint is "
-            "kept: free space or repair what is wrong, then continue with convattn train --resume "
-            f"{shown(run.path)}"
+            f"cannot write {reason.removeprefix('cannot write ')}. The last whole checkpoint "
+            "remains: free disk space or correct the cause, then continue with convattn train "
+            f"--resume {shown(run.path)}"
         ) from error
 
 
 def is_decided(trainer: pl.Trainer, done: int) -> bool:
-    """Return whether all processes decide together after this batch, the last one of an update."""
+    """Return whether the processes decide jointly after this batch, which ends an update."""
     updates = done // trainer.accumulate_grad_batches
     return trainer.world_size == 1 or updates % _AGREE_EVERY == 0
 

@@ -38,9 +38,9 @@ def setting(default: Any, text: str, example: Any = None) -> Any:
     """Return a field with a description, which ``--settings`` prints.
 
     Args:
-        default: the value of the setting where nothing sets it.
-        text: what the setting means.
-        example: a value for messages, of a setting whose default is none.
+        default: the default value.
+        text: the meaning of the setting.
+        example: a value for messages, where the default is None.
     """
     return Field(default, description=text, examples=None if example is None else [example])
 
@@ -110,7 +110,7 @@ class RunConfig(BaseModel):
     lr: Positive = setting(1e-3, "learning rate")
     lr_batch: Count | None = setting(
         None,
-        "images per update for which lr, warmup_lr and min_lr are right; training multiplies the "
+        "images per update for which lr, warmup_lr and min_lr are set; training multiplies the "
         "three by the actual number over this number (see lr_growth); default: no scaling",
     )
     lr_growth: Literal["linear", "sqrt"] = setting(
@@ -205,7 +205,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what Python alone reads as a number: true as 1, and 1_000 as 1000."""
+        """Raise an error for values that only Python reads as numbers: true as 1, 1_000 as 1000."""
         kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation)
         is_number = bool(kinds & {int, float, tuple}) and not kinds & {str, bool}
         items = value if isinstance(value, list | tuple) else [value]
@@ -216,7 +216,7 @@ class RunConfig(BaseModel):
     @field_validator("data")
     @classmethod
     def _absolute_folder(cls, data: str) -> str:
-        """Make the path of a folder absolute: a run is evaluated and resumed from anywhere."""
+        """Make the path of a folder absolute, for a resumed run in another working directory."""
         kind, colon, path = data.partition(":")
         if kind != "folder" or not path:
             return data
@@ -301,7 +301,7 @@ class RunConfig(BaseModel):
 
 
 def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` beside the name."""
+    """Return the arguments of `open_dataset` except the name."""
     return {key: getattr(config, key) for key in _DATA_OPTIONS}
 
 

@@ -49,7 +49,7 @@ class EpochLines(ProgressBar):
         self.rule = rule
         self._every, self._clock = every, clock
         self.progress: Progress | None = None
-        self._training = False  # whether the progress is that of the training images
+        self._training = False  # whether self.progress counts training images
         self._time = _TimeLeft(clock)
         self._best: tuple[float, ...] = ()
 
@@ -74,7 +74,7 @@ class EpochLines(ProgressBar):
         self.console.print(Text(heading, style="bold"), soft_wrap=True)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the progress of the training images; a run resumed within an epoch skips this."""
+        """Show the progress of the training images, unless the run resumes within the epoch."""
         self._start_training(trainer, pl_module)
 
     def on_train_batch_start(
@@ -211,18 +211,18 @@ class _TimeLeft:
         self._train_seconds = self._val_seconds = 0.0  # of an epoch, 0 until measured
 
     def start_training(self, total: int, done: int, epochs: int) -> None:
-        """Start the training images of an epoch.
+        """Start to measure the training images of an epoch.
 
         Args:
             total: images of an epoch.
-            done: images that were trained earlier.
+            done: images that were trained before the run was resumed.
             epochs: epochs after this one.
         """
         self._total, self._done, self._epochs = total, done, epochs
         self._start = self._clock()
 
     def start_validation(self, total: int) -> None:
-        """Measure the time of the training images, and start ``total`` validation images."""
+        """Measure the time of the training images; start to measure ``total`` validation images."""
         trained = max(1, self._total - self._done)
         self._train_seconds = (self._clock() - self._start) * self._total / trained
         self._start, self._validated = self._clock(), total

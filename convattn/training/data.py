@@ -28,7 +28,7 @@ class TaskData(pl.LightningDataModule):
     """Training and validation batches of a task's data.
 
     Args:
-        task: the task, which has the data, settings, transforms and the collate function.
+        task: has the data, settings, transforms and the collate function.
         preprocess: the input that the model expects.
         epoch: the first epoch, from 0.
         batches_done: number of batches of the first epoch that were trained earlier.
@@ -42,7 +42,7 @@ class TaskData(pl.LightningDataModule):
         self.epoch = epoch
         self.batches_done = batches_done
         self.broken: set[int] = set()
-        # Built here, before the run folder is created: an unknown auto_augment policy is an error.
+        # Built before the run folder is created: an unknown auto_augment policy raises an error.
         self._train_transform = task.train_transform(preprocess)
         self._eval_transform = task.eval_transform(preprocess)
 
@@ -75,7 +75,7 @@ class TaskData(pl.LightningDataModule):
 
     @property
     def workers(self) -> int:
-        """Number of loading processes for training, and again for validation."""
+        """Number of loading processes for training; validation has as many."""
         workers = self.task.config.workers
         return default_workers(self.source.train) if workers is None else workers
 
@@ -112,7 +112,11 @@ class TaskData(pl.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Record training images that cannot be read; too many of them are an error."""
+        """Record the training images that cannot be read.
+
+        Raises:
+            ValueError: their share is greater than ``max_broken``.
+        """
         if self.trainer is not None and self.trainer.training:
             broken = batch["index"][batch["status"] == BROKEN]
             if len(broken):

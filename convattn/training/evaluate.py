@@ -1,4 +1,4 @@
-"""Evaluating a trained model on a data set, whatever the task."""
+"""Evaluation of a trained model of any task on a data set."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
         return
     if len(known) != len(given):
         raise ValueError(
-            f"{checkpoint.path} knows {len(known)} classes ({listed(known, 5)}), but {data.name} "
+            f"{checkpoint.path} has {len(known)} classes ({listed(known, 5)}), but {data.name} "
             f"has {len(given)} ({listed(given, 5)}); evaluate on data of the same classes, or "
             "train the model on them: convattn train --recipe finetune init=CHECKPOINT"
         )
     number = next(i for i, (a, b) in enumerate(zip(known, given, strict=True)) if a != b)
     raise ValueError(
         f"{checkpoint.path} and {data.name} name their classes differently: class {number} is "
-        f"'{shown(known[number])}' for the checkpoint and '{shown(given[number])}' in the data"
+        f"'{shown(known[number])}' in the checkpoint and '{shown(given[number])}' in the data"
     )
 
 
 def best_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device: a GPU if there is one, unless another is asked for."""
+    """Return a named device, or for "auto" a GPU if there is one, else the CPU."""
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
@@ -116,11 +116,11 @@ def best_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def readable(outputs: Any, batch: Batch) -> tuple[Any, Any, Tensor]:
-    """Return outputs, targets and numbers of the images of a batch that are to be counted.
+    """Return outputs, targets and indices of the readable images of a batch.
 
     Args:
-        outputs: of the whole batch, a tensor or a list.
-        batch: whose status says which images are broken or padding.
+        outputs: for the whole batch, a tensor or a list.
+        batch: its ``status`` marks images that are broken or padding.
     """
     keep = batch["status"] == READABLE
     return _chosen(outputs, keep), _chosen(batch["target"], keep), batch["index"][keep]
@@ -135,14 +135,14 @@ def _chosen(values: Any, keep: Tensor) -> Any:
 def open_data(
     loaded: Checkpoint, name: str | None, options: dict[str, Any]
 ) -> tuple[DataSource, bool]:
-    """Open a named data set, and say whether it is the one that the model was trained on.
+    """Open a data set; return it, and whether the model was trained on it.
 
-    The data of a run has the images that the run learnt from and held out, and no others, wherever
-    it lies by now.
+    The data of a run, also in a folder that was moved, has only the images that the run used for
+    training and validation.
 
     Args:
         loaded: the model.
-        name: of the data; None for that of the training.
+        name: name of the data; None for that of the training.
         options: further arguments of `open_dataset`.
     """
     card, folder = loaded.card, run_of(loaded)
@@ -152,7 +152,7 @@ def open_data(
     given = {"value_range": None, "check": False, **options}
     if is_same(name, trained_on) or is_same(name, card.data):
         before = dict(card.data_options)
-        # Unreadable images that the training left out are no error now.
+        # Unreadable images that the training skipped are no error in the evaluation.
         given["max_broken"] = max(before.get("max_broken", 0.0), options.get("max_broken", 0.0))
         source = open_for(card, name, **{**before, **(record.options() if record else {}), **given})
         return (record.restore(source) if record else source), True
@@ -174,19 +174,19 @@ def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet,
 def _run(
     task: type[Task[Any]], model: nn.Module, loader: Any, device: torch.device, progress: Progress
 ) -> tuple[list[Any], list[Any], list[int], list[int], float]:
-    """Return outputs, targets, numbers of readable images, numbers of broken ones, the speed."""
+    """Return outputs, targets, indices of readable images, indices of broken ones, the speed."""
     model = model.to(device).eval()
     outputs, targets, numbers, broken = [], [], [], []
     times, sizes = [time.perf_counter()], []
     with progress:
         for batch in loader:
             found = task.outputs(model, batch["image"].to(device, non_blocking=True))
-            kept, wanted, which = readable(_on_cpu(found), batch)
-            outputs.append(kept)
-            targets.append(wanted)
-            numbers += which.tolist()
+            output, target, indices = readable(_on_cpu(found), batch)
+            outputs.append(output)
+            targets.append(target)
+            numbers += indices.tolist()
             broken += batch["index"][batch["status"] == BROKEN].tolist()
-            sizes.append(len(which))
+            sizes.append(len(indices))
             times.append(time.perf_counter())
             progress.advance(len(batch["index"]))
     return outputs, targets, numbers, broken, _speed(sizes, times)
@@ -201,9 +201,11 @@ def _on_cpu(outputs: Any) -> Any:
 
 
 def _speed(sizes: Sequence[int], times: Sequence[float]) -> float:
-    """Images per second without the first batch, which waits for processes to start.
+    """Return images per second without the first batch, which waits for the loading processes.
 
-    ``times`` has the start, then the end of each batch of ``sizes``.
+    Args:
+        sizes: number of images of each batch.
+        times: the time of the start, then of the end of each batch.
     """
     first = 1 if len(sizes) > 1 else 0
     return sum(sizes[first:]) / max(times[-1] - times[first], 1e-9)

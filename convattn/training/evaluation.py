@@ -1,4 +1,4 @@
-"""The result of an evaluation, whatever the task."""
+"""The result of an evaluation of any task."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from convattn.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Found:
-    """What a model computed of all readable images of a set.
+    """The outputs of a model for all readable images of a data set.
 
     Args:
-        outputs: for each batch, what `Task.outputs` returned of its readable images.
+        outputs: for each batch, what `Task.outputs` returned for its readable images.
         targets: for each batch, the targets of the same images.
-        numbers: the numbers of the images in their set.
+        numbers: the indices of the images in the data set.
         broken: relative names or paths of the images that could not be read.
         split: "val", "train" or "all".
-        images_per_second: loading, transforms and model, without the first batch.
-        parameters: of the model.
-        notes: sentences on the data and how it was read.
+        images_per_second: speed of loading, transforms and model, without the first batch.
+        parameters: number of parameters of the model.
+        notes: sentences on the data and on how images were read.
     """
 
     outputs: list[Any]
@@ -38,18 +38,18 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEvaluation(ABC):
-    """How good a model is on a set of images; shares are in 0..1.
+    """The metrics of a model on a set of images; shares are in 0..1.
 
     Args:
         model: name of the model.
         data: name of the data set.
         split: "val", "train" or "all".
         images: number of readable images.
-        images_per_second: loading, transforms and model, without the first batch.
-        parameters: of the model.
+        images_per_second: speed of loading, transforms and model, without the first batch.
+        parameters: number of parameters of the model.
         broken: paths of the images that could not be read.
-        notes: which part is held out, which files were passed over, how images were read.
-        epoch: of the training, whose weights were evaluated; 0 for none.
+        notes: sentences on the held-out part, on skipped files and on how images were read.
+        epoch: epoch of the training that the weights are from; 0 for none.
     """
 
     prediction_columns: ClassVar[tuple[str, ...]]

@@ -1,10 +1,10 @@
-"""The training and validation step of any task, for Lightning."""
+"""The Lightning module of every task: training step, validation step, optimiser."""
 
 from __future__ import annotations
 
 import random
 import time
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +21,7 @@ from convattn.training.evaluate import readable
 from convattn.training.optimizer import build_optimizer, build_schedule, rate_factor
 from convattn.training.task import Step, Task
 
-_LARGEST_RATE = 10.0  # a larger learning rate is a mistake: a fraction of it is no advice
+_LARGEST_RATE = 10.0  # for a larger learning rate an error proposes _SAFE_RATE, not lr / 4
 _SAFE_RATE = 1e-4
 
 
@@ -38,8 +38,8 @@ class TaskModule(pl.LightningModule):
     Args:
         task: computes losses and outputs.
         model: the network.
-        card: of the model.
-        data: the batches; it knows the number of updates.
+        card: the model card.
+        data: has the batches and the number of updates per epoch.
     """
 
     def __init__(self, task: Task[Any], model: nn.Module, card: ModelCard, data: TaskData) -> None:
@@ -54,15 +54,25 @@ class TaskModule(pl.LightningModule):
         self._train_names = [name for name in names if name.startswith("train_")]
         for name in self._train_names:
             metric = MeanMetric(nan_strategy="disable")  # see _check_finite
-            metric.persistent(True)  # an epoch that is resumed half-way keeps its means
+            metric.persistent(True)  # checkpoints within an epoch store its means
             self.add_module(name, metric)
         self._seen = 0
         self._first_batch = 0.0
         self._seconds = 0.0
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the module; a cast to bfloat16 leaves the numbers of the metrics alone.
+
+        Metrics of torchmetrics ignore ``bfloat16()``, but not ``to(dtype=torch.bfloat16)``, which
+        Lightning calls for precision=bf16-true.
+        """
+        if not args and kwargs == {"dtype": torch.bfloat16}:
+            return self.bfloat16()
+        return super().to(*args, **kwargs)
+
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is validated and kept: the one with averaged weights, if there is one."""
+        """The model that is validated and saved: with ``ema`` the one with averaged weights."""
         return self.model if self.ema is None else self.ema.module
 
     @property
@@ -73,7 +83,7 @@ class TaskModule(pl.LightningModule):
     def train_means(self) -> dict[str, float]:
         """Return the means of the epoch so far in this process, by the names of their columns.
 
-        ``compute`` would wait for the other processes, of which only the first shows the means.
+        ``MeanMetric.compute`` would wait for the other processes, which do not print the means.
         """
         metrics = self._train_metrics().items()
         return {name: float(metric.mean_value / metric.weight) for name, metric in metrics}
@@ -98,7 +108,7 @@ class TaskModule(pl.LightningModule):
         """Update the weights, then their average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step + 1)  # Lightning counts afterwards
+            self.ema.update(self.model, step=self.global_step + 1)  # not yet incremented
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Raise `TrainingDivergedError` if the loss is NaN or infinite."""
@@ -117,7 +127,7 @@ class TaskModule(pl.LightningModule):
             self.meter.update(outputs, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the epoch: of validation, and of the training that it ends.
+        """Log the metrics of the epoch, of its training and validation.
 
         Raises:
             TrainingDivergedError: the loss or a weight is NaN or infinite; the epoch is not saved.
@@ -145,10 +155,10 @@ class TaskModule(pl.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the schedule from the configuration, which may have more epochs than before.
+        """Ignore the saved schedule, and convert the accuracy in checkpoints of convattn 0.1.
 
-        The schedule is a function of the number of updates: it has no state to restore. Of
-        checkpoints of convattn 0.1 the count of right answers becomes a mean.
+        The schedule is a function of the number of updates and of the configuration, which may
+        have more epochs than before. convattn 0.1 stored counts of images; they become a mean.
         """
         checkpoint["lr_schedulers"] = [{} for _ in checkpoint["lr_schedulers"]]
         state = checkpoint["state_dict"]
@@ -167,7 +177,7 @@ class TaskModule(pl.LightningModule):
         return {name: cast(MeanMetric, getattr(self, name)) for name in self._train_names}
 
     def _count(self, step: Step, loss: Tensor, images: int) -> None:
-        """Add the losses, a mean over batches, and the measures, a mean over images."""
+        """Update the means of the losses over batches and of the measures over images."""
         for name, metric in self._train_metrics().items():
             key = name.removeprefix("train_")
             if key in step.measures:

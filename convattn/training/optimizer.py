@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -26,10 +26,39 @@ def rate_factor(config: RunConfig, images_per_update: int) -> float:
     return growth if config.lr_growth == "linear" else growth**0.5
 
 
-def check_optimizer(name: str) -> None:
-    """Raise `ValueError`, which suggests the nearest name, if timm has no optimiser ``name``."""
+def check_optimizer(config: RunConfig) -> list[str]:
+    """Check that the optimiser can train with the settings that the user gave.
+
+    Args:
+        config: names the optimiser; ``model_fields_set`` holds the settings that the user gave.
+
+    Returns:
+        Sentences to show: a setting of a recipe that is left out, and a compilation.
+
+    Raises:
+        ValueError: timm has no such optimiser (the nearest is named), it cannot train here, or it
+            does not have a setting that the user gave.
+    """
+    name = config.opt.lower()
     known = [str(opt) for opt in list_optimizers(exclude_filters=["bnb*", "fused*"])]
-    check_choice("optimiser", name.lower(), known)
+    check_choice("optimiser", name, known)
+    if get_optimizer_info(name).second_order:
+        raise ValueError(
+            f"opt={config.opt} needs second derivatives, which the training does not compute; "
+            "write another optimiser, such as opt=adamw"
+        )
+    notes = []
+    if config.opt_betas is not None and not _has_two_betas(name):
+        given = f"opt_betas={list(config.opt_betas)}"
+        if "opt_betas" in config.model_fields_set:
+            raise ValueError(
+                f"opt={config.opt} does not have two betas, which {given} sets; write "
+                "opt_betas=null, or another optimiser, such as opt=adamw"
+            )
+        notes.append(f"{given} is left out: opt={config.opt} does not have two betas")
+    if name.startswith("kron"):
+        notes.append(f"opt={config.opt} compiles its update in the first batches: minutes")
+    return notes
 
 
 def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch.optim.Optimizer:
@@ -42,7 +71,7 @@ def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch
         factor: the value of `rate_factor`.
     """
     further: dict[str, Any] = {}
-    if config.opt_betas is not None:
+    if config.opt_betas is not None and _has_two_betas(config.opt.lower()):
         further["betas"] = config.opt_betas
     return create_optimizer_v2(
         model,
@@ -53,6 +82,11 @@ def build_optimizer(config: RunConfig, model: nn.Module, factor: float) -> torch
         layer_decay=config.layer_decay,
         **further,
     )
+
+
+def _has_two_betas(name: str) -> bool:
+    info = get_optimizer_info(name)
+    return bool(info.has_betas) and info.num_betas == 2
 
 
 def build_schedule(

@@ -1,4 +1,4 @@
-"""Predictions of a trained model for single images, whatever the task."""
+"""Predictions of a trained model of any task for single images."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from convattn.runs.predictions import Original, Prediction
 from convattn.training.task import Task
 from convattn.training.trained_data import EARLIER_RANGE, no_range
 
-_LOOKED_AT = 200  # images, for notes on the range of their values
-_OWN = ("model", "images", "sizes", "card")  # arguments of `Task.predict` that are no options
+_SAMPLE_SIZE = 200  # images that are read for notes on the range of their values
+_NO_OPTIONS = ("model", "images", "sizes", "card")  # other arguments of `Task.predict`
 
 
 class Predictions(Iterator[Prediction]):
-    """The predictions of one call, in the order of the images; iterate once.
+    """An iterator over the predictions of one call, in the order of the images.
 
-    Images are read and computed batch by batch while it is iterated.
+    The iterator reads images and computes predictions batch by batch.
 
     Args:
-        task: of the model.
+        task: the task of the model.
         model: in evaluation mode, on ``device``.
-        card: the model's.
-        device: where it computes.
+        card: the model card.
+        device: the device of the model.
         images: see `find_inputs`.
         batch_size: images at a time.
-        value_range: of float and deep images, the values that become 0 and 255; by default those
+        value_range: the values of float and deep images that become 0 and 255; by default those
             of the training.
         options: further arguments of the task's ``predict``.
 
     Attributes:
         total: number of images; None for a generator.
-        notes: sentences on how the images were read and on files that were passed over; empty
-            until the end.
+        notes: sentences on how the images were read and on skipped files; empty until the
+            iteration ends.
 
     Raises:
         ValueError: a wrong argument, or an option that the task does not have.
@@ -117,7 +117,7 @@ class Predictions(Iterator[Prediction]):
         return found
 
     def _keeps(self, item: Input) -> bool:
-        """Whether the image can be drawn later: a file, or one that the caller holds anyway."""
+        """Return whether the prediction keeps its image; those of a generator could fill memory."""
         return item.is_file or self.total is not None
 
     @torch.inference_mode()
@@ -129,7 +129,7 @@ class Predictions(Iterator[Prediction]):
 
 
 def split(predictions: Iterable[Prediction]) -> tuple[list[Any], list[BrokenFile]]:
-    """Return the predictions that have a result, and the other images.
+    """Return the predictions that have a result, and the images without a result.
 
     Raises:
         ValueError: there are images, and none of them has a result.
@@ -149,7 +149,7 @@ def split(predictions: Iterable[Prediction]) -> tuple[list[Any], list[BrokenFile
 
 
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model in evaluation mode on a device; a copy unless it is both already."""
+    """Return the model, or a copy of it if needed, in evaluation mode on a device."""
     parts = itertools.chain(model.parameters(), model.buffers())
     if not any(m.training for m in model.modules()) and all(_is_on(p, device) for p in parts):
         return model
@@ -162,20 +162,20 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
 
 def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
     """Raise `ValueError` for an option that the task's ``predict`` does not have."""
-    known = [name for name in inspect.signature(task.predict).parameters if name not in _OWN]
+    known = [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
     for name in options:
         check_choice(f"option of {task.name}", name, known)
 
 
 class Reader:
-    """Reads images for a trained model, each in the same way whatever other images there are.
+    """Read images for a trained model; how an image is read does not depend on other images.
 
-    The range is the given one, or else the card's. Where there is neither, integers of more
-    than 8 bits are read as 0 to 65535, and images of floats each by its own values.
+    The range of values is ``given``, or else that of the card. Without either, integers of more
+    than 8 bits are read as 0 to 65535, and each image of floats by its own values.
 
     Args:
-        card: the model's.
-        given: the range that the caller gave.
+        card: the model card.
+        given: a range of values, or None.
     """
 
     def __init__(self, card: ModelCard, given: ValueRange | None) -> None:
@@ -199,7 +199,7 @@ class Reader:
         self._kinds[kind] += 1
         if item.is_file:
             self._files.add(item.name)
-        elif self._range is not None and self._in_memory.sizes.total() < _LOOKED_AT:
+        elif self._range is not None and self._in_memory.sizes.total() < _SAMPLE_SIZE:
             self._in_memory.add(item.name, item.info())
         return image
 
@@ -215,26 +215,26 @@ class Reader:
 
     def notes(self) -> list[str]:
         """Return sentences on how values were read, once all images are read."""
-        return self._of_no_range() if self._range is None else self._of(self._range)
+        return self._notes_without_range() if self._range is None else self._notes(self._range)
 
-    def _of_no_range(self) -> list[str]:
-        said = {
+    def _notes_without_range(self) -> list[str]:
+        texts = {
             "integer": f"of integers of more than 8 bits as {named(EARLIER_RANGE)}",
             "float": "of floats each by its own values",
         }
         parts = [
-            f"{counted(self._kinds[k], 'image')} {s}" for k, s in said.items() if self._kinds[k]
+            f"{counted(self._kinds[k], 'image')} {s}" for k, s in texts.items() if self._kinds[k]
         ]
         if not parts:
             return []
         return [f"read {' and '.join(parts)}, as {no_range(self._card)}; {SET_RANGE}"]
 
-    def _of(self, used: ValueRange) -> list[str]:
+    def _notes(self, used: ValueRange) -> list[str]:
         survey = self._in_memory
-        find_broken(spread(self._files.names, _LOOKED_AT), survey, decode=False)
+        find_broken(spread(self._files.names, _SAMPLE_SIZE), survey, decode=False)
         notes = []
-        in_vain = self._given is not None and survey.sizes and not survey.deep_images
-        if in_vain or (survey.deep_images and survey.misfit(used)):
+        is_unused = self._given is not None and survey.sizes and not survey.deep_images
+        if is_unused or (survey.deep_images and survey.misfit(used)):
             notes.append(survey.note(used, given=True))
         if self._card.value_range is not None and "8-bit" in survey.first:
             notes.append(
@@ -246,7 +246,7 @@ class Reader:
 
 
 class _EvenSample:
-    """Some names of any number, evenly spaced."""
+    """An evenly spaced sample of names, whose number is not known in advance."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -257,6 +257,6 @@ class _EvenSample:
         if self._seen % self._step == 0:
             self.names.append(name)
         self._seen += 1
-        if len(self.names) == 4 * _LOOKED_AT:
+        if len(self.names) == 4 * _SAMPLE_SIZE:
             self.names = self.names[::2]
             self._step *= 2

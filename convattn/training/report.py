@@ -1,4 +1,4 @@
-"""The report of a run with the pictures of its images."""
+"""The report page of a run, with pictures of its images."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def write_run_report(
     reason.
 
     Args:
-        task: of the run.
-        run_dir: its folder.
-        source: the data, by default opened as the run opened it.
+        task: the task of the run.
+        run_dir: the folder of the run.
+        source: an open data set; by default the data of the run is opened.
         seconds: the duration of the training.
         notes: further lines at the top of the page.
 
@@ -47,7 +47,7 @@ def write_run_report(
     if read_run(run_dir).predictions:
         try:
             pictures = _pictures(task, run_dir, source)
-        except Exception as error:  # the page is written without them, whatever is missing
+        except Exception as error:  # the page is written without pictures
             lines.append(f"the page has no pictures of images: {error}")
     return write_report(
         run_dir,
@@ -60,7 +60,7 @@ def write_run_report(
 
 
 def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -> dict[str, Any]:
-    """Return the model, its preprocessing and the held-out images, as `write_report` takes them."""
+    """Return the arguments of `write_report`: model, preprocessing and held-out images."""
     best = load_trained(task, run_dir)
     if source is None:
         source, _ = open_data(best, None, {"max_broken": 1.0})

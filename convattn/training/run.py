@@ -1,4 +1,4 @@
-"""One training run of any task: from a configuration to a folder with weights and evaluation."""
+"""A training run of any task, which writes a folder with weights and evaluation."""
 
 from __future__ import annotations
 
@@ -38,26 +38,27 @@ from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetr
 from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
 from convattn.training.data import TaskData
+from convattn.training.devices import device_error
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
 from convattn.training.optimizer import check_optimizer, rate_factor
-from convattn.training.precision import resolve_precision
+from convattn.training.precision import precision_notes, resolve_precision
 from convattn.training.report import write_run_report
 from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
 from convattn.training.slurm import requeue, was_requeued
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
-from convattn.training.trained_data import open_again, range_notes
+from convattn.training.trained_data import held_out_part, open_again, range_notes
 
-# Settings that a resumed run cannot change: its weights, its batches and its optimiser depend on
-# them. The range of values can be set where an earlier version kept none, and the data's folder
-# where it has moved.
+# Settings that a resumed run cannot change, since its weights, batches or optimiser depend on them.
+# `value_range` can be set if the checkpoint has none, and `data` if its folder was moved.
 _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
     "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
-    "layer_decay", "ema", "seed", "runs", "name", "value_range",
+    "layer_decay", "ema", "seed", "runs", "name", "value_range", "pretrained", "init",
+    "from_scratch",
 )  # fmt: skip
 
 _NOISE = (
@@ -66,31 +67,31 @@ _NOISE = (
     ".*modules in eval mode.*",
     ".*in eval mode at the start of training.*",
     ".*smaller than the logging interval.*",
-    ".*your dataloader is not resumable.*",  # ours is: see EpochSampler
+    ".*your dataloader is not resumable.*",  # it is: see EpochSampler
     ".*Checkpoint directory.*exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
-    ".*sync_dist=True.*",  # torchmetrics has put the parts of all processes together
+    ".*sync_dist=True.*",  # torchmetrics reduces over processes
 )
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run reached.
+    """The result of a training run.
 
     Args:
-        run_dir: its folder.
-        source: the `DataSource`; None where the run had already finished.
+        run_dir: the folder of the run.
+        source: the `DataSource`; None if the run had already finished.
         evaluation: the task's `TaskEvaluation` of the best epoch's weights; None if the run was
             stopped or had already finished, and in all processes but the first.
-        best_epoch: its number, from 1.
-        epochs_done: finished epochs.
-        batches_done: trained batches of the next epoch, where the run was stopped.
-        seconds: how long it took.
-        stopped: whether a signal stopped it.
-        had_finished: whether nothing was left to do.
-        report: the page; None where none was written.
-        signal: the number of the signal that stopped it.
+        best_epoch: number of the best epoch, from 1.
+        epochs_done: number of finished epochs.
+        batches_done: number of trained batches of the next epoch, if the run was stopped.
+        seconds: duration of the training.
+        stopped: whether a signal stopped the run.
+        had_finished: whether the run had finished before, and nothing was trained.
+        report: path of the report page; None if it was not written.
+        signal: the number of the signal that stopped the run.
         is_first: whether this is the first of several processes that train together.
     """
 
@@ -110,7 +111,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run starts: anew, or from a checkpoint."""
+    """The start of a training: from a checkpoint, or without one for a new run."""
 
     checkpoint: Path | None = None
     epochs_done: int = 0
@@ -137,7 +138,7 @@ def train(
 
 
 def _is_run_of(folder: Path, config: RunConfig) -> bool:
-    """Return whether a folder holds a run of just this configuration."""
+    """Return whether a folder has a run of exactly this configuration."""
     if not (folder / "config.yaml").is_file():
         return False
     return RunFolder(folder).read_config() == config.model_dump(mode="json")
@@ -166,14 +167,14 @@ def _resume(
     folder, checkpoint = _find(path)
     config = folder.read_config()
     if checkpoint is None:
-        note = f"{folder.path} has no checkpoint yet: the training starts from its beginning"
+        note = f"{folder.path} has no checkpoint yet: the training starts again"
         start = _Start(note=note)
     else:
         progress = read_ckpt(checkpoint)["convattn"]
         card = ModelCard.from_json(progress["card"], str(checkpoint))
         check_task(task, card, checkpoint)
         if path.is_dir() and checkpoint != folder.last:
-            note = f"{folder.path} has no last.ckpt: {checkpoint.name} takes its place"
+            note = f"{folder.path} has no last.ckpt: the run continues from {checkpoint.name}"
         start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
     changed = _changed(task, config, start.card, folder.read_data(), overrides)
     if _has_finished(folder, changed, start):
@@ -190,15 +191,15 @@ def task_of(path: str | Path) -> str:
 
 
 def _find(path: Path) -> tuple[RunFolder, Path | None]:
-    """Return the folder of a run and the checkpoint to continue from, None without one."""
+    """Return the folder of a run, and the checkpoint to continue from or None."""
     folder = RunFolder(path)
     is_run = (path / "config.yaml").is_file()
     if is_run and not any(folder.checkpoints.glob("*.ckpt")):
         return folder, None
     if not is_run and folder.checkpoints.is_dir() and not any(folder.checkpoints.iterdir()):
         raise FileNotFoundError(
-            f"{shown(path)} has no config.yaml and no checkpoint: its training ended before it "
-            "began, and nothing is left to continue; remove the folder and start the training again"
+            f"{shown(path)} has no config.yaml and no checkpoint: the training ended before "
+            "its first step; remove the folder and start the training again"
         )
     best = folder.checkpoints / "best.ckpt"
     is_best_alone = is_run and best.is_file() and not folder.last.is_file()
@@ -218,13 +219,13 @@ def _changed(
     record: DataRecord | None,
     overrides: Mapping[str, Any],
 ) -> RunConfig:
-    """Return the settings of a resumed run, of which only some can change."""
+    """Return the settings of a resumed run; raise `ValueError` if one cannot change."""
     values = dict(values)
     free = {"value_range"} if card is not None and card.value_range is None else set()
     if card is not None and not free:
         values["value_range"] = card.value_range
     if record is not None and str(overrides.get("data", "")).startswith("folder:"):
-        free.add("data")  # the run's folder may have moved: see `open_again`
+        free.add("data")  # the folder may have moved: see `open_again`
     for key in overrides:
         if key in (*_FIXED, *task.fixed) and key not in free:
             raise ValueError(
@@ -235,10 +236,10 @@ def _changed(
 
 
 def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
-    """Return whether nothing is left to do.
+    """Return whether all epochs are trained and evaluated.
 
     Raises:
-        ValueError: the configuration asks for fewer epochs than there are.
+        ValueError: the configuration has fewer epochs than the run has finished.
     """
     done = start.epochs_done
     if config.epochs < done:
@@ -264,12 +265,12 @@ def _finished(
 
 
 def _is_newer(path: Path, other: Path) -> bool:
-    """Return whether a file was written after another one, which exists."""
+    """Return whether a file exists and was written after another file."""
     return path.is_file() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 class _Training:
-    """The parts of a run, put together."""
+    """A training run with its data, model, trainer and folder."""
 
     def __init__(
         self,
@@ -279,7 +280,7 @@ class _Training:
         start: _Start,
         console: Console | None,
     ) -> None:
-        check_optimizer(config.opt)
+        notes = [*check_optimizer(config), *precision_notes(config)]
         self.is_first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes
         self.console = (console or open_console()) if self.is_first else Console(quiet=True)
         self.config = config
@@ -287,7 +288,7 @@ class _Training:
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.record = folder.read_data() if folder else None
         self.source = self._open(folder)
-        if start.checkpoint is not None:  # its weights replace those that the run began with
+        if start.checkpoint is not None:  # it has the weights
             config = config.model_copy(update={"init": None, "pretrained": False})
         self.task = task(config, self.source)
         self.built = self.task.build()
@@ -304,13 +305,13 @@ class _Training:
         check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
         self.module = TaskModule(self.task, model, self.card, self.data)
         self._check_rest_of_epoch()
-        self.notes: list[str] = []
+        self.notes: list[str] = notes
         if start.checkpoint is not None and folder is not None and not folder.has_best:
             self.notes.append(
-                f"{shown(folder.best)} is gone: the best epoch is chosen from those that follow"
+                f"{shown(folder.best)} is missing: the best epoch is chosen from the following ones"
             )
         self.is_new = folder is None
-        with _quiet_lightning():  # an impossible device is an error before a folder is made
+        with _quiet_lightning():  # raises before the folder is created
             _make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
         with self._discarding(), _quiet_lightning():
@@ -330,24 +331,25 @@ class _Training:
         self.request = StopRequest(functools.partial(self.console.print, soft_wrap=True))
 
     def _open(self, folder: RunFolder | None) -> DataSource:
-        """Open the data; that of a resumed run as it was, with the classes of its weights."""
+        """Open the data; for a resumed run with the same images and classes as before."""
         options = data_options(self.config)
         if folder is None:
             return open_dataset(self.config.data, **options)
         return open_again(self.config.data, folder, self.start.card, self.record, **options)
 
     def _check_rest_of_epoch(self) -> None:
-        """Raise `ValueError` if so many images are gone that nothing is left of an epoch."""
+        """Raise `ValueError` if images are missing, so that the epoch has no batches left."""
         done, batches = self.start.batches_done, self.data.batches_per_epoch
         if done >= batches > 0 and self.start.checkpoint is not None:
             best = self.start.checkpoint.with_name("best.ckpt")
             raise ValueError(
-                f"the run was stopped after {done} batches of an epoch, which has {batches} now, "
-                f"as images are gone: restore them, or continue from the end of an epoch: {best}"
+                f"the run was stopped after {done} batches of an epoch, but images are missing, "
+                f"and an epoch has {batches} batches now: restore the images, or continue from "
+                f"the end of an epoch: {best}"
             )
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
-        """Train, evaluate, and write both down."""
+        """Train and evaluate the model, and write the files of the run."""
         with _threads(self.config.threads):
             return self._run(callbacks)
 
@@ -358,8 +360,8 @@ class _Training:
             with self._discarding():
                 if self.is_first:
                     self._write_beginning()
-                self._introduce()
-                finished = self._fit(callbacks) and not self.request.asked
+                self._print_start()
+                finished = self._fit(callbacks) and not self.request.is_received
             seconds = time.perf_counter() - begin
             progress = self._progress()
             if self.is_first:
@@ -369,7 +371,9 @@ class _Training:
                         evaluation = self._evaluate()
                     write = functools.partial(self._report, finished, seconds)
                     report = self._optional("report.html", write)
-                if self.request.asked and self.request.number == getattr(signal, "SIGUSR1", None):
+                if self.request.is_received and self.request.number == getattr(
+                    signal, "SIGUSR1", None
+                ):
                     self._say(f"SLURM     {requeue()}")
         return TrainResult(
             run_dir=self.folder.path,
@@ -379,7 +383,7 @@ class _Training:
             epochs_done=progress["epochs_done"],
             batches_done=progress["batches_done"],
             seconds=seconds,
-            stopped=not finished or self.request.asked,
+            stopped=not finished or self.request.is_received,
             report=report,
             signal=self.request.number,
             is_first=self.is_first,
@@ -393,7 +397,7 @@ class _Training:
         self.notes += self.folder.keep_metrics(names, self.start.epochs_done)
         if self.record is None:
             self.folder.write_data(DataRecord.of(self.source))
-        elif self.record.name != self.source.name:  # its folder has moved
+        elif self.record.name != self.source.name:  # the folder of the data was moved
             self.folder.write_data(replace(self.record, name=self.source.name))
         self.notes += self._optional("environment.json", self.folder.write_environment) or []
 
@@ -401,7 +405,7 @@ class _Training:
         self.folder.write_broken([*self.source.broken, *self.data.broken_files()])
 
     def _progress(self) -> dict[str, Any]:
-        """What the training reached, from its last checkpoint: another process may have trained."""
+        """Return the progress in the last checkpoint, which another process may have written."""
         if not self.folder.last.is_file():
             return {"best_epoch": 0, "epochs_done": 0, "batches_done": 0}
         return {"best_epoch": 0, **read_ckpt(self.folder.last)["convattn"]}
@@ -430,7 +434,7 @@ class _Training:
             )
 
     def _optional(self, what: str, write: Callable[[], Any]) -> Any:
-        """Write what only describes the run: a failure is shown and ends nothing."""
+        """Write a file that only describes the run; an error is printed as a note."""
         try:
             return write()
         except Exception as error:
@@ -449,12 +453,12 @@ class _Training:
             raise
 
     def _fit(self, callbacks: Sequence[Callback]) -> bool:
-        """Return whether the training came to its end."""
+        """Train; return whether all epochs were trained."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
         with _quiet_lightning():
-            # Attached only here, since they need the folder, and a folder is made only for a
-            # machine that can do what is asked.
+            # The trainer is made before the folder, so that impossible devices are an error before
+            # a folder is made; these callbacks write into the folder.
             write = WriteMetrics(self.folder, columns, self._note)
             stop = StopOnSignal(self.request, self.keep)
             # Those that save come after the user's, whose states then include the batch at hand.
@@ -471,30 +475,30 @@ class _Training:
                 )
             except TrainingInterruptedError:
                 return False
-            except ProcessRaisedException as error:  # of a process that the strategy has started
+            except ProcessRaisedException as error:  # of a process that the strategy started
                 if TrainingInterruptedError.__name__ not in str(error):
                     raise
                 return False
-            except SystemExit:  # Lightning's answer to KeyboardInterrupt
+            except SystemExit:  # Lightning raises it in place of KeyboardInterrupt
                 raise KeyboardInterrupt from None
             except Exception as error:
                 if not stop.counts(error):
                     raise
                 self._say(
-                    "note      the signal has ended the loading processes as well: batches "
+                    "note      the signal ended the loading processes too: batches "
                     "after the last saved one are lost"
                 )
                 return False
         return True
 
     def _new_folder(self) -> RunFolder:
-        """Only the first process writes, so that only it needs a folder of its own."""
+        """Create the run folder in the first process; the other processes write no files."""
         config = self.config
         if not self.is_first:
             return RunFolder(Path(config.runs) / ".other-processes")
         return RunFolder.create(config.runs, config.name, config.model, config.data)
 
-    def _introduce(self) -> None:
+    def _print_start(self) -> None:
         config, source, size = self.config, self.source, self.card.preprocess.input_size
         parameters = sum(p.numel() for p in self.module.model.parameters())
         factor = rate_factor(config, self.data.images_per_update)
@@ -505,7 +509,7 @@ class _Training:
             f"model     {config.model}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
             f"data      {source.name}, {classes}{len(source.train):,} images for training, "
-            f"{len(source.val):,} for validation",
+            f"{len(source.val):,} held out ({held_out_part(source, config)})",
             f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
             f"{self.data.batch_size} images, {config.opt}, learning rate "
             f"{config.lr * factor:.3g}{scaled}",
@@ -513,7 +517,10 @@ class _Training:
         ]
         lines += [f"start     {line}" for line in self._start_weights()]
         if config.compile:
-            lines.append("compile   torch.compile compiles the model in the first batches: minutes")
+            lines.append(
+                "compile   torch.compile compiles the model in the first batches: this takes "
+                "minutes"
+            )
         if source.broken:
             lines.append(f"skipped   {len(source.broken)} images that cannot be read")
         notes = [*self.built.notes, *source.notes, *self.notes]
@@ -523,17 +530,19 @@ class _Training:
         if self.start.note:
             lines.append(f"resuming  {self.start.note}")
         if self.start.checkpoint is not None:
-            lines.append(f"resuming  after {self.start.epochs_done} epochs" + _and(self.start))
-        # As plain text: a name such as "[red]" is no markup.
+            lines.append(
+                f"resuming  after {self.start.epochs_done} epochs" + _and_batches(self.start)
+            )
+        # Printed as plain text, since names such as "[red]" are no markup.
         self._say("\n".join(map(shown, lines)))
 
     @property
     def _device(self) -> torch.device:
-        """The device of the training, and of all that follows it."""
+        """The device of the training and of the evaluation after it."""
         return self.trainer.strategy.root_device
 
     def _start_weights(self) -> list[str]:
-        """Return which weights the training starts from, and which settings were left out."""
+        """Return sentences on the initial weights and on settings that were left out."""
         config = self.config
         if self.start.checkpoint is not None or config.init or config.pretrained:
             return list(self.built.start)
@@ -564,22 +573,22 @@ class _Training:
         self.console.print(Text(text), soft_wrap=True)
 
 
-def _and(start: _Start) -> str:
+def _and_batches(start: _Start) -> str:
     return f" and {start.batches_done} batches" if start.batches_done else ""
 
 
 def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
-    """Return Lightning's trainer without what writes and shows: that is attached later.
+    """Return Lightning's trainer without callbacks and logger, which `_fit` adds.
 
     Args:
-        config: names the devices.
+        config: has the settings of the devices.
         folder: where Lightning looks for files of its own, such as those of a SLURM job.
     """
     if config.strategy.endswith("_spawn"):
         raise ValueError(
             f"strategy={config.strategy} is not possible: a training cannot be copied into spawned "
-            f"processes; strategy={config.strategy.removesuffix('_spawn')} starts it in each, "
-            f"and in a notebook {config.strategy.removesuffix('_spawn')}_notebook"
+            f"processes; write strategy={config.strategy.removesuffix('_spawn')}, "
+            f"or in a notebook strategy={config.strategy.removesuffix('_spawn')}_notebook"
         )
     try:
         return pl.Trainer(
@@ -601,10 +610,7 @@ def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             use_distributed_sampler=False,  # our sampler is distributed already
         )
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"accelerator={config.accelerator}, devices={config.devices}, strategy="
-            f"{config.strategy} is not possible here: {error}; `convattn doctor` shows the devices"
-        ) from error
+        raise ValueError(device_error(config, error)) from error
 
 
 def _cluster() -> list[Any]:
@@ -637,7 +643,7 @@ def _own_random_numbers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advertisements, and its warnings of what is intended."""
+    """Suppress Lightning's advertisements, and its warnings on intended behaviour."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A configuration from defaults, a recipe and ``KEY=VALUE`` words, each before the next."""
+"""A configuration from ``KEY=VALUE`` words, a recipe and defaults, in this order of priority."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convattn.training.values import parse_document, parse_text
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-# Errors of pydantic on a list: it is none, or it has too few or too many numbers.
+# Errors of pydantic for a value that is no list, or a list with too few or too many numbers.
 _NOT_THE_LIST = ("tuple_type", "missing", "too_long")
 
 
@@ -35,12 +35,12 @@ def load_recipe(
     """Read a recipe.
 
     Args:
-        config_class: the class of the configuration, whose types decide what is a text.
+        config_class: the class of the configuration, which has the types of the settings.
         recipes_folder: folder of the recipes that come with the package.
-        recipe: the name of one of these, or a path that ends in .yaml or .yml.
+        recipe: the name of a recipe, or a path that ends in .yaml or .yml.
 
     Returns:
-        Its settings, unchecked.
+        The settings of the recipe; the values are not checked.
 
     Raises:
         ValueError: no recipe has this name, or the file does not consist of ``key: value`` lines.
@@ -71,8 +71,8 @@ def parse_overrides(words: Iterable[str], config_class: type[RunConfig]) -> dict
     ``model_args.depth=2`` sets one entry of a setting that is a mapping.
 
     Raises:
-        ValueError: a word has no "=", its value is not YAML, or it sets an entry of a setting that
-            is no mapping.
+        ValueError: a word has no "=", a value is not YAML, or a word sets an entry of a setting
+            that is no mapping.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -108,10 +108,10 @@ def load_config(
         recipe: see `load_recipe`.
         overrides: settings that replace those of the recipe. Where they set ``epochs`` but not
             ``warmup_epochs``, the warm-up is at most a fifth of the epochs.
-        default_recipe: the recipe where none is named; None for the defaults.
+        default_recipe: the recipe if ``recipe`` is None; None for the defaults.
 
     Raises:
-        ValueError: an unknown key (the nearest is named), or a value that does not fit.
+        ValueError: an unknown key (the message suggests the nearest), or an invalid value.
     """
     overrides = dict(overrides or {})
     recipe = recipe if recipe is not None else default_recipe
@@ -131,11 +131,11 @@ def make_config(
     Args:
         config_class: the class of the configuration.
         values: the settings.
-        given: names of the settings that the user gave; those of a recipe or of an earlier start
-            of the run are not among them. They become ``model_fields_set``.
+        given: names of the settings that the user gave, without those of a recipe or of an
+            earlier start of the run; they become ``model_fields_set``.
 
     Raises:
-        ValueError: an unknown key, or values that do not fit, with a line for each.
+        ValueError: an unknown key, or invalid values; the message has a line for each.
     """
     for key in values:
         if key not in config_class.model_fields:
@@ -161,7 +161,7 @@ def describe(config_class: type[RunConfig]) -> str:
 
 
 def _mapping(key: str, value: Any, field: Any) -> dict[str, Any]:
-    """Return ``value`` if the setting is a mapping, to which an entry can be added."""
+    """Return ``value`` if the setting is a mapping, or raise `ValueError`."""
     if field is not None and dict not in kinds_of(field.annotation):
         raise ValueError(f"{key} has no entries; write {key}=VALUE")
     if not isinstance(value, dict):
@@ -189,7 +189,7 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
     field = config_class.model_fields[name]
     if tuple in kinds_of(field.annotation) and error["type"] in _NOT_THE_LIST:
         inner = []
-        message = _list_wanted(name, field)
+        message = _expected_list(name, field)
     elif error["type"] == "dict_type":
         message = f"must be entries, such as {name}.depths=[1,1,2,1]"
     elif error["type"] == "literal_error":
@@ -202,15 +202,15 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
     return f"{where}={_typed(value)}: {message} ({meaning})"
 
 
-def _list_wanted(name: str, field: FieldInfo) -> str:
-    """Return what a setting that is a list must be, with an example."""
+def _expected_list(name: str, field: FieldInfo) -> str:
+    """Return a message on the values of a setting that is a list, with an example."""
     example = field.get_default() or (field.examples or [None])[0]
     count = "two numbers" if len(example) == 2 else "numbers"
     return f"must be a list of {count}, such as {name}={_yaml(example).replace(' ', '')}"
 
 
 def _nearest(value: str, field: FieldInfo) -> str:
-    """Return a hint at the choice that begins like a value, or is the nearest to it; or ""."""
+    """Return a suggestion of the choice with the same beginning, or of the nearest; or ""."""
     choices = [choice for choice in choices_of(field.annotation) if isinstance(choice, str)]
     near = [choice for choice in choices if choice.startswith(value) or value.startswith(choice)]
     near = near if value and near else difflib.get_close_matches(value, choices, n=1)
@@ -221,7 +221,7 @@ def _typed(value: Any) -> str:
     """Return a value as a user writes it."""
     try:
         return _yaml(value) if isinstance(value, bool | list | tuple | dict) else shown(value)
-    except yaml.YAMLError:  # it holds an object that YAML cannot write
+    except yaml.YAMLError:  # YAML cannot represent an object in the value
         return shown(value)
 
 

@@ -1,4 +1,4 @@
-"""Jobs of SLURM that end before their training does: the job is queued again and continues."""
+"""Requeueing of a SLURM job whose time ends before its training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 
 def is_slurm_job() -> bool:
-    """Return whether this process is part of a job."""
+    """Return whether this process is part of a SLURM job."""
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -19,7 +19,7 @@ def was_requeued() -> bool:
 
 
 def requeue() -> str:
-    """Ask SLURM to run this job again; return a sentence that says whether it will."""
+    """Queue this SLURM job again; return a sentence on the success or the error."""
     job = os.environ.get("SLURM_JOB_ID", "")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     if array and task:

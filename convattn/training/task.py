@@ -1,4 +1,4 @@
-"""What a task says of itself; the engine does the rest."""
+"""The interface of a task, such as classification, to the training engine."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ class Built:
 
     Args:
         model: the network.
-        card: what its checkpoints say of it, without epoch and metrics.
-        start: the weights that the training starts from, and settings that were left out; one
-            sentence each.
-        notes: further sentences that are shown at the start.
+        card: the model card, without epoch and metrics.
+        start: sentences on the initial weights and on settings that were left out.
+        notes: further sentences that are printed at the start.
     """
 
     model: nn.Module
@@ -48,7 +47,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step computed from one batch.
+    """The losses and measures of one training batch.
 
     Args:
         losses: scalars by name; training minimises their sum.
@@ -68,25 +67,25 @@ class Step:
 class Task(ABC, Generic[ConfigT]):
     """One kind of training, such as classification, for the engine in `convattn.training`.
 
-    An object of it belongs to one training run. What evaluation and prediction need are class
-    methods, which know a trained model by its `ModelCard` alone: for `convattn.Predictor` a task
-    implements `rebuild`, `eval_transform`, `predict` and its ``prediction_class``, which has the
-    JSON values, the row of the command line and the drawing.
+    An instance belongs to one training run. Evaluation and prediction use class methods, which
+    need only the `ModelCard` of a trained model. `convattn.Predictor` needs `rebuild`,
+    `eval_transform`, `predict` and ``prediction_class``, which returns the JSON values, the row of
+    the command line and the drawing.
 
     Args:
         config: the settings of the run.
         source: the data.
 
     Attributes:
-        name: in the configuration, the model card and on the command line.
+        name: the name in the configuration, in the model card and on the command line.
         config_class: the class of its settings.
         prediction_class: the class of its predictions.
         columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
-        fixed: settings that a resumed run cannot change, beside those of every task.
-        batch_multiple: batches have a multiple of so many images where there are enough.
-        repeats: how often each training image is in an epoch.
+        fixed: settings that a resumed run cannot change, in addition to those of every task.
+        batch_multiple: the number of images in a batch is a multiple of this number.
+        repeats: number of copies of each training image in an epoch.
     """
 
     name: ClassVar[str]
@@ -102,19 +101,19 @@ class Task(ABC, Generic[ConfigT]):
 
     @property
     def batch_multiple(self) -> int:
-        """What the number of images in a batch is a multiple of."""
+        """The divisor of the number of images in a batch, where there are enough images."""
         return 1
 
     @property
     def repeats(self) -> int:
-        """How often each training image is in an epoch (repeated augmentation)."""
+        """Number of copies of each training image in an epoch (repeated augmentation)."""
         return 1
 
     # Training
 
     @abstractmethod
     def build(self) -> Built:
-        """Build the model, with the weights that it starts from.
+        """Build the model with its initial weights.
 
         Raises:
             ValueError: the configuration does not fit the model or the data.
@@ -143,7 +142,7 @@ class Task(ABC, Generic[ConfigT]):
 
     @classmethod
     def collate(cls, samples: list[Sample]) -> Batch:
-        """Put samples together: images and targets are stacked."""
+        """Stack the images and targets of samples."""
         return collate_stacked(samples)
 
     @classmethod
@@ -154,7 +153,7 @@ class Task(ABC, Generic[ConfigT]):
     @classmethod
     @abstractmethod
     def outputs(cls, model: nn.Module, images: Tensor) -> Any:
-        """Return what a model in evaluation mode computes: a tensor (B, ...) or a list of B."""
+        """Return the outputs of a model in evaluation mode: a tensor (B, ...) or a list of B."""
 
     @classmethod
     @abstractmethod
@@ -168,15 +167,15 @@ class Task(ABC, Generic[ConfigT]):
     ) -> Sequence[Prediction]:
         """Return the predictions of a model in evaluation mode for a batch of images.
 
-        The engine fills in the paths. Further keyword arguments of an implementation are options
-        of a call of `convattn.Predictor`.
+        The engine adds the paths. Further keyword arguments of an implementation are options of
+        a call of `convattn.Predictor`.
 
         Args:
             model: on the device of the images.
             images: (B, C, H, W), as `eval_transform` returns them.
             sizes: width and height of each image before the transform.
-            card: the model's.
-            **options: of the task, such as ``top_k``.
+            card: the model card.
+            **options: options of the task, such as ``top_k``.
         """
 
     @classmethod
@@ -185,7 +184,7 @@ class Task(ABC, Generic[ConfigT]):
         """Return the metric of the validation.
 
         Its ``update(outputs, targets)`` takes the readable images of a batch; ``compute()``
-        returns scalars by name, those of `columns` without "val_".
+        returns scalars by the names in `columns`, without "val_".
         """
 
     @classmethod
@@ -193,7 +192,7 @@ class Task(ABC, Generic[ConfigT]):
     def summarise(
         cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
     ) -> TaskEvaluation:
-        """Return the evaluation of what a model computed of all images."""
+        """Return the metrics of the outputs for all images."""
 
 
 def all_columns(task: type[Task[Any]] | Task[Any]) -> tuple[Column, ...]:

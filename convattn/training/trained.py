@@ -27,7 +27,7 @@ class Checkpoint:
 
 
 def load_trained(task: type[Task[Any]], path: Path) -> Checkpoint:
-    """Return the model of a run folder or a file, as `convattn.tasks.table.load_checkpoint`.
+    """Load the model of a run folder or a file, as `convattn.tasks.table.load_checkpoint`.
 
     Raises:
         ValueError: the model is of another task.
@@ -39,7 +39,7 @@ def load_trained(task: type[Task[Any]], path: Path) -> Checkpoint:
 
 
 def run_of(checkpoint: Checkpoint) -> RunFolder | None:
-    """Return the run that a checkpoint lies in, None if it lies in no run."""
+    """Return the folder of the run that wrote a checkpoint; None for a file outside of a run."""
     folder = RunFolder(checkpoint.path.parent.parent)
     is_run = (
         checkpoint.path.parent == folder.checkpoints and (folder.path / "config.yaml").is_file()
@@ -48,7 +48,7 @@ def run_of(checkpoint: Checkpoint) -> RunFolder | None:
 
 
 def folder_data(folder: RunFolder | None) -> str:
-    """Return the data set that a run's configuration names, "" if it cannot be read."""
+    """Return the name of the data in a run's configuration, "" if the file cannot be read."""
     try:
         return str(folder.read_config().get("data", "")) if folder else ""
     except (OSError, ValueError):
@@ -64,13 +64,13 @@ def check_task(task: type[Task[Any]], card: ModelCard, file: Path) -> None:
 def restored(
     task: type[Task[Any]], card: ModelCard, weights: Mapping[str, Tensor], file: Path
 ) -> Checkpoint:
-    """Return the model of a card with its weights, in evaluation mode.
+    """Build the model of a card and load its weights.
 
     Args:
-        task: of the model.
-        card: says how the model was made.
-        weights: its state dict.
-        file: where both were read.
+        task: the task of the model.
+        card: the model card.
+        weights: the state dict.
+        file: the file that has both, for messages.
 
     Raises:
         ValueError: the weights do not fit the model.

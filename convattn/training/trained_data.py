@@ -1,4 +1,4 @@
-"""Data for a model that is trained already: its classes, their numbers, its range of values."""
+"""Data for a trained model, opened with the classes and the range of values of its card."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from convattn.data.value_range import named
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
+from convattn.training.config import RunConfig
 
-# How versions before `ModelCard.value_range` read integers of more than 8 bits.
+# The range with which versions without `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)
 
 _NO_RECORD = (
-    "the run has no data.json, as convattn 0.1 wrote none: the held-out images are those of its "
-    "start only if no image was added or removed since"
+    "the run has no data.json, as convattn 0.1 wrote none: the held-out images are the same "
+    "as at its start only if no image was added or removed since then"
 )
 
 
 def open_for(card: ModelCard, name: str, **options: Any) -> DataSource:
     """Open data for a trained model.
 
-    Folders are numbered by the card's classes. Float and deep images are read with the
-    ``value_range`` of the options, or else with the card's. A card without one was written before
-    ranges were kept, or after a training on 8-bit images: integers are then read as 0 to 65535.
+    Classes have the numbers of the card. Float and deep images are read with the ``value_range``
+    of the options, or else of the card. A card without a range is from a version that stored none,
+    or from a training on 8-bit images: integers are then read as 0 to 65535.
 
     Args:
-        card: the model's.
+        card: the model card.
         name: as for `open_dataset`.
         **options: further arguments of `open_dataset`.
 
     Raises:
-        ValueError: see `open_dataset`; a folder has a class that the card does not know.
+        ValueError: see `open_dataset`; a folder has a class that is not in the card.
     """
     return _open_numbered(name, card.class_names, card, options)
 
@@ -66,13 +67,13 @@ def open_again(
     record: DataRecord | None,
     **options: Any,
 ) -> DataSource:
-    """Open the data of a run that goes on: the images that it learns from and holds out, no others.
+    """Open the data of a resumed run, with only its training and held-out images.
 
     Args:
-        name: as for `open_dataset`; another folder than the run's if that has moved.
+        name: as for `open_dataset`; another folder if the folder of the run was moved.
         run: the run's folder, for messages.
-        card: of the checkpoint that the run goes on from; None where it begins again.
-        record: of the data; None where convattn 0.1 wrote the run.
+        card: the card of the checkpoint; None if the run starts again without a checkpoint.
+        record: the record of the data; None if convattn 0.1 wrote the run.
         **options: further arguments of `open_dataset`.
 
     Raises:
@@ -93,7 +94,7 @@ def open_again(
     if not is_same(name, record.name):
         record.check_moved(source)
     source = record.restore(source)
-    _check_classes(names, source, run)  # of a class all images may be new
+    _check_classes(names, source, run)  # all images of a class may have been added later
     return source
 
 
@@ -104,7 +105,7 @@ def _check_classes(names: Sequence[str], source: DataSource, run: RunFolder) -> 
 
 
 def is_same(name: str, other: str) -> bool:
-    """Return whether two names of data sets mean the same; a folder has several spellings."""
+    """Return whether two names denote the same data set, also by different paths of a folder."""
     if not (name.startswith("folder:") and other.startswith("folder:")):
         return name == other
     first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
@@ -113,13 +114,13 @@ def is_same(name: str, other: str) -> bool:
 
 def _other_classes(found: str, run: RunFolder) -> str:
     return (
-        f"{found}. A run that goes on keeps its classes; for other ones, start a new run with "
+        f"{found}. A resumed run keeps its classes; for other classes, start a new run with "
         f"init={shown(run.path)}"
     )
 
 
 def _changed(before: Sequence[str], source: DataSource) -> str:
-    """How the data's classes differ from those of the run, "" where they are the same."""
+    """Return how the classes of the data differ from those of the run, "" if they are equal."""
     now = source.class_names
     if sorted(before) != sorted(now):
         return "the run has other classes: " + difference(before, now)
@@ -128,13 +129,13 @@ def _changed(before: Sequence[str], source: DataSource) -> str:
             return f"class number {number} is {old!r} in the run and {new!r} in the data"
     if not source.name.startswith("folder:"):
         return ""
-    there = {source.train.label(index) for index in range(len(source.train))}
-    gone = [name for number, name in enumerate(now) if number not in there]
-    return f"the run has classes without an image to learn from: {listed(gone)}" if gone else ""
+    present = {source.train.label(index) for index in range(len(source.train))}
+    missing = [name for number, name in enumerate(now) if number not in present]
+    return f"the run has classes without a training image: {listed(missing)}" if missing else ""
 
 
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
-    """Return which classes a trained model and the data do not share."""
+    """Return a text on the classes that only the trained model or only the data has."""
     known, given = set(before), set(now)
     parts = [f"the trained model has {len(before)} classes, the data has {len(now)}"]
     if lost := [name for name in before if name not in given]:
@@ -144,17 +145,27 @@ def difference(before: Sequence[str], now: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
+def held_out_part(source: DataSource, config: RunConfig) -> str:
+    """Return which part of the data is held out, as the first lines of a run name it."""
+    if source.split_here:
+        share = len(source.val) / (len(source.train) + len(source.val))
+        seed = f", split_seed={config.split_seed}" if source.name.startswith("folder:") else ""
+        return f"{share:.0%} of the images{seed}"
+    folder = source.relative_name(source.val, 0).split("/")[0] if source.root else ""
+    return shown(folder or config.val_split)
+
+
 def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
-    """Return a sentence where images are read by a range that the model was not trained with."""
+    """Return a note if images are read with a range of values but the card has none."""
     if card.value_range is not None or value_range is None:
         return []
     return [f"{no_range(card)}; {named(value_range)} is used"]
 
 
 def no_range(card: ModelCard) -> str:
-    """Return why a card keeps no range of values."""
+    """Return the reason why a card has no range of values."""
     return (
-        f"the checkpoint (convattn {card.version}) keeps no value_range: it was trained on 8-bit "
-        "images, or by a version that scaled each image by itself, integers of more than 8 bits "
-        f"as {named(EARLIER_RANGE)}"
+        f"the checkpoint (convattn {card.version}) has no value_range: the training was on 8-bit "
+        "images, or by a version that scaled each image by itself and read integers of more "
+        f"than 8 bits as {named(EARLIER_RANGE)}"
     )

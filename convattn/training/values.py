@@ -1,4 +1,4 @@
-"""Values of settings in YAML: what a text setting is given stays a text."""
+"""Values of settings in YAML; the value of a text setting remains a text."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def parse_text(text: str, field: FieldInfo | None = None) -> Any:
     """Return the value of a setting that was typed as ``text``.
 
     Args:
-        text: as typed. For a setting that accepts texts it is the value itself, without quotes
-            around it; ``null`` is None where the setting accepts None.
+        text: as typed. The value of a setting that accepts texts is the text without surrounding
+            quotes; ``null`` is None where the setting accepts None.
         field: the setting; None for YAML of any type.
 
     Raises:
@@ -59,7 +59,7 @@ def parse_document(text: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]
 
     Raises:
         yaml.YAMLError: the text is not YAML.
-        ValueError: it does not consist of such lines, or names a setting twice.
+        ValueError: the document has other content, or sets a setting twice.
     """
     loader = _Loader(text)
     try:

@@ -37,7 +37,7 @@ def test_json_and_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ("words", "message"),
     [
         (["gone"], "there is no checkpoint or run folder gone"),
-        (["RUN", "--data", "digits"], "knows 2 classes ('blue', 'red'), but digits has 10"),
+        (["RUN", "--data", "digits"], "has 2 classes ('blue', 'red'), but digits has 10"),
         (["RUN", "--split", "alll"], "unknown split 'alll'; did you mean 'all'"),
         (["RUN", "extra"], "convattn eval takes no argument 'extra'"),
         (["RUN", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),

@@ -28,6 +28,16 @@ def test_a_run_ends_with_the_next_commands(work: Path, capsys: pytest.CaptureFix
     assert "top-1 (" in out
 
 
+def test_a_finished_run_repeats_the_settings_that_the_user_gave(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    words = ["--resume", "runs/run", "epochs=2", "min_lr=0", "lr=1e-4", "warmup_lr=0"]
+    assert main(["train", *words]) == 0
+    told = capsys.readouterr().out
+    assert "  convattn train --resume runs/run min_lr=0 lr=1e-4 warmup_lr=0 epochs=12\n" in told
+
+
 def test_the_report_and_the_curves_are_written(work: Path) -> None:
     for name in ("report.html", "curves.png"):
         assert (work / "runs" / "run" / name).stat().st_size > 1000
@@ -48,12 +58,19 @@ def test_the_report_and_the_curves_are_written(work: Path) -> None:
         (["auto_augment=foo"], "timm has no policy auto_augment=foo"),
         (["auto_augment=rand-m9x"], "timm has no policy auto_augment=rand-m9x"),
         (["batch_size=1", "mixup=0.2"], "mix two images of a batch, got batch_size=1"),
-        (["pretrained=true"], "no weights of glnet_nano can be downloaded"),
+        (["pretrained=true"], "can be downloaded: write init=RUN_OR_CHECKPOINT in place of"),
+        (["model_args.depths=3"], "model_args.depths=3 does not fit glnet_nano: "),
+        (["opt=adahessian"], "opt=adahessian needs second derivatives"),
+        (["ema_decay=1"], "ema_decay=1: must be less than 1"),
+        (["batch_size=1_000"], "batch_size=1_000: must be a number"),
+        (["--recipes", "foo=3"], "--recipes only prints a list: leave foo=3 out"),
+        (["--settings", "--model", "x"], "--settings only prints a list: leave --model out"),
+        (["--settings", "--recipes"], "--settings only prints a list: leave --recipes out"),
         (["--resume", "gone"], "there is no checkpoint or run folder gone"),
         (["--resume", "gone", "--recipe", "nano"], "leave --recipe out"),
-        (["accelerator=tpu"], "accelerator=tpu, devices=auto, strategy=auto is not possible here"),
-        (["accelerator=tpu"], "; `convattn doctor` shows the devices"),
-        (["accelerator=abacus"], "abacus"),
+        (["accelerator=tpu"], "accelerator=tpu is not possible here: this machine has "),
+        (["accelerator=abacus"], "; write accelerator="),
+        (["accelerator=cpu", "devices=0"], "devices=0 is not possible with accelerator=cpu"),
     ],
 )
 def test_a_mistake_is_one_message(

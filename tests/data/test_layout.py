@@ -199,7 +199,7 @@ def test_a_note_names_a_class_without_held_out_images(tmp_path: Path) -> None:
     (tmp_path / "val" / "blue").mkdir()
     source = open_folder(tmp_path)
     assert labels(source.val) == [1, 1, 1]
-    assert source.notes == ("no image is held out of 'blue'",)
+    assert source.notes == ("val has no image of 'blue'",)
 
 
 @pytest.mark.parametrize(

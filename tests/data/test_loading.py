@@ -171,3 +171,10 @@ def test_images_in_memory_have_no_workers_by_default(tmp_path: Path) -> None:
 def test_the_sampler_yields_sample_keys() -> None:
     sampler = EpochSampler(3, shuffle=False, world_size=2)
     assert list(sampler) == [SampleKey(0), SampleKey(2)]
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_wrong_batch_size_is_named(size: int) -> None:
+    for loader in (train_loader, eval_loader):
+        with pytest.raises(ValueError, match=rf"batch_size must be at least 1, got {size}"):
+            loader(ArrayImages(np.zeros((4, 4, 4), np.uint8), [0] * 4), None, batch_size=size)  # type: ignore[arg-type]

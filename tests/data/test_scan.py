@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from convattn.data import find_broken, open_dataset
+from convattn.data import BrokenFile, BrokenImageError, ImageSet, find_broken, open_dataset, reread
 from tests.data.folders import write_broken, write_classes, write_image
 from tests.terminals import Terminal
 
@@ -104,3 +104,19 @@ def test_broken_images_are_named_in_order(tmp_path: Path) -> None:
     for number in (3, 1):
         write_broken(Path(paths[number]))
     assert [file.path for file in find_broken(paths)] == [paths[1], paths[3]]
+
+
+def test_a_target_that_cannot_be_read_is_named() -> None:
+    class Masks(ImageSet):
+        def __len__(self) -> int:
+            return 3
+
+        def image(self, index: int) -> Image.Image:
+            return Image.new("L", (4, 4))
+
+        def target(self, index: int) -> int:
+            if index == 1:
+                raise BrokenImageError("mask1.png", "it is cut off")
+            return index
+
+    assert reread(Masks(), [0, 1]) == [BrokenFile("mask1.png", "it is cut off")]

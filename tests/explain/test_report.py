@@ -84,6 +84,20 @@ def test_the_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert (path.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_best_metric_leads_and_parameters_and_speed_come_last(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    values = json.loads((run / "evaluation.json").read_text())
+    mixed = ["images_per_second", "parameters", "loss", "top5", "top1"]
+    values = {**{key: values.pop(key) for key in mixed}, "recall": 0.5, **values}
+    (run / "evaluation.json").write_text(json.dumps(values))
+    for best, first in ((("val_top1", "-val_loss"), "83.33%"), (("-val_loss",), "0.1235")):
+        words = Page(write_report(run, best=best)).words
+        metrics = sorted(("0.1235", "50.00%", "83.33%"), key=lambda text: text != first)
+        places = [words.index(text) for text in (*metrics, "187,432", "2,143")]
+        assert places[0] == min(places), best
+        assert places[-2:] == sorted(places)[-2:], best
+
+
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path / "run"), image=square)
     page = Page(path)

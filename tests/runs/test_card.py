@@ -119,6 +119,26 @@ def test_a_wrong_preprocess_is_named(values: dict[str, Any], named: str) -> None
         ModelCard.from_json(changed(preprocess=values), "a")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("std", [0, 0, 0]),
+        ("std", [0.5, -1, 0.5]),
+        ("mean", [float("nan")]),
+        ("crop_pct", -1),
+        ("crop_pct", 0),
+        ("crop_pct", float("inf")),
+        ("input_size", [3, 0, 0]),
+        ("interpolation", "bicubical"),
+        ("crop_mode", "middle"),
+    ],
+)
+def test_a_preprocess_that_no_image_survives_is_named(key: str, value: Any) -> None:
+    values = {**CARD.preprocess.to_dict(), key: value}
+    with pytest.raises(ValueError, match=rf"the model card of a .*'preprocess\.{key}', got"):
+        ModelCard.from_json(changed(preprocess=values), "a")
+
+
 def test_a_later_format_asks_for_an_update() -> None:
     text = changed(format="convattn-3", version="9.1")
     with pytest.raises(ValueError, match=r"of a has the format 'convattn-3', .* 9\.1.*: update"):

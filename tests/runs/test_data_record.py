@@ -96,7 +96,7 @@ def test_a_held_out_part_that_vanished_is_an_error(tmp_path: Path) -> None:
         write_classes(tmp_path / part, {"red": 6, "blue": 6})
     record = DataRecord.of(opened(tmp_path))
     shutil.rmtree(tmp_path / "val")
-    with pytest.raises(ValueError, match="has no held-out part any more"):
+    with pytest.raises(ValueError, match="no longer has the held-out part of the run"):
         reopened(tmp_path, record)
 
 
@@ -122,7 +122,7 @@ def test_images_of_which_none_is_there_are_an_error(folder: Path) -> None:
     record = DataRecord.of(opened(folder))
     for name in record.train_files:
         (folder / name).rename(folder / f"{name}.other.png")
-    with pytest.raises(ValueError, match="has none of the images that the run learns from"):
+    with pytest.raises(ValueError, match="has none of the images that the run trains on"):
         reopened(folder, record)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -172,3 +173,49 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_csv(tmp_path / "metrics.csv", [])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        WRITERS[kind](tmp_path / "missing" / "file")
+    assert str(caught.value).endswith("/missing/file'")
+
+
+def test_a_folder_in_the_place_of_a_file_that_is_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.json").mkdir()
+    with pytest.raises(OSError, match=r"/data\.json'$") as caught:
+        write_json(tmp_path / "data.json", {})
+    assert ".tmp" not in str(caught.value)
+
+
+def test_a_file_and_its_name_reach_the_disk(tmp_path: Path) -> None:
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        real_fsync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        events.append("name")
+        real_replace(source, target)
+
+    with mock.patch("os.fsync", fsync), mock.patch("os.replace", replace):
+        write_text(tmp_path / "a.txt", "text")
+    assert events == ["file", "name", "folder"]
+
+
+def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,loss\r\n1,2\r\n\r\n3,4\r\n\r\n")
+    rows = [{"epoch": "1", "loss": "2"}, {"epoch": "3", "loss": "4"}]
+    assert read_csv(tmp_path / "metrics.csv", ["epoch"]) == rows
+
+
+@pytest.mark.parametrize("indent", [2, None])
+def test_json_has_no_number_that_other_programs_cannot_read(
+    tmp_path: Path, indent: int | None
+) -> None:
+    values = {"loss": float("nan"), "list": [1.5, float("inf"), (float("-inf"),)], "n": 2}
+    write_json(tmp_path / "a.json", values, indent)
+    assert read_json(tmp_path / "a.json") == {"loss": None, "list": [1.5, None, [None]], "n": 2}

@@ -246,3 +246,57 @@ def test_temporary_files_of_a_killed_process_are_removed(run: RunFolder) -> None
     assert len(list(run.checkpoints.iterdir())) == 1
     run.remove_temporary()
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_name_made_of_long_names_fits_the_file_system(tmp_path: Path) -> None:
+    for number in (1, 2):
+        run = RunFolder.create(tmp_path, None, "glnet_nano", "folder:/data/" + "猫" * 100)
+        assert run.path.name.startswith("glnet_nano-猫")
+        assert run.path.name.endswith(f"猫-{number}")
+        assert len(os.fsencode(run.path.name)) <= 255
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b", "b/" + "猫" * 100])
+def test_a_name_that_is_too_long_is_named_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match=r"cannot make the run folder .*too long.*name=NAME"):
+        create(tmp_path / "runs", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "glnet_nano-my_pets-1").touch()
+    (tmp_path / "glnet_nano-my_pets-2").symlink_to("nowhere")
+    assert create(tmp_path, None).path.name == "glnet_nano-my_pets-3"
+    with pytest.raises(NotADirectoryError, match=r"-1 is not a folder; .*name=NAME"):
+        create(tmp_path, "glnet_nano-my_pets-1")
+
+
+def test_a_folder_that_cannot_be_read_can_be_discarded(run: RunFolder) -> None:
+    with mock.patch("os.scandir", side_effect=OSError(5, "Input/output error")):
+        run.discard()
+
+
+@pytest.mark.parametrize("words", [[], ["/bin/convattn", "train"]])
+def test_the_command_of_a_start_is_written(
+    run: RunFolder, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", words)
+    run.write_environment()
+    (start,) = json.loads((run.path / "environment.json").read_text())["starts"]
+    assert start["command"] == ("convattn train" if words else "")
+
+
+def test_an_evaluation_of_earlier_predictions_does_not_stay(run: RunFolder) -> None:
+    save_weights({}, CARD, run.best)
+    evaluate(run, top1=0.5)
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == "evaluation.json":
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    with mock.patch("os.replace", replace), pytest.raises(OSError, match="Input/output"):
+        evaluate(run, top1=0.75)
+    assert not run.is_evaluated
+    assert not (run.path / "evaluation.json").exists()

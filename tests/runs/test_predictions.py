@@ -106,5 +106,5 @@ def test_the_original_is_read_again_for_the_drawing(tmp_path: Path) -> None:
 
 
 def test_an_image_that_was_not_kept_must_be_given() -> None:
-    with pytest.raises(ValueError, match=r"a\.png was not kept.*draw\(image\)"):
+    with pytest.raises(ValueError, match=r"a\.png is not stored.*draw\(image\)"):
         prediction().draw()

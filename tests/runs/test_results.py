@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
+from convattn.data import BrokenFile
 from convattn.explain.report import write_report
 from convattn.runs.confusion import Confusion
-from convattn.runs.results import read_run
+from convattn.runs.folder import RunFolder
+from convattn.runs.results import PREDICTION_COLUMNS, read_run
 from tests.explain.runs import write_run
 
 FILES = ["metrics.csv", "evaluation.json", "predictions.csv", "environment.json"]
@@ -100,3 +103,17 @@ def test_class_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run folder at .*gone"):
         read_run(tmp_path / "gone")
+
+
+def test_names_of_broken_images_with_line_separators_are_one_line_each(tmp_path: Path) -> None:
+    names = ["a\u2028b.png", "c\rd.png", "e\x0bf.png", "g\x85h.png"]
+    RunFolder(tmp_path).write_broken([BrokenFile(name, "cut off") for name in names])
+    assert sorted(read_run(tmp_path).broken_images) == sorted(names)
+
+
+def test_an_evaluation_with_nan_is_read_again(tmp_path: Path) -> None:
+    values = {"loss": float("nan"), "top1": 0.5}
+    RunFolder(tmp_path).write_evaluation(values, PREDICTION_COLUMNS, [])
+    run = read_run(tmp_path)
+    assert run.notes == []
+    assert math.isnan(run.evaluation["loss"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_rate_that_the_user_gave_is_an_error_for_a_model_without_it() -> None:
 
 @pytest.mark.parametrize("model", ["glnet_nano", "test_vit"])
 def test_an_unknown_argument_of_the_model_is_an_error(model: str) -> None:
-    with pytest.raises(TypeError, match="drop_path'"):
+    with pytest.raises(ValueError, match=r"model_args\.drop_path=0\.1 does not fit .*drop_path'"):
         build(config(model, given=("drop_path",), drop_path=0.1, model_args={"drop_path": 0.1}))
 
 
@@ -90,3 +91,44 @@ def test_the_check_of_the_batch_changes_neither_the_model_nor_the_random_numbers
     assert not model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value"),
+    [
+        ("glnet_nano", "depths", 3),
+        ("glnet_nano", "depths", [1, 1]),
+        ("test_vit", "block_fn", "x"),
+        ("test_vit", "global_pool", "x"),
+        ("resnet18", "block", 3),
+        ("resnet18", "foo", 1),
+        ("glnet_nano", "foo", 1),
+    ],
+)
+def test_an_argument_that_does_not_fit_the_model_is_named(
+    model: str, name: str, value: Any
+) -> None:
+    message = re.escape(f"model_args.{name}={value} does not fit {model}: ")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build(config(model, model_args={name: value}))
+
+
+def test_an_unknown_tag_of_weights_names_the_known_ones() -> None:
+    message = (
+        r"^model=resnet18\.foo: resnet18 has no .*'foo'; write model=resnet18; known: a1_in1k,"
+    )
+    with pytest.raises(ValueError, match=message):
+        build(config("resnet18.foo"))
+    with pytest.raises(ValueError, match=r"glnet_nano has no weights .*; write model=glnet_nano$"):
+        build(config("glnet_nano.foo"))
+
+
+def test_a_model_of_a_hub_that_cannot_be_loaded_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model=local-dir:/no/where cannot be "):
+        build(config("local-dir:/no/where"))
+
+
+@pytest.mark.parametrize("values", [{}, {"model_args": {"drop_rate": 0.1}}])
+def test_weights_that_cannot_be_downloaded_are_replaced_by_init(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no weights of glnet_nano .* write init=RUN_OR_CHECKPOI"):
+        build(config("glnet_nano", pretrained=True, **values))

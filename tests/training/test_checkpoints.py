@@ -105,7 +105,7 @@ def test_a_run_without_last_continues_from_its_first_best_checkpoint(
     straight: tuple[Path, TrainResult],
 ) -> None:
     text = check_continues(straight[0], straight[1].run_dir, Die(0, save=2))
-    assert "has no last.ckpt: best.ckpt takes its place" in text
+    assert "has no last.ckpt: the run continues from best.ckpt" in text
 
 
 def test_no_checkpoint_within_an_epoch_where_none_is_due(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(
     straight: tuple[Path, TrainResult],
 ) -> None:
     text = check_continues(straight[0], straight[1].run_dir, Die(0, 4))
-    assert "has no checkpoint yet: the training starts from its beginning" in text
+    assert "has no checkpoint yet: the training starts again" in text
 
 
 @pytest.mark.parametrize("missing", ["data.json", "metrics.csv", "environment.json", "checkpoints"])

@@ -73,6 +73,17 @@ def test_what_is_not_finite_is_never_saved(
     assert resume(run, console=silent()).epochs_done == 3
 
 
+def test_metrics_are_not_rounded_to_the_precision_of_the_weights(tmp_path: Path) -> None:
+    write_colors(tmp_path, 20)
+    run = train(tiny(tmp_path, epochs=1, precision="bf16-true", ema=True), console=silent())
+    [row] = rows(run.run_dir)
+    for name, images in (("val_top1", 10), ("train_acc", 24)):
+        right = float(row[name]) * images
+        assert right == pytest.approx(round(right), abs=1e-4), name
+    loss = torch.tensor(float(row["val_loss"]))
+    assert loss.bfloat16().float() != loss
+
+
 @pytest.mark.parametrize(("lr", "advice"), [(1e30, "lr=0.0001"), (8.0, "lr=2")])
 def test_a_loss_that_is_nan_ends_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: float, advice: str

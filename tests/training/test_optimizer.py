@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -84,4 +86,36 @@ def test_the_schedule_warms_up_falls_and_cools_down() -> None:
 
 def test_an_unknown_optimiser_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown optimiser 'adamww'; did you mean 'adamw'\?"):
-        check_optimizer("adamww")
+        check_optimizer(load_config("digits", {"opt": "adamww"}))
+
+
+def test_an_optimiser_that_needs_second_derivatives_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"opt=adahessian needs second derivatives.* opt=adamw"):
+        check_optimizer(load_config("digits", {"opt": "adahessian"}))
+
+
+@pytest.mark.parametrize("opt", ["kron", "kronc", "kronw"])
+def test_an_optimiser_that_compiles_is_announced(opt: str) -> None:
+    [note] = check_optimizer(load_config("digits", {"opt": opt}))
+    assert note == f"opt={opt} compiles its update in the first batches: minutes"
+
+
+@pytest.mark.parametrize("opt", ["sgd", "rmsprop", "adan"])
+def test_betas_that_an_optimiser_does_not_have_are_an_error_where_the_user_gave_them(
+    opt: str, tmp_path: Path
+) -> None:
+    betas = {"opt_betas": (0.8, 0.9)}
+    with pytest.raises(ValueError, match=rf"opt={opt} does not have two betas, which opt_betas=\["):
+        check_optimizer(load_config("digits", {"opt": opt, **betas}))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("opt_betas: [0.8, 0.9]\n")
+    config = load_config(recipe, {"opt": opt})
+    assert check_optimizer(config) == [
+        f"opt_betas=[0.8, 0.9] is left out: opt={opt} does not have two betas"
+    ]
+    build_optimizer(config, torch.nn.Linear(2, 2), 1.0)
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lion", "momentum", "muon"])
+def test_an_optimiser_that_fits_has_no_note(opt: str) -> None:
+    assert check_optimizer(load_config("digits", {"opt": opt})) == []

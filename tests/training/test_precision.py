@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convattn.training.config import RunConfig
-from convattn.training.precision import resolve_precision
+from convattn.training.precision import precision_notes, resolve_precision
 
 
 def config(**values: str) -> RunConfig:
@@ -46,9 +46,28 @@ def test_auto_is_32_bits_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision(config()) == "32-true"
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_16_mixed_is_bf16_mixed_on_a_cpu_and_a_note_says_so(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    on_cpu = config(accelerator=accelerator, precision="16-mixed")
+    assert resolve_precision(on_cpu) == "bf16-mixed"
+    [note] = precision_notes(on_cpu)
+    assert note.startswith("precision=16-mixed is bf16-mixed on a CPU")
+    assert precision_notes(config(accelerator=accelerator, precision="bf16-mixed")) == []
+
+
+def test_16_mixed_is_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_gpu(monkeypatch, 7, 5)
+    assert resolve_precision(config(precision="16-mixed")) == "16-mixed"
+    assert precision_notes(config(precision="16-mixed")) == []
+
+
 @pytest.mark.parametrize(
     ("given", "precision"),
-    [("32", "32-true"), ("64", "64-true"), ("bf16-mixed", "bf16-mixed"), ("16-mixed", "16-mixed")],
+    [("32", "32-true"), ("64", "64-true"), ("bf16-mixed", "bf16-mixed")],
 )
 def test_a_precision_that_was_given_is_used(given: str, precision: str) -> None:
     assert resolve_precision(config(precision=given)) == precision

@@ -118,7 +118,10 @@ def test_resuming_from_an_earlier_checkpoint_drops_later_rows(tmp_path: Path) ->
     assert [row["epoch"] for row in rows(first.run_dir)] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("key", ["model", "data", "batch_size", "seed", "opt", "weight_decay"])
+FIXED = ["model", "data", "batch_size", "seed", "opt", "weight_decay", "pretrained", "init"]
+
+
+@pytest.mark.parametrize("key", [*FIXED, "from_scratch"])
 def test_what_the_weights_depend_on_cannot_change(
     finished: tuple[Path, TrainResult], key: str
 ) -> None:

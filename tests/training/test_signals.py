@@ -134,7 +134,7 @@ def test_a_signal_before_the_first_batch_leaves_a_run_that_can_start_again(
     assert (stopped.epochs_done, stopped.batches_done) == (0, 0)
     console = silent()
     check_equal(resume(stopped.run_dir, console=console).run_dir, straight[1].run_dir)
-    assert "has no checkpoint yet: the training starts from its beginning" in written(console)
+    assert "has no checkpoint yet: the training starts again" in written(console)
 
 
 def test_a_signal_before_the_first_batch_of_a_resumed_epoch_changes_nothing(
@@ -209,7 +209,7 @@ def test_sighup_stays_ignored_under_nohup() -> None:
     try:
         with StopRequest(print) as request:
             signal.raise_signal(signal.SIGHUP)
-            assert not request.asked
+            assert not request.is_received
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -218,8 +218,8 @@ def test_work_that_needs_no_end_is_interrupted() -> None:
     with StopRequest(print) as request:
         with request.interrupting():
             signal.raise_signal(signal.SIGTERM)
-            pytest.fail("the work goes on")
-        assert request.asked
+            pytest.fail("the work continues")
+        assert request.is_received
 
 
 def test_no_other_thread_handles_signals() -> None:

@@ -71,7 +71,7 @@ def test_the_best_epoch_is_the_one_with_the_least_error(tmp_path: Path) -> None:
 
 def test_the_console_speaks_of_no_classes(finished: tuple[Path, TrainResult, str]) -> None:
     told = finished[2]
-    assert "12 images for training, 4 for validation" in told
+    assert "12 images for training, 4 held out (25% of the images" in told
     assert "class" not in told
     assert "fit" in told
     assert told.count("best") >= 1
@@ -105,7 +105,7 @@ def test_a_run_whose_best_weights_are_gone_goes_on(
         Brightness, run, overrides={"epochs": 4, "lr": 1e-5, "min_lr": 0}, console=console
     )
     assert longer.best_epoch == longer.evaluation.epoch == 4
-    assert "best.safetensors is gone" in written(console)
+    assert "best.safetensors is missing" in written(console)
 
 
 def test_a_part_of_an_epoch_that_no_longer_exists_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from convattn.data import DataSource, ImageSet
+from convattn.data import DataSource, ImageSet, open_dataset
 from convattn.tasks.classification import evaluate, load_checkpoint, load_config, resume, train
+from convattn.training.trained_data import held_out_part
 from tests.data.folders import write_broken, write_classes
 from tests.tasks.classification.runs import silent, timeless, tiny, weights, write_colors, written
 
@@ -46,6 +48,25 @@ def held_out(run: Path) -> list[str]:
 
 def contents(run: Path) -> Mapping[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("folders", "part"), [((), "25% of the images, split_seed=3"), (("train", "valid"), "valid")]
+)
+def test_the_held_out_part_is_named(tmp_path: Path, folders: tuple[str, ...], part: str) -> None:
+    for folder in folders or (".",):
+        write_classes(tmp_path / folder, {"red": 4, "blue": 4})
+    config = tiny(tmp_path, data=f"folder:{tmp_path}", split_seed=3)
+    source = open_dataset(config.data, val_fraction=0.25, split_seed=3)
+    assert held_out_part(source, config) == part
+
+
+def test_the_held_out_part_of_the_digits_and_of_timm_is_named(tmp_path: Path) -> None:
+    config = tiny(tmp_path, val_split="test")
+    digits = open_dataset("digits")
+    assert held_out_part(digits, config) == "20% of the images"
+    timm = replace(digits, name="timm:torch/cifar10", split_here=False)
+    assert held_out_part(timm, config) == "test"
 
 
 def test_added_images_change_nothing_of_a_run_that_goes_on(run: Path, tmp_path: Path) -> None:
@@ -120,9 +141,9 @@ def test_a_run_whose_held_out_folder_vanished_is_refused(tmp_path: Path) -> None
     run = train(tiny(tmp_path, epochs=1), console=silent()).run_dir
     shutil.rmtree(tmp_path / "colors" / "val")
     before = contents(run)
-    with pytest.raises(ValueError, match="has no held-out part any more"):
+    with pytest.raises(ValueError, match="no longer has the held-out part of the run"):
         resume(run, overrides={"epochs": 2}, console=silent())
-    with pytest.raises(ValueError, match="has no held-out part any more"):
+    with pytest.raises(ValueError, match="no longer has the held-out part of the run"):
         evaluate(run)
     assert contents(run) == before
 

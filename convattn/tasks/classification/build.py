@@ -1,4 +1,4 @@
-"""The data and the model that a configuration asks for."""
+"""The model of a configuration, with its initial weights and its card."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 from convattn.data import DataSource, Preprocess, preprocess_for
 from convattn.data.value_range import named
+from convattn.names import counted
 from convattn.runs.card import ModelCard
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.table import load_checkpoint
-from convattn.training.backbone import build_backbone
+from convattn.training.backbone import build_backbone, misfit
 from convattn.training.config import data_options
 from convattn.training.trained_data import difference
 
 
 def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, list[str]]:
-    """Build the model, with the weights that the training starts from, and its card.
+    """Build the model with its initial weights, and its card.
 
     Args:
-        config: names the model.
-        source: gives the number of classes and of channels.
+        config: has the settings of the model.
+        source: has the number of classes and of channels.
 
     Returns:
-        The model; the card that its checkpoints carry; sentences on the start: which weights
-        ``init`` or ``pretrained`` loaded, whether the head is new, and which settings of the recipe
-        were left out.
+        The model; the card of its checkpoints; notes on the weights that ``init`` or
+        ``pretrained`` loaded, on a new head, and on settings of the recipe that were left out.
 
     Raises:
         ValueError: an unknown model, a setting that it does not have, images of this size do not
@@ -39,11 +39,14 @@ def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, Mod
         config, num_classes=source.num_classes, in_chans=in_chans
     )
     if config.init is not None:
-        notes.insert(0, _start_from(model, config, source))
+        notes.insert(0, _start_from(model, config, source, in_chans, arguments))
     elif config.pretrained:
         notes.insert(0, _published(model, config, source))
-    preprocess = _preprocess(model, config, source, in_chans)
-    _check_forward(model, config.model, preprocess)
+    try:
+        preprocess = _preprocess(model, config, source, in_chans)
+    except AttributeError as error:  # it is no classifier of timm, such as a feature extractor
+        raise _not_classifier(config, type(model).__name__) from error
+    _check_forward(model, config, preprocess, source.num_classes)
     card = ModelCard(
         model=config.model,
         model_args=arguments,
@@ -70,21 +73,36 @@ def _preprocess(
 
 
 @torch.no_grad()
-def _check_forward(model: nn.Module, name: str, preprocess: Preprocess) -> None:
-    """Compute one blank image: a size that does not fit is an error before anything is written."""
+def _check_forward(
+    model: nn.Module, config: TrainConfig, preprocess: Preprocess, num_classes: int
+) -> None:
+    """Compute one blank image: what does not fit is an error before anything is written."""
     try:
-        model.eval()(torch.zeros(1, *preprocess.input_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+        scores = model.eval()(torch.zeros(1, *preprocess.input_size))
+    except Exception as error:
         size = "x".join(map(str, preprocess.input_size))
+        if config.model_args:
+            raise misfit(config, f"with an image of {size}, {error}") from error
         raise ValueError(
-            f"{name} does not support images of {size}; choose another img_size ({error})"
+            f"{config.model} does not support images of {size}; choose another img_size ({error})"
         ) from error
     finally:
         model.train()
+    if not isinstance(scores, Tensor):
+        raise _not_classifier(config, type(scores).__name__)
+    if scores.shape != (1, num_classes):
+        raise _not_classifier(config, f"shape {tuple(scores.shape)}")
+
+
+def _not_classifier(config: TrainConfig, found: str) -> ValueError:
+    reason = f"its output is no score per class, but {found}"
+    if config.model_args:
+        return misfit(config, reason)
+    return ValueError(f"model={config.model} is no classifier: {reason}; choose another model")
 
 
 def _published(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
-    """Return whether the head of the weights that timm publishes for a model is used."""
+    """Return a note on the pretrained weights, and on whether their head is used."""
     before = cast(dict[str, Any], model.pretrained_cfg).get("num_classes")
     if before == source.num_classes:
         head = f"the head is kept, as the data has {before} classes too"
@@ -93,7 +111,13 @@ def _published(model: nn.Module, config: TrainConfig, source: DataSource) -> str
     return f"pretrained weights of {config.model} loaded; {head}"
 
 
-def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> str:
+def _start_from(
+    model: nn.Module,
+    config: TrainConfig,
+    source: DataSource,
+    in_chans: int,
+    arguments: dict[str, Any],
+) -> str:
     """Load the weights of ``init``, the head only if the classes are the same.
 
     Returns:
@@ -105,6 +129,12 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
         raise ValueError(
             f"init={config.init} holds the weights of {start.card.model}, not of {config.model}; "
             f"write model={start.card.model}"
+        )
+    channels = start.card.preprocess.input_size[0]
+    if channels != in_chans:
+        raise ValueError(
+            f"init={config.init} holds the weights of a model for images with "
+            f"{counted(channels, 'channel')}, not {in_chans}; write in_chans={channels}"
         )
     own, weights = model.state_dict(), start.model.state_dict()
     before, now = start.card.class_names, source.class_names
@@ -122,16 +152,29 @@ def _start_from(model: nn.Module, config: TrainConfig, source: DataSource) -> st
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip().removesuffix(".")
+        fix = _other_arguments(start.card.model_args, arguments)
         raise ValueError(
-            f"the weights of init={config.init} do not fit: {str(error).splitlines()[-1].strip()}. "
-            f"Its model was made with model_args={start.card.model_args} and in_chans="
-            f"{start.card.preprocess.input_size[0]}"
+            f"the weights of init={config.init} do not fit {config.model}"
+            + (f"; write {fix}" if fix else f": {reason}")
         ) from error
     return f"{loaded} of {start.path} loaded; {head}{_other_range(start.card, source)}"
 
 
+def _other_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the settings that give a model the arguments that the weights were trained with."""
+    words = []
+    for key in {**before, **now}:
+        value = before.get(key)
+        if value != now.get(key):
+            setting = key if key == "img_size" else f"model_args.{key}"
+            shown_value = "null" if value is None else str(value).replace(" ", "")
+            words.append(f"{setting}={shown_value}")
+    return " ".join(words)
+
+
 def _other_range(card: ModelCard, source: DataSource) -> str:
-    """Return a clause where the weights were trained with another range of values than the data."""
+    """Return a clause if the weights and the data have different ranges of values, else ""."""
     if card.value_range == source.value_range:
         return ""
     before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
@@ -140,7 +183,7 @@ def _other_range(card: ModelCard, source: DataSource) -> str:
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors of the head, which have a row for each class."""
+    """Return the names of the head's tensors, whose first dimension is the classes."""
     heads = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
     heads = (heads,) if isinstance(heads, str) else heads
     return [key for key in weights if key.startswith(tuple(f"{head}." for head in heads))]

@@ -1,4 +1,4 @@
-"""Settings of the training of a classifier, beside those that every task has."""
+"""The settings of the training of a classifier that not every task has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracies, confusion matrix, single predictions."""
+"""The evaluation of a classifier: accuracies, confusion matrix, single predictions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from convattn.runs.confusion import Confusion
 from convattn.runs.results import PREDICTION_COLUMNS, PredictionRow
 from convattn.training.evaluation import Found, TaskEvaluation
 
-_MAX_ROWS = 40  # of the table
+_MAX_ROWS = 40  # rows of the table of classes
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The images of one class and the share of them that was recognised; None without images."""
+    """Number of images and accuracy of one class; the accuracy is None without images."""
 
     name: str
     images: int
@@ -31,7 +31,7 @@ class ClassResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(TaskEvaluation):
-    """How good a classifier is; ``confusion[true][predicted]`` counts images.
+    """The metrics of a classifier on a set of images.
 
     Args:
         num_classes: number of classes.
@@ -40,7 +40,7 @@ class Evaluation(TaskEvaluation):
         top5: share of the images whose class is among the five highest scores.
         loss: mean cross-entropy.
         per_class: accuracies of the classes.
-        confusion: counts of images by true and predicted class.
+        confusion: ``confusion[true][predicted]`` is the number of images.
         predictions: one per image.
     """
 
@@ -98,7 +98,7 @@ class Evaluation(TaskEvaluation):
 
 
 def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found) -> Evaluation:
-    """Return the evaluation of scores and labels."""
+    """Compute the metrics from scores and labels."""
     classes = data.num_classes
     scores, labels = torch.cat(found.outputs), torch.cat(found.targets)
     best = scores.topk(min(5, classes)).indices
@@ -145,9 +145,9 @@ def _per_class(names: Sequence[str], labels: Tensor, right: Tensor) -> list[Clas
     """Return the results of the classes.
 
     Args:
-        names: of the classes.
+        names: names of the classes.
         labels: (N,), classes of the images.
-        right: classes of the images that were recognised.
+        right: classes of the correctly classified images.
     """
     images, hits = (numbers.bincount(minlength=len(names)).tolist() for numbers in (labels, right))
     return [

@@ -35,17 +35,17 @@ def predict(
     device: str | torch.device = "auto",
     value_range: Sequence[float] | None = None,
 ) -> Predictions:
-    """Classify images; `convattn.Predictor` keeps the model and takes images of other kinds.
+    """Classify image files; `convattn.Predictor` loads the model once and takes other images too.
 
     Args:
         checkpoint: a run folder, a file, or what `load_checkpoint` returned.
-        paths: image files, and folders, of which all images are taken.
+        paths: image files, and folders, whose images are all classified.
         top_k: number of classes per image, at most as many as there are.
         batch_size: images at a time.
         device: "auto" takes a GPU if there is one.
-        value_range: of float images and those of more than 8 bits, the values that become black
-            and white; by default those of the training. Without either, integers become black at 0
-            and white at 65535, and float images are read each by its own values.
+        value_range: the values of black and white in float images and images of more than 8 bits;
+            by default those of the training. Without either, they are 0 and 65535 for integers,
+            and computed from each float image by itself.
 
     Returns:
         `Predictions`, in the order of the paths.

@@ -25,12 +25,12 @@ def load_config(
 
     Args:
         recipe: the name of a recipe from `list_recipes`, or a path that ends in .yaml or .yml;
-            None for the recipe of the digits where the data is the digits, and else the defaults.
+            None for the recipe "digits" if the data is the digits, and else the defaults.
         overrides: settings that replace those of the recipe. Where they set ``epochs`` but not
             ``warmup_epochs``, the warm-up is at most a fifth of the epochs.
 
     Raises:
-        ValueError: an unknown key (the nearest is named), or a value that does not fit.
+        ValueError: an unknown key (the message suggests the nearest), or an invalid value.
         FileNotFoundError: the recipe file does not exist.
     """
     default = "digits" if (overrides or {}).get("data", "digits") == "digits" else None

@@ -1,18 +1,18 @@
-"""What the shape of most images means for a model's input."""
+"""Notes on images whose shape or size does not suit the input of a model."""
 
 from __future__ import annotations
 
 from convattn.data import Preprocess
 
-_LONG = 0.72  # a photo of 4 by 3 keeps 0.75, one of 3 by 2 keeps 0.67
-_SMALL = 4  # times as large is the input
+_LONG = 0.72  # share of the image in the crop: 0.75 of a photo of 4 by 3, 0.67 of 3 by 2
+_SMALL = 4  # the input is so many times as large as a small image
 
 
 def shape_notes(preprocess: Preprocess, size: tuple[int, int] | None) -> list[str]:
     """Return a sentence where the centre crop cuts most images, and where most are very small.
 
     Args:
-        preprocess: of the model.
+        preprocess: the input that the model expects.
         size: width and height of a typical image; None where it is not known.
     """
     if size is None:
@@ -23,7 +23,7 @@ def shape_notes(preprocess: Preprocess, size: tuple[int, int] | None) -> list[st
     if preprocess.crop_mode == "center" and share < _LONG:
         kept = share * preprocess.crop_pct**2
         notes.append(
-            f"most images are long: evaluation sees only the middle {kept:.0%} of a typical one "
+            f"most images are long: evaluation uses only the middle {kept:.0%} of a typical one "
             f"({width} x {height} pixels); crop_mode=squash stretches all of it to the input, "
             "crop_mode=border puts borders around it"
         )
@@ -36,5 +36,5 @@ def shape_notes(preprocess: Preprocess, size: tuple[int, int] | None) -> list[st
 
 
 def _share(width: float, height: float) -> float:
-    """The share of an image that a crop of the input's shape keeps, sides in units of the input."""
+    """Return the share of an image in the centre crop; sides are in units of the input's."""
     return min(width, height) / max(width, height)

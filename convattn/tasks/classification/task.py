@@ -57,16 +57,16 @@ class Classification(Task[TrainConfig]):
 
     @property
     def batch_multiple(self) -> int:
-        """Mixup and CutMix mix pairs of images."""
+        """Two with mixup or CutMix, which mix pairs of images."""
         return 2 if self.config.mixup or self.config.cutmix else 1
 
     @property
     def repeats(self) -> int:
-        """The copies of an image in an epoch, each augmented in its own way."""
+        """Number of copies of an image in an epoch, each with other random augmentations."""
         return self.config.repeats
 
     def build(self) -> Built:
-        """Build the model, with the weights that it starts from."""
+        """Build the model with its initial weights."""
         model, card, notes = build_model(self.config, self.source)
         shapes = shape_notes(card.preprocess, self.source.typical_size)
         return Built(model, card, tuple(notes), tuple(shapes))
@@ -95,7 +95,7 @@ class Classification(Task[TrainConfig]):
 
     @cached_property
     def mixup(self) -> Mixup | None:
-        """Mixup and CutMix of the configuration; None without."""
+        """Mixup and CutMix of the configuration; None if it has neither."""
         return _mixup(self.config, self.source.num_classes)
 
     @classmethod
@@ -120,7 +120,7 @@ class Classification(Task[TrainConfig]):
         return scores.float()
 
     @classmethod
-    def predict(  # type: ignore[override]  # its own options in place of any
+    def predict(  # type: ignore[override]  # named options
         cls,
         model: nn.Module,
         images: Tensor,
@@ -129,7 +129,7 @@ class Classification(Task[TrainConfig]):
         *,
         top_k: int = 5,
     ) -> list[ClassPrediction]:
-        """Return the ``top_k`` most probable classes of each image, or all where it has fewer."""
+        """Return the ``top_k`` most probable classes of each image, or all classes if fewer."""
         check_positive("top_k", top_k)
         probabilities = cls.outputs(model, images).softmax(-1)
         best = probabilities.topk(min(top_k, len(card.class_names)))
@@ -150,10 +150,10 @@ class Classification(Task[TrainConfig]):
 
 
 class ClassificationMeter(Metric):
-    """Cross-entropy, top-1 and top-5 accuracy over images; sums over all processes.
+    """Cross-entropy, top-1 and top-5 accuracy over the images of all processes.
 
     Args:
-        num_classes: fewer than five make top-5 the accuracy among all of them.
+        num_classes: number of classes; with fewer than five, top-5 counts all of them.
     """
 
     full_state_update = False
@@ -186,14 +186,14 @@ def _prediction(
     size: tuple[int, int], values: list[float], numbers: list[int], card: ModelCard
 ) -> ClassPrediction:
     if not all(map(math.isfinite, values)):
-        return ClassPrediction(path="", size=size, error="the model computed NaN for it")
+        return ClassPrediction(path="", size=size, error="the model computed NaN for this image")
     pairs = zip(numbers, values, strict=True)
     guesses = tuple(Guess(card.class_names[number], value) for number, value in pairs)
     return ClassPrediction(path="", size=size, guesses=guesses)
 
 
 def augmentation(config: TrainConfig, source: DataSource) -> Augment:
-    """Return how training images are varied: by the configuration, where the data allows it."""
+    """Return the augmentation of training images; a horizontal flip only if the data allows it."""
     return Augment(
         scale=config.scale,
         ratio=config.ratio,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -138,3 +139,41 @@ def test_a_size_that_does_not_fit_the_model_is_named(tmp_path: Path) -> None:
         ValueError, match=r"test_vit does not support images of 3x30x30; .* img_size \("
     ):
         build_model(tiny(tmp_path, img_size=30), source)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "reason"),
+    [
+        ("resnet18", {"features_only": True}, "its output is no score per class"),
+        ("resnet18", {"layers": [1, 1]}, "with an image of 3x32x32, "),
+        ("resnet18", {"num_features": 3}, "ResNet.__init__() got an unexp"),
+    ],
+)
+def test_arguments_that_change_the_output_are_named(
+    tmp_path: Path, model: str, arguments: dict[str, Any], reason: str
+) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    config = load_config(None, {"model": model, "model_args": arguments, "img_size": 32})
+    [(name, value)] = arguments.items()
+    message = re.escape(f"model_args.{name}={value} does not fit {model}: {reason}")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build_model(config, source)
+
+
+def test_weights_for_grey_images_are_not_loaded_for_colour(tmp_path: Path) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    model, card, _ = build_model(tiny(tmp_path, in_chans=1), source)
+    save_weights(model.state_dict(), card, tmp_path / "grey.safetensors")
+    config = tiny(tmp_path, init=str(tmp_path / "grey.safetensors"))
+    with pytest.raises(ValueError, match=r"images with 1 channel, not 3; write in_chans=1$"):
+        build_model(config, source)
+    build_model(tiny(tmp_path, init=config.init, in_chans=1), source)
+
+
+def test_weights_of_a_model_with_other_arguments_name_these(tmp_path: Path) -> None:
+    source = opened(tmp_path / "a", "NFC", "a", "b")
+    model, card, _ = build_model(tiny(tmp_path, model_args={"depth": 2}), source)
+    save_weights(model.state_dict(), card, tmp_path / "deep.safetensors")
+    config = tiny(tmp_path, init=str(tmp_path / "deep.safetensors"))
+    with pytest.raises(ValueError, match=r"do not fit test_vit; write model_args\.depth=2$"):
+        build_model(config, source)

@@ -136,7 +136,7 @@ def test_an_unknown_class_is_an_error(tmp_path: Path, finished: tuple[Path, Trai
 
 def test_another_number_of_classes_is_an_error(finished: tuple[Path, TrainResult]) -> None:
     message = (
-        r"knows 2 classes \(.blue., .red.\), but digits has 10 "
+        r"has 2 classes \(.blue., .red.\), but digits has 10 "
         r"\(.0., .1., .2., .3., .4. and 5 more\)"
     )
     with pytest.raises(ValueError, match=message):
@@ -148,7 +148,7 @@ def test_other_names_of_classes_are_an_error(
 ) -> None:
     write_classes(tmp_path, {"rot": 2, "blau": 2})
     source = open_dataset(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match="class 0 is 'blue' for the checkpoint and 'blau'"):
+    with pytest.raises(ValueError, match="class 0 is 'blue' in the checkpoint and 'blau'"):
         evaluate(finished[1].run_dir, source)
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on keeps its classes and their numbers, or says which of them changed."""
+"""A resumed run keeps its classes and their numbers; other classes are an error."""
 
 from __future__ import annotations
 

@@ -80,7 +80,9 @@ def test_the_console_shows_the_run_and_a_line_per_epoch(tmp_path: Path) -> None:
     lines = written(console).splitlines()
     assert lines[0].startswith("run       ")
     assert "test_vit, " in lines[1]
-    assert "2 classes, 24 images for training, 8 for validation" in lines[2]
+    assert lines[2].endswith(
+        "2 classes, 24 images for training, 8 held out (25% of the images, split_seed=0)"
+    )
     assert "2 epochs of 3 batches of 8 images, adamw, learning rate 0.001" in lines[3]
     assert lines[4] == "machine   accelerator=cpu, precision=32 (auto), threads=1, workers=0"
     assert lines[5] == "start     random weights, seed 0"

@@ -230,10 +230,10 @@ def test_a_card_without_a_range_says_so(
     old = without_range(load_checkpoint(run[0]))
     assert old.card.value_range is None
     found = evaluate(old, split="all")
-    assert any("keeps no value_range" in note for note in found.notes)
+    assert any("has no value_range" in note for note in found.notes)
     assert any("0 to 65535 (16 bits) is used" in note for note in found.notes)
     files = [line.path for line in found.predictions]
-    assert any("keeps no value_range" in note for note in predict(old, files).notes)
+    assert any("has no value_range" in note for note in predict(old, files).notes)
     save_weights(old.model.state_dict(), old.card, tmp_path / "old.safetensors")
     data = f"folder:{run[0].parent.parent / 'colors'}"
     assert main(["eval", str(tmp_path / "old.safetensors"), "--data", data]) == 0
@@ -315,7 +315,7 @@ def test_floats_of_an_earlier_checkpoint_are_decided_from_the_set(
             write_tiff(tmp_path / "floats" / name / f"{number}.tif", pixels)
     found = evaluate(earlier, f"folder:{tmp_path / 'floats'}")
     assert any("taken as 0 to 255" in note for note in found.notes)
-    assert any("keeps no value_range" in note for note in found.notes)
+    assert any("has no value_range" in note for note in found.notes)
 
 
 def test_long_images_are_told_and_how_they_are_cut_can_be_set(tmp_path: Path) -> None:
