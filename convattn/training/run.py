@@ -217,6 +217,8 @@ class _Training:
             self.trainer = make_trainer(config, self.folder.path)
         if self._device.type == "cpu":
             self.card = replace(self.card, kernels=cpu_kernels() or "")
+        if start.card is not None:
+            self.card = replace(self.card, epoch=start.card.epoch, metrics=start.card.metrics)
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,

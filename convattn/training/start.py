@@ -107,4 +107,4 @@ def has_finished(folder: RunFolder, config: RunConfig, start: Start) -> bool:
             f"{folder.path} has finished {done} epochs, more than epochs={config.epochs}; "
             f"epochs={done + 10} continues it"
         )
-    return config.epochs == done and not start.batches_done and folder.is_evaluated
+    return config.epochs == done and folder.is_evaluated

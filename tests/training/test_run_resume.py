@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.callbacks import Callback
 
-from convattn.tasks.classification import TrainResult, load_config, resume, train
+from convattn.tasks.classification import (
+    TrainResult,
+    load_checkpoint,
+    load_config,
+    resume,
+    train,
+)
 from tests.tasks.classification.runs import (
     STILL,
     rows,
@@ -36,6 +46,45 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has finished 2 epochs, .* epochs=12 continues it"):
         resume(run_dir, overrides={"epochs": 1}, console=silent())
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+class StopAt(Callback):
+    """Ask the training to stop after a batch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.where = (epoch, batch)
+        self.batches = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        self.batches += 1
+        if (trainer.current_epoch, arguments[-1]) == self.where:
+            signal.raise_signal(signal.SIGTERM)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches = state_dict["batches"]
+
+
+def test_a_run_that_is_stopped_twice_within_an_epoch_keeps_its_card_and_callbacks(
+    tmp_path: Path,
+) -> None:
+    write_colors(tmp_path)
+    config = tiny(tmp_path, epochs=3, batch_size=4)
+    run_dir = train(config, callbacks=[StopAt(1, 1)], console=silent()).run_dir
+    last = run_dir / "checkpoints" / "last.ckpt"
+    first = load_checkpoint(last).card
+    stop = StopAt(1, 3)
+    assert resume(run_dir, callbacks=[stop], console=silent()).batches_done == 4
+    assert stop.batches == 6 + 4
+    card = load_checkpoint(last).card
+    assert (card.epoch, card.metrics) == (1, first.metrics)
+    assert card.metrics
+    # The rest of the epoch is given up: the run has then finished.
+    given_up = resume(run_dir, overrides={"epochs": 1}, console=silent())
+    assert (given_up.stopped, given_up.had_finished) == (False, False)
+    assert resume(run_dir, overrides={"epochs": 1}, console=silent()).had_finished
 
 
 def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 BATCHES, VAL_BATCHES = 6, 2
 # Where a signal comes in the second epoch: the hook, its batch, and what the run has reached.
 PLACES: dict[str, tuple[str, int | None, tuple[int, int]]] = {
-    "start of the epoch": ("on_train_epoch_start", None, (1, 2)),
+    "start of the epoch": ("on_train_epoch_start", None, (1, 0)),
     "first batch": ("on_train_batch_start", 0, (1, 2)),
     "before an update": ("on_train_batch_end", 2, (1, 4)),
-    "after an update": ("on_train_batch_end", 1, (1, 4)),
+    "after an update": ("on_train_batch_end", 1, (1, 2)),
     "last batch": ("on_train_batch_start", BATCHES - 1, (2, 0)),
     "end of the last batch": ("on_train_batch_end", BATCHES - 1, (2, 0)),
     "start of the validation": ("on_validation_start", None, (2, 0)),
