@@ -89,8 +89,9 @@ def resume(
         ValueError: a setting cannot change in a resumed run, or the data is not that of the run.
     """
     from convattn.training import run
+    from convattn.training.start import task_of
 
-    task = find_task(run.task_of(path))
+    task = find_task(task_of(path))
     return run.resume(task, path, overrides=overrides, callbacks=callbacks, console=console)
 
 
@@ -109,9 +110,10 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         OSError: the page cannot be written.
     """
-    from convattn.training import report, run
+    from convattn.training.report import write_run_report
+    from convattn.training.start import task_of
 
-    return report.write_run_report(find_task(run.task_of(run_dir)), Path(run_dir).expanduser())
+    return write_run_report(find_task(task_of(run_dir)), Path(run_dir).expanduser())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import random
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -32,46 +26,35 @@ from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.environment import cpu_kernels
 from convattn.runs.folder import RunFolder
-from convattn.runs.weights import find_checkpoint, read_ckpt
+from convattn.runs.weights import read_ckpt
 from convattn.training.backbone import check_batch
-from convattn.training.checkpoints import KeepCheckpoints, WholeFiles, WriteMetrics
+from convattn.training.checkpoints import KeepCheckpoints, WriteMetrics
 from convattn.training.config import RunConfig, data_options
 from convattn.training.console import EpochLines
 from convattn.training.data import TaskData
-from convattn.training.devices import device_error
 from convattn.training.evaluate import evaluate
 from convattn.training.evaluation import TaskEvaluation
 from convattn.training.module import TaskModule
 from convattn.training.optimizer import check_optimizer, rate_factor
 from convattn.training.precision import precision_notes, resolve_precision
 from convattn.training.report import write_run_report
-from convattn.training.settings import make_config
 from convattn.training.signals import StopOnSignal, StopRequest, TrainingInterruptedError
 from convattn.training.slurm import requeue, was_requeued
+from convattn.training.start import (
+    Start,
+    changed_settings,
+    find_run,
+    has_finished,
+    is_run_of,
+)
 from convattn.training.task import Task, all_columns
 from convattn.training.trained import check_task, load_trained
 from convattn.training.trained_data import held_out_part, open_again, range_notes
-
-# Settings that a resumed run cannot change, since its weights, batches or optimiser depend on them.
-# `value_range` can be set if the checkpoint has none, and `data` if its folder was moved.
-_FIXED = (
-    "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
-    "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
-    "layer_decay", "ema", "seed", "runs", "name", "value_range", "pretrained", "init",
-    "from_scratch",
-)  # fmt: skip
-
-_NOISE = (
-    ".*LeafSpec.*is deprecated.*",
-    ".*does not have many workers.*",
-    ".*modules in eval mode.*",
-    ".*in eval mode at the start of training.*",
-    ".*smaller than the logging interval.*",
-    ".*your dataloader is not resumable.*",  # it is: see EpochSampler
-    ".*Checkpoint directory.*exists and is not empty.*",
-    ".*GPU available but not used.*",
-    ".*lr_scheduler.step.*before.*optimizer.step.*",
-    ".*sync_dist=True.*",  # torchmetrics reduces over processes
+from convattn.training.trainer import (
+    make_trainer,
+    model_threads,
+    own_random_numbers,
+    quiet_lightning,
 )
 
 
@@ -109,17 +92,6 @@ class TrainResult:
     is_first: bool = True
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The start of a training: from a checkpoint, or without one for a new run."""
-
-    checkpoint: Path | None = None
-    epochs_done: int = 0
-    batches_done: int = 0
-    card: ModelCard | None = None
-    note: str = ""
-
-
 def train(
     task: type[Task[Any]],
     config: RunConfig,
@@ -130,18 +102,11 @@ def train(
     """Train a model; arguments and errors as in `convattn.tasks.table.train`."""
     if config.name is not None and was_requeued():
         folder = Path(config.runs).expanduser() / config.name
-        if _is_run_of(folder, config):
+        if is_run_of(folder, config):
             note = f"SLURM has started this job again: {folder} is continued"
             return _resume(task, folder, {}, callbacks, console, note)
-    with _own_random_numbers():
-        return _Training(task, config, None, _Start(), console).run(callbacks)
-
-
-def _is_run_of(folder: Path, config: RunConfig) -> bool:
-    """Return whether a folder has a run of exactly this configuration."""
-    if not (folder / "config.yaml").is_file():
-        return False
-    return RunFolder(folder).read_config() == config.model_dump(mode="json")
+    with own_random_numbers():
+        return _Training(task, config, None, Start(), console).run(callbacks)
 
 
 def resume(
@@ -164,94 +129,28 @@ def _resume(
     console: Console | None,
     note: str,
 ) -> TrainResult:
-    folder, checkpoint = _find(path)
+    folder, checkpoint = find_run(path)
     config = folder.read_config()
     if checkpoint is None:
         note = f"{folder.path} has no checkpoint yet: the training starts again"
-        start = _Start(note=note)
+        start = Start(note=note)
     else:
         progress = read_ckpt(checkpoint)["convattn"]
         card = ModelCard.from_json(progress["card"], str(checkpoint))
         check_task(task, card, checkpoint)
         if path.is_dir() and checkpoint != folder.last:
             note = f"{folder.path} has no last.ckpt: the run continues from {checkpoint.name}"
-        start = _Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
-    changed = _changed(task, config, start.card, folder.read_data(), overrides)
-    if _has_finished(folder, changed, start):
+        start = Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
+    changed = changed_settings(task, config, start.card, folder.read_data(), overrides)
+    if has_finished(folder, changed, start):
         assert checkpoint is not None
         return _finished(task, folder, checkpoint, start)
-    with _own_random_numbers():
+    with own_random_numbers():
         return _Training(task, changed, folder, start, console).run(callbacks)
 
 
-def task_of(path: str | Path) -> str:
-    """Return the name of a run's task."""
-    folder, _ = _find(Path(path).expanduser())
-    return str(folder.read_config().get("task", "classification"))
-
-
-def _find(path: Path) -> tuple[RunFolder, Path | None]:
-    """Return the folder of a run, and the checkpoint to continue from or None."""
-    folder = RunFolder(path)
-    is_run = (path / "config.yaml").is_file()
-    if is_run and not any(folder.checkpoints.glob("*.ckpt")):
-        return folder, None
-    if not is_run and folder.checkpoints.is_dir() and not any(folder.checkpoints.iterdir()):
-        raise FileNotFoundError(
-            f"{shown(path)} has no config.yaml and no checkpoint: the training ended before "
-            "its first step; remove the folder and start the training again"
-        )
-    best = folder.checkpoints / "best.ckpt"
-    is_best_alone = is_run and best.is_file() and not folder.last.is_file()
-    checkpoint = find_checkpoint(path, best.name if is_best_alone else "last.ckpt")
-    folder = RunFolder(checkpoint.parent.parent)
-    if checkpoint.suffix != ".ckpt" or not (folder.path / "config.yaml").is_file():
-        raise ValueError(
-            f"cannot resume from {checkpoint}: give a run folder, or a .ckpt file in one"
-        )
-    return folder, checkpoint
-
-
-def _changed(
-    task: type[Task[Any]],
-    values: Mapping[str, Any],
-    card: ModelCard | None,
-    record: DataRecord | None,
-    overrides: Mapping[str, Any],
-) -> RunConfig:
-    """Return the settings of a resumed run; raise `ValueError` if one cannot change."""
-    values = dict(values)
-    free = {"value_range"} if card is not None and card.value_range is None else set()
-    if card is not None and not free:
-        values["value_range"] = card.value_range
-    if record is not None and str(overrides.get("data", "")).startswith("folder:"):
-        free.add("data")  # the folder may have moved: see `open_again`
-    for key in overrides:
-        if key in (*_FIXED, *task.fixed) and key not in free:
-            raise ValueError(
-                f"{key} cannot change in a resumed run (it is {values.get(key)!r}); "
-                "start a new run, with init=RUN_DIR to start from these weights"
-            )
-    return make_config(task.config_class, {**values, **overrides}, given=overrides)
-
-
-def _has_finished(folder: RunFolder, config: RunConfig, start: _Start) -> bool:
-    """Return whether all epochs are trained and evaluated.
-
-    Raises:
-        ValueError: the configuration has fewer epochs than the run has finished.
-    """
-    done = start.epochs_done
-    if config.epochs < done:
-        raise ValueError(
-            f"{folder.path} has finished {done} epochs, more than epochs={config.epochs}; "
-            f"epochs={done + 10} continues it"
-        )
-    return config.epochs == done and not start.batches_done and folder.is_evaluated
-
-
 def _finished(
-    task: type[Task[Any]], folder: RunFolder, checkpoint: Path, start: _Start
+    task: type[Task[Any]], folder: RunFolder, checkpoint: Path, start: Start
 ) -> TrainResult:
     best = read_ckpt(checkpoint)["convattn"].get("best_epoch", 0)
     report = folder.path / "report.html"
@@ -277,7 +176,7 @@ class _Training:
         task: type[Task[Any]],
         config: RunConfig,
         folder: RunFolder | None,
-        start: _Start,
+        start: Start,
         console: Console | None,
     ) -> None:
         notes = [*check_optimizer(config), *precision_notes(config)]
@@ -311,11 +210,11 @@ class _Training:
                 f"{shown(folder.best)} is missing: the best epoch is chosen from the following ones"
             )
         self.is_new = folder is None
-        with _quiet_lightning():  # raises before the folder is created
-            _make_trainer(config, Path(config.runs))
+        with quiet_lightning():  # raises before the folder is created
+            make_trainer(config, Path(config.runs))
         self.folder = folder or self._new_folder()
-        with self._discarding(), _quiet_lightning():
-            self.trainer = _make_trainer(config, self.folder.path)
+        with self._discarding(), quiet_lightning():
+            self.trainer = make_trainer(config, self.folder.path)
         if self._device.type == "cpu":
             self.card = replace(self.card, kernels=cpu_kernels() or "")
         self.keep = KeepCheckpoints(
@@ -348,7 +247,7 @@ class _Training:
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:
         """Train and evaluate the model, and write the files of the run."""
-        with _threads(self.config.threads):
+        with model_threads(self.config.threads):
             return self._run(callbacks)
 
     def _run(self, callbacks: Sequence[Callback]) -> TrainResult:
@@ -454,7 +353,7 @@ class _Training:
         """Train; return whether all epochs were trained."""
         columns = all_columns(self.task)
         lines = EpochLines(self.console, self.task.columns, self.task.best)
-        with _quiet_lightning():
+        with quiet_lightning():
             # The trainer is made before the folder, so that impossible devices are an error before
             # a folder is made; these callbacks write into the folder.
             write = WriteMetrics(self.folder, columns, self._note)
@@ -571,84 +470,5 @@ class _Training:
         self.console.print(Text(text), soft_wrap=True)
 
 
-def _and_batches(start: _Start) -> str:
+def _and_batches(start: Start) -> str:
     return f" and {start.batches_done} batches" if start.batches_done else ""
-
-
-def _make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
-    """Return Lightning's trainer without callbacks and logger, which `_fit` adds.
-
-    Args:
-        config: has the settings of the devices.
-        folder: where Lightning looks for files of its own, such as those of a SLURM job.
-    """
-    if config.strategy.endswith("_spawn"):
-        raise ValueError(
-            f"strategy={config.strategy} is not possible: a training cannot be copied into spawned "
-            f"processes; write strategy={config.strategy.removesuffix('_spawn')}, "
-            f"or in a notebook strategy={config.strategy.removesuffix('_spawn')}_notebook"
-        )
-    try:
-        return pl.Trainer(
-            accelerator=config.accelerator.lower(),
-            devices=config.devices,
-            strategy=config.strategy,
-            precision=resolve_precision(config),
-            max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_grad,
-            default_root_dir=folder,
-            plugins=[WholeFiles(), *_cluster()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # our sampler is distributed already
-        )
-    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        raise ValueError(device_error(config, error)) from error
-
-
-def _cluster() -> list[Any]:
-    """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Restore the caller's generators: a search draws new settings after each training."""
-    state = random.getstate(), np.random.get_state()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Suppress Lightning's advertisements, and its warnings on intended behaviour."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            yield
-        finally:
-            log.setLevel(level)

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 
 from convattn.training.evaluate import evaluate
 from convattn.training.report import write_run_report
-from convattn.training.run import TrainResult, resume, task_of, train
+from convattn.training.run import TrainResult, resume, train
+from convattn.training.start import task_of
 from convattn.training.trained import load_trained
 from tests.tasks.classification.runs import rows, silent, timeless, weights, written
 from tests.training.toy_task import Brightness, BrightnessEvaluation, brightness, write_grey
