@@ -243,8 +243,8 @@ class _Training:
             best = self.start.checkpoint.with_name("best.ckpt")
             raise ValueError(
                 f"the run was stopped after {done} batches of an epoch, but images are missing, "
-                f"and an epoch has {batches} batches now: restore the images, or continue from "
-                f"the end of an epoch: {best}"
+                f"and an epoch now has {batches} of them: restore the images, or continue from the "
+                f"end of an epoch: {best}"
             )
 
     def run(self, callbacks: Sequence[Callback]) -> TrainResult:

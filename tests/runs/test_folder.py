@@ -153,7 +153,7 @@ def test_a_damaged_environment_is_set_aside(run: RunFolder) -> None:
     path.write_text('{"starts": [')
     (note,) = run.write_environment()
     assert "environment.json is damaged" in note
-    assert "the old one is kept as environment.json.damaged-1" in note
+    assert "the damaged one is renamed to environment.json.damaged-1" in note
     assert (run.path / "environment.json.damaged-1").read_text() == '{"starts": ['
     assert len(json.loads(path.read_text())["starts"]) == 1
 

@@ -206,7 +206,7 @@ def test_a_full_disk_keeps_the_last_whole_checkpoint(
     first = train(config(folder, name=run.name), callbacks=[StopAt(1, 1)], console=silent())
     before = read_ckpt(run / "checkpoints" / "last.ckpt")["convattn"]
     assert (first.epochs_done, first.batches_done) == (1, 2)
-    said = r"cannot write .*checkpoints/(best|last)\.\w+: .* free space .* train --resume .*full-"
+    said = r"cannot write .*checkpoints/(best|last)\.\w+: .* free disk space .* --resume .*full-"
     with full_disk(100_000), pytest.raises(OSError, match=said):
         resume(run, overrides={"checkpoint_minutes": minutes}, console=silent())
     assert read_ckpt(run / "checkpoints" / "last.ckpt")["convattn"] == before
