@@ -25,6 +25,8 @@ from tests.tasks.classification.runs import (
     written,
 )
 
+pytestmark = pytest.mark.slow  # trainings of seconds each
+
 OFTEN = 1e-9  # minutes: after every update
 
 

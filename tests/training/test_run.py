@@ -22,6 +22,8 @@ from convattn.tasks.table import write_report
 from tests.data.folders import write_classes, write_image
 from tests.tasks.classification.runs import silent, tiny, write_colors, written
 
+pytestmark = pytest.mark.slow  # trainings of seconds each
+
 
 def test_a_gpu_that_does_not_work_is_not_used_by_a_training_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +105,6 @@ def test_a_part_that_cannot_be_used_is_passed_over_with_a_note(tmp_path: Path) -
     assert any("test is passed over" in note for note in run.evaluation.notes)
 
 
-@pytest.mark.slow
 def test_a_recipe_leaves_out_a_rate_that_the_model_does_not_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ from tests.tasks.classification.runs import (
     written,
 )
 
+pytestmark = pytest.mark.slow  # trainings of seconds each
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 BATCHES, VAL_BATCHES = 6, 2
 # Where a signal comes in the second epoch: the hook, its batch, and what the run has reached.
@@ -113,6 +115,15 @@ def test_a_signal_at_every_place_saves_and_loses_nothing(
     check_equal(resume(stopped.run_dir, console=silent()).run_dir, wanted.run_dir)
 
 
+@pytest.fixture
+def _no_nohup() -> Iterator[None]:
+    """Give SIGHUP its usual effect: a training that nohup has started ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_no_nohup")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_start"])
 def test_every_signal_that_ends_a_process_stops_a_training(

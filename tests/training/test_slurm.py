@@ -14,6 +14,8 @@ from convattn.training.slurm import requeue
 from tests.tasks.classification.runs import rows, silent, tiny, write_colors, written
 from tests.training.test_signals import SignalAt
 
+pytestmark = pytest.mark.slow  # trainings of seconds each
+
 JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 JOB |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 

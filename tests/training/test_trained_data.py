@@ -17,6 +17,8 @@ from convattn.training.trained_data import held_out_part
 from tests.data.folders import write_broken, write_classes
 from tests.tasks.classification.runs import silent, timeless, tiny, weights, write_colors, written
 
+pytestmark = pytest.mark.slow  # trainings of seconds each
+
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -127,10 +127,13 @@ def test_threads_apply_to_the_final_evaluation(tmp_path: Path) -> None:
 
 
 class WatchPriority(Callback):
-    """Note the priority of the loading processes."""
+    """Note the priority of the loading processes, not of processes of other tests."""
+
+    def __init__(self) -> None:
+        self.before = set(multiprocessing.active_children())
 
     def on_train_batch_end(self, *_: Any) -> None:
-        children = [process.pid for process in multiprocessing.active_children()]
+        children = [p.pid for p in multiprocessing.active_children() if p not in self.before]
         self.found = {os.getpriority(os.PRIO_PROCESS, pid) for pid in children if pid}
 
 
