@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import shlex
 import statistics
@@ -190,11 +191,14 @@ class _WatchMemory(TrainerCallback):
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
+        self._before = set(multiprocessing.active_children())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch."""
         speed = float(trainer.callback_metrics["images_per_second"])
-        main, *others = [_resident(pid) for pid in (os.getpid(), *_children(os.getpid()))]
+        loading = set(multiprocessing.active_children()) - self._before
+        main = _resident(os.getpid())
+        others = [_resident(process.pid) for process in loading if process.pid is not None]
         self.epochs.append(
             {"images_per_second": speed, "main_megabytes": main, "worker_megabytes": others}
         )
@@ -220,13 +224,8 @@ def _given(config: TrainConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.model_fields_set}
 
 
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")  # Linux only
-    return [int(word) for task in tasks for word in task.read_text().split()]
-
-
 def _resident(pid: int) -> int:
-    """Return the resident memory of a process in megabytes."""
+    """Return the resident memory of a process in megabytes, on Linux."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) // 1024
