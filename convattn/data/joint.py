@@ -24,10 +24,10 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.images import to_channels
-from convattn.data.transforms import Preprocess, Transform
-from convattn.names import shown
+from convattn.data.padding import IGNORED
+from convattn.data.transforms import ImageOnly, Preprocess, Transform
+from convattn.names import check_choice, shown
 
-IGNORED = 255  # class number of mask pixels that no loss and no metric counts, such as padding
 _OF_THE_IMAGE = ("image_id", "size", "orig_size")
 _MASK_TYPES = {torch.bool: torch.uint8, torch.int8: torch.int64}  # types that cannot hold IGNORED
 
@@ -59,25 +59,19 @@ class JointAugment:
             )
 
 
-def joint_eval_transform(
-    preprocess: Preprocess, *, short_side: int | None = None, long_side: int | None = None
-) -> Transform:
-    """Return the fixed transform of evaluation: resize, pad, normalise.
+def joint_eval_transform(preprocess: Preprocess) -> Transform:
+    """Return the fixed transform of evaluation: resize by `Preprocess.resized` and normalise.
 
-    The ratio of the sides is kept, and every box is, however small it becomes. By default the image
-    is resized to fit the input and padded on the right and at the bottom; with ``short_side`` or
-    ``long_side`` it is not padded.
+    The image is not padded. The target is returned as it is, in pixels of the original image, so
+    that metrics are computed at the original size.
 
     Args:
         preprocess: what the model expects of its input.
-        short_side: length of the shorter side.
-        long_side: length of the longer side, with ``short_side`` the largest length.
+
+    Raises:
+        ValueError: tensors cannot be resized with the interpolation of ``preprocess``.
     """
-    mode = InterpolationMode(preprocess.interpolation)
-    if short_side is None and long_side is None:
-        size = preprocess.input_size[1:]
-        return _Joint(preprocess, [_Fit(size, mode), _Place(size, _fill(preprocess))])
-    return _Joint(preprocess, [_Scale(short_side, long_side, mode)])
+    return ImageOnly(_ResizedImage(preprocess))
 
 
 def joint_train_transform(preprocess: Preprocess, augment: JointAugment) -> Transform:
@@ -87,7 +81,7 @@ def joint_train_transform(preprocess: Preprocess, augment: JointAugment) -> Tran
         preprocess: what the model expects of its input.
         augment: how the images are varied.
     """
-    size, mode = preprocess.input_size[1:], InterpolationMode(preprocess.interpolation)
+    size, mode = preprocess.input_size[1:], _interpolation(preprocess)
     steps = [
         v2.RandomHorizontalFlip(augment.hflip),
         _Fit(size, mode, augment.scale),
@@ -95,6 +89,43 @@ def joint_train_transform(preprocess: Preprocess, augment: JointAugment) -> Tran
         v2.ColorJitter(*(augment.color_jitter,) * 3),
     ]
     return _Joint(preprocess, steps, augment.min_size)
+
+
+class _ResizedImage:
+    """An image, resized to the input of a model and normalised.
+
+    Args:
+        preprocess: what the model expects of its input.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+        self.mode = _interpolation(preprocess)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = F.to_image(to_channels(image, self.preprocess.input_size[0]))
+        size = list(self.preprocess.resized(image.size))
+        return _normalized(F.resize(pixels, size, interpolation=self.mode), self.preprocess)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.preprocess})"
+
+
+def _interpolation(preprocess: Preprocess) -> InterpolationMode:
+    """Return the interpolation as torchvision has it for tensors."""
+    name = preprocess.interpolation
+    check_choice("interpolation", name, ("bilinear", "bicubic", "nearest", "nearest-exact"))
+    return InterpolationMode(name)
+
+
+def _normalized(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return the float tensor (C, H, W) of 8-bit pixels, normalised."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1) * 255 for values in (preprocess.mean, preprocess.std)
+    )
+    values = pixels.as_subclass(Tensor)
+    values = values.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.sub_(mean).div_(std)
 
 
 class _Joint:
@@ -118,9 +149,7 @@ class _Joint:
         pixels, target = self.steps(pixels, _converted(target))
         if self.min_size is not None and _has_boxes(target):
             target = _without_small(target, self.min_size)
-        values = F.to_dtype(pixels, torch.float32, scale=True)
-        values = F.normalize(values, list(self.preprocess.mean), list(self.preprocess.std))
-        return values.as_subclass(Tensor), target
+        return _normalized(pixels, self.preprocess), target
 
     def __repr__(self) -> str:
         return repr(self.steps)
@@ -165,23 +194,6 @@ class _Fit(_Resize):
         least, most = self.scale
         scale = least if least == most else torch.empty(()).uniform_(least, most).item()
         return scale * min(self.size[0] / height, self.size[1] / width)
-
-
-class _Scale(_Resize):
-    """Resize to a length of the shorter side, and to at most a length of the longer side."""
-
-    def __init__(self, short: int | None, long: int | None, mode: InterpolationMode) -> None:
-        super().__init__(mode)
-        self.short = short
-        self.long = long
-
-    def _ratio(self, height: int, width: int) -> float:
-        ratios = []
-        if self.short is not None:
-            ratios.append(self.short / min(height, width))
-        if self.long is not None:
-            ratios.append(self.long / max(height, width))
-        return min(ratios)
 
 
 def _resized(mask: Tensor, size: list[int]) -> Tensor:
