@@ -3,7 +3,7 @@
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
 from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
-from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
+from convattn.data.joint import JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
@@ -18,6 +18,7 @@ from convattn.data.loading import (
     train_loader,
 )
 from convattn.data.named import offered_targets, open_dataset
+from convattn.data.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
 from convattn.data.problems import Problem, UnusableDataError
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import (
@@ -48,6 +49,7 @@ __all__ = [
     "BROKEN",
     "IGNORED",
     "PADDING",
+    "PAD_TO",
     "READABLE",
     "SET_RANGE",
     "AnyImage",
@@ -82,6 +84,7 @@ __all__ = [
     "check_range",
     "check_share",
     "collate_lists",
+    "collate_padded",
     "collate_stacked",
     "default_workers",
     "eval_loader",
@@ -98,11 +101,13 @@ __all__ = [
     "nfc",
     "offered_targets",
     "open_dataset",
+    "padded_size",
     "passed_over",
     "preprocess_for",
     "reread",
     "shown",
     "spread",
+    "stack_masks",
     "train_loader",
     "train_transform",
 ]
