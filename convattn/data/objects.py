@@ -26,7 +26,7 @@ from convattn.data.object_index import (
     RUN_LENGTHS,
     ObjectIndex,
 )
-from convattn.data.problems import Problem, UnusableDataError, check_entries
+from convattn.data.problems import NoMasksError, Problem, UnusableDataError, check_entries
 from convattn.data.scan import DECODE_AT_MOST, find_broken
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
 from convattn.data.split import split_by_name, stratified_split
@@ -242,7 +242,7 @@ class ObjectReader:
     def _check_masks(self, parts: Sequence[ObjectPart]) -> None:
         for part in parts:
             if self.masks and part.index.num_objects and not part.index.has_masks:
-                raise ValueError(
+                raise NoMasksError(
                     f"{part.title} of {shown(self.name)} has no masks of objects, only boxes: "
                     "choose a method that learns boxes, or give annotations with polygons"
                 )
@@ -304,7 +304,7 @@ class ObjectReader:
         """Add the problems of images, and raise an error if there are too many."""
         own = [self._placed(part, p) for p in part.index.facts.image_problems]
         found = [
-            Problem(name, "", _image_reason(file.reason))
+            Problem(name, "", image_reason(file.reason))
             for name, file in zip(names, broken, strict=True)
             if file.reason is not _BEFORE
         ]
@@ -431,7 +431,7 @@ _BEFORE = "it was unreadable before"
 _MISMATCH = other_size((0, 0), (0, 0)).partition(":")[0]
 
 
-def _image_reason(reason: str) -> str:
+def image_reason(reason: str) -> str:
     """Return the reason of a `Problem` for that of a `BrokenFile`."""
     known = reason.startswith(("the image is missing", _MISMATCH))
     return reason if known else f"{CANNOT_BE_READ}: {reason}"

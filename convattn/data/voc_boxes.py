@@ -188,7 +188,7 @@ def _number(box: ElementTree.Element, side: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise EntryError(f"{side} is not a number: '{shown(text)}'") from None
+        raise EntryError(f"a coordinate is not a number: {side} '{shown(text)}'") from None
 
 
 def _side(tree: ElementTree.Element, name: str) -> int:

@@ -206,8 +206,8 @@ class _Parser:
         label = int(value)
         if not 0 <= label < len(self.file.class_names):
             raise EntryError(
-                f"class {label} is beyond the list of classes: names has "
-                f"{len(self.file.class_names)}"
+                f"the class is beyond the list: {label}, and names has "
+                f"{len(self.file.class_names)} classes"
             )
         return label
 

@@ -71,7 +71,10 @@ def test_an_annotation_with_a_problem_is_named_and_left_out(
     name = f"annotation {entry['id']}" if isinstance(entry, dict) else "annotation at 1"
     assert source.problems == (Problem(JSON, name, reason),)
     assert len(source.train.target(0)["boxes"]) == 1
-    assert f"1 of 2 objects is left out: {JSON}, {name}: {reason[:20]}" in source.notes[0]
+    assert (
+        f"1 of 2 objects is left out: {JSON}, {name} ({reason.partition(': ')[0]})"
+        in source.notes[0]
+    )
     assert f"`convattn data check coco:{tmp_path}`" in source.notes[0]
 
 

@@ -121,7 +121,7 @@ def test_a_fixed_list_of_classes(tmp_path: Path) -> None:
             "the box lies beyond the image: x 3 to 50, y 3 to 9, in an image of 40 x 30 pixels",
         ),
         (voc_object(box=(4, 4, "nan", 9)), "a number is NaN or infinite: x 4 to nan, y 4 to 9"),
-        (voc_object(box=(4, "", 9, 9)), "ymin is not a number: ''"),
+        (voc_object(box=(4, "", 9, 9)), "a coordinate is not a number: ymin ''"),
         (voc_object("  "), "the object has no name"),
         ("<object><name>cat</name></object>", "the object has no bndbox"),
     ],

@@ -151,8 +151,8 @@ def test_no_labels_at_all_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("3 0.5 0.5 0.2 0.2", "class 3 is beyond the list of classes: names has 3"),
-        ("-1 0.5 0.5 0.2 0.2", "class -1 is beyond the list of classes: names has 3"),
+        ("3 0.5 0.5 0.2 0.2", "the class is beyond the list: 3, and names has 3 classes"),
+        ("-1 0.5 0.5 0.2 0.2", "the class is beyond the list: -1, and names has 3 classes"),
         ("0.5 0.5 0.5 0.2 0.2", "the class is not a whole number: '0.5'"),
         ("cat 0.5 0.5 0.2 0.2", "the class is not a whole number: 'cat'"),
         ("0 0.5 0.5 0.2", "a line is neither a box (5 numbers) nor a polygon (7 or more): 4"),
