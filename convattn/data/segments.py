@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from convattn.data.class_values import ClassValues, ranges
 from convattn.data.images import BrokenImageError, ImageInfo, load_sized, upright_size
 from convattn.data.mask_files import MaskInfo, check_mask, load_mask, mask_size, values_in
-from convattn.data.objects import CANNOT_BE_READ
+from convattn.data.objects import image_reason
 from convattn.data.parts import LabelledFiles, PartReader, split_files_as_before
 from convattn.data.problems import Problem, UnusableDataError, check_entries
 from convattn.data.scan import DECODE_AT_MOST, find_broken, in_order
@@ -304,7 +304,7 @@ class SegmentReader:
                 why = broken[path].reason
                 is_mask = why.startswith(_OTHER_SIZE)
                 file = part.masks[row] if is_mask else path
-                self._leave_out(part, row, file, why if is_mask else f"{CANNOT_BE_READ}: {why}")
+                self._leave_out(part, row, file, image_reason(why))
         return np.array([row for row in rows if part.images[row] not in broken], dtype=np.int64)
 
     def _leave_out(self, part: SegmentPart, row: int, file: str, why: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from convattn.data.class_values import ClassValues, find_class_list, read_class_list
-from convattn.data.listing import list_images
-from convattn.data.mask_layout import Folders, pair
 from convattn.data.segments import SegmentPart, SegmentReader
 from convattn.data.source import DataSource
-from convattn.names import listed, shown
+from convattn.data.voc_layout import VocPart, find_parts, find_root, images_by_stem
+from convattn.names import shown
 
 BACKGROUND = "background"
 _OBJECTS = (
@@ -18,7 +17,7 @@ _OBJECTS = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_MASKS, _IMAGES, _LISTS = "SegmentationClass", "JPEGImages", Path("ImageSets", "Segmentation")
+_MASKS, _IMAGES, _LISTS = "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"
 
 
 def open_voc_segments(
@@ -44,8 +43,9 @@ def open_voc_segments(
 
     Args:
         path: the folder, or one that holds ``VOCdevkit/VOC2012`` or ``VOC2012``.
-        train_split: see `open_masks`, as for all other arguments.
-        val_split: the part held out.
+        train_split: the list of the images to learn from.
+        val_split: the list of the images that are held out; by default that of the validation part
+            or, if there is none, of the test part.
         class_names: the classes of a model in the order of their numbers.
         val_fraction: the share held out if there is no list of the validation part.
         split_seed: seed of that split.
@@ -59,20 +59,19 @@ def open_voc_segments(
         A `DataSource` with a mask of class numbers as the target of each image.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no list of a part.
+        FileNotFoundError: there is no such folder, or it has no masks.
         UnusableDataError: too many images or masks have problems.
-        ValueError: the folders or the list of classes are unusable.
+        ValueError: there is no list of a part, or the list of classes is unusable.
     """
-    root = _find_root(Path(path).expanduser())
-    folders = Folders(root / _IMAGES, root / _MASKS)
-    images, masks = (list_images(folder).images for folder in (folders.images, folders.masks))
+    root = find_root(Path(path).expanduser(), _MASKS)
+    if not (root / _IMAGES).is_dir():
+        raise FileNotFoundError(f"{shown(root)} has no folder {_IMAGES}")
+    images, masks = images_by_stem(root / _IMAGES), images_by_stem(root / _MASKS)
+    first, second, notes = find_parts(root, _LISTS, list(masks), train_split, val_split)
+    train = _part(root, first, images, masks)
+    val = None if second is None else _part(root, second, images, masks)
     reader = SegmentReader(f"voc:{path}", str(root), max_broken, known_broken, check)
-    train_list, val_list = _find_lists(root, train_split, val_split)
-    everything = pair(images, masks, folders)
-    train = (
-        _with_mask(everything) if train_list is None else _listed(everything, train_list, folders)
-    )
-    val = None if val_list is None else _listed(everything, val_list, folders)
+    reader.notes += notes
     return reader.read(
         train,
         val,
@@ -85,64 +84,21 @@ def open_voc_segments(
     )
 
 
-def _find_root(folder: Path) -> Path:
-    """Return the folder that holds the masks: ``folder`` or one at most two levels below it."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {shown(folder)}; voc:DIR needs one")
-    found = [folder / _MASKS] if (folder / _MASKS).is_dir() else []
-    for pattern in (f"*/{_MASKS}", f"*/*/{_MASKS}"):
-        found = found or sorted(folder.glob(pattern))
-    if not found:
-        raise ValueError(
-            f"{shown(folder)} has no folder {_MASKS} with a mask for each image, so it has no "
-            "class for each pixel; boxes are read for detection (targets='boxes')"
-        )
-    if len(found) > 1:
-        names = [mask.parent.relative_to(folder).as_posix() for mask in found]
-        raise ValueError(
-            f"{shown(folder)} holds several data sets, {listed(names)}; write "
-            f"voc:{shown(found[-1].parent)} for one of them"
-        )
-    return found[0].parent
+def _part(
+    root: Path, part: VocPart, images: Mapping[str, str], masks: Mapping[str, str]
+) -> SegmentPart:
+    """Return the images of a part with their masks.
 
-
-def _find_lists(root: Path, train_split: str, val_split: str) -> tuple[Path | None, Path | None]:
-    """Return the lists of the images to learn from and to hold out; None if there is no list."""
-    folder = root / _LISTS
-    names = {"validation": "val", "valid": "val", "training": "train"}
-    train, val = (folder / f"{names.get(split, split)}.txt" for split in (train_split, val_split))
-    if train.is_file():
-        if not val.is_file() and val.stem != "val":
-            raise FileNotFoundError(f"there is no list {shown(val)} for val_split={val_split}")
-        return train, val if val.is_file() else None
-    if train.stem == "train" and (folder / "trainval.txt").is_file():
-        return folder / "trainval.txt", None
-    if train.stem != "train" or val.is_file():
-        raise FileNotFoundError(f"there is no list {shown(train)} for train_split={train_split}")
-    return None, None
-
-
-def _with_mask(part: SegmentPart) -> SegmentPart:
-    """Return the images that have a mask; VOC has masks for some images only."""
-    rows = [row for row, mask in enumerate(part.masks) if mask]
-    images, masks = ([paths[row] for row in rows] for paths in (part.images, part.masks))
-    return SegmentPart(part.title, images, masks, part.spare)
-
-
-def _listed(everything: SegmentPart, file: Path, folders: Folders) -> SegmentPart:
-    """Return the images that a file lists, one name in each line."""
-    rows = {Path(path).stem: row for row, path in enumerate(everything.images)}
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    if not names:
-        raise ValueError(f"{shown(file)} lists no images")
-    images, masks = [], []
-    for name in names:
-        row = rows.get(name, rows.get(Path(name).stem))
-        missing = str(folders.images / f"{name}.jpg")
-        images.append(missing if row is None else everything.images[row])
-        masks.append("" if row is None else everything.masks[row])
-    return SegmentPart(str(file), images, masks)
+    Args:
+        root: the folder of the data set.
+        part: the names of the images.
+        images: the file of each image.
+        masks: the file of each mask.
+    """
+    files = [root / _IMAGES / images.get(name, f"{name}.jpg") for name in part.images]
+    found = [root / _MASKS / masks[name] if name in masks else "" for name in part.images]
+    title = root / _LISTS / f"{part.name}.txt" if part.name else root / _MASKS
+    return SegmentPart(str(title), list(map(str, files)), list(map(str, found)))
 
 
 def _names(root: Path) -> list[str]:

@@ -21,7 +21,9 @@ from convattn.data import (
     BrokenImageError,
     UnknownClassesError,
     UnusableDataError,
+    open_dataset,
 )
+from convattn.data.check import check_dataset
 from convattn.data.masks import open_masks
 from tests.data.mask_folders import SIZE, write_image, write_pair, write_parts
 
@@ -331,6 +333,37 @@ def write_grey(path: Path, bits: int) -> None:
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
+
+
+def test_the_check_of_a_data_set_names_each_problem_once(tmp_path: Path) -> None:
+    write_parts(tmp_path, "images/{} masks/{}", ("train", "val"), count=6)
+    for number, change in enumerate((cut_off, as_colours, as_other_size, as_unlisted)):
+        change(tmp_path / f"masks/train/train{number}.png")
+    cut_off(tmp_path / "images/train/train4.jpg")
+    (tmp_path / "masks/val/val0.png").unlink()
+    found = check_dataset(f"masks:{tmp_path}")
+    assert {problem.file: problem.kind for problem in found.problems} == {
+        "masks/train/train0.png": "the mask cannot be read",
+        "masks/train/train1.png": "the mask is in colours",
+        "masks/train/train2.png": "the mask has another size than its image",
+        "masks/train/train3.png": "the mask holds values that are no class",
+        "images/train/train4.jpg": "the image cannot be read",
+        "images/val/val0.jpg": "the image has no mask",
+    }
+    assert len(found.problems) == 6
+    assert found.images == 6
+
+
+def test_the_options_of_masks_are_passed_by_name(tmp_path: Path) -> None:
+    for number in range(4):
+        write_pair(tmp_path, f"images/{number}.jpg", f"masks/{number}.png", [0, 1, 2, 3])
+    source = open_dataset(f"masks:{tmp_path}", targets="segments", classes=NAMES, ignored=3)
+    assert source.class_names == NAMES
+    assert source.train.target(0)[0, :4].tolist() == [0, 1, 2, IGNORED]
+    with pytest.raises(ValueError, match="ignored= are for masks:DIR"):
+        open_dataset(f"voc:{tmp_path}", targets="segments", ignored=3)
+    with pytest.raises(ValueError, match="val_split=dev"):
+        open_dataset(f"masks:{tmp_path}", targets="segments", classes=NAMES, val_split="dev")
 
 
 def test_a_pickled_set_reads_the_same(tmp_path: Path) -> None:

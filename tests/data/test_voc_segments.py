@@ -58,10 +58,8 @@ def test_other_lists_are_chosen_by_name(tmp_path: Path) -> None:
     write_list(tmp_path, "train", [0, 1])
     write_list(tmp_path, "test", [2, 3, 4])
     assert len(open_voc_segments(tmp_path, val_split="test").val) == 3
-    with pytest.raises(FileNotFoundError, match=r"holdout\.txt.*val_split=holdout"):
+    with pytest.raises(ValueError, match=r"val_split=holdout.*holdout\.txt"):
         open_voc_segments(tmp_path, val_split="holdout")
-    with pytest.raises(FileNotFoundError, match=r"other\.txt.*train_split=other"):
-        open_voc_segments(tmp_path, train_split="other")
 
 
 def test_an_image_that_a_list_names_but_is_missing_is_named(tmp_path: Path) -> None:
@@ -96,13 +94,13 @@ def test_the_list_of_an_annotation_tool_is_read(tmp_path: Path) -> None:
 def test_several_data_sets_in_a_folder_are_an_error(tmp_path: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         write(tmp_path / year)
-    with pytest.raises(ValueError, match=r"'VOC2007', 'VOC2012'; write voc:.*VOC2012"):
+    with pytest.raises(ValueError, match="'VOC2007', 'VOC2012'; give one"):
         open_voc_segments(tmp_path)
 
 
 def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages").mkdir()
-    with pytest.raises(ValueError, match="no folder SegmentationClass"):
+    with pytest.raises(FileNotFoundError, match="no folder SegmentationClass"):
         open_voc_segments(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         open_voc_segments(tmp_path / "none")
