@@ -11,6 +11,7 @@ from pathlib import Path
 from convattn.data.layout import role_of, unwrap
 from convattn.data.listing import list_images, passed_over, read_level
 from convattn.data.segments import SegmentPart
+from convattn.data.source import relative_name
 from convattn.names import listed, nfc, shown
 
 _KINDS = {
@@ -196,7 +197,7 @@ def _no_part(where: str, option: str, split: str, parts: dict[str, Folders]) -> 
 
 
 def _key(path: str, folder: Path) -> str:
-    return nfc(os.path.splitext(os.path.relpath(path, folder))[0])
+    return nfc(os.path.splitext(relative_name(path, str(folder)))[0])
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -70,10 +70,11 @@ class SegmentImages(ImageSet):
         """Return the class numbers, `Mask` uint8 (H, W); pixels without a class are `IGNORED`."""
         path = self.mask_path(index)
         values = load_mask(path)
-        if unknown := np.flatnonzero(values_in(values) & ~self._known).tolist():
+        if not self._known.take(values).all():
+            unknown = np.flatnonzero(values_in(values) & ~self._known).tolist()
             raise BrokenImageError(path, _unknown_values(unknown, self._text))
         if not self._is_plain:
-            values = self._table[values]
+            values = self._table.take(values)
         return tv_tensors.Mask(torch.from_numpy(values))
 
     def path(self, index: int) -> str:
