@@ -234,11 +234,13 @@ class SegmentReader:
                 f"ignored={ignored}; {fix}",
                 self.problems,
             )
-        if found != full:
+        if missing := sorted(set(full).difference(found)):
+            value = 0 if missing == [0] else found[-1]
+            are = "is" if len(missing) == 1 else "are"
             raise UnusableDataError(
-                f"the masks of {shown(self.name)} hold the values {ranges(found)}, and values "
-                f"between them are missing; if one of them marks pixels without a class, give it "
-                f"with ignored={found[-1]}; else {fix}",
+                f"the masks of {shown(self.name)} hold the values {ranges(found)}, and "
+                f"{ranges(missing)} {are} missing. If {value} marks pixels without a class, give it "
+                f"with ignored={value}; else {fix}",
                 self.problems,
             )
         self.notes.append(
