@@ -12,18 +12,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convattn.cli import bench, doctor, evaluate, models, predict, report, train
+from convattn.cli import bench, data, doctor, evaluate, models, predict, report, train
+from convattn.cli.commands import Commands, add_commands, check_names
 from convattn.cli.output import escape_unencodable
 from convattn.machine import package_version
 from convattn.names import shown
 from convattn.requirements import extras_of
 from convattn.version import __version__
 
-_COMMANDS = {
+_COMMANDS: Commands = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
     "report": report,
+    "data": data,
     "models": models,
     "bench": bench,
     "doctor": doctor,
@@ -34,6 +36,8 @@ _EXAMPLES = """examples:
   convattn eval runs/glnet_nano-digits-1         evaluate the trained model
   convattn predict runs/glnet_nano-digits-1 scan.png
   convattn report runs/glnet_nano-digits-1       write the report page again
+  convattn data scenes --out scenes --format coco
+                                                 generate pictures with boxes and masks
   convattn models 'glnet*'                       list models to train
   convattn bench glnet_stl --against resnet50    measure speed on this machine
   convattn doctor                                describe this machine, for a bug report
@@ -80,18 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"convattn {__version__} ({versions})"
     )
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, module in _COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.DESCRIPTION,
-            epilog=module.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run, options=_options(command))
+    add_commands(parser, _COMMANDS)
     return parser
 
 
@@ -100,10 +93,7 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 0
-    if not words[0].startswith("-") and words[0] not in _COMMANDS:
-        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown command {words[0]!r}{hint} Known: {', '.join(_COMMANDS)}")
+    check_names(words, _COMMANDS)
     args, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
@@ -126,10 +116,6 @@ def _explain(error: Exception, words: list[str]) -> str:
         f"convattn {words[0]} needs {name}, which is not installed: pip install 'convattn[{extra}]'"
         "; `convattn doctor` shows what else is missing"
     )
-
-
-def _options(command: argparse.ArgumentParser) -> list[str]:
-    return [word for action in command._actions for word in action.option_strings]
 
 
 def _unknown_option(word: str, words: list[str], args: argparse.Namespace) -> str:

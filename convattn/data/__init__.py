@@ -3,7 +3,7 @@
 from convattn.data.classes import UnknownClassesError
 from convattn.data.images import BrokenImageError, check_image, load_image
 from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
-from convattn.data.joint import IGNORED, JointAugment, joint_eval_transform, joint_train_transform
+from convattn.data.joint import JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.listing import Listing, find_images, list_images, passed_over
 from convattn.data.loading import (
     BROKEN,
@@ -17,7 +17,9 @@ from convattn.data.loading import (
     eval_loader,
     train_loader,
 )
-from convattn.data.named import open_dataset
+from convattn.data.named import offered_targets, open_dataset
+from convattn.data.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
+from convattn.data.problems import Problem, UnusableDataError
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import (
     BrokenFile,
@@ -26,6 +28,7 @@ from convattn.data.source import (
     ImageSet,
     Joined,
     Subset,
+    Targets,
 )
 from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
@@ -46,6 +49,7 @@ __all__ = [
     "BROKEN",
     "IGNORED",
     "PADDING",
+    "PAD_TO",
     "READABLE",
     "SET_RANGE",
     "AnyImage",
@@ -65,18 +69,22 @@ __all__ = [
     "JointAugment",
     "Listing",
     "Preprocess",
+    "Problem",
     "Ranges",
     "Sample",
     "SharedMemoryFullError",
     "Subset",
     "Survey",
+    "Targets",
     "Transform",
     "UnknownClassesError",
+    "UnusableDataError",
     "ValueRange",
     "check_image",
     "check_range",
     "check_share",
     "collate_lists",
+    "collate_padded",
     "collate_stacked",
     "default_workers",
     "eval_loader",
@@ -91,12 +99,15 @@ __all__ = [
     "listed",
     "load_image",
     "nfc",
+    "offered_targets",
     "open_dataset",
+    "padded_size",
     "passed_over",
     "preprocess_for",
     "reread",
     "shown",
     "spread",
+    "stack_masks",
     "train_loader",
     "train_transform",
 ]

@@ -32,6 +32,13 @@ class Preprocess:
         interpolation: "bilinear", "bicubic", ...
         crop_pct: side of the centre crop relative to the resized image.
         crop_mode: "center", "squash" or "border".
+        short_side: length of the shorter side of a resized image of any size; for joint transforms,
+            which do not crop.
+        long_side: largest length of its longer side; without ``short_side`` its length.
+
+    Raises:
+        ValueError: an image has neither 1 nor 3 channels, or the lengths of the sides are not
+            whole numbers above 0, or ``long_side`` is less than ``short_side``.
     """
 
     input_size: tuple[int, int, int]
@@ -40,14 +47,53 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    short_side: int | None = None
+    long_side: int | None = None
 
     def __post_init__(self) -> None:
         if self.input_size[0] not in (1, 3):
             raise ValueError(f"images have 1 or 3 channels, got in_chans={self.input_size[0]}")
+        for name in ("short_side", "long_side"):
+            side = getattr(self, name)
+            if side is not None and not (type(side) is int and side > 0):
+                raise ValueError(f"{name}={side!r} must be a whole number of pixels above 0")
+        if self.short_side and self.long_side and self.long_side < self.short_side:
+            raise ValueError(
+                f"long_side={self.long_side} is less than short_side={self.short_side}; give the "
+                "shorter length to short_side"
+            )
+
+    def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the size to which joint transforms resize an image, without padding.
+
+        The ratio of the sides is kept. With ``short_side`` the shorter side gets this length, or
+        the longer side gets the length ``long_side`` where it would be longer. Otherwise, the size
+        is the largest one that fits into ``input_size``.
+
+        Args:
+            size: width and height of the image.
+            scale: factor of both lengths, for random sizes in training.
+
+        Returns:
+            Height and width of the resized image.
+        """
+        width, height = size
+        bounds = [(self.short_side, min(size)), (self.long_side, max(size))]
+        if self.short_side is None and self.long_side is None:
+            bounds = [(self.input_size[1], height), (self.input_size[2], width)]
+        ratio = scale * min(bound / side for bound, side in bounds if bound is not None)
+        return max(1, round(height * ratio)), max(1, round(width * ratio))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values in types that JSON has."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the values in types that JSON has, without those that are None.
+
+        Earlier versions, which have no ``short_side`` and ``long_side``, can then read the result.
+        """
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in asdict(self).items()
+            if v is not None
+        }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocess:
@@ -234,6 +280,7 @@ def _merge_last_steps(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _common(preprocess: Preprocess) -> dict[str, Any]:
     values = asdict(preprocess)
+    del values["short_side"], values["long_side"]  # joint transforms only
     if values["input_size"][1] != values["input_size"][2] and values["crop_mode"] == "squash":
         values["crop_mode"] = "center"  # timm's squash is for squares only
     return values

@@ -59,7 +59,7 @@ class ModelCard:
 
     def to_json(self) -> str:
         """Return the card as JSON."""
-        values = asdict(self)
+        values = {**asdict(self), "preprocess": self.preprocess.to_dict()}
         return to_json({"format": FORMAT, **values.pop("unknown"), **values})
 
     @staticmethod
@@ -162,6 +162,10 @@ def _is_positive(value: Any) -> bool:
     return _is_finite(value) and value > 0
 
 
+def _is_length(value: Any) -> bool:
+    return value is None or (_is_count(value) and value > 0)
+
+
 def _are_finite(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_finite, value))
 
@@ -212,4 +216,5 @@ _PREPROCESS: dict[str, _Check] = {
     ),
     "crop_pct": (_is_positive, "a number above 0"),
     "crop_mode": _one_of("center", "squash", "border"),
+    **dict.fromkeys(("short_side", "long_side"), (_is_length, "a whole number above 0, or null")),
 }

@@ -38,7 +38,7 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     drawn = image.copy()
     width, height = drawn.size
     label = shown(label)
-    font = _font(label, _font_size(width, height))
+    font = font_for(label, _font_size(width, height))
     margin = max(1, round(font.size / 3))
     ascent, descent = font.getmetrics()
     line = max(1, round(font.size / 8))
@@ -60,13 +60,23 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     return drawn
 
 
-def _font(text: str, size: float) -> ImageFont.FreeTypeFont:
+@lru_cache(maxsize=1024)
+def font_for(text: str, size: float) -> ImageFont.FreeTypeFont:
     """Return Pillow's font, or a font that has more characters of the text."""
     own = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
     if not _lacking(own, text):
         return own
     others = [ImageFont.truetype(path, size) for path in map(_find_font, _FONTS) if path]
     return min([own, *others], key=lambda font: _lacking(font, text))
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Return the text, cut so that it fits a width in pixels; "" if nothing fits."""
+    kept, found = text, text
+    while found and font.getlength(found) > width:
+        kept = kept[:-1]
+        found = f"{kept}…" if kept else ""
+    return found
 
 
 @lru_cache
@@ -96,9 +106,4 @@ def _font_size(width: int, height: int) -> float:
 
 def _fitting(label: str, percent: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Return the label, cut so that it and the probability fit; "" if nothing fits."""
-    space = width - font.getlength(percent) - font.size / 2
-    text = label
-    while text and font.getlength(text) > space:
-        label = label[:-1]
-        text = f"{label}…" if label else ""
-    return text
+    return shortened(label, font, width - font.getlength(percent) - font.size / 2)

@@ -88,6 +88,21 @@ class Prediction(ABC):
             )
         return self.original.image.read(self.original.ranges)[0]
 
+    def to_png(self) -> Image.Image:
+        """Return the predicted masks at the size of the image, for a PNG file.
+
+        Raises:
+            ValueError: there is no result, or the result has no masks.
+        """
+        self.check()
+        return self._masks()
+
+    def _masks(self) -> Image.Image:
+        raise ValueError(
+            f"a prediction of {self.task} has no masks; models of the task segmentation and of "
+            "the methods mask_rcnn and cascade_mask_rcnn have"
+        )
+
     @abstractmethod
     def _values(self) -> dict[str, Any]:
         """Return the keys and values of the task's result."""

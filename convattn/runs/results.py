@@ -126,15 +126,18 @@ def read_run(run_dir: str | Path) -> Run:
     run = Run(
         name=folder.resolve().name,
         epochs=read("metrics.csv", _read_epochs, []),
-        evaluation=read("evaluation.json", _read_evaluation, {}),
         config=read("config.yaml", read_text, ""),
         environment=read("environment.json", _read_environment, {}),
         broken_images=read("broken_images.txt", read_text, "").split("\n")[:-1],
         notes=notes,
     )
     if run.settings.get("task", "classification") != "classification":
-        return run  # its predictions have other columns
-    return replace(run, predictions=read("predictions.csv", _read_predictions, None))
+        return replace(run, evaluation=read("evaluation.json", _read_numbers, {}))
+    return replace(
+        run,
+        evaluation=read("evaluation.json", _read_evaluation, {}),
+        predictions=read("predictions.csv", _read_predictions, None),
+    )
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:
@@ -159,6 +162,11 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             _check(entry, "accuracy", int | float)
     Confusion.from_json(found.get("confusion", []))
     return found
+
+
+def _read_numbers(path: Path) -> dict[str, Any]:
+    """Read the numbers and texts of the evaluation of a task other than classification."""
+    return {k: v for k, v in read_json(path).items() if isinstance(v, int | float | str)}
 
 
 def _read_environment(path: Path) -> dict[str, Any]:

@@ -44,14 +44,15 @@ def write_run_report(
     """
     pictures: dict[str, Any] = {}
     lines = list(notes)
-    if read_run(run_dir).predictions:
+    run = read_run(run_dir)
+    if run.predictions:
         try:
             pictures = _pictures(task, run_dir, source)
         except Exception as error:  # the page is written without pictures
             lines.append(f"the page has no pictures of images: {error}")
     return write_report(
         run_dir,
-        metrics=task.columns,
+        metrics=task.columns(str(run.settings.get("method") or "")),
         best=task.best,
         seconds=seconds,
         notes=lines,

@@ -25,7 +25,9 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: convattn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "report", "models", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "predict", "report", "data", "models", "doctor"]
+)
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -120,6 +122,11 @@ def test_help_models_and_doctor_need_no_extra() -> None:
         ["eval", "gone"],
         ["predict", "gone", "a.png"],
         ["report", "gone"],
+        ["data"],
+        ["data", "scenes", "--help"],
+        ["data", "scene"],
+        ["data", "scenes"],
+        ["data", "scenes", "--out", "x", "--size", "3"],
         ["train", "--settings"],
         ["train", "--recipes"],
         ["train", "--lr=3"],
@@ -153,6 +160,9 @@ def test_help_and_mistakes_import_no_torch(words: list[str]) -> None:
         ["train", "NAME=3"],
         ["train", "--NAME=3"],
         ["models", "NAME"],
+        ["data", "NAME"],
+        ["data", "scenes", "--out", "x", "--count", "NAME"],
+        ["data", "scenes", "--out", "x", "--format", "NAME"],
         ["NAME"],
     ],
     ids=" ".join,

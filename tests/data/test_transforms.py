@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,51 @@ def test_one_channel_has_the_average_statistics_of_the_colours() -> None:
 
 def test_a_preprocess_can_be_written_to_json_and_read() -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(GREY.to_dict()))) == GREY
+
+
+def test_the_lengths_of_the_sides_are_written_only_where_they_are_given() -> None:
+    sided = replace(GREY, short_side=480, long_side=800)
+    assert Preprocess.from_dict(json.loads(json.dumps(sided.to_dict()))) == sided
+    assert not {"short_side", "long_side"} & set(GREY.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "expected"),
+    [
+        ({}, (200, 100), (48, 96)),
+        ({}, (100, 200), (64, 32)),
+        ({}, (10, 5), (48, 96)),
+        ({}, (1000, 1), (1, 96)),
+        ({"short_side": 800, "long_side": 1333}, (640, 480), (800, 1067)),
+        ({"short_side": 800, "long_side": 1333}, (427, 640), (1199, 800)),
+        ({"short_side": 800, "long_side": 1333}, (1000, 500), (666, 1333)),
+        ({"short_side": 512}, (2000, 500), (512, 2048)),
+        ({"long_side": 100}, (20, 40), (100, 50)),
+    ],
+)
+def test_the_resized_size_keeps_the_ratio(
+    sides: dict[str, Any], size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert replace(GREY, input_size=(1, 64, 96), **sides).resized(size) == expected
+
+
+@pytest.mark.parametrize(
+    ("sides", "named"),
+    [
+        ({"short_side": 0}, "short_side=0"),
+        ({"short_side": 12.5}, r"short_side=12\.5"),
+        ({"long_side": True}, "long_side=True"),
+        ({"short_side": 8, "long_side": 7}, "long_side=7 is less than short_side=8"),
+    ],
+)
+def test_wrong_lengths_of_the_sides_are_named(sides: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(GREY, **sides)
+
+
+def test_the_transforms_of_classification_do_not_depend_on_the_lengths_of_the_sides() -> None:
+    sided = replace(GREY, short_side=8)
+    assert torch.equal(eval_transform(sided)(picture()), eval_transform(GREY)(picture()))
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])

@@ -38,6 +38,15 @@ def test_a_card_survives_its_text() -> None:
     assert "猫" in CARD.to_json()
 
 
+def test_the_lengths_of_the_sides_survive_the_text() -> None:
+    sided = replace(CARD.preprocess, short_side=480, long_side=800)
+    card = replace(CARD, preprocess=sided)
+    assert ModelCard.from_json(card.to_json()) == card
+    assert "short_side" not in CARD.to_json()  # earlier versions read the card
+    nulls = {**CARD.preprocess.to_dict(), "short_side": None}
+    assert ModelCard.from_json(changed(preprocess=nulls)) == CARD
+
+
 def test_names_that_are_not_utf8_survive() -> None:
     card = replace(CARD, class_names=("a", os.fsdecode(b"ros\xe9")))
     card.to_json().encode()
@@ -131,6 +140,9 @@ def test_a_wrong_preprocess_is_named(values: dict[str, Any], named: str) -> None
         ("input_size", [3, 0, 0]),
         ("interpolation", "bicubical"),
         ("crop_mode", "middle"),
+        ("short_side", 0),
+        ("short_side", 480.0),
+        ("long_side", True),
     ],
 )
 def test_a_preprocess_that_no_image_survives_is_named(key: str, value: Any) -> None:

@@ -1,0 +1,30 @@
+"""``convattn data``: commands for data sets on disk."""
+
+from __future__ import annotations
+
+import argparse
+
+from convattn.cli import data_scenes
+from convattn.cli.commands import Commands, add_commands
+
+HELP = "make data sets, check them and show them"
+DESCRIPTION = "Commands for data sets of objects and of segmentation masks."
+EPILOG = """examples:
+  convattn data scenes --out scenes --format coco      generate pictures with objects
+
+See: convattn data COMMAND --help"""
+SUBCOMMANDS: Commands = {
+    "scenes": data_scenes,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    add_commands(parser, SUBCOMMANDS, prefix="data ")
+    parser.set_defaults(print_help=parser.print_help)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the help, since no subcommand was given."""
+    args.print_help()
+    return 0

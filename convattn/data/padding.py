@@ -1,0 +1,65 @@
+"""Batches of images of several sizes, padded on the right and at the bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision import tv_tensors
+
+from convattn.data.loading import Batch, Sample, collate_lists
+
+IGNORED = 255  # class number of mask pixels that no loss and no metric counts, such as padding
+PAD_TO = 32  # height and width of a padded batch are multiples of it
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Return height and width rounded up to multiples of `PAD_TO`."""
+    return -(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO
+
+
+def pad_to(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:
+    """Return values (..., H, W) of a size (height, width), padded on the right and at the bottom.
+
+    Args:
+        values: with at most this height and width.
+        size: height and width of the result.
+        fill: the value of the padding.
+    """
+    below, behind = (new - old for new, old in zip(size, values.shape[-2:], strict=True))
+    return pad(values, [0, behind, 0, below], value=fill) if below or behind else values
+
+
+def collate_padded(samples: list[Sample]) -> Batch:
+    """Return a batch of images that are padded with zeros to one size.
+
+    The size is that of the largest image, rounded up to a multiple of `PAD_TO`. The target is the
+    list of the samples' targets; it is a tensor (B, H, W) if each target is a mask of class numbers
+    of the size of the padded images, as after the training transform.
+    """
+    sides = [sample["image"].shape[-2:] for sample in samples]
+    height, width = padded_size(max(h for h, _ in sides), max(w for _, w in sides))
+    images = [pad_to(sample["image"], (height, width), 0) for sample in samples]
+    batch = collate_lists(
+        [Sample({**sample, "image": image}) for sample, image in zip(samples, images, strict=True)]
+    )
+    if all(_is_mask_of(target, (height, width)) for target in batch["target"]):
+        batch["target"] = stack_masks(batch["target"], (height, width))
+    return batch
+
+
+def stack_masks(masks: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return masks of class numbers (H, W) as a tensor (B, H, W), padded with `IGNORED`.
+
+    Args:
+        masks: one mask per image, or a tensor (B, H, W), which is padded in the same way.
+        size: height and width of the result, at least those of every mask.
+    """
+    return torch.stack([pad_to(mask.as_subclass(Tensor), size, IGNORED) for mask in masks])
+
+
+def _is_mask_of(target: Any, size: tuple[int, int]) -> bool:
+    return isinstance(target, tv_tensors.Mask) and target.shape == size
