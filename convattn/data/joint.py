@@ -196,7 +196,8 @@ class _TrainTransform:
         if self.augment.cat_max_ratio == 1 or not isinstance(target, tv_tensors.Mask):
             return True
         mask = view.mask(target).as_subclass(Tensor)
-        counts = mask[mask != IGNORED].bincount(minlength=1)
+        counts = mask.flatten().bincount(minlength=IGNORED + 1)
+        counts[IGNORED] = 0
         return bool(counts.max() < self.augment.cat_max_ratio * counts.sum())
 
     def _colours(self, pixels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -140,7 +140,17 @@ class Predictions(Iterator[Prediction]):
         return self._task.predict(self._model, images, sizes, self._card, **self._options)
 
 
-def split(predictions: Iterable[Prediction]) -> tuple[list[Any], list[BrokenFile]]:
+class Outcome(Protocol):
+    """A prediction, or what is kept of one: the path of an image, and why it has no result."""
+
+    path: str
+    error: str
+
+
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+def split(predictions: Iterable[OutcomeT]) -> tuple[list[OutcomeT], list[BrokenFile]]:
     """Return the predictions that have a result, and the images without a result.
 
     Raises:
@@ -174,9 +184,13 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
 
 def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
     """Raise `ValueError` for an option that the task's ``predict`` does not have."""
-    known = [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
     for name in options:
-        check_choice(f"option of {task.name}", name, known)
+        check_choice(f"option of {task.name}", name, options_of(task))
+
+
+def options_of(task: type[Task[Any]]) -> list[str]:
+    """Return the names of the options that a task's ``predict`` has."""
+    return [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
 
 
 class Reader:

@@ -136,3 +136,21 @@ def test_a_folder_of_other_files_is_an_error_that_counts_them(
     assert main(["predict", str(work / "runs" / "run"), str(tmp_path)]) == 2
     message = f"no images in the folder {tmp_path}; 3 files of other kinds passed over: 3 .heic"
     assert message in capsys.readouterr().err
+
+
+def test_an_option_of_another_task_is_an_error_that_lists_the_options_of_this_task(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(work / "colors" / "red" / "0.png")
+    assert main(["predict", str(work / "runs" / "run"), image, "--score", "0.5"]) == 2
+    message = "--score is no option of classification, the task of this model; its options are: "
+    assert f"{message}--top-k" in capsys.readouterr().err
+
+
+def test_masks_of_a_classification_are_an_error(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(work / "colors" / "red" / "0.png")
+    words = ["predict", str(work / "runs" / "run"), image, "--masks", str(tmp_path / "masks")]
+    assert main(words) == 2
+    assert "a prediction of classification has no masks" in capsys.readouterr().err
