@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_choice, check_positive
+from convattn.data.padding import IGNORED, PAD_TO, padded_size
 
 Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B, K, H, W)
 
 MODES = ("whole", "slide")
-DIVISOR = 32  # sides of the images that a backbone gets are multiples of this number
 _VALUES = 2**27  # logits at a time, 512 MB in float32; one image may have more
 
 
@@ -48,10 +48,10 @@ class Inference:
         check_positive("window", self.window)
         check_positive("stride", self.step)
         check_positive("windows", self.windows)
-        if self.window % DIVISOR:
-            near = max(DIVISOR, round(self.window / DIVISOR) * DIVISOR)
+        if self.window % PAD_TO:
+            near = max(PAD_TO, round(self.window / PAD_TO) * PAD_TO)
             raise ValueError(
-                f"window must be a multiple of {DIVISOR}, got {self.window}; use {near}"
+                f"window must be a multiple of {PAD_TO}, got {self.window}; use {near}"
             )
         if self.step > self.window:
             raise ValueError(
@@ -123,14 +123,19 @@ def segment(
         num_classes: number of classes K, at most 255.
 
     Returns:
-        Class numbers, uint8 (H, W) for each image.
+        Class numbers, uint8 (H, W) for each image; 255 everywhere if a logit is NaN or infinite.
     """
     found: list[Tensor | None] = [None] * len(images)
     for numbers, part in _groups(images, resized, num_classes):
         logits = inference.logits(model, part)
         for number, values in zip(numbers, logits, strict=True):
             height, width = resized[number]
-            found[number] = resized_argmax(values[:, :height, :width], sizes[number])
+            if values.isfinite().all():
+                found[number] = resized_argmax(values[:, :height, :width], sizes[number])
+            else:
+                found[number] = torch.full(
+                    sizes[number], IGNORED, dtype=torch.uint8, device=values.device
+                )
     return [mask for mask in found if mask is not None]
 
 
@@ -170,16 +175,12 @@ def _groups(
     """Yield the numbers of images of one padded size, and the images in that size."""
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, (height, width) in enumerate(resized):
-        numbers.setdefault((_rounded(height), _rounded(width)), []).append(number)
+        numbers.setdefault(padded_size(height, width), []).append(number)
     for (height, width), group in numbers.items():
         count = max(1, _VALUES // (num_classes * height * width))
         for first in range(0, len(group), count):
             chosen = group[first : first + count]
             yield chosen, images[chosen, :, :height, :width]
-
-
-def _rounded(side: int) -> int:
-    return -(-side // DIVISOR) * DIVISOR
 
 
 def _starts(side: int, window: int, step: int) -> list[int]:
