@@ -1,135 +1,134 @@
-"""The content of each section of a report, computed from a run as plain data for the template."""
+"""Parts of a report that sections of several tasks have: pictures, confusions, slot maps."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from convattn.explain import figures
+from convattn.explain.page import (
+    Beside,
+    Chart,
+    Grid,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    TableColumn,
+    Text,
+    number,
+    percent,
+)
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
-from convattn.names import shown
-from convattn.runs.results import PredictionRow, Run
+from convattn.runs.confusion import Confusion
+from convattn.runs.results import Run
 
 _THUMBNAIL = 192
 # A map of 2 x 2 positions has nothing to show.
 _SMALLEST_MAP = 4
+_PAIRS = 10
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """The accuracy of one class, and the class that is most often predicted instead."""
+def confused_pairs(
+    confusion: Confusion, names: Sequence[str], limit: int = _PAIRS
+) -> list[tuple[str, str, int, float]]:
+    """Return the pairs of classes that are confused most often.
 
-    name: str
-    images: int
-    accuracy: float
-    confused_with: str = ""
+    Args:
+        confusion: counts by (true class, predicted class).
+        names: in the order of the class numbers.
+        limit: at most so many pairs.
 
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """A true class and a wrong prediction of it: number and share of the images of that class."""
-
-    true: str
-    predicted: str
-    count: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction in words, with the image if it can be read."""
-
-    prediction: PredictionRow
-    true: str
-    predicted: str
-    picture: str | None
+    Returns:
+        True class, predicted class, count, and share of the true class.
+    """
+    pairs = []
+    for label in range(len(confusion)):
+        counts = confusion.row(label)
+        total = sum(counts.values())
+        pairs += [
+            (names[label], names[other], count, count / total)
+            for other, count in sorted(counts.items())
+            if other != label
+        ]
+    return sorted(pairs, key=lambda pair: (-pair[2], -pair[3]))[:limit]
 
 
-@dataclass(frozen=True)
-class SlotExample:
-    """An image whose slots are shown."""
+def confusion_section(
+    confusion: Confusion, names: Sequence[str], *, unit: str, explained: str
+) -> Section | None:
+    """Return a section with a confusion matrix and the most confused pairs; None without counts.
 
-    true: str
-    picture: str
-
-
-@dataclass(frozen=True)
-class SlotStage:
-    """The slots of one GLMix: a picture per example, and the mean weight of the strongest slot."""
-
-    module: str
-    slots: int
-    height: int
-    width: int
-    strongest: float
-    pictures: list[str]
-
-
-@dataclass(frozen=True)
-class SlotSection:
-    """Slot pictures of a few images at a few stages."""
-
-    examples: list[SlotExample]
-    stages: list[SlotStage]
-
-
-def class_rows(run: Run) -> list[ClassRow]:
-    """Return a row per class in the order of the labels, without classes that have no images."""
-    rows = []
-    for label, entry in enumerate(run.evaluation.get("per_class", [])):
-        if entry["images"]:
-            worst = max(_confusions_of(run, label), key=lambda p: p.count, default=None)
-            other = worst.predicted if worst else ""
-            rows.append(ClassRow(shown(entry["name"]), entry["images"], entry["accuracy"], other))
-    return rows
-
-
-def confused_pairs(run: Run, limit: int = 10) -> list[ConfusedPair]:
-    """Return the pairs of classes that are confused most often."""
-    pairs = [pair for label in range(len(run.confusion)) for pair in _confusions_of(run, label)]
-    return sorted(pairs, key=lambda p: (-p.count, -p.share))[:limit]
-
-
-def mistakes(run: Run, image: Callable[[int], Image.Image] | None, limit: int) -> list[Mistake]:
-    """Return the most confident mistakes, with thumbnails of the images that can be read."""
-    return [
-        Mistake(
-            prediction=p,
-            true=run.class_name(p.label),
-            predicted=run.class_name(p.predicted),
-            picture=_thumbnail(image, p.index) if image else None,
-        )
-        for p in run.mistakes[:limit]
-    ]
-
-
-def slot_section(
-    run: Run,
-    model: nn.Module,
-    image: Callable[[int], Image.Image],
-    preprocess: Callable[[Image.Image], Tensor],
-    limit: int,
-) -> SlotSection | None:
-    """Return slot pictures of the first image of each class; None without slots or images."""
-    chosen = _first_of_each_class(run, limit)
-    if not chosen:
+    Args:
+        confusion: counts by (true class, predicted class).
+        names: in the order of the class numbers.
+        unit: what is counted, such as "Images".
+        explained: what the rows and the columns are.
+    """
+    if not len(confusion):
         return None
-    weight = next(model.parameters())
-    x = torch.stack([preprocess(image(p.index)) for p in chosen])
-    maps = last_of_each_size(slot_maps(model, x.to(weight.device, weight.dtype)))
-    stages = [_stage(n, m, x) for n, m in maps.items() if min(m.shape[-2:]) >= _SMALLEST_MAP]
-    examples = [
-        SlotExample(run.class_name(p.label), data_uri(input_picture(picture)))
-        for p, picture in zip(chosen, x, strict=True)
+    svg = figures.to_svg(figures.confusion_figure(confusion, names))
+    pairs = confused_pairs(confusion, names)
+    columns = (
+        TableColumn("True", "name"),
+        TableColumn("Predicted"),
+        TableColumn(unit, "count"),
+        TableColumn("Share", "percent"),
+    )
+    found: Any = Table(columns, pairs, "Most confused pairs")
+    alt = f"Confusion matrix of {len(confusion)} classes"
+    return Section(
+        "confusion",
+        "Confusion matrix",
+        [
+            Text(explained),
+            Beside(
+                [Chart(alt, svg, "matrix")],
+                [found if pairs else Text("No two classes are confused.")],
+            ),
+        ],
+    )
+
+
+def slot_section(pictures: Pictures, examples: Sequence[tuple[int, str]]) -> Section | None:
+    """Return the slot maps of a few images; None without a model, without slots or images.
+
+    Args:
+        pictures: the images and the model.
+        examples: number of each image, and what it shows.
+    """
+    if pictures.model is None or pictures.preprocess is None or not examples:
+        return None
+    weight = next(pictures.model.parameters())
+    x = torch.stack([pictures.preprocess(pictures.image(index)) for index, _ in examples])
+    maps = last_of_each_size(slot_maps(pictures.model, x.to(weight.device, weight.dtype)))
+    titles = [title for _, title in examples]
+    rows = [
+        _slot_row(name, found, x, titles)
+        for name, found in maps.items()
+        if min(found.shape[-2:]) >= _SMALLEST_MAP
     ]
-    return SlotSection(examples, stages) if stages else None
+    if not rows:
+        return None
+    inputs = [
+        Picture(f"Input image: {title}", data_uri(input_picture(picture)), title)
+        for title, picture in zip(titles, x, strict=True)
+    ]
+    explained = (
+        "This network pools each image into a few vectors, the slots, and adds a weighted sum of "
+        "them to each position. A colour is a slot: it marks the positions where that slot has the "
+        "largest weight. The number beside each row is the mean of the largest weight over all "
+        "positions."
+    )
+    grid = Grid([("Input", "as the network sees it", "", inputs), *rows])
+    return Section("slots", "Slot maps", [Text(explained), grid])
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:
@@ -137,35 +136,21 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
     return [(k.replace("_", " "), _text(v)) for k, v in run.environment.items() if k != "starts"]
 
 
-def data_uri(picture: Image.Image) -> str:
-    """Return a picture as text that a page can hold."""
+def data_uri(picture: Image.Image, quality: int | None = None) -> str:
+    """Return a picture as text that a page can hold: PNG, or JPEG with a quality of 1 to 95."""
     file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    if quality is None:
+        picture.save(file, format="PNG", optimize=True)
+    else:
+        picture.save(file, format="JPEG", quality=quality)
+    kind = "png" if quality is None else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "unknown" if value is None else str(value)
-
-
-def _confusions_of(run: Run, label: int) -> list[ConfusedPair]:
-    if label >= len(run.confusion):
-        return []
-    counts = run.confusion.row(label)
-    images = sum(counts.values())
-    return [
-        ConfusedPair(run.class_name(label), run.class_name(other), count, count / images)
-        for other, count in sorted(counts.items())
-        if other != label
-    ]
-
-
-def _thumbnail(image: Callable[[int], Image.Image], index: int) -> str | None:
+def thumbnail(image: Callable[[], Image.Image]) -> str | None:
     """Return an image as a thumbnail, enlarged without smoothing; None if it cannot be read."""
     try:
-        picture = image(index).convert("RGB")
+        picture = image().convert("RGB")
     except Exception:  # a file that is gone or damaged leaves its place in the page empty
         return None
     scale = _THUMBNAIL / max(picture.size)
@@ -176,15 +161,23 @@ def _thumbnail(image: Callable[[int], Image.Image], index: int) -> str | None:
     return data_uri(picture)
 
 
-def _first_of_each_class(run: Run, limit: int) -> list[PredictionRow]:
-    first: dict[int, PredictionRow] = {}
-    for prediction in run.predictions or []:
-        first.setdefault(prediction.label, prediction)
-    return [first[label] for label in sorted(first)][:limit]
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
-def _stage(name: str, maps: Tensor, x: Tensor) -> SlotStage:
+def _slot_row(
+    name: str, maps: Tensor, x: Tensor, titles: Sequence[str]
+) -> tuple[str, str, str, list[Picture]]:
     slots, height, width = maps.shape[1:]
     strongest = maps.amax(dim=1).mean().item()
-    pictures = [data_uri(slot_picture(*pair)) for pair in zip(maps, x, strict=True)]
-    return SlotStage(name, slots, height, width, strongest, pictures)
+    pictures = [
+        Picture(f"Slot map of {name}: {title}", data_uri(slot_picture(*pair)), title)
+        for title, pair in zip(titles, zip(maps, x, strict=True), strict=True)
+    ]
+    text = (
+        f"{slots} slots; largest weight {percent(strongest)} (equal weights: {percent(1 / slots)})"
+    )
+    heading = f"{number(height)} \N{MULTIPLICATION SIGN} {number(width)} positions"
+    return heading, text, name, pictures

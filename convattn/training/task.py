@@ -19,6 +19,7 @@ from convattn.data import (
     Transform,
     collate_stacked,
 )
+from convattn.explain.page import Part
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.runs.predictions import Prediction
@@ -84,6 +85,7 @@ class Task(ABC, Generic[ConfigT]):
             `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
+        report: the sections of the task in the report of a run, in their order.
         batch_multiple: the number of images in a batch is a multiple of this number.
         repeats: number of copies of each training image in an epoch.
     """
@@ -94,6 +96,7 @@ class Task(ABC, Generic[ConfigT]):
     columns: ClassVar[tuple[Column, ...]]
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
+    report: ClassVar[tuple[Part, ...]] = ()
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:
         self.config = config
