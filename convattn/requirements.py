@@ -16,7 +16,10 @@ from convattn.machine import package_version
 
 _PACKAGE = "convattn"
 _SUMS = ("dev", "all")  # extras that repeat other extras
-_MODULES = {"sklearn": "scikit-learn"}  # modules whose package has another name
+_MODULES = {
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+}  # modules whose package has another name
 
 
 class Need(NamedTuple):

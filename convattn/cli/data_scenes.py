@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from convattn.cli.output import as_word
+from convattn.cli.output import as_word, make_folder
 from convattn.names import check_choice, shown
 
 HELP = "generate pictures with labelled objects"
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     size = _whole("--size", args.size, MIN_SIZE, MAX_SIZE)
     seed = _whole("--seed", args.seed, 0, 2**63 - 1)
     folder = Path(args.out).expanduser()
+    _check_new(folder)
+    make_folder("--out", str(folder))
     from convattn.data.scenes import write_scenes  # imports torch
 
     write_scenes(folder, args.format, count=count, val=val, size=size, seed=seed)
@@ -72,3 +74,14 @@ def _whole(option: str, text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{option} {shown(text)}: give a whole number from {least:,} to {most:,}")
     return number
+
+
+def _check_new(folder: Path) -> None:
+    """Raise `FileExistsError` unless a folder is missing or empty, before torch is imported."""
+    if folder.is_file():
+        raise FileExistsError(f"cannot write into {shown(folder)}: this is a file")
+    if folder.is_dir() and (entry := next(folder.iterdir(), None)):
+        raise FileExistsError(
+            f"cannot write into {shown(folder)}: the folder is not empty: it holds "
+            f"{shown(entry.name)}; name a new folder"
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
-from torch import nn
+from torch import Tensor, nn
 
 from convattn.models import create_model
 from convattn.names import first_of, shown
@@ -69,7 +69,12 @@ def misfit(config: RunConfig, reason: object) -> ValueError:
 
 
 @torch.no_grad()
-def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> None:
+def check_batch(
+    model: nn.Module,
+    images: int,
+    input_size: Sequence[int],
+    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> None:
     """Check that batch norms can be trained with batches of this many images.
 
     A batch norm needs more than one value per channel. Where the batch has a single image, one
@@ -79,6 +84,7 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
         model: on the CPU.
         images: images per batch and device.
         input_size: channels, height and width.
+        forward: computes a model in training mode for images; None calls the model.
 
     Raises:
         ValueError: a batch norm sees one value per channel.
@@ -88,7 +94,8 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
     trial = copy.deepcopy(model).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            trial(torch.zeros(1, *input_size))
+            image = torch.zeros(1, *input_size)
+            trial(image) if forward is None else forward(trial, image)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

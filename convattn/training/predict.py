@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice, check_positive
 from convattn.data import (
+    READABLE,
     SET_RANGE,
     AnyImage,
     BrokenFile,
     BrokenImageError,
     Input,
+    Sample,
     Survey,
     ValueRange,
     check_range,
@@ -99,18 +101,28 @@ class Predictions(Iterator[Prediction]):
 
     def _batch(self, batch: list[Input]) -> list[Prediction]:
         found: list[Any] = [None] * len(batch)
-        tensors, sizes, places = [], [], []
+        samples: list[Sample] = []
+        sizes, places = [], []
         for place, item in enumerate(batch):
             try:
                 image = self._reader.read(item)
-                tensors.append(self._transform(image, None)[0])
+                tensor, _ = self._transform(image, None)
             except BrokenImageError as error:
                 failed = self._task.prediction_class
                 found[place] = failed(path=item.name, size=(0, 0), error=error.reason)
                 continue
+            samples.append(
+                Sample(
+                    image=tensor,
+                    target=0,  # there is none; a number can be stacked
+                    index=place,
+                    status=READABLE,
+                    size=(image.height, image.width),
+                )
+            )
             sizes.append(image.size)
             places.append(place)
-        for place, prediction in zip(places, self._compute(tensors, sizes), strict=True):
+        for place, prediction in zip(places, self._compute(samples, sizes), strict=True):
             item = batch[place]
             kept = Original(item, self._reader.ranges) if self._keeps(item) else None
             found[place] = replace(prediction, path=item.name, original=kept)
@@ -121,10 +133,10 @@ class Predictions(Iterator[Prediction]):
         return item.is_file or self.total is not None
 
     @torch.inference_mode()
-    def _compute(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Sequence[Prediction]:
-        if not tensors:
+    def _compute(self, samples: list[Sample], sizes: list[tuple[int, int]]) -> Sequence[Prediction]:
+        if not samples:
             return []
-        images = torch.stack(tensors).to(self._device)
+        images = self._task.collate(samples)["image"].to(self._device)
         return self._task.predict(self._model, images, sizes, self._card, **self._options)
 
 

@@ -49,7 +49,8 @@ def write_run_report(
     """
     pictures = None
     lines = list(notes)
-    if task.report and read_run(run_dir).evaluation:
+    run = read_run(run_dir)
+    if task.report and run.evaluation:
         try:
             pictures = _pictures(task, run_dir, source)
         except Exception as error:  # the page is written without pictures
@@ -58,7 +59,7 @@ def write_run_report(
         run_dir,
         parts=task.report,
         pictures=pictures,
-        metrics=task.columns,
+        metrics=task.columns(str(run.settings.get("method") or "")),
         best=task.best,
         seconds=seconds,
         notes=lines,

@@ -18,7 +18,7 @@ FILES = ["metrics.csv", "evaluation.json", "predictions.csv", "environment.json"
 
 
 def page(folder: Path) -> str:
-    path = write_report(folder, parts=PARTS, metrics=Classification.columns)
+    path = write_report(folder, parts=PARTS, metrics=Classification.columns(""))
     return path.read_text(encoding="utf-8")
 
 
