@@ -29,6 +29,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    block: ClassVar[str] = "heading"
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TableColumn:
     """A column of a table.
 
@@ -55,13 +64,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing in SVG, with a text for those who cannot see it."""
+    """A drawing in SVG, with a text for those who cannot see it, and a title."""
 
     block: ClassVar[str] = "chart"
 
     alt: str
     svg: str
     css: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +18,11 @@ from convattn.explain import figures
 from convattn.explain.page import (
     Beside,
     Chart,
+    Gallery,
     Grid,
+    Heading,
+    Legend,
+    Line,
     Picture,
     Pictures,
     Section,
@@ -27,13 +34,31 @@ from convattn.explain.page import (
 )
 from convattn.explain.slot_pictures import input_picture, slot_picture
 from convattn.explain.slots import last_of_each_size, slot_maps
+from convattn.names import shown
 from convattn.runs.confusion import Confusion
+from convattn.runs.drawing import side_by_side
+from convattn.runs.files import DamagedFileError
 from convattn.runs.results import Run
+from convattn.runs.targets import counts_legend, draw_target, target_counts
 
 _THUMBNAIL = 192
 # A map of 2 x 2 positions has nothing to show.
 _SMALLEST_MAP = 4
 _PAIRS = 10
+_GROUP = 4  # images of each group of predictions
+_SIDE, _QUALITY = 400, 85  # longer side of a picture in pixels, and its quality as JPEG
+
+
+def read_confusion(run: Run) -> Confusion:
+    """Return the counts of an evaluation by (true class, predicted class).
+
+    Raises:
+        DamagedFileError: the evaluation has no such counts.
+    """
+    try:
+        return Confusion.from_json(run.evaluation.get("confusion", []))
+    except ValueError as error:
+        raise DamagedFileError(run.folder / "evaluation.json", str(error)) from error
 
 
 def confused_pairs(
@@ -95,6 +120,83 @@ def confusion_section(
             ),
         ],
     )
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the evaluation, and what is said about its prediction.
+
+    Args:
+        index: its number in the evaluation.
+        path: of its file, "" without a file.
+        quality: of the prediction; the smallest is the worst.
+        lines: the lines under the picture.
+    """
+
+    index: int
+    path: str
+    quality: float
+    lines: Sequence[Line]
+
+
+def truth_section(
+    run: Run, pictures: Pictures | None, examples: Sequence[Example], explained: str
+) -> Section | None:
+    """Return predictions beside the truth: of the worst, the best, and random images.
+
+    Args:
+        run: has the names of the classes.
+        pictures: the images, their targets, and the model's predictions.
+        examples: all images of the evaluation.
+        explained: what the pictures show.
+    """
+    if pictures is None or not examples:
+        return None
+    blocks: list[Any] = [Text(explained)]
+    found: Counter[int] = Counter()
+    for title, chosen in _chosen(examples):
+        shown_pictures = [_beside_truth(run, pictures, e, found) for e in chosen]
+        blocks += [Heading(title), Gallery(shown_pictures, is_wide=True)]
+    entries = counts_legend(found, run.class_names)
+    colours = [("rgb({}, {}, {})".format(*entry.colour), entry.name) for entry in entries]
+    blocks.insert(1, Legend(colours))
+    return Section("predictions", "Predictions beside the truth", blocks)
+
+
+def _chosen(examples: Sequence[Example]) -> list[tuple[str, Sequence[Example]]]:
+    """Return groups of images with their titles; few images are one group, the worst first."""
+    ordered = sorted(examples, key=lambda e: (e.quality, e.index))
+    if len(ordered) <= 3 * _GROUP:
+        return [("All images, the worst first", ordered)]
+    rest = ordered[_GROUP:-_GROUP]
+    picked = np.random.default_rng(0).choice(len(rest), _GROUP, replace=False)
+    return [
+        ("The worst", ordered[:_GROUP]),
+        ("Random images", [rest[place] for place in sorted(picked.tolist())]),
+        ("The best", ordered[: -_GROUP - 1 : -1]),
+    ]
+
+
+def _beside_truth(run: Run, pictures: Pictures, example: Example, found: Counter[int]) -> Picture:
+    """Return the truth and the prediction of an image; count the classes that are drawn."""
+    name = shown(example.path or f"image {example.index}")
+    alt = f"{name}: truth and prediction"
+    if pictures.target is None or pictures.predict is None:
+        return Picture(alt, None, name, example.lines)
+    try:
+        place = pictures.number(example.index, example.path)
+        image, target = pictures.image(place), pictures.target(place)
+        (prediction,) = pictures.predict([place])
+    except (OSError, ValueError):  # the image is gone or damaged: its place stays empty
+        return Picture(alt, None, name, example.lines)
+    scale = _SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    found.update(target_counts(target))
+    found.update(prediction.shown_labels)
+    truth = draw_target(picture, target, run.class_names, image.size)
+    row = side_by_side([("truth", truth), ("prediction", prediction.overlay(picture))])
+    return Picture(alt, data_uri(row, _QUALITY), name, example.lines)
 
 
 def slot_section(pictures: Pictures, examples: Sequence[tuple[int, str]]) -> Section | None:

@@ -7,7 +7,7 @@ Files read: ``metrics.csv``, ``evaluation.json``, ``config.yaml``, ``environment
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,30 @@ def read_run(run_dir: str | Path) -> Run:
         broken_images=read("broken_images.txt", read_text, "").split("\n")[:-1],
         notes=notes,
     )
+
+
+def read_predictions(
+    run: Run, columns: Sequence[str], convert: Callable[[dict[str, str]], Value]
+) -> list[Value] | None:
+    """Return the rows of ``predictions.csv``, None without the file.
+
+    Args:
+        run: the run.
+        columns: columns that the file must have.
+        convert: makes an object of the cells of a row; raises `ValueError` if a cell is wrong.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+    """
+    path = run.folder / "predictions.csv"
+    try:
+        return [convert(row) for row in read_csv(path, columns)]
+    except FileNotFoundError:
+        return None
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(path, str(error)) from error
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:

@@ -21,11 +21,16 @@ from convattn.explain.page import (
     class_tables,
     percent,
 )
-from convattn.explain.sections import confusion_section, slot_section, thumbnail
+from convattn.explain.sections import (
+    confusion_section,
+    read_confusion,
+    slot_section,
+    thumbnail,
+)
 from convattn.names import shown
 from convattn.runs.confusion import Confusion
-from convattn.runs.files import DamagedFileError, read_csv
-from convattn.runs.results import Run
+from convattn.runs.files import DamagedFileError
+from convattn.runs.results import Run, read_predictions
 
 PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
 _MISTAKES = 24
@@ -55,34 +60,14 @@ class PredictionRow:
         return self.label != self.predicted
 
 
-def read_predictions(run: Run) -> list[PredictionRow] | None:
+def read_rows(run: Run) -> list[PredictionRow] | None:
     """Return the rows of ``predictions.csv``, None without the file.
 
     Raises:
         DamagedFileError: the file is damaged.
     """
-    path = run.folder / "predictions.csv"
     columns = [name for name in PREDICTION_COLUMNS if name != "path"]
-    try:
-        return [_prediction(row) for row in read_csv(path, columns)]
-    except FileNotFoundError:
-        return None
-    except DamagedFileError:
-        raise
-    except ValueError as error:
-        raise DamagedFileError(path, str(error)) from error
-
-
-def read_confusion(run: Run) -> Confusion:
-    """Return the counts of images by (true class, predicted class).
-
-    Raises:
-        DamagedFileError: the evaluation has no such counts.
-    """
-    try:
-        return Confusion.from_json(run.evaluation.get("confusion", []))
-    except ValueError as error:
-        raise DamagedFileError(run.folder / "evaluation.json", str(error)) from error
+    return read_predictions(run, columns, _prediction)
 
 
 def classes(run: Run, pictures: Pictures | None) -> Section | None:
@@ -113,7 +98,7 @@ def confusions(run: Run, pictures: Pictures | None) -> Section | None:
 
 def mistakes(run: Run, pictures: Pictures | None) -> Section | None:
     """Return the most confident wrong predictions, with the images that can be read."""
-    predictions = read_predictions(run)
+    predictions = read_rows(run)
     if predictions is None:
         return None
     wrong = sorted((p for p in predictions if p.is_wrong), key=lambda p: (-p.probability, p.index))
@@ -147,7 +132,7 @@ def slots(run: Run, pictures: Pictures | None) -> Section | None:
     if pictures is None:
         return None
     first: dict[int, PredictionRow] = {}
-    for row in read_predictions(run) or []:
+    for row in read_rows(run) or []:
         first.setdefault(row.label, row)
     examples = [
         (pictures.number(first[label].index, first[label].path), f"class {run.class_name(label)}")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from convattn.explain.report import write_report
+from convattn.explain.sections import read_confusion
 from convattn.runs.confusion import Confusion
 from convattn.runs.files import DamagedFileError
 from convattn.runs.results import read_run
-from convattn.tasks.classification.report import PARTS, read_confusion, read_predictions
+from convattn.tasks.classification.report import PARTS, read_rows
 from convattn.tasks.classification.task import Classification
 from tests.explain.runs import write_run
 
@@ -25,7 +26,7 @@ def page(folder: Path) -> str:
 def test_confusions_and_predictions_of_a_run_are_read(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
     assert read_confusion(run)[1] == [1, 3, 0]
-    rows = read_predictions(run)
+    rows = read_rows(run)
     assert rows is not None
     assert [row.index for row in rows if row.is_wrong] == [1, 5]
 
@@ -33,7 +34,7 @@ def test_confusions_and_predictions_of_a_run_are_read(tmp_path: Path) -> None:
 def test_a_run_without_predictions_has_none(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "predictions.csv").unlink()
-    assert read_predictions(read_run(folder)) is None
+    assert read_rows(read_run(folder)) is None
 
 
 def test_the_counts_of_many_classes_are_read(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_damaged_predictions_are_an_error_with_a_reason(tmp_path: Path, text: by
     folder = write_run(tmp_path / "run")
     (folder / "predictions.csv").write_bytes(text)
     with pytest.raises(DamagedFileError, match=r"predictions\.csv is damaged: "):
-        read_predictions(read_run(folder))
+        read_rows(read_run(folder))
 
 
 def test_a_report_of_damaged_files_is_written_and_names_them_once(tmp_path: Path) -> None:
