@@ -42,6 +42,8 @@ class Segmentation(Task[SegmentationConfig]):
     best = ("val_miou", "val_acc")
     fixed = (
         "method",
+        "classes",
+        "ignored",
         "in_chans",
         "img_size",
         "crop",
