@@ -182,8 +182,7 @@ def _masks(
 ) -> list[Tensor]:
     resized = [card.preprocess.resized(size) for size in sizes]
     originals = [(height, width) for width, height in sizes]
-    classes = len(card.class_names)
-    return segment(model, images, resized, originals, inference, num_classes=classes)
+    return segment(model, images, resized, originals, inference)
 
 
 def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:
