@@ -239,8 +239,8 @@ class SegmentReader:
             are = "is" if len(missing) == 1 else "are"
             raise UnusableDataError(
                 f"the masks of {shown(self.name)} hold the values {ranges(found)}, and "
-                f"{ranges(missing)} {are} missing. If {value} marks pixels without a class, give it "
-                f"with ignored={value}; else {fix}",
+                f"{ranges(missing)} {are} missing. If {value} marks pixels without a class, give "
+                f"it with ignored={value}; else {fix}",
                 self.problems,
             )
         self.notes.append(
