@@ -156,9 +156,12 @@ def test_classes_without_names_are_called_by_their_values(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ((0, 255), r"less than two classes: 0, and ignored=255; list the classes"),
-        ((0, 38, 75), r"the values 0, 38 and 75, .*ignored=75; else list the classes"),
-        ((1, 2, 3), r"the values 1 to 3, and 0 is missing\. .*ignored=0; else"),
+        ((0, 255), r"fewer than two classes: 0, and ignored=255; list the classes"),
+        (
+            (0, 38, 75),
+            r"the values 0, 38 and 75 \(75 is in masks/0\.png\), .*ignored=75; else list",
+        ),
+        ((1, 2, 3), r"the values 1 to 3 .*, and 0 is missing\. .*ignored=0; else"),
     ],
 )
 def test_values_that_are_no_class_numbers_are_named(
