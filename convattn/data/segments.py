@@ -248,8 +248,8 @@ class SegmentReader:
             )
             raise UnusableDataError(
                 f"the masks of {shown(self.name)} hold the values {ranges(found)} ({found[-1]} is "
-                f"in {shown(example)}), and {ranges(missing)} {are} missing. If {value} marks pixels "
-                f"without a class, give it with ignored={value}; else {fix}",
+                f"in {shown(example)}), and {ranges(missing)} {are} missing. If {value} marks "
+                f"pixels without a class, give it with ignored={value}; else {fix}",
                 self.problems,
             )
         self.notes.append(
