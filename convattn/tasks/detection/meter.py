@@ -101,7 +101,9 @@ class DetectionMeter(Metric):
             if f"{start}precision" in found:
                 results[f"{PREFIXES[kind]}precision"] = found[f"{start}precision"][..., 0, -1]
                 results[f"{PREFIXES[kind]}recall"] = found[f"{start}recall"][..., 0, -1]
-        return {**results, "classes": found["classes"].flatten().tolist()} if self.curves else results
+        if self.curves:  # torchmetrics makes a number of the list of a single class
+            results["classes"] = found["classes"].flatten().tolist()
+        return results
 
 
 class _AveragePrecision(MeanAveragePrecision):

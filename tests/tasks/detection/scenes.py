@@ -62,6 +62,9 @@ def tiny(root: Path, method: str = "faster_rcnn", **changes: Any) -> DetectionCo
     """Return the configuration of a small training on the data that `write_scenes` wrote."""
     where = {"data": f"coco:{root}", "runs": str(root / "runs"), "method": method}
     heads = {} if method == "retinanet" else NOT_RETINANET
-    config = load_config("detection", None, {**TINY, **heads, **where, **changes})
+    settings = {**TINY, **heads, **where, **changes}
+    if "steps" in changes:
+        del settings["epochs"]
+    config = load_config("detection", None, settings)
     assert isinstance(config, DetectionConfig)
     return config

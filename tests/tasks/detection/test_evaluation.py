@@ -118,7 +118,7 @@ def test_the_files_have_the_numbers_the_images_and_the_objects(tmp_path: Path, m
 
 
 def test_the_file_of_the_numbers_is_small_for_many_objects(tmp_path: Path) -> None:
-    found, targets = random_images(300, 3, 1)
+    found, targets = random_images(60, 3, 1)
     evaluated(found, targets, "retinanet").write(tmp_path)
     assert (tmp_path / "evaluation.json").stat().st_size < 10_000
 

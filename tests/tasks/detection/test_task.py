@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from convattn import Predictor
 from convattn.cli import main
@@ -16,7 +17,7 @@ from convattn.data import READABLE, Batch, Sample, open_dataset
 from convattn.models import create_model
 from convattn.tasks.detection.models import METHODS
 from convattn.tasks.detection.task import Detection
-from convattn.tasks.table import evaluate, load_checkpoint, resume, train
+from convattn.tasks.table import evaluate, load_checkpoint, load_config, resume, train
 from convattn.training.config import data_options
 from convattn.training.evaluate import evaluate as engine_evaluate
 from convattn.training.run import TrainResult
@@ -109,6 +110,7 @@ def test_a_run_opens_its_data_again(finished: tuple[TrainResult, str]) -> None:
     assert again.mask_map == pytest.approx(result.evaluation.mask_map, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_result(
     finished: tuple[TrainResult, str], scenes: Path
 ) -> None:
@@ -174,8 +176,6 @@ def test_a_limit_that_the_model_cannot_keep_is_an_error(
 def test_images_of_several_sizes_are_predicted_together_as_alone(
     finished: tuple[TrainResult, str], scenes: Path
 ) -> None:
-    from PIL import Image
-
     predictor = Predictor.load(finished[0].run_dir, device="cpu")
     image = Image.open(scenes / "val2017" / "0100.png")
     several = [image, image.resize((32, 96)), image.rotate(90, expand=True)]
@@ -194,8 +194,6 @@ def test_a_method_with_the_settings_of_another_is_an_error(scenes: Path) -> None
 
 
 def test_a_recipe_leaves_out_the_settings_that_a_method_does_not_have(scenes: Path) -> None:
-    from convattn.tasks.table import load_config
-
     config: Any = load_config(
         "detection", "small", {"data": f"coco:{scenes}", "method": "retinanet"}
     )
@@ -274,9 +272,9 @@ def test_the_backbone_is_loaded_from_another_method_and_from_a_file(
     assert "neck and heads are new" in note
 
 
-@pytest.mark.parametrize("mode", ["eval", "frozen"])
-def test_the_norms_of_the_backbone_keep_their_statistics(scenes: Path, mode: str) -> None:
-    config = tiny(scenes, "retinanet", model="acmix_resnet_nano", batch_norm=mode, name=mode)
+def test_the_norms_of_the_backbone_keep_their_statistics(scenes: Path) -> None:
+    changes = {"model": "acmix_resnet_nano", "batch_norm": "frozen", "name": "frozen"}
+    config = tiny(scenes, "retinanet", **changes)
     state = weights(train(config, console=silent()).run_dir)
     means = [v for k, v in state.items() if k.endswith("running_mean") and ".body." in k]
     assert means
