@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,7 @@ _SMALL_TEXT = 9.0
 MAX_NUMBERED_CLASSES = 30
 _MAX_CELLS = 200
 _MAX_NAME = 16
+_NAMED_CURVES = 10
 _DASHES = ("-", "--", ":", "-.")
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
@@ -130,6 +131,45 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     if numbered:
         _number_cells(axes, np.asarray(confusion), opacity)
         _name_classes(axes, class_names)
+    return figure
+
+
+def precision_recall_figure(
+    curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> Figure:
+    """Draw precision by recall; of many classes, lines without names.
+
+    Args:
+        curves: precisions at recalls evenly spaced from 0 to 1, by name; "all" is drawn on top.
+        colours: the colour of each class; up to ten classes are drawn in their colours.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure = _figure(width=5.2, height=3.6)
+    axes = figure.subplots()
+    single = {name: values for name, values in curves.items() if name != "all"}
+    is_named = len(single) <= _NAMED_CURVES
+    for name, values in single.items():
+        style = {"color": colours.get(name, MUTED), "lw": 1.4} if is_named else {"color": LINE}
+        label = _shorten(shown(name)).replace("$", r"\$") if is_named else None
+        axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
+    if "all" in curves and len(single) != 1:
+        values = curves["all"]
+        axes.plot(np.linspace(0, 1, len(values)), values, color=ACCENT, lw=2.4, label="all classes")
+    _style(axes)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall", color=MUTED, fontsize=_SMALL_TEXT)
+    axes.set_ylabel("precision", color=MUTED, fontsize=_SMALL_TEXT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.legend(
+        frameon=False,
+        labelcolor=MUTED,
+        fontsize=_SMALL_TEXT,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return figure
 
 

@@ -30,8 +30,8 @@ _NOT_IN_MODEL_ARGS = {
     "model_name": "write model={value}",
 }
 _DATA_OPTIONS = (
-    "json", "images", "root", "download", "train_split", "val_split", "val_fraction",
-    "split_seed", "max_broken", "value_range",
+    "json", "images", "classes", "ignored", "root", "download", "train_split", "val_split",
+    "val_fraction", "split_seed", "max_broken", "value_range",
 )  # fmt: skip
 # Data of these kinds is named by a path, such as folder:pets.
 WITH_PATH = ("folder", "coco", "voc", "yolo", "ade20k", "masks")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from convattn.training.config import (
     Count,
@@ -31,6 +32,15 @@ class SegmentationConfig(RunConfig):
     method: Literal["semantic_fpn", "upernet"] = setting("semantic_fpn", "what the heads are")
     model: str = setting("glnet_nano", "backbone, a name that `convattn models` or timm lists")
     data: str = setting(..., "ade20k:DIR, masks:DIR or voc:DIR")
+    classes: str | tuple[str, ...] | None = setting(
+        None,
+        "masks: the file with the names of the classes, one in each line, or the names; default: "
+        "classes.txt in the folder",
+        example=["sky", "road"],
+    )
+    ignored: Annotated[int, Field(ge=0, le=255)] | None = setting(
+        None, "masks: the value of pixels without a class; default: 255"
+    )
 
     # Heads
     channels: Count | None = setting(
@@ -92,6 +102,12 @@ class SegmentationConfig(RunConfig):
         0.75, "share of one class in a crop above which another crop is tried"
     )
     photometric: bool = setting(True, "distort brightness, contrast, saturation and hue")
+
+    @field_validator("classes")
+    @classmethod
+    def _absolute_file(cls, classes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        """Make a path absolute, for a resumed run in another working directory."""
+        return str(Path(classes).expanduser().absolute()) if isinstance(classes, str) else classes
 
     @property
     def targets(self) -> str:

@@ -42,6 +42,8 @@ class Segmentation(Task[SegmentationConfig]):
     best = ("val_miou", "val_acc")
     fixed = (
         "method",
+        "classes",
+        "ignored",
         "in_chans",
         "img_size",
         "crop",
@@ -180,8 +182,7 @@ def _masks(
 ) -> list[Tensor]:
     resized = [card.preprocess.resized(size) for size in sizes]
     originals = [(height, width) for width, height in sizes]
-    classes = len(card.class_names)
-    return segment(model, images, resized, originals, inference, num_classes=classes)
+    return segment(model, images, resized, originals, inference)
 
 
 def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:

@@ -53,12 +53,19 @@ def test_data_is_opened_with_a_class_per_pixel():
         ({"window_stride": 600}, r"window_stride=600 is greater than window=512"),
         ({"scale": [2, 1]}, r"scale is \(least, most\), got \[2.0, 1.0\]"),
         ({"inference": "windows"}, "inference=windows: must be 'whole' or 'slide'"),
+        ({"ignored": 256}, "ignored=256: must be less than or equal to 255"),
         ({"chanels": 64}, "did you mean 'channels'"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
+
+
+def test_a_file_of_classes_is_found_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config(classes="names.txt").classes == str(tmp_path / "names.txt")
+    assert config(classes=["sky", "road"]).classes == ("sky", "road")
 
 
 def test_data_must_be_named():
