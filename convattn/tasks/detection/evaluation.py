@@ -225,7 +225,7 @@ def _per_class(
     counts = Counter(label for one in targets for label in one["labels"][~one["crowd"]].tolist())
     found: dict[int, dict[str, float]] = {}
     for prefix in prefixes:
-        for place, label in enumerate(values.get(f"{prefix}classes", [])):
+        for place, label in enumerate(values["classes"] if f"{prefix}precision" in values else []):
             precision = values[f"{prefix}precision"][..., place]
             if (precision < 0).all():
                 continue
@@ -247,7 +247,7 @@ def _curves(names: Sequence[str], values: Mapping[str, Any], prefix: str) -> dic
     at50 = values[f"{prefix}precision"][0]
     curves = {
         names[label]: at50[:, place]
-        for place, label in enumerate(values[f"{prefix}classes"])
+        for place, label in enumerate(values["classes"])
         if (at50[:, place] >= 0).all()
     }
     if curves:

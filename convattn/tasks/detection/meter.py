@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +33,9 @@ _NAMES = {
 }
 Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
+# Those of COCO's program in float64; the defaults of torchmetrics have the rounding of float32.
+_IOUS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
 PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # of the names of the results
 
@@ -70,55 +74,44 @@ class DetectionMeter(Metric):
         self.found, self.targets = [], []
 
     def compute(self) -> dict[str, Any]:
-        """Return the results by name; those of masks start with "mask_"."""
-        found, targets = _gathered(self.found), _gathered(self.targets)
+        """Return the results by name.
+
+        Returns:
+            Scalar tensors, NaN where there is no true object; names of results of masks start with
+            "mask_". With ``curves`` also "precision" (10, 101, classes) and "recall" (10, classes)
+            by IoU, recall and class, -1 where there is no true object; and "classes", the numbers
+            of the classes.
+        """
+        kinds = KINDS if self.masks else KINDS[:1]
+        metric = _AveragePrecision(
+            iou_type=kinds,
+            backend=self.backend,
+            iou_thresholds=_IOUS,
+            rec_thresholds=_RECALLS,
+            extended_summary=self.curves,
+            sync_on_compute=False,
+        )
+        metric.update(_gathered(self.found), _gathered(self.targets))
+        found = metric.compute()
         results: dict[str, Any] = {}
-        for kind in KINDS if self.masks else KINDS[:1]:
-            values = precision(found, targets, kind, self.backend, curves=self.curves)
-            results |= {PREFIXES[kind] + name: value for name, value in values.items()}
+        for kind in kinds:
+            start = f"{kind}_" if self.masks else ""
+            values = {name: found[start + old] for old, name in _NAMES.items()}
+            results |= {PREFIXES[kind] + name: _or_nan(value) for name, value in values.items()}
+            if f"{start}precision" in found:
+                results[f"{PREFIXES[kind]}precision"] = found[f"{start}precision"][..., 0, -1]
+                results[f"{PREFIXES[kind]}recall"] = found[f"{start}recall"][..., 0, -1]
+        if self.curves:  # torchmetrics makes a number of the list of a single class
+            results["classes"] = found["classes"].flatten().tolist()
         return results
 
 
-def precision(
-    found: Sequence[Objects],
-    targets: Sequence[Objects],
-    kind: Kind,
-    backend: Backend = "pycocotools",
-    *,
-    curves: bool = False,
-) -> dict[str, Any]:
-    """Return average precisions and recalls.
-
-    Args:
-        found: the found objects of each image.
-        targets: the true objects of each image.
-        kind: "bbox" compares boxes, "segm" masks.
-        backend: "pycocotools" or "faster_coco_eval".
-        curves: whether to return the precision at each IoU (10), recall (101) and class too.
-
-    Returns:
-        Scalar tensors by name, NaN where there is no true object; with ``curves`` also
-        "precision" (10, 101, classes), -1 where there is no true object, "recall" (10, classes)
-        and "classes", the numbers of the classes that occur.
-    """
-    metric = _AveragePrecision(
-        iou_type=kind, backend=backend, extended_summary=curves, sync_on_compute=False
-    )
-    metric.update(found, targets)
-    results = metric.compute()
-    values = {new: _or_nan(results[old]) for old, new in _NAMES.items()}
-    if not curves or "precision" not in results:
-        return values
-    return {
-        **values,
-        "precision": results["precision"][..., 0, -1],
-        "recall": results["recall"][..., 0, -1],
-        "classes": results["classes"].tolist(),
-    }
-
-
 class _AveragePrecision(MeanAveragePrecision):
-    """torchmetrics' metric, for masks that are run-length encoded."""
+    """torchmetrics' metric, for masks that are run-length encoded.
+
+    Masks must be measured together with boxes: torchmetrics leaves out the images without true
+    masks, and what was found in them, where it measures masks alone.
+    """
 
     def update(  # type: ignore[override]
         self, found: Iterable[Objects], targets: Iterable[Objects]
@@ -134,10 +127,9 @@ class _AveragePrecision(MeanAveragePrecision):
 
     def _add(self, kind: str, objects: Objects) -> None:
         getattr(self, f"{kind}_labels").append(objects["labels"])
-        if "bbox" in self.iou_type:
-            boxes = box_convert(objects["boxes"].float(), "xyxy", "xywh")
-            getattr(self, f"{kind}_box").append(boxes)
-        else:
+        boxes = box_convert(objects["boxes"].float(), "xyxy", "xywh")
+        getattr(self, f"{kind}_box").append(boxes)
+        if "segm" in self.iou_type:
             masks = [(tuple(m["size"]), m["counts"].encode()) for m in objects["masks"]]
             getattr(self, f"{kind}_mask").append(tuple(masks))
 

@@ -21,6 +21,7 @@ from convattn.data import (
     collate_padded,
     joint_eval_transform,
     joint_train_transform,
+    padded_size,
 )
 from convattn.runs.card import ModelCard
 from convattn.runs.detections import DetectionPrediction, FoundObject
@@ -115,13 +116,22 @@ class Detection(Task[DetectionConfig]):
         sizes: Sequence[tuple[int, int]],
         card: ModelCard,
     ) -> list[Found]:
-        """Return the objects found in each image, in pixels of the original image."""
+        """Return the objects found in each image, in pixels of the original image.
+
+        Images of the same padded size are computed together, without the padding that other images
+        of the batch need, so that the result does not depend on them.
+        """
         resized = [card.preprocess.resized(size) for size in sizes]
-        found = model(images, sizes=resized)
-        return [
-            found_objects(objects, inner, size)
-            for objects, inner, size in zip(found, resized, sizes, strict=True)
-        ]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(resized):
+            groups.setdefault(padded_size(*size), []).append(index)
+        found: dict[int, Found] = {}
+        for (height, width), indices in groups.items():
+            group = images[indices][..., :height, :width]
+            inner = [resized[index] for index in indices]
+            for index, objects in zip(indices, model(group, sizes=inner), strict=True):
+                found[index] = found_objects(objects, resized[index], sizes[index])
+        return [found[index] for index in range(len(sizes))]
 
     @classmethod
     def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
