@@ -26,7 +26,7 @@ from convattn.runs.drawing import (
 from convattn.runs.predictions import Prediction
 from convattn.runs.rle import Rle, decode_mask
 
-SHOWN_SCORE = 0.25  # objects with a lower score are not drawn, unless a lower score is asked for
+SHOWN_SCORE = 0.25  # objects with a lower score are not drawn and count for no confusion
 _MOST_IN_CELL = 5
 _MOST_IN_PALETTE = 254  # object numbers of a mask of 8 bits
 

@@ -94,7 +94,9 @@ def test_curves_hold_the_values_of_the_epochs() -> None:
 
 
 def test_curves_are_saved_as_a_picture(tmp_path: Path) -> None:
-    with Image.open(save_png(curves_figure(panels(EPOCHS), EPOCHS), tmp_path / "curves.png")) as picture:
+    with Image.open(
+        save_png(curves_figure(panels(EPOCHS), EPOCHS), tmp_path / "curves.png")
+    ) as picture:
         assert picture.size == (1650, 495)
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
