@@ -25,8 +25,8 @@ EPILOG = """--json prints {"images": [...], "broken": [...], "notes": [...]}. An
 has "path", "task", "size" and
   classification  "guesses": [{"name", "probability"}]
   detection       "objects": [{"name", "label", "score", "box": [x1, y1, x2, y2], "mask"}], all
-                  of them; the table and the drawings have those with a score of at least --score,
-                  or else 0.25
+                  of them; table, drawings and masks have those with a score of at least --score, or
+                  else 0.25
   segmentation    "classes": [{"name", "label", "share"}]; --masks writes the pixels
 For detection, "results" has all objects in the form of COCO results: "image_id" is the number that
 the name of the file is, or else a running number from 0, and "category_id" the class number from 1.
