@@ -231,10 +231,9 @@ class Task(ABC, Generic[ConfigT]):
             **options: options of the task, such as ``top_k``.
         """
 
-    @classmethod
     @abstractmethod
-    def meter(cls, card: ModelCard) -> Metric:
-        """Return the metric of the validation.
+    def meter(self, card: ModelCard) -> Metric:
+        """Return the metric of the validation after each epoch.
 
         Its ``update(outputs, targets)`` takes what `kept` returns for the readable images of a
         batch; ``compute()`` returns scalars by the names in `columns`, without "val_".

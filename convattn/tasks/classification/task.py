@@ -146,8 +146,7 @@ class Classification(Task[TrainConfig]):
         rows = zip(sizes, best.values.tolist(), best.indices.tolist(), strict=True)
         return [_prediction(size, values, numbers, card) for size, values, numbers in rows]
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         """Return cross-entropy, top-1 and top-5 accuracy."""
         return ClassificationMeter(len(card.class_names))
 
