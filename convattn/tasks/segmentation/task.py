@@ -141,8 +141,7 @@ class Segmentation(Task[SegmentationConfig]):
         masks = _masks(model, images, sizes, card, how)
         return [_prediction(mask, size, card) for mask, size in zip(masks, sizes, strict=True)]
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         """Return mean IoU, pixel accuracy and mean accuracy of the classes."""
         return SegmentationMeter(len(card.class_names), ignored_of(card))
 
