@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convattn.cli.output import print_json
 from convattn.names import check_choice, counted, shown
@@ -20,14 +20,17 @@ EPILOG = """examples:
   convattn data check coco:coco2017
   convattn data check coco:data json=train.json,val.json images=photos
   convattn data check voc:VOC2012 val_split=test
+  convattn data check masks:streets classes=names.txt ignored=11
   convattn data check folder:pets --json
 
 data:
   coco:DIR, yolo:FILE.yaml, voc:DIR, ade20k:DIR, masks:DIR, folder:DIR, timm:NAME
 
 settings:
-  json, images, train_split, val_split, root and download, as in training"""
-_SETTINGS = ("json", "images", "train_split", "val_split", "root", "download")
+  json, images, classes, ignored, train_split, val_split, root and download, as in training"""
+_SETTINGS = (
+    "json", "images", "classes", "ignored", "train_split", "val_split", "root", "download",
+)  # fmt: skip
 _TARGETS = ("classes", "boxes", "instances", "segments")
 _EXAMPLES = 3
 
@@ -46,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.targets is not None:
         check_choice("targets", args.targets, _TARGETS)
-    settings = dict(map(_setting, args.settings))
+    settings: dict[str, Any] = dict(map(_setting, args.settings))
+    if "ignored" in settings:
+        settings["ignored"] = _number("ignored", settings["ignored"])
     from convattn.data.check import check_dataset  # imports torch
 
     found = check_dataset(args.data, targets=args.targets, **settings)
@@ -63,6 +68,12 @@ def _setting(word: str) -> tuple[str, str]:
         raise ValueError(f"{shown(word)!r} is no setting: write NAME=VALUE, such as images=photos")
     check_choice("setting", name, _SETTINGS)
     return name, value
+
+
+def _number(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"{name}={shown(value)} must be a whole number")
+    return int(value)
 
 
 def _table(found: CheckedData) -> str:

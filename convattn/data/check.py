@@ -143,9 +143,10 @@ class _Found:
 
     def __post_init__(self) -> None:
         known = {problem.file for problem in self.source.problems}
+        reasons = {problem.reason for problem in self.source.problems}
         for file in self.source.broken:
             name = relative_name(file.path, self.source.root)
-            if name not in known:
+            if name not in known and file.reason not in reasons:
                 self.problems.append(Problem(name, "", image_reason(file.reason)))
         for part in (self.source.train, self.source.val):
             self._read(part)

@@ -443,7 +443,7 @@ _MISMATCH = other_size((0, 0), (0, 0)).partition(":")[0]
 
 def image_reason(reason: str) -> str:
     """Return the reason of a `Problem` for that of a `BrokenFile`."""
-    known = reason.startswith(("the image is missing", _MISMATCH))
+    known = reason.startswith(("the image is missing", "the mask ", _MISMATCH))
     return reason if known else f"{CANNOT_BE_READ}: {reason}"
 
 
