@@ -17,7 +17,7 @@ from convattn.runs.card import ModelCard
 from convattn.runs.predictions import Prediction
 from convattn.tasks.table import find_task, load_checkpoint
 from convattn.training.evaluate import best_device
-from convattn.training.predict import Predictions, ready
+from convattn.training.predict import Predictions, options_of, ready
 from convattn.training.trained import Checkpoint
 
 # How each kind of file is loaded; "" is a run folder.
@@ -92,6 +92,16 @@ class Predictor:
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the model's outputs."""
         return self.card.class_names
+
+    @property
+    def heading(self) -> str:
+        """What the cells of a prediction are, the heading of a table."""
+        return self._task.prediction_class.heading
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options that a call takes for this task, such as "top_k"."""
+        return tuple(options_of(self._task))
 
     @property
     def preprocess(self) -> Preprocess:

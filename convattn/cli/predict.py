@@ -4,37 +4,79 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from convattn.cli.output import make_folder, print_json
+from convattn.cli.output import print_json
 from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
 from convattn.names import shown
 from convattn.progress import Progress
 
 if TYPE_CHECKING:
-    from convattn.runs.predictions import Prediction
+    from convattn.cli.prediction_files import Row
+    from convattn.predictor import Predictor
 
-_FILE = "predictions.json"
 _Item = TypeVar("_Item")
 
 HELP = "predict images"
-DESCRIPTION = "Predict images, and all images in folders: their classes and probabilities."
-EPILOG = """example:
-  convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2"""
+DESCRIPTION = """Predict images, and all images in folders: classes and probabilities, objects with
+boxes and masks, or the class of each pixel, as the model was trained."""
+EPILOG = """--json prints {"images": [...], "broken": [...], "notes": [...]}. An entry of "images"
+has "path", "task", "size" and
+  classification  "guesses": [{"name", "probability"}]
+  detection       "objects": [{"name", "label", "score", "box": [x1, y1, x2, y2], "mask"}], all
+                  of them; table, drawings and masks have those with a score of at least --score, or
+                  else 0.25
+  segmentation    "classes": [{"name", "label", "share"}]; --masks writes the pixels
+For detection, "results" has all objects in the form of COCO results: "image_id" is the number that
+the name of the file is, or else a running number from 0, and "category_id" the class number from 1.
+
+examples:
+  convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2
+  convattn predict runs/retinanet-1 street.jpg --score 0.5 --output drawn
+  convattn predict runs/upernet-1 photos --masks masks --flip"""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `predict`
+    "top_k": {"type": int, "help": "classification: number of classes per image [3]"},
+    "score": {
+        "type": float,
+        "help": "detection: objects of a lower score are left out [the training's]",
+    },
+    "nms": {
+        "type": float,
+        "help": "detection: of two boxes of a class with a higher IoU one is left out "
+        "[the training's]",
+    },
+    "inference": {
+        "metavar": "whole|slide",
+        "help": "segmentation: the whole image at once, or windows [the training's]",
+    },
+    "window": {"type": int, "help": "segmentation: height and width of a window"},
+    "window_stride": {"type": int, "help": "segmentation: distance of two windows"},
+    "flip": {
+        "action": "store_const",
+        "const": True,
+        "help": "segmentation: average with the result of the mirrored image",
+    },
+}
+_DEFAULTS = {"top_k": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images to predict")
-    parser.add_argument("--top-k", type=int, default=3, help="number of classes per image [3]")
+    for name, option in OPTIONS.items():
+        parser.add_argument(_flag(name), **option)
     parser.add_argument(
         "--output",
         metavar="FOLDER",
         help="write each image with its prediction drawn on it, and predictions.json, into it",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="FOLDER",
+        help="write a PNG per image into it: its values are class numbers (segmentation), or 0 and "
+        "the places of objects in the list from 1 (detection with masks)",
     )
     add_reading(parser)
 
@@ -44,29 +86,33 @@ def run(args: argparse.Namespace) -> int:
     check_exists(args.checkpoint)
     check_positive("--top-k", args.top_k)
     check_positive("--batch-size", args.batch_size)
-    if args.output:
-        _check_output(Path(args.output))
+    from convattn.cli.prediction_files import Files, Row, as_json
     from convattn.predictor import Predictor
     from convattn.training.predict import split
 
+    files = Files(args.output, args.masks)
     predictor = Predictor.load(args.checkpoint, device=args.device)
     stream = predictor.stream(
-        args.images, batch_size=args.batch_size, value_range=args.value_range, top_k=args.top_k
+        args.images,
+        batch_size=args.batch_size,
+        value_range=args.value_range,
+        **_options(args, predictor),
     )
-    images, broken = split(_with_progress("predicting", stream, stream.total))
-    found = {
-        "images": [prediction.to_dict() for prediction in images],
-        "broken": [{"path": file.path, "reason": file.reason} for file in broken],
-        "notes": stream.notes,
-    }
+
+    def rows() -> Iterator[Row]:
+        for prediction in _with_progress("predicting", stream, stream.total):
+            files.add(prediction)
+            yield Row.of(prediction)
+
+    images, broken = split(rows())
+    found = as_json(images, broken, stream.notes)
     try:
-        if args.output:
-            _write(Path(args.output), images, found)
+        files.finish(found)
     finally:  # the result is printed even if the disk is full
         if args.json:
             print_json(found)
         else:
-            print(_table(images))
+            print(_table(predictor.heading, images))
     for file in broken:
         print(f"skipped {shown(file.path)}: {shown(file.reason)}", file=sys.stderr)
     for note in stream.notes:
@@ -74,14 +120,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(folder: Path) -> None:
-    """Create the output folder; raise `ValueError` if it has other files."""
-    make_folder("--output", str(folder))
-    if not (folder / _FILE).is_file() and any(folder.iterdir()):
-        raise ValueError(
-            f"--output {shown(folder)} holds other files, which could be overwritten: name a new "
-            f"or an empty folder, or one with the {_FILE} of an earlier prediction"
-        )
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _options(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:
+    """Return the options of the task; raise `ValueError` for an option of another task."""
+    given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
+    for name in given:
+        if name not in predictor.options:
+            known = ", ".join(map(_flag, predictor.options)) or "none"
+            raise ValueError(
+                f"{_flag(name)} is no option of {predictor.card.task}, the task of this model; "
+                f"its options are: {known}"
+            )
+    return {**{k: v for k, v in _DEFAULTS.items() if k in predictor.options}, **given}
 
 
 def _with_progress(title: str, items: Iterable[_Item], total: int | None) -> Iterator[_Item]:
@@ -91,26 +144,9 @@ def _with_progress(title: str, items: Iterable[_Item], total: int | None) -> Ite
             progress.advance()
 
 
-def _write(folder: Path, images: Sequence[Prediction], found: dict[str, Any]) -> None:
-    """Write the JSON, then a PNG per image, with a number where two have the same name."""
-    from convattn.runs.files import replacing, write_json
-
-    write_json(folder / _FILE, found)
-    counts = Counter[str]()
-    for prediction in _with_progress("drawing", images, len(images)):
-        stem = Path(prediction.path).stem
-        while counts[stem]:
-            counts[stem] += 1
-            stem = f"{stem}-{counts[stem]}"
-        counts[stem] += 1
-        with replacing(folder / f"{stem}.png") as temporary:
-            prediction.draw().save(temporary, "PNG")
-
-
-def _table(images: Sequence[Prediction]) -> str:
-    cells = [prediction.cells() for prediction in images]
-    rows = [["image", images[0].heading, *[""] * (len(cells[0]) - 1)]]
-    rows += [[shown(image.path), *row] for image, row in zip(images, cells, strict=True)]
+def _table(heading: str, images: Sequence[Row]) -> str:
+    rows = [["image", heading, *[""] * (len(images[0].cells) - 1)]]
+    rows += [[shown(image.path), *image.cells] for image in images]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

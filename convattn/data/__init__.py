@@ -17,8 +17,9 @@ from convattn.data.loading import (
     eval_loader,
     train_loader,
 )
-from convattn.data.named import open_dataset
+from convattn.data.named import offered_targets, open_dataset
 from convattn.data.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
+from convattn.data.problems import Problem, UnusableDataError
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import (
     BrokenFile,
@@ -27,6 +28,7 @@ from convattn.data.source import (
     ImageSet,
     Joined,
     Subset,
+    Targets,
 )
 from convattn.data.survey import SET_RANGE, Survey, spread
 from convattn.data.transforms import (
@@ -67,13 +69,16 @@ __all__ = [
     "JointAugment",
     "Listing",
     "Preprocess",
+    "Problem",
     "Ranges",
     "Sample",
     "SharedMemoryFullError",
     "Subset",
     "Survey",
+    "Targets",
     "Transform",
     "UnknownClassesError",
+    "UnusableDataError",
     "ValueRange",
     "check_image",
     "check_range",
@@ -94,6 +99,7 @@ __all__ = [
     "listed",
     "load_image",
     "nfc",
+    "offered_targets",
     "open_dataset",
     "padded_size",
     "passed_over",

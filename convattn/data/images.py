@@ -27,6 +27,14 @@ SCALED_BY_ITSELF = (
     "a float image, or one of more than 8 bits, is scaled by its own values: give the value_range "
     "of the model (card.value_range) or of the data set"
 )
+_ORIENTATION_TAG = 274
+# For the EXIF orientations that exchange width and height: the inverse of making upright.
+_UNDO = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 _SAMPLE = 1024  # values of each image, from which the value range of a set is decided
 
 
@@ -87,6 +95,64 @@ def load_image(path: str | Path, value_range: ValueRange | None = None) -> Image
     if guessed:
         warnings.warn(SCALED_BY_ITSELF, stacklevel=2)
     return found
+
+
+def load_sized(
+    path: str | Path, size: tuple[int, int], value_range: ValueRange | None = None
+) -> Image.Image:
+    """Return the image of a file, as `load_image`, in the orientation that has the given size.
+
+    A photograph whose EXIF data turns it is usually annotated upright; where only the photograph as
+    it is stored has the size, it was annotated as it is stored, and is returned so.
+
+    Args:
+        path: the file.
+        size: width and height that the annotations give.
+        value_range: see `load_image`.
+
+    Raises:
+        BrokenImageError: the file cannot be read, or the image has another size.
+    """
+    found = load_image(path, value_range)
+    if found.size == size:
+        return found
+    undo = _UNDO.get(_orientation(path))
+    if undo is None or found.size != size[::-1]:
+        raise BrokenImageError(str(path), other_size(found.size, size))
+    return found.transpose(undo)
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of the upright image of a file, of which the header is read.
+
+    Raises:
+        BrokenImageError: the file cannot be read.
+    """
+    try:
+        with opened(path) as image:
+            size = image.size
+    except Exception as error:  # as in load_image
+        raise BrokenImageError(str(path), reason(path, error)) from error
+    return size[::-1] if _orientation(path) in _UNDO else size
+
+
+def other_size(found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Return the reason why an image does not fit its annotations."""
+    return (
+        f"the image has another size than its annotations say: {found[0]} x {found[1]} instead of "
+        f"{expected[0]} x {expected[1]} pixels"
+    )
+
+
+def _orientation(path: str | Path) -> int:
+    """Return the EXIF orientation of a readable image, 1 for an upright image."""
+    try:
+        with opened(path) as image:
+            if image.format == "PNG" and "exif" not in image.info:  # else the image is decoded
+                return 1
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF data raise many types
+        return 1
 
 
 def check_image(path: str | Path, *, decode: bool = True) -> ImageInfo:

@@ -1,62 +1,85 @@
-"""Transforms of an image together with its boxes or masks, on torchvision's v2 functions.
-
-A target is a `Mask` of class numbers (H, W), or a dict: ``boxes``, `BoundingBoxes` (N, 4) in the
-format XYXY; ``masks``, an optional `Mask` (N, H, W) of the same objects; every other tensor, array,
-list and tuple has one entry per box, such as ``labels`` (N,), except ``image_id``, ``size`` and
-``orig_size``, which belong to the image as numbers and texts do. A `Mask` (H, W) beside boxes is
-one of class numbers. Box and mask types are those of `torchvision.tv_tensors`. Boxes become
-float32, Boolean masks uint8 and int8 masks int64.
-"""
+"""Transforms of an image together with its boxes or masks; `joint_target` says what a target is."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from convattn.data.colour import distort, jitter
 from convattn.data.images import to_channels
-from convattn.data.padding import IGNORED
+from convattn.data.joint_target import converted, viewed
+from convattn.data.padding import IGNORED, pad_to, padded_size
 from convattn.data.transforms import ImageOnly, Preprocess, Transform
-from convattn.names import check_choice, shown
+from convattn.data.views import View, whole
+from convattn.names import check_choice
 
-_OF_THE_IMAGE = ("image_id", "size", "orig_size")
-_MASK_TYPES = {torch.bool: torch.uint8, torch.int8: torch.int64}  # types that cannot hold IGNORED
+_TRIES = 10  # random crops that are tried for `JointAugment.cat_max_ratio`
 
 
 @dataclass(frozen=True)
 class JointAugment:
     """How training images are varied together with their boxes or masks.
 
+    An image is resized by a random ``scale`` and a random window of the input's height and width is
+    cut out (large-scale jitter). With ``short_sides`` the image is resized to a random length of
+    the shorter side instead, and it is not cut to a fixed size.
+
     Args:
-        scale: size of the resized image relative to the size that fits the input, (least, most).
+        scale: size of the resized image relative to `Preprocess.resized`, (least, most).
         hflip: probability of a horizontal flip.
         color_jitter: strength of the change of brightness, contrast and saturation.
         min_size: width and height in pixels of the input below which a box is removed; a box
             without any area is always removed.
+        short_sides: lengths of the shorter side, one of which is chosen for each image; the longer
+            side has at most the length ``long_side`` of `Preprocess`.
+        crop_sides: with ``short_sides``: half of the images are first resized to one of these
+            lengths of the shorter side, and a random window is cut out.
+        crop_range: least and greatest height and width of this window, as far as the image reaches.
+        cat_max_ratio: of a mask of class numbers: the share of the most frequent class in a random
+            window above which another window is tried, up to ten times.
+        photometric: whether brightness, contrast, saturation and hue are distorted, see
+            `convattn.data.colour`.
 
     Raises:
-        ValueError: ``min_size`` is not a number of at least 0.
+        ValueError: a value is out of its range; the message names it.
     """
 
     scale: tuple[float, float] = (0.5, 1.5)
     hflip: float = 0.5
     color_jitter: float = 0.4
     min_size: float = 1.0
+    short_sides: tuple[int, ...] = ()
+    crop_sides: tuple[int, ...] = ()
+    crop_range: tuple[int, int] = (384, 600)
+    cat_max_ratio: float = 1.0
+    photometric: bool = False
 
     def __post_init__(self) -> None:
-        if not self.min_size >= 0:
-            raise ValueError(
-                f"JointAugment(min_size={self.min_size}) must be at least 0 pixels; 1.0 is usual"
-            )
+        least, most = self.scale
+        self._check("scale", 0 < least <= most < float("inf"), "(least, most), both above 0")
+        self._check("hflip", 0 <= self.hflip <= 1, "a probability in 0..1; 0.5 is usual")
+        self._check("color_jitter", self.color_jitter >= 0, "at least 0; 0.4 is usual")
+        self._check("min_size", self.min_size >= 0, "at least 0 pixels; 1.0 is usual")
+        for name in ("short_sides", "crop_sides"):
+            sides = getattr(self, name)
+            self._check(name, all(type(s) is int and s > 0 for s in sides), "lengths above 0")
+        self._check(
+            "crop_sides", bool(self.short_sides) or not self.crop_sides, "given with short_sides"
+        )
+        smallest, largest = self.crop_range
+        self._check("crop_range", 0 < smallest <= largest, "(least, most), both above 0")
+        self._check("cat_max_ratio", 0 < self.cat_max_ratio <= 1, "above 0 and at most 1")
+
+    def _check(self, name: str, is_right: bool, expected: str) -> None:
+        if not is_right:
+            raise ValueError(f"JointAugment({name}={getattr(self, name)}) must be {expected}")
 
 
 def joint_eval_transform(preprocess: Preprocess) -> Transform:
@@ -75,20 +98,22 @@ def joint_eval_transform(preprocess: Preprocess) -> Transform:
 
 
 def joint_train_transform(preprocess: Preprocess, augment: JointAugment) -> Transform:
-    """Return the random transform of training: flip, scale jitter, crop or pad, colour jitter.
+    """Return the random transform of training: resize, crop, flip, colours, normalise.
+
+    A target with boxes may have no object left. Its image is not padded: the ``canvas_size`` of the
+    boxes is the size of the image, and `collate_padded` pads the batch. A target that is a mask of
+    class numbers is padded with `IGNORED`, and its image with zeros, to the input's height and
+    width, rounded up to multiples of `PAD_TO`; with ``short_sides`` they are not padded.
 
     Args:
         preprocess: what the model expects of its input.
         augment: how the images are varied.
+
+    Raises:
+        ValueError: tensors cannot be resized with the interpolation of ``preprocess``, or one of
+            ``short_sides`` and ``crop_sides`` is greater than the ``long_side`` of ``preprocess``.
     """
-    size, mode = preprocess.input_size[1:], _interpolation(preprocess)
-    steps = [
-        v2.RandomHorizontalFlip(augment.hflip),
-        _Fit(size, mode, augment.scale),
-        _Place(size, _fill(preprocess), anywhere=True),
-        v2.ColorJitter(*(augment.color_jitter,) * 3),
-    ]
-    return _Joint(preprocess, steps, augment.min_size)
+    return _TrainTransform(preprocess, augment)
 
 
 class _ResizedImage:
@@ -104,11 +129,83 @@ class _ResizedImage:
 
     def __call__(self, image: Image.Image) -> Tensor:
         pixels = F.to_image(to_channels(image, self.preprocess.input_size[0]))
-        size = list(self.preprocess.resized(image.size))
-        return _normalized(F.resize(pixels, size, interpolation=self.mode), self.preprocess)
+        view = whole(self.preprocess.resized(image.size))
+        return _normalized(_floats(view.image(pixels, self.mode)), self.preprocess)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preprocess})"
+
+
+class _TrainTransform:
+    """A random view of image and target, random colours, normalisation.
+
+    Args:
+        preprocess: what the model expects of its input.
+        augment: how the images are varied.
+    """
+
+    def __init__(self, preprocess: Preprocess, augment: JointAugment) -> None:
+        self.preprocess = preprocess
+        self.augment = augment
+        self.mode = _interpolation(preprocess)
+        self.short_sides = _multi_scale(preprocess, augment.short_sides)
+        self.crop_sides = _multi_scale(preprocess, augment.crop_sides)
+
+    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+        pixels: Tensor = F.to_image(to_channels(image, self.preprocess.input_size[0]))
+        target = converted(target, (image.height, image.width))
+        if self.crop_sides and _happens(0.5):
+            view = self._crop(_size(pixels))
+            pixels, target = view.image(pixels, self.mode), viewed(target, view)
+        view = self._last_view(_size(pixels), target)
+        pixels = view.image(pixels, self.mode)
+        target = viewed(target, view, self.augment.min_size)
+        values = _normalized(self._colours(pixels), self.preprocess)
+        if isinstance(target, tv_tensors.Mask) and not self.short_sides:
+            size = padded_size(*self.preprocess.input_size[1:])
+            target = tv_tensors.Mask(pad_to(target.as_subclass(Tensor), size, IGNORED))
+            values = pad_to(values, size, 0)
+        return values, target
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.preprocess}, {self.augment})"
+
+    def _crop(self, size: tuple[int, int]) -> View:
+        """Return a window of a random size in an image of one of the lengths ``crop_sides``."""
+        resized = _chosen(self.crop_sides).resized(size[::-1])
+        least, most = self.augment.crop_range
+        window = [_integer(min(side, least), min(side, most)) for side in resized]
+        return View(resized, _window(resized, (window[0], window[1])))
+
+    def _last_view(self, size: tuple[int, int], target: Any) -> View:
+        """Return the view that decides the size of the result."""
+        flip = _happens(self.augment.hflip)
+        if self.short_sides:
+            return replace(whole(_chosen(self.short_sides).resized(size[::-1])), flip=flip)
+        scale = torch.empty(()).uniform_(*self.augment.scale).item()
+        height, width = self.preprocess.resized(size[::-1], scale)
+        for _ in range(_TRIES):
+            window = _window((height, width), self.preprocess.input_size[1:])
+            view = View((height, width), window, flip)
+            if self._is_varied(view, target):
+                break
+        return view
+
+    def _is_varied(self, view: View, target: Any) -> bool:
+        """Return whether no class has too large a share of the view of a mask of class numbers."""
+        if self.augment.cat_max_ratio == 1 or not isinstance(target, tv_tensors.Mask):
+            return True
+        mask = view.mask(target).as_subclass(Tensor)
+        counts = mask.flatten().bincount(minlength=IGNORED + 1)
+        counts[IGNORED] = 0
+        return bool(counts.max() < self.augment.cat_max_ratio * counts.sum())
+
+    def _colours(self, pixels: Tensor) -> Tensor:
+        """Return the pixels as floats in 0..255, in changed colours."""
+        values = _floats(pixels)
+        if self.augment.color_jitter:
+            jitter(values, self.augment.color_jitter)
+        return distort(values) if self.augment.photometric else values
 
 
 def _interpolation(preprocess: Preprocess) -> InterpolationMode:
@@ -118,203 +215,42 @@ def _interpolation(preprocess: Preprocess) -> InterpolationMode:
     return InterpolationMode(name)
 
 
+def _multi_scale(preprocess: Preprocess, sides: tuple[int, ...]) -> list[Preprocess]:
+    """Return what gives the size of a resized image for each length of the shorter side."""
+    return [replace(preprocess, short_side=side) for side in sides]
+
+
+def _floats(pixels: Tensor) -> Tensor:
+    """Return the pixels (C, H, W) as new floats, channel by channel in memory."""
+    plain = pixels.as_subclass(Tensor)
+    return plain.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+
 def _normalized(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Return the float tensor (C, H, W) of 8-bit pixels, normalised."""
+    """Normalise float pixels in 0..255; they are overwritten."""
     mean, std = (
         torch.tensor(values).view(-1, 1, 1) * 255 for values in (preprocess.mean, preprocess.std)
     )
-    values = pixels.as_subclass(Tensor)
-    values = values.to(torch.float32, memory_format=torch.contiguous_format)
-    return values.sub_(mean).div_(std)
+    return pixels.sub_(mean).div_(std)
 
 
-class _Joint:
-    """Steps on image and target, removal of small boxes, and normalisation.
-
-    Args:
-        preprocess: what the model expects of its input.
-        steps: transforms of image and target.
-        min_size: width and height below which a box is removed; by default no box is.
-    """
-
-    def __init__(
-        self, preprocess: Preprocess, steps: list[v2.Transform], min_size: float | None = None
-    ) -> None:
-        self.preprocess = preprocess
-        self.steps = v2.Compose(steps)
-        self.min_size = min_size
-
-    def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
-        pixels = F.to_image(to_channels(image, self.preprocess.input_size[0]))
-        pixels, target = self.steps(pixels, _converted(target))
-        if self.min_size is not None and _has_boxes(target):
-            target = _without_small(target, self.min_size)
-        return _normalized(pixels, self.preprocess), target
-
-    def __repr__(self) -> str:
-        return repr(self.steps)
+def _size(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]
 
 
-class _Resize(v2.Transform):
-    """Resize to the size (height, width) that `_size` returns."""
-
-    def __init__(self, mode: InterpolationMode) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        sides = v2.query_size(flat_inputs)
-        ratio = self._ratio(*sides)
-        return {"size": [max(1, round(side * ratio)) for side in sides]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.wrap(_resized(inpt.as_subclass(Tensor), params["size"]), like=inpt)
-        return F.resize(inpt, params["size"], interpolation=self.mode)
-
-    def _ratio(self, height: int, width: int) -> float:
-        """Return the new length of a side divided by the present one."""
-        raise NotImplementedError
+def _window(size: tuple[int, int], most: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a random window of at most the size ``most``."""
+    height, width = (min(sides) for sides in zip(size, most, strict=True))
+    return _integer(0, size[0] - height), _integer(0, size[1] - width), height, width
 
 
-class _Fit(_Resize):
-    """Resize to fit ``size`` (height, width) times a random scale; the ratio of sides is kept."""
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        mode: InterpolationMode,
-        scale: tuple[float, float] = (1.0, 1.0),
-    ) -> None:
-        super().__init__(mode)
-        self.size = size
-        self.scale = scale
-
-    def _ratio(self, height: int, width: int) -> float:
-        least, most = self.scale
-        scale = least if least == most else torch.empty(()).uniform_(least, most).item()
-        return scale * min(self.size[0] / height, self.size[1] / width)
+def _chosen(options: list[Preprocess]) -> Preprocess:
+    return options[_integer(0, len(options) - 1)]
 
 
-def _resized(mask: Tensor, size: list[int]) -> Tensor:
-    """Return the mask (..., H, W) at another size: the value at the centre of each new pixel.
-
-    torchvision takes the value at the corner, which moves a smaller mask by half a pixel.
-    """
-    for dim, new in zip((-2, -1), size, strict=True):
-        old = mask.shape[dim]
-        mask = mask.index_select(dim, (2 * torch.arange(new) + 1) * old // (2 * new))
-    return mask
+def _integer(least: int, most: int) -> int:
+    return int(torch.randint(least, most + 1, ()))
 
 
-class _Place(v2.Transform):
-    """Crop and pad to ``size`` (height, width): at the top left, or anywhere at random."""
-
-    def __init__(self, size: tuple[int, int], fill: list[float], anywhere: bool = False) -> None:
-        super().__init__()
-        self.size = size
-        self.fill = fill
-        self.anywhere = anywhere
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.query_size(flat_inputs)
-        top, rows, above, below = self._place(height, self.size[0])
-        left, columns, before, behind = self._place(width, self.size[1])
-        return {
-            "crop": (top, left, rows, columns),
-            "padding": [before, above, behind, below],
-            "has_boxes": v2.has_any(flat_inputs, tv_tensors.BoundingBoxes),
-        }
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        fill: list[float] | int = self.fill
-        if isinstance(inpt, tv_tensors.Mask):  # masks of single objects have no value for "ignored"
-            fill = 0 if params["has_boxes"] and inpt.ndim == 3 else IGNORED
-        return F.pad(F.crop(inpt, *params["crop"]), params["padding"], fill=fill)
-
-    def _place(self, side: int, size: int) -> tuple[int, int, int, int]:
-        """Return first pixel and number of pixels of the crop, and the padding on both sides."""
-        offset = int(torch.randint(abs(size - side) + 1, ())) if self.anywhere else 0
-        if side > size:
-            return offset, size, 0, 0
-        return 0, side, offset, size - side - offset
-
-
-def _fill(preprocess: Preprocess) -> list[float]:
-    """Return the mean colour in 0..255, which normalisation maps to about zero."""
-    return [round(255 * mean) for mean in preprocess.mean]
-
-
-def _has_boxes(target: Any) -> bool:
-    return isinstance(target, Mapping) and "boxes" in target
-
-
-def _converted(target: Any) -> Any:
-    """Return the target with float boxes, and masks whose type has the value `IGNORED`.
-
-    Raises:
-        ValueError: an entry of the target has another length than the boxes.
-    """
-    if isinstance(target, tv_tensors.Mask):
-        dtype = _MASK_TYPES.get(target.dtype, target.dtype)
-        return tv_tensors.wrap(target.as_subclass(Tensor).to(dtype), like=target)
-    if isinstance(target, tv_tensors.BoundingBoxes):
-        return tv_tensors.wrap(target.as_subclass(Tensor).float(), like=target)
-    if not isinstance(target, Mapping):
-        return target
-    if "boxes" in target:
-        _check_lengths(target)
-    return {key: _converted(value) for key, value in target.items()}
-
-
-def _check_lengths(target: Mapping[str, Any]) -> None:
-    boxes = target["boxes"]
-    if not isinstance(boxes, tv_tensors.BoundingBoxes):
-        raise ValueError(
-            f"'boxes' of a target is a {type(boxes).__name__} and must be "
-            "torchvision.tv_tensors.BoundingBoxes, in the format XYXY"
-        )
-    for key, value in target.items():
-        if _is_per_box(key, value) and len(value) != len(boxes):
-            entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
-            raise ValueError(
-                f"{shown(key)!r} of a target has {entries} for "
-                f"{'1 box' if len(boxes) == 1 else f'{len(boxes)} boxes'}; tensors, arrays and "
-                "lists must have one entry per box; what belongs to the whole image must be a "
-                f"number or a text, or have the name {' or '.join(_OF_THE_IMAGE)}"
-            )
-
-
-def _is_per_box(key: str, value: Any) -> bool:
-    """Return whether an entry of a target has a value for each box."""
-    if key in _OF_THE_IMAGE:
-        return False
-    if isinstance(value, tv_tensors.Mask):
-        return value.ndim == 3
-    if isinstance(value, Tensor | np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, list | tuple)
-
-
-def _without_small(target: Mapping[str, Any], min_size: float) -> dict[str, Any]:
-    """Return the target without small boxes; cropping has cut the boxes off at the edges."""
-    corners = F.convert_bounding_box_format(
-        target["boxes"], new_format=tv_tensors.BoundingBoxFormat.XYXY
-    )
-    sides = corners[:, 2:].as_subclass(Tensor) - corners[:, :2].as_subclass(Tensor)
-    keep = ((sides >= min_size) & (sides > 0)).all(1)
-    return {
-        key: _selected(value, keep) if _is_per_box(key, value) else value
-        for key, value in target.items()
-    }
-
-
-def _selected(value: Any, keep: Tensor) -> Any:
-    if isinstance(value, tv_tensors.TVTensor):
-        return tv_tensors.wrap(value.as_subclass(Tensor)[keep], like=value)
-    if isinstance(value, Tensor):
-        return value[keep]
-    if isinstance(value, np.ndarray):
-        return value[keep.numpy()]
-    kept = list(itertools.compress(value, keep.tolist()))
-    return tuple(kept) if isinstance(value, tuple) else kept
+def _happens(probability: float) -> bool:
+    return bool(torch.rand(()) < probability)

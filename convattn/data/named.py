@@ -1,20 +1,52 @@
-"""Open a data set by its name: "digits", "folder:PATH" or "timm:NAME"."""
+"""Open a data set by its name, such as "digits", "folder:PATH", "coco:DIR" or "timm:NAME"."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any, get_args
 
 from convattn.data.digits import open_digits
-from convattn.data.folder import open_folder
-from convattn.data.source import DataSource
-from convattn.data.timm_reader import open_timm
-from convattn.names import shown
+from convattn.data.source import DataSource, Targets
+from convattn.names import check_choice, shown
+
+# For each format, the function that reads each kind of target.
+_FORMATS: dict[str, dict[str, str]] = {
+    "folder": {"classes": "folder:open_folder"},
+    "timm": {"classes": "timm_reader:open_timm"},
+    "coco": {"boxes": "coco:open_coco", "instances": "coco:open_coco"},
+    "yolo": {"boxes": "yolo:open_yolo", "instances": "yolo:open_yolo"},
+    "voc": {"boxes": "voc_boxes:open_voc_boxes", "segments": "voc_segments:open_voc_segments"},
+    "ade20k": {"segments": "ade20k:open_ade20k"},
+    "masks": {"segments": "masks:open_masks"},
+}
+_KNOWN = (
+    "digits, folder:PATH, timm:NAME (such as timm:torch/cifar10), coco:DIR, yolo:FILE.yaml, "
+    "voc:DIR, ade20k:DIR, masks:DIR"
+)
+_LACKS = {
+    "classes": "no class for a whole image",
+    "boxes": "no boxes of objects",
+    "instances": "no masks of single objects",
+    "segments": "no class for each pixel",
+}
+_USES = {
+    "classes": "targets='classes' is for classification",
+    "boxes": "targets='boxes' is for detection",
+    "instances": "targets='instances' is for detection with masks",
+    "segments": "targets='segments' is for segmentation",
+}
 
 
 def open_dataset(
     name: str,
     *,
+    targets: Targets = "classes",
+    json: str | Sequence[str] | None = None,
+    images: str | Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
+    ignored: int | None = None,
     class_names: Sequence[str] | None = None,
     val_fraction: float = 0.2,
     split_seed: int = 0,
@@ -31,53 +63,95 @@ def open_dataset(
     """Open a data set by name.
 
     Args:
-        name: "digits", "folder:PATH" or "timm:NAME".
-        class_names: for folders, see `open_folder`.
-        val_fraction: for folders without a held-out part: the share to hold out.
-        split_seed: for folders without a held-out part: seed of the split.
-        max_broken: for folders: the share of unreadable images that may be skipped.
-        held_out: for folders: the images to hold out, see `open_folder`.
-        known_broken: for folders: the images that could not be read then.
-        check: for folders: whether to decode all images to find the unreadable ones.
+        name: "digits", "folder:PATH", "timm:NAME", "coco:DIR", "yolo:FILE.yaml", "yolo:DIR",
+            "voc:DIR", "ade20k:DIR" or "masks:DIR".
+        targets: what the target of an image is: "classes" the number of its class, "boxes" objects
+            with boxes, "instances" objects with boxes and masks, "segments" a class for each pixel.
+        json: for COCO: the annotation file, or those of training and validation, see `open_coco`.
+        images: for COCO: the folder of the images, or those of training and validation.
+        classes: for masks: the file with the names of the classes, or the names.
+        ignored: for masks: the value of pixels without a class, 255 by default.
+        class_names: number the classes as in this list.
+        val_fraction: for files without a held-out part: the share to hold out.
+        split_seed: for files without a held-out part: seed of the split.
+        max_broken: for files: the share of unreadable images, and of entries with problems, that
+            may be left out.
+        held_out: for files: the images to hold out, see `open_folder`.
+        known_broken: for files: the images that could not be read then.
+        check: for files: whether to decode all images to find the unreadable ones.
         root: for timm's data sets: where the data is stored.
         download: for timm's data sets: whether to download what is missing.
-        train_split: for timm's data sets: the part to learn from.
-        val_split: for timm's data sets: the part held out.
+        train_split: for data sets in parts, except folders and COCO: the part to learn from.
+        val_split: for data sets in parts, except folders and COCO: the part held out.
         value_range: of float and deep images, the values that become 0 and 255, see `open_folder`.
 
     Returns:
         A `DataSource`.
 
     Raises:
-        ValueError: the name has none of the three forms, or the data is unusable.
+        ValueError: the name has none of these forms, the format has no such targets, or the data is
+            unusable.
         FileNotFoundError: there is nothing at the path.
     """
+    check_choice("targets", targets, get_args(Targets))
     kind, colon, rest = name.partition(":")
     if name == "digits":
+        if targets != "classes":
+            raise ValueError(_no_targets("digits", targets))
         return open_digits()
-    if kind == "folder" and rest:
-        return open_folder(
-            rest,
-            class_names=class_names,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            max_broken=max_broken,
-            held_out=held_out,
-            known_broken=known_broken,
-            check=check,
-            value_range=value_range,
+    if kind not in _FORMATS or not colon or (not rest and kind != "timm"):
+        hint = f"; did you mean folder:{shown(name)}?" if Path(name).expanduser().is_dir() else "."
+        raise ValueError(f"unknown data {name!r}{hint} Known: {_KNOWN}")
+    if targets not in _FORMATS[kind]:
+        raise ValueError(_no_targets(kind, targets))
+    splits: dict[str, Any] = {"train_split": train_split, "val_split": val_split}
+    if kind == "timm":
+        return _reader(kind, targets)(
+            rest, root=root, download=download, value_range=value_range, **splits
         )
-    if kind == "timm" and colon:
-        return open_timm(
-            rest,
-            root=root,
-            download=download,
-            train_split=train_split,
-            val_split=val_split,
-            value_range=value_range,
+    options: dict[str, Any] = {
+        "class_names": class_names,
+        "val_fraction": val_fraction,
+        "split_seed": split_seed,
+        "max_broken": max_broken,
+        "held_out": held_out,
+        "known_broken": known_broken,
+        "check": check,
+        "value_range": value_range,
+    }
+    if kind in ("coco", "yolo"):
+        options["masks"] = targets == "instances"
+    if kind not in ("folder", "coco"):
+        options |= splits
+    if kind == "masks":
+        options |= {"classes": classes, "ignored": 255 if ignored is None else ignored}
+    elif classes is not None or ignored is not None:
+        raise ValueError(
+            f"classes= and ignored= are for masks:DIR; {shown(name)} does not use them"
         )
-    hint = f"; did you mean folder:{shown(name)}?" if Path(name).expanduser().is_dir() else "."
-    raise ValueError(
-        f"unknown data {name!r}{hint} Known: digits, folder:PATH, timm:NAME "
-        "(such as timm:torch/cifar10)"
+    if kind == "coco":
+        options |= {"json": json, "images": images}
+    elif json is not None or images is not None:
+        raise ValueError(f"json= and images= are for coco:DIR; {shown(name)} does not use them")
+    return _reader(kind, targets)(rest, **options)
+
+
+def offered_targets(name: str) -> tuple[str, ...]:
+    """Return which kinds of targets the format of a data set has, () for an unknown format."""
+    kind = name.partition(":")[0]
+    return ("classes",) if name == "digits" else tuple(_FORMATS.get(kind, ()))
+
+
+def _reader(kind: str, targets: str) -> Callable[..., DataSource]:
+    module, _, function = _FORMATS[kind][targets].partition(":")
+    reader: Callable[..., DataSource] = getattr(import_module(f"convattn.data.{module}"), function)
+    return reader
+
+
+def _no_targets(kind: str, targets: str) -> str:
+    others = [f"{other}:" for other, offered in _FORMATS.items() if targets in offered]
+    own = [_USES[offered] for offered in _FORMATS.get(kind, {"classes": ""})]
+    return (
+        f"{kind}: has {_LACKS[targets]}; data that starts with {' or '.join(others)} has them, and "
+        f"of {kind}: {'; '.join(own)}"
     )

@@ -21,6 +21,18 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return -(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO
 
 
+def pad_to(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:
+    """Return values (..., H, W) of a size (height, width), padded on the right and at the bottom.
+
+    Args:
+        values: with at most this height and width.
+        size: height and width of the result.
+        fill: the value of the padding.
+    """
+    below, behind = (new - old for new, old in zip(size, values.shape[-2:], strict=True))
+    return pad(values, [0, behind, 0, below], value=fill) if below or behind else values
+
+
 def collate_padded(samples: list[Sample]) -> Batch:
     """Return a batch of images that are padded with zeros to one size.
 
@@ -30,7 +42,7 @@ def collate_padded(samples: list[Sample]) -> Batch:
     """
     sides = [sample["image"].shape[-2:] for sample in samples]
     height, width = padded_size(max(h for h, _ in sides), max(w for _, w in sides))
-    images = [_padded(sample["image"], (height, width), 0) for sample in samples]
+    images = [pad_to(sample["image"], (height, width), 0) for sample in samples]
     batch = collate_lists(
         [Sample({**sample, "image": image}) for sample, image in zip(samples, images, strict=True)]
     )
@@ -46,12 +58,7 @@ def stack_masks(masks: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tens
         masks: one mask per image, or a tensor (B, H, W), which is padded in the same way.
         size: height and width of the result, at least those of every mask.
     """
-    return torch.stack([_padded(mask.as_subclass(Tensor), size, IGNORED) for mask in masks])
-
-
-def _padded(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:
-    below, behind = (new - old for new, old in zip(size, values.shape[-2:], strict=True))
-    return pad(values, [0, behind, 0, below], value=fill) if below or behind else values
+    return torch.stack([pad_to(mask.as_subclass(Tensor), size, IGNORED) for mask in masks])
 
 
 def _is_mask_of(target: Any, size: tuple[int, int]) -> bool:

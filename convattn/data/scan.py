@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from convattn.data.images import BrokenImageError, ImageInfo, check_image
+from convattn.data.images import BrokenImageError, ImageInfo, check_image, upright_size
 from convattn.data.source import BrokenFile, ImageSet
 from convattn.data.survey import Survey, spread
 from convattn.names import shown
@@ -18,9 +19,16 @@ DECODE_AT_MOST = 20_000
 _VALUES_OF = 1_000  # at most so many float and deep images are then decoded for their values
 _SHOWN = 10
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 
 def find_broken(
-    paths: Sequence[str], survey: Survey | None = None, *, decode: bool | None = None
+    paths: Sequence[str],
+    survey: Survey | None = None,
+    *,
+    decode: bool | None = None,
+    misfit: Callable[[int, ImageInfo], str] | None = None,
 ) -> list[BrokenFile]:
     """Return the files among ``paths`` that are not readable images, in the same order.
 
@@ -30,14 +38,20 @@ def find_broken(
             images.
         decode: whether to decode all images; else the headers are read, and some of the float and
             deep images are decoded. By default images are decoded unless there are many.
+        misfit: returns why the readable image with this index does not fit the rest of the data, ""
+            if it fits; an image that does not fit is broken too.
     """
     decode = len(paths) <= DECODE_AT_MOST if decode is None else decode
     survey = Survey() if survey is None else survey
     broken, unread = [], []
     title = "checking images" if decode else "reading the headers of images"
-    for path, found in zip(paths, _inspect_all(paths, decode, title), strict=True):
+    for index, found in enumerate(_inspect_all(paths, decode, title)):
+        path = paths[index]
         if isinstance(found, BrokenFile):
             broken.append(found)
+            continue
+        if misfit is not None and (why := misfit(index, found)):
+            broken.append(BrokenFile(path, why))
             continue
         survey.add(path, found)
         if found.kind != "8-bit" and not decode:
@@ -49,16 +63,32 @@ def find_broken(
     return broken
 
 
+def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Return width and height of upright images, (0, 0) for those that cannot be read."""
+    return list(in_order(_size, paths, "reading the headers of images"))
+
+
+def _size(path: str) -> tuple[int, int]:
+    try:
+        return upright_size(path)
+    except BrokenImageError:
+        return 0, 0
+
+
 def _inspect_all(
     paths: Sequence[str], decode: bool, title: str
 ) -> Iterator[ImageInfo | BrokenFile]:
-    """Read the images on several threads, in order, and show the progress."""
+    return in_order(lambda path: _inspect(path, decode), paths, title)
+
+
+def in_order(work: Callable[[_T], _R], items: Sequence[_T], title: str) -> Iterator[_R]:
+    """Yield the result for each item, computed on several threads, and show the progress."""
     with (
-        Progress(title, len(paths)) as progress,
+        Progress(title, len(items)) as progress,
         ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool,
     ):
         try:
-            for found in pool.map(lambda path: _inspect(path, decode), paths):
+            for found in pool.map(work, items):
                 progress.advance()
                 yield found
         finally:  # Ctrl-C does not wait for the images that are left

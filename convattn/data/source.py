@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from convattn.data.images import load_image
+from convattn.data.problems import Problem
 from convattn.data.value_range import ValueRange, named
 from convattn.names import nfc
+
+# What a target is: the number of the image's class; objects with boxes; objects with boxes and
+# masks; a class for each pixel.
+Targets = Literal["classes", "boxes", "instances", "segments"]
 
 
 class ImageSet:
@@ -150,6 +155,7 @@ class DataSource:
         root: the folder that the files' relative names start from, "" where there is none.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
+        problems: problems of images and of entries of annotation files, which were left out.
     """
 
     name: str
@@ -168,6 +174,7 @@ class DataSource:
     typical_size: tuple[int, int] | None = None
     root: str = ""
     notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(map(nfc, self.class_names)))

@@ -63,7 +63,7 @@ class Preprocess:
                 "shorter length to short_side"
             )
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
         """Return the size to which joint transforms resize an image, without padding.
 
         The ratio of the sides is kept. With ``short_side`` the shorter side gets this length, or
@@ -72,6 +72,7 @@ class Preprocess:
 
         Args:
             size: width and height of the image.
+            scale: factor of both lengths, for random sizes in training.
 
         Returns:
             Height and width of the resized image.
@@ -80,7 +81,7 @@ class Preprocess:
         bounds = [(self.short_side, min(size)), (self.long_side, max(size))]
         if self.short_side is None and self.long_side is None:
             bounds = [(self.input_size[1], height), (self.input_size[2], width)]
-        ratio = min(bound / side for bound, side in bounds if bound is not None)
+        ratio = scale * min(bound / side for bound, side in bounds if bound is not None)
         return max(1, round(height * ratio)), max(1, round(width * ratio))
 
     def to_dict(self) -> dict[str, Any]:

@@ -154,23 +154,25 @@ class DenseModel(nn.Module):
             return create_model(self.model, **arguments)
 
 
-def feature_extractor(name: str, **arguments: Any) -> nn.Module:
-    """Build a feature extractor with four maps of increasing strides.
+def feature_extractor(name: str, *, levels: int = 4, **arguments: Any) -> nn.Module:
+    """Build a feature extractor whose maps have increasing strides.
 
     Args:
         name: the name of a model, as in `create_model`.
+        levels: the number of maps, counted from the last one; four have strides 4, 8, 16 and 32.
         **arguments: arguments of ``timm.create_model``: ``in_chans``, ``drop_path_rate``, ...
 
     Raises:
-        ValueError: the name is unknown, or the strides of the last four maps do not increase.
+        ValueError: the name is unknown, or the strides of the maps do not increase.
         TypeError: the model does not have such an argument.
     """
-    body: Any = create_model(name, features_only=True, out_indices=LAST_FOUR, **arguments)
+    indices = LAST_FOUR[-levels:]
+    body: Any = create_model(name, features_only=True, out_indices=indices, **arguments)
     strides = body.feature_info.reduction()
     if strides != sorted(set(strides)):
         raise ValueError(
-            f"{name} cannot be the backbone of a detector or a segmenter: its last four maps have "
-            f"strides {strides}, and the strides must increase; choose a model with stages, such "
+            f"{name} cannot be the backbone of a detector or a segmenter: its last {levels} maps "
+            f"have strides {strides}, and the strides must increase; choose a model with stages, such "
             "as 'glnet_4g'"
         )
     return body

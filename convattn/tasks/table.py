@@ -1,30 +1,82 @@
-"""The table of tasks, and functions that look up the task of a configuration, run or model."""
+"""The table of tasks, and functions that look up the task of a configuration, run or model.
+
+Importing this module imports none of the tasks. The settings of a task are known without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from dataclasses import dataclass
+from importlib import import_module, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from convattn.data import DataSource
-from convattn.names import check_choice
-from convattn.runs.weights import find_checkpoint, read_weights
-from convattn.training.config import RunConfig
-from convattn.training.trained import Checkpoint, restored
+from convattn.names import check_choice, listed
 
 if TYPE_CHECKING:
+    import torch
     from lightning.pytorch.callbacks import Callback
     from rich.console import Console
 
+    from convattn.data import DataSource
+    from convattn.training.config import RunConfig
     from convattn.training.evaluate import Split
     from convattn.training.run import TrainResult
     from convattn.training.task import Task
+    from convattn.training.trained import Checkpoint
 
-# The class of each task, imported when `find_task` returns it.
-_TASKS = {"classification": "convattn.tasks.classification.task:Classification"}
+
+@dataclass(frozen=True)
+class _Entry:
+    """A task in the table.
+
+    Args:
+        task: the name of its class in the module ``task``.
+        config: the name of the class of its settings in the module ``config``.
+        methods: the names of its methods.
+    """
+
+    task: str
+    config: str
+    methods: tuple[str, ...] = ()
+
+
+# Each task is a package of this name, with the modules task and config and the folder recipes.
+_TASKS = {
+    "classification": _Entry("Classification", "TrainConfig"),
+    "detection": _Entry(
+        "Detection",
+        "DetectionConfig",
+        ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"),
+    ),
+    "segmentation": _Entry("Segmentation", "SegmentationConfig", ("semantic_fpn", "upernet")),
+}
+
+
+def list_tasks() -> list[str]:
+    """Return the names of the tasks."""
+    return list(_TASKS)
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the names of the methods of a task, () if it has none.
+
+    Raises:
+        ValueError: no task has this name; the message suggests the nearest name.
+    """
+    return _entry(task).methods
+
+
+def task_of_method(method: str) -> str:
+    """Return the name of the task that has a method.
+
+    Raises:
+        ValueError: no task has a method of this name; the message suggests the nearest name.
+    """
+    methods = {name: task for task, entry in _TASKS.items() for name in entry.methods}
+    check_choice("method", method, list(methods))
+    return methods[method]
 
 
 def find_task(name: str) -> type[Task[Any]]:
@@ -33,10 +85,77 @@ def find_task(name: str) -> type[Task[Any]]:
     Raises:
         ValueError: no task has this name; the message suggests the nearest name.
     """
-    check_choice("task", name, list(_TASKS))
-    module, _, attribute = _TASKS[name].partition(":")
-    task: type[Task[Any]] = getattr(import_module(module), attribute)
+    entry = _entry(name)
+    task: type[Task[Any]] = getattr(import_module(f"{__package__}.{name}.task"), entry.task)
     return task
+
+
+def config_of(task: str) -> type[RunConfig]:
+    """Return the class of the settings of a task.
+
+    Raises:
+        ValueError: no task has this name; the message suggests the nearest name.
+    """
+    entry = _entry(task)
+    found: type[RunConfig] = getattr(import_module(f"{__package__}.{task}.config"), entry.config)
+    return found
+
+
+def recipes_of(task: str) -> Traversable:
+    """Return the folder of the recipes of a task that come with the package.
+
+    Raises:
+        ValueError: no task has this name; the message suggests the nearest name.
+    """
+    _entry(task)
+    return resources.files(__package__) / task / "recipes"
+
+
+def list_recipes(task: str) -> list[str]:
+    """Return the names of the recipes of a task that come with the package."""
+    from convattn.training import settings
+
+    folder = recipes_of(task)
+    return settings.list_recipes(folder) if folder.is_dir() else []
+
+
+def load_config(
+    task: str, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Return the checked configuration of a training.
+
+    Args:
+        task: name of the task.
+        recipe: the name of a recipe from `list_recipes`, or a path that ends in .yaml or .yml;
+            None for the default of the task.
+        overrides: settings that replace those of the recipe, see `settings.load_config`.
+
+    Raises:
+        ValueError: an unknown task or key (the message suggests the nearest), an invalid value,
+            or a recipe of another task.
+        FileNotFoundError: the recipe file does not exist.
+    """
+    from convattn.training import settings
+
+    _check_recipe(task, recipe)
+    return settings.load_config(config_of(task), recipes_of(task), recipe, overrides)
+
+
+def _entry(task: str) -> _Entry:
+    check_choice("task", task, list(_TASKS))
+    return _TASKS[task]
+
+
+def _check_recipe(task: str, recipe: str | Path | None) -> None:
+    """Raise `ValueError` if the name of a recipe is one of another task."""
+    if recipe is None or str(recipe).endswith((".yaml", ".yml")) or recipe in list_recipes(task):
+        return
+    for other in _TASKS:
+        if other != task and recipe in list_recipes(other):
+            raise ValueError(
+                f"the recipe {recipe} is for {other}, not for {task}; recipes for {task}: "
+                f"{listed(list_recipes(task), 20)}"
+            )
 
 
 def train(
@@ -126,6 +245,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: nothing is at ``path``, or the folder has no checkpoint.
         ValueError: convattn did not write the file, or it is damaged.
     """
+    from convattn.runs.weights import find_checkpoint, read_weights
+    from convattn.training.trained import restored
+
     file = find_checkpoint(path)
     weights, card = read_weights(file)
     return restored(find_task(card.task), card, weights, file)
@@ -166,6 +288,7 @@ def evaluate(
             cannot be read.
     """
     from convattn.training import evaluate as engine
+    from convattn.training.trained import Checkpoint
 
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     return engine.evaluate(

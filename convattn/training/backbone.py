@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
-from torch import nn
+from torch import Tensor, nn
 
 from convattn.models import create_model
 from convattn.names import first_of, shown
@@ -37,18 +37,40 @@ def build_backbone(
         ValueError: an unknown model, a setting of the user that the model does not have, an entry
             of ``model_args`` that does not fit it, or there are no weights to download.
     """
+
+    def create(**arguments: Any) -> nn.Module:
+        return create_model(
+            config.model,
+            pretrained=config.pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **arguments,
+        )
+
+    return build_supported(config, create)
+
+
+def build_supported(
+    config: RunConfig, create: Callable[..., nn.Module]
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """Build a model with the settings of a configuration that its backbone supports.
+
+    Args:
+        config: has the name of the backbone and its arguments.
+        create: builds the model from the arguments of the backbone.
+
+    Returns:
+        The model, the arguments, and a sentence for each setting that was left out.
+
+    Raises:
+        ValueError: as `build_backbone`.
+    """
     _check_tag(config.model)
     rates, notes = _rates(config), []
     while True:
         arguments = {**_size(config), **dict(rates.values()), **config.model_args}
         try:
-            model = create_model(
-                config.model,
-                pretrained=config.pretrained,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                **arguments,
-            )
+            model = create(**arguments)
             break
         except Exception as error:
             key = _refused(str(error), rates) if isinstance(error, TypeError) else None
@@ -69,7 +91,12 @@ def misfit(config: RunConfig, reason: object) -> ValueError:
 
 
 @torch.no_grad()
-def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> None:
+def check_batch(
+    model: nn.Module,
+    images: int,
+    input_size: Sequence[int],
+    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> None:
     """Check that batch norms can be trained with batches of this many images.
 
     A batch norm needs more than one value per channel. Where the batch has a single image, one
@@ -79,6 +106,7 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
         model: on the CPU.
         images: images per batch and device.
         input_size: channels, height and width.
+        forward: computes a model in training mode for images; None calls the model.
 
     Raises:
         ValueError: a batch norm sees one value per channel.
@@ -88,7 +116,8 @@ def check_batch(model: nn.Module, images: int, input_size: Sequence[int]) -> Non
     trial = copy.deepcopy(model).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            trial(torch.zeros(1, *input_size))
+            image = torch.zeros(1, *input_size)
+            trial(image) if forward is None else forward(trial, image)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

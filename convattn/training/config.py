@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +30,11 @@ _NOT_IN_MODEL_ARGS = {
     "model_name": "write model={value}",
 }
 _DATA_OPTIONS = (
-    "root", "download", "train_split", "val_split", "val_fraction", "split_seed", "max_broken",
-    "value_range",
+    "json", "images", "classes", "ignored", "root", "download", "train_split", "val_split",
+    "val_fraction", "split_seed", "max_broken", "value_range",
 )  # fmt: skip
+# Data of these kinds is named by a path, such as folder:pets.
+WITH_PATH = ("folder", "coco", "voc", "yolo", "ade20k", "masks")
 
 
 def setting(default: Any, text: str, example: Any = None) -> Any:
@@ -102,6 +105,11 @@ class RunConfig(BaseModel):
 
     # Length of the training and size of its batches
     epochs: Count = setting(100, "passes over the training images")
+    steps: Count | None = setting(
+        None,
+        "number of updates, in place of epochs, rounded up to epochs of equal length of at most "
+        "one pass over the training images; in a recipe, epochs= replaces it",
+    )
     batch_size: Count = setting(64, "images per batch and device")
     accumulate: Count = setting(1, "batches per update of the weights")
 
@@ -139,6 +147,11 @@ class RunConfig(BaseModel):
     warmup_epochs: NotNegative = setting(
         5, "epochs of linear warm-up; unless you set it, at most a fifth of all epochs"
     )
+    warmup_steps: CountOrZero | None = setting(
+        None,
+        "updates of linear warm-up in place of warmup_epochs, at most a fifth of all updates; with "
+        "steps the default is 0",
+    )
     warmup_lr: NotNegative = setting(1e-6, "learning rate at the start of the warm-up")
     min_lr: NotNegative = setting(1e-5, "learning rate at the end of the schedule")
     cooldown_epochs: CountOrZero = setting(
@@ -148,11 +161,21 @@ class RunConfig(BaseModel):
     decay_milestones: tuple[Count, ...] = setting(
         (30, 60, 90), "multistep: epochs after which the learning rate falls"
     )
+    decay_steps: tuple[Count, ...] | None = setting(
+        None,
+        "multistep: updates after which the learning rate falls, in place of decay_milestones",
+        example=(60000, 80000),
+    )
     decay_rate: Positive = setting(0.1, "step and multistep: factor; poly: power")
 
     # Regularisation of the model
     drop_path: ShareBelowOne | None = setting(
         None, "rate of stochastic depth, or rates by model name; default: that of the model"
+    )
+    batch_norm: Literal["train", "eval", "frozen", "sync"] = setting(
+        "train",
+        "batch norms use the statistics of a batch (train), of all devices' batches (sync), or "
+        "those of the initial weights (eval), then without training their weights (frozen)",
     )
     ema: bool = setting(False, "keep a moving average of the weights, which is evaluated and saved")
     ema_decay: ShareBelowOne = setting(0.9999, "decay of the average per update")
@@ -194,13 +217,25 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_this_model(cls, values: Any) -> Any:
-        """Select the drop path rate of this model where a recipe gives rates by model name."""
-        rates = values.get("drop_path") if isinstance(values, dict) else None
-        if not isinstance(rates, dict):
+    def _of_this_model(cls, values: Any) -> Any:
+        """Select the value for this model where a recipe gives values by name of the model.
+
+        A name may have the wildcards of file names, and may be that of a method. The first name
+        that fits is used; without one, ``drop_path`` is None.
+        """
+        if not isinstance(values, dict):
             return values
-        model = values.get("model", cls.model_fields["model"].default)
-        return {**values, "drop_path": rates.get(model)}
+        names = [
+            str(values.get(key, cls.model_fields[key].default))
+            for key in ("model", "method")
+            if key in cls.model_fields
+        ]
+        return {
+            key: _chosen(key, value, names)
+            if _is_by_name(value, cls.model_fields.get(key))
+            else value
+            for key, value in values.items()
+        }
 
     @field_validator("*", mode="before")
     @classmethod
@@ -216,9 +251,9 @@ class RunConfig(BaseModel):
     @field_validator("data")
     @classmethod
     def _absolute_folder(cls, data: str) -> str:
-        """Make the path of a folder absolute, for a resumed run in another working directory."""
+        """Make a path absolute, for a resumed run in another working directory."""
         kind, colon, path = data.partition(":")
-        if kind != "folder" or not path:
+        if kind not in WITH_PATH or not path:
             return data
         return kind + colon + str(Path(path).expanduser().absolute())
 
@@ -270,9 +305,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        if self.warmup_epochs + self.cooldown_epochs > self.epochs:
+        in_epochs = self.warmup_steps is None and self.steps is None
+        warmup = self.warmup_epochs if in_epochs else 0
+        if self.steps is None and warmup + self.cooldown_epochs > self.epochs:
             raise ValueError(
-                f"warmup_epochs={self.warmup_epochs:g} and cooldown_epochs={self.cooldown_epochs} "
+                f"warmup_epochs={warmup:g} and cooldown_epochs={self.cooldown_epochs} "
                 f"do not fit into epochs={self.epochs}; lower them or train longer"
             )
         rates = {"min_lr": self.min_lr, "warmup_lr": self.warmup_lr}
@@ -285,24 +322,61 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_milestones(self) -> Self:
-        milestones = self.decay_milestones
-        if list(milestones) != sorted(set(milestones)):
-            raise ValueError(
-                f"decay_milestones={list(milestones)} must rise; write "
-                f"decay_milestones={sorted(set(milestones))}"
-            )
-        last = self.epochs - self.cooldown_epochs
-        if self.sched == "multistep" and (not milestones or milestones[-1] >= last):
-            raise ValueError(
-                f"decay_milestones={list(milestones)} must name epochs before the end of the "
-                f"schedule, epoch {last}, for sched=multistep; set them, or another sched"
-            )
+        for key in ("decay_milestones", "decay_steps"):
+            values = list(getattr(self, key) or ())
+            if values != sorted(set(values)):
+                raise ValueError(f"{key}={values} must rise; write {key}={sorted(set(values))}")
+        if self.sched == "multistep" and (self.steps is not None or self.decay_steps is None):
+            self._check_last_milestone()
         return self
+
+    def _check_last_milestone(self) -> None:
+        """Raise `ValueError` unless the milestones are before the end of the schedule."""
+        if self.steps is None:
+            key, end, unit = "decay_milestones", self.epochs - self.cooldown_epochs, "epoch"
+        else:
+            key, end, unit = "decay_steps", self.steps, "update"
+        milestones = getattr(self, key) or ()
+        if not milestones or milestones[-1] >= end:
+            raise ValueError(
+                f"{key}={list(milestones)} must name {unit}s before the end of the "
+                f"schedule, {unit} {end}, for sched=multistep; set them, or another sched"
+            )
+
+    @property
+    def targets(self) -> str:
+        """What the data says on an image: "classes", "boxes", "instances" or "segments"."""
+        return "classes"
+
+    @classmethod
+    def default_recipe(cls, values: Mapping[str, Any]) -> str | None:
+        """Return the recipe for settings without a recipe; None for the default values."""
+        return None
 
 
 def data_options(config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `open_dataset` except the name."""
-    return {key: getattr(config, key) for key in _DATA_OPTIONS}
+    """Return the arguments of `open_dataset` except the name; "classes" are its default targets."""
+    known = [key for key in _DATA_OPTIONS if key in type(config).model_fields]
+    targets = {} if config.targets == "classes" else {"targets": config.targets}
+    return {**targets, **{key: getattr(config, key) for key in known}}
+
+
+def path_of(data: str) -> Path | None:
+    """Return the path in the name of a data set, None if the name has no path."""
+    kind, _, path = data.partition(":")
+    return Path(path).expanduser() if kind in WITH_PATH and path else None
+
+
+def _is_by_name(value: Any, field: Any) -> bool:
+    """Return whether a value is a mapping from names of models, for a setting that is none."""
+    return isinstance(value, dict) and field is not None and dict not in kinds_of(field.annotation)
+
+
+def _chosen(key: str, values: dict[Any, Any], names: list[str]) -> Any:
+    for pattern, value in values.items():
+        if any(fnmatch.fnmatchcase(name, str(pattern)) for name in names):
+            return value
+    return None if key == "drop_path" else values
 
 
 def _as_text(value: Any, field: Any) -> Any:

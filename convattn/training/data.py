@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +20,7 @@ from convattn.data import (
     reread,
     train_loader,
 )
+from convattn.training.optimizer import Plan
 from convattn.training.task import Task
 
 
@@ -64,14 +64,10 @@ class TaskData(pl.LightningDataModule):
         return self.batch_size * self._world_size * self.task.config.accumulate
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch on each device."""
-        return len(self.source.train) // self._world_size // self.batch_size
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Updates of the weights in an epoch."""
-        return math.ceil(self.batches_per_epoch / self.task.config.accumulate)
+    def plan(self) -> Plan:
+        """Number of epochs, and of batches and updates in each."""
+        batches = len(self.source.train) // self._world_size // self.batch_size
+        return Plan.of(self.task.config, batches)
 
     @property
     def workers(self) -> int:

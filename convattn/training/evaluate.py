@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from convattn.checks import check_choice
 from convattn.data import (
@@ -71,7 +71,7 @@ def evaluate(
         collate=task.collate,
     )
     outputs, targets, numbers, broken, speed = _run(
-        task, loaded.model, loader, place, Progress("evaluating", len(images), console=console)
+        task, loaded, loader, place, Progress("evaluating", len(images), console=console)
     )
     files = reread(images, broken)
     check_share(files, len(images), max_broken, data.name)
@@ -126,6 +126,11 @@ def readable(outputs: Any, batch: Batch) -> tuple[Any, Any, Tensor]:
     return _chosen(outputs, keep), _chosen(batch["target"], keep), batch["index"][keep]
 
 
+def sizes_of(batch: Batch) -> list[tuple[int, int]]:
+    """Return the width and height of each image of a batch before the transform."""
+    return [(width, height) for height, width in batch["size"].tolist()]
+
+
 def _chosen(values: Any, keep: Tensor) -> Any:
     if isinstance(values, Tensor):
         return values[keep.to(values.device)]
@@ -172,18 +177,20 @@ def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet,
 
 @torch.inference_mode()
 def _run(
-    task: type[Task[Any]], model: nn.Module, loader: Any, device: torch.device, progress: Progress
+    task: type[Task[Any]], loaded: Checkpoint, loader: Any, device: torch.device, progress: Progress
 ) -> tuple[list[Any], list[Any], list[int], list[int], float]:
     """Return outputs, targets, indices of readable images, indices of broken ones, the speed."""
-    model = model.to(device).eval()
+    model, card = loaded.model.to(device).eval(), loaded.card
     outputs, targets, numbers, broken = [], [], [], []
     times, sizes = [time.perf_counter()], []
     with progress:
         for batch in loader:
-            found = task.outputs(model, batch["image"].to(device, non_blocking=True))
-            output, target, indices = readable(_on_cpu(found), batch)
-            outputs.append(output)
-            targets.append(target)
+            images = batch["image"].to(device, non_blocking=True)
+            found = task.outputs(model, images, sizes_of(batch), card)
+            output, target, indices = readable(found, batch)
+            output, target = task.kept(output, target)
+            outputs.append(_on_cpu(output))
+            targets.append(_on_cpu(target))
             numbers += indices.tolist()
             broken += batch["index"][batch["status"] == BROKEN].tolist()
             sizes.append(len(indices))
@@ -197,7 +204,9 @@ def _on_cpu(outputs: Any) -> Any:
         return outputs.cpu()
     if isinstance(outputs, dict):
         return {key: _on_cpu(value) for key, value in outputs.items()}
-    return [_on_cpu(value) for value in outputs]
+    if isinstance(outputs, list | tuple):
+        return [_on_cpu(value) for value in outputs]
+    return outputs
 
 
 def _speed(sizes: Sequence[int], times: Sequence[float]) -> float:

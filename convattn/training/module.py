@@ -15,9 +15,10 @@ from torchmetrics import MeanMetric
 
 from convattn.data import Batch
 from convattn.runs.card import ModelCard
+from convattn.training.batch_norm import set_batch_norm
 from convattn.training.config import RunConfig
 from convattn.training.data import TaskData
-from convattn.training.evaluate import readable
+from convattn.training.evaluate import readable, sizes_of
 from convattn.training.optimizer import build_optimizer, build_schedule, rate_factor
 from convattn.training.task import Step, Task
 
@@ -47,10 +48,11 @@ class TaskModule(pl.LightningModule):
         self.task = task
         self.config: RunConfig = task.config
         self.model = model
+        self.card = card
         self.data = data
         self.ema = _build_ema(model, self.config)
         self.meter = task.meter(card)
-        names = [column.name for column in task.columns]
+        names = [column.name for column in task.columns(task.method)]
         self._train_names = [name for name in names if name.startswith("train_")]
         for name in self._train_names:
             metric = MeanMetric(nan_strategy="disable")  # see _check_finite
@@ -59,6 +61,7 @@ class TaskModule(pl.LightningModule):
         self._seen = 0
         self._first_batch = 0.0
         self._seconds = 0.0
+        self._norms = set_batch_norm(model, self.config.batch_norm)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the module; a cast to bfloat16 leaves the numbers of the metrics alone.
@@ -69,6 +72,13 @@ class TaskModule(pl.LightningModule):
         if not args and kwargs == {"dtype": torch.bfloat16}:
             return self.bfloat16()
         return super().to(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; with ``batch_norm=eval`` or ``frozen`` batch norms stay in evaluation."""
+        super().train(mode)
+        for norm in self._norms if mode else ():
+            norm.eval()
+        return self
 
     @property
     def evaluated(self) -> nn.Module:
@@ -121,10 +131,11 @@ class TaskModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of held-out images to the metrics."""
-        outputs = self.task.outputs(self.evaluated, self._in_layout(batch)["image"])
+        images = self._in_layout(batch)["image"]
+        outputs = self.task.outputs(self.evaluated, images, sizes_of(batch), self.card)
         outputs, targets, _ = readable(outputs, batch)
         if len(targets):
-            self.meter.update(outputs, targets)
+            self.meter.update(*self.task.kept(outputs, targets))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch, of its training and validation.
@@ -151,7 +162,7 @@ class TaskModule(pl.LightningModule):
         """Build the optimiser and the schedule."""
         factor = rate_factor(self.config, self.data.images_per_update)
         optimizer = build_optimizer(self.config, self.model, factor)
-        schedule = build_schedule(self.config, optimizer, self.data.updates_per_epoch, factor)
+        schedule = build_schedule(self.config, optimizer, self.data.plan, factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

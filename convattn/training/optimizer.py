@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,64 @@ def rate_factor(config: RunConfig, images_per_update: int) -> float:
         return 1.0
     growth = images_per_update / config.lr_batch
     return growth if config.lr_growth == "linear" else growth**0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a training.
+
+    Args:
+        epochs: number of epochs.
+        batches_per_epoch: batches of an epoch on each device.
+        updates_per_epoch: updates of the weights in an epoch.
+        in_updates: whether the schedule counts updates in place of epochs.
+        warmup_steps: updates of the warm-up, where the schedule counts updates.
+    """
+
+    epochs: int
+    batches_per_epoch: int
+    updates_per_epoch: int
+    in_updates: bool = False
+    warmup_steps: int = 0
+
+    @staticmethod
+    def of(config: RunConfig, batches: int) -> Plan:
+        """Return the plan of a configuration for a number of batches of all training images."""
+        updates = math.ceil(batches / config.accumulate)
+        epochs = config.epochs
+        if config.steps is not None and updates:
+            epochs = math.ceil(config.steps / updates)
+            updates = math.ceil(config.steps / epochs)
+            batches = min(batches, updates * config.accumulate)
+        in_updates = (config.steps, config.warmup_steps, config.decay_steps) != (None, None, None)
+        warmup = config.warmup_epochs * updates if config.steps is None else 0
+        if config.warmup_steps is not None:
+            warmup = min(config.warmup_steps, epochs * updates // 5)
+        return Plan(epochs, batches, updates, in_updates, round(warmup))
+
+    def notes(self, config: RunConfig) -> list[str]:
+        """Return a sentence where the warm-up is shorter than the configuration says."""
+        if config.warmup_steps is None or self.warmup_steps == config.warmup_steps:
+            return []
+        total = self.epochs * self.updates_per_epoch
+        return [
+            f"warmup_steps={config.warmup_steps} is shortened to {self.warmup_steps}, a fifth of "
+            f"the {total} updates of the training"
+        ]
+
+
+def _in_updates(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Return the lengths of the schedule in updates."""
+    updates = plan.updates_per_epoch
+    cooldown = 0 if config.steps is not None else config.cooldown_epochs * updates
+    milestones = config.decay_steps or [m * updates for m in config.decay_milestones]
+    return {
+        "num_epochs": plan.epochs * updates - cooldown,
+        "cooldown_epochs": cooldown,
+        "decay_epochs": config.decay_epochs * updates,
+        "decay_milestones": [m + 1 for m in milestones],  # timm's rate falls one update before
+        "warmup_epochs": plan.warmup_steps,
+    }
 
 
 def check_optimizer(config: RunConfig) -> list[str]:
@@ -90,16 +150,17 @@ def _has_two_betas(name: str) -> bool:
 
 
 def build_schedule(
-    config: RunConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int, factor: float
+    config: RunConfig, optimizer: torch.optim.Optimizer, plan: Plan, factor: float
 ) -> Scheduler:
     """Return timm's schedule; ``step_update`` takes the number of updates so far.
 
     Args:
         config: the name of the schedule and its settings.
         optimizer: the schedule sets its learning rates.
-        updates_per_epoch: number of updates of the weights in an epoch.
+        plan: number of epochs and of updates of the weights in each.
         factor: the value of `rate_factor`.
     """
+    updates = plan.updates_per_epoch
     settings: dict[str, Any] = {
         "sched": config.sched,
         "num_epochs": config.epochs - config.cooldown_epochs,
@@ -111,7 +172,10 @@ def build_schedule(
         "warmup_lr": config.warmup_lr * factor,
         "min_lr": config.min_lr * factor,
     }
+    if plan.in_updates:
+        settings |= _in_updates(config, plan)
+        updates = 1
     schedule, _ = create_scheduler_v2(
-        optimizer, **settings, step_on_epochs=False, updates_per_epoch=updates_per_epoch
+        optimizer, **settings, step_on_epochs=False, updates_per_epoch=updates
     )
     return schedule

@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from convattn.checks import check_choice, check_positive
 from convattn.data import (
+    READABLE,
     SET_RANGE,
     AnyImage,
     BrokenFile,
     BrokenImageError,
     Input,
+    Sample,
     Survey,
     ValueRange,
     check_range,
@@ -99,18 +101,28 @@ class Predictions(Iterator[Prediction]):
 
     def _batch(self, batch: list[Input]) -> list[Prediction]:
         found: list[Any] = [None] * len(batch)
-        tensors, sizes, places = [], [], []
+        samples: list[Sample] = []
+        sizes, places = [], []
         for place, item in enumerate(batch):
             try:
                 image = self._reader.read(item)
-                tensors.append(self._transform(image, None)[0])
+                tensor, _ = self._transform(image, None)
             except BrokenImageError as error:
                 failed = self._task.prediction_class
                 found[place] = failed(path=item.name, size=(0, 0), error=error.reason)
                 continue
+            samples.append(
+                Sample(
+                    image=tensor,
+                    target=0,  # there is none; a number can be stacked
+                    index=place,
+                    status=READABLE,
+                    size=(image.height, image.width),
+                )
+            )
             sizes.append(image.size)
             places.append(place)
-        for place, prediction in zip(places, self._compute(tensors, sizes), strict=True):
+        for place, prediction in zip(places, self._compute(samples, sizes), strict=True):
             item = batch[place]
             kept = Original(item, self._reader.ranges) if self._keeps(item) else None
             found[place] = replace(prediction, path=item.name, original=kept)
@@ -121,14 +133,29 @@ class Predictions(Iterator[Prediction]):
         return item.is_file or self.total is not None
 
     @torch.inference_mode()
-    def _compute(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Sequence[Prediction]:
-        if not tensors:
+    def _compute(self, samples: list[Sample], sizes: list[tuple[int, int]]) -> Sequence[Prediction]:
+        if not samples:
             return []
-        images = torch.stack(tensors).to(self._device)
+        images = self._task.collate(samples)["image"].to(self._device)
         return self._task.predict(self._model, images, sizes, self._card, **self._options)
 
 
-def split(predictions: Iterable[Prediction]) -> tuple[list[Any], list[BrokenFile]]:
+class Outcome(Protocol):
+    """A prediction, or what is kept of one: the path of an image, and why it has no result."""
+
+    @property
+    def path(self) -> str:
+        """Path of the image."""
+
+    @property
+    def error(self) -> str:
+        """Why there is no result; "" where there is one."""
+
+
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+def split(predictions: Iterable[OutcomeT]) -> tuple[list[OutcomeT], list[BrokenFile]]:
     """Return the predictions that have a result, and the images without a result.
 
     Raises:
@@ -162,9 +189,13 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
 
 def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
     """Raise `ValueError` for an option that the task's ``predict`` does not have."""
-    known = [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
     for name in options:
-        check_choice(f"option of {task.name}", name, known)
+        check_choice(f"option of {task.name}", name, options_of(task))
+
+
+def options_of(task: type[Task[Any]]) -> list[str]:
+    """Return the names of the options that a task's ``predict`` has."""
+    return [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
 
 
 class Reader:

@@ -48,7 +48,7 @@ from convattn.training.start import (
     is_run_of,
 )
 from convattn.training.task import Task, all_columns
-from convattn.training.trained import check_task, load_trained
+from convattn.training.trained import check_task, load_trained, named_model
 from convattn.training.trained_data import held_out_part, open_again, range_notes
 from convattn.training.trainer import (
     make_trainer,
@@ -135,12 +135,20 @@ def _resume(
         note = f"{folder.path} has no checkpoint yet: the training starts again"
         start = Start(note=note)
     else:
-        progress = read_ckpt(checkpoint)["convattn"]
+        saved = read_ckpt(checkpoint)
+        progress = saved["convattn"]
         card = ModelCard.from_json(progress["card"], str(checkpoint))
         check_task(task, card, checkpoint)
         if path.is_dir() and checkpoint != folder.last:
             note = f"{folder.path} has no last.ckpt: the run continues from {checkpoint.name}"
-        start = Start(checkpoint, progress["epochs_done"], progress["batches_done"], card, note)
+        start = Start(
+            checkpoint,
+            int(saved.get("global_step", 0)),
+            progress["epochs_done"],
+            progress["batches_done"],
+            card,
+            note,
+        )
     changed = changed_settings(task, config, start.card, folder.read_data(), overrides)
     if has_finished(folder, changed, start):
         assert checkpoint is not None
@@ -201,7 +209,9 @@ class _Training:
             epoch=start.epochs_done,
             batches_done=start.batches_done,
         )
-        check_batch(model, self.data.batch_size, self.card.preprocess.input_size)
+        check_batch(
+            model, self.data.batch_size, self.card.preprocess.input_size, self.task.train_forward
+        )
         self.module = TaskModule(self.task, model, self.card, self.data)
         self._check_rest_of_epoch()
         self.notes: list[str] = notes
@@ -215,6 +225,12 @@ class _Training:
         self.folder = folder or self._new_folder()
         with self._discarding(), quiet_lightning():
             self.trainer = make_trainer(config, self.folder.path)
+        self.data.trainer = self.trainer  # it has the number of processes
+        self.plan = self.data.plan
+        self.notes += self.plan.notes(config)
+        if config.steps is not None:
+            self.trainer.fit_loop.max_epochs = self.plan.epochs
+            self.trainer.limit_train_batches = self.plan.batches_per_epoch
         if self._device.type == "cpu":
             self.card = replace(self.card, kernels=cpu_kernels() or "")
         if start.card is not None:
@@ -222,7 +238,7 @@ class _Training:
         self.keep = KeepCheckpoints(
             self.folder,
             self.card,
-            all_columns(task),
+            all_columns(self.task),
             task.best,
             epochs_done=start.epochs_done,
             minutes=config.checkpoint_minutes,
@@ -238,7 +254,7 @@ class _Training:
 
     def _check_rest_of_epoch(self) -> None:
         """Raise `ValueError` if images are missing, so that the epoch has no batches left."""
-        done, batches = self.start.batches_done, self.data.batches_per_epoch
+        done, batches = self.start.batches_done, self.data.plan.batches_per_epoch
         if done >= batches > 0 and self.start.checkpoint is not None:
             best = self.start.checkpoint.with_name("best.ckpt")
             raise ValueError(
@@ -354,7 +370,8 @@ class _Training:
     def _fit(self, callbacks: Sequence[Callback]) -> bool:
         """Train; return whether all epochs were trained."""
         columns = all_columns(self.task)
-        lines = EpochLines(self.console, self.task.columns, self.task.best)
+        own = self.task.columns(self.task.method)
+        lines = EpochLines(self.console, own, self.task.best)
         with quiet_lightning():
             # The trainer is made before the folder, so that impossible devices are an error before
             # a folder is made; these callbacks write into the folder.
@@ -403,13 +420,15 @@ class _Training:
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
         classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
+        total = "" if config.steps is None else f"{config.steps:,} updates in "
         lines = [
             f"run       {self.folder.path}",
-            f"model     {config.model}, {parameters:,} parameters, input "
+            f"model     {named_model(self.card)}, {parameters:,} parameters, input "
             + "x".join(map(str, size)),
             f"data      {source.name}, {classes}{len(source.train):,} images for training, "
             f"{len(source.val):,} held out ({held_out_part(source, config)})",
-            f"training  {config.epochs} epochs of {self.data.batches_per_epoch:,} batches of "
+            f"training  {total}{self.plan.epochs} epochs of {self.plan.batches_per_epoch:,} "
+            f"batches of "
             f"{self.data.batch_size} images, {config.opt}, learning rate "
             f"{config.lr * factor:.3g}{scaled}",
             f"machine   {self._machine()}",

@@ -98,29 +98,49 @@ def load_config(
     recipes_folder: Traversable,
     recipe: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    default_recipe: str | None = None,
 ) -> ConfigT:
     """Return the checked configuration.
 
     Args:
         config_class: the class of the configuration.
         recipes_folder: folder of the recipes that come with the package.
-        recipe: see `load_recipe`.
+        recipe: see `load_recipe`; None for `RunConfig.default_recipe`.
         overrides: settings that replace those of the recipe. Where they set ``epochs`` but not
-            ``warmup_epochs``, the warm-up is at most a fifth of the epochs.
-        default_recipe: the recipe if ``recipe`` is None; None for the defaults.
+            ``warmup_epochs``, the warm-up is at most a fifth of the epochs. ``epochs`` replaces
+            ``steps`` of the recipe, and ``steps`` replaces ``epochs``.
 
     Raises:
         ValueError: an unknown key (the message suggests the nearest), or an invalid value.
     """
     overrides = dict(overrides or {})
-    recipe = recipe if recipe is not None else default_recipe
+    recipe = recipe if recipe is not None else config_class.default_recipe(overrides)
     planned = {} if recipe is None else load_recipe(config_class, recipes_folder, recipe)
+    _choose_length(planned, overrides)
     values = {**planned, **overrides}
     own_warmup = "warmup_epochs" in planned and "epochs" not in overrides
     if "warmup_epochs" not in overrides and not own_warmup:
         values["warmup_epochs"] = _short_warmup(config_class, values)
     return make_config(config_class, values, given=overrides)
+
+
+def _choose_length(planned: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Remove the epochs of a recipe where the user sets updates, and the other way round.
+
+    Raises:
+        ValueError: the user sets both.
+    """
+    in_epochs = ("epochs", "warmup_epochs", "cooldown_epochs", "decay_epochs", "decay_milestones")
+    if overrides.get("steps") is not None:
+        if both := [key for key in in_epochs if key in overrides]:
+            raise ValueError(
+                f"steps={overrides['steps']} and {both[0]}={_typed(overrides[both[0]])} contradict "
+                "each other: steps counts updates in place of epochs; leave one out"
+            )
+        for key in in_epochs:
+            planned.pop(key, None)
+    elif "epochs" in overrides:
+        for key in ("steps", "decay_steps"):
+            planned.pop(key, None)
 
 
 def make_config(
@@ -155,7 +175,7 @@ def make_config(
 def describe(config_class: type[RunConfig]) -> str:
     """Return every setting as "name=default", with its meaning on the next line."""
     return "\n".join(
-        f"  {key}={_yaml(field.get_default())}\n      {field.description}"
+        f"  {key}={_default(field)}\n      {field.description}"
         for key, field in config_class.model_fields.items()
     )
 
@@ -197,8 +217,10 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
     where = ".".join(map(str, [key, *inner]))
     message = message.split(", unable to parse")[0]
     meaning = str(field.description)
-    if "default" not in meaning:
-        meaning += f"; default {_yaml(field.get_default())}"
+    if error["type"] == "missing" and len(error["loc"]) == 1:
+        return f"{name} is not set; write {name}=VALUE ({meaning})"
+    if "default" not in meaning and not field.is_required():
+        meaning += f"; default {_default(field)}"
     return f"{where}={_typed(value)}: {message} ({meaning})"
 
 
@@ -223,6 +245,11 @@ def _typed(value: Any) -> str:
         return _yaml(value) if isinstance(value, bool | list | tuple | dict) else shown(value)
     except yaml.YAMLError:  # YAML cannot represent an object in the value
         return shown(value)
+
+
+def _default(field: FieldInfo) -> str:
+    """Return the default of a setting as a user writes it, "" if it has none."""
+    return "" if field.is_required() else _yaml(field.get_default())
 
 
 def _yaml(value: Any) -> str:

@@ -12,7 +12,7 @@ from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
 from convattn.runs.weights import find_checkpoint
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, path_of
 from convattn.training.settings import make_config
 from convattn.training.task import Task
 
@@ -20,9 +20,9 @@ from convattn.training.task import Task
 # `value_range` can be set if the checkpoint has none, and `data` if its folder was moved.
 _FIXED = (
     "task", "model", "model_args", "data", "root", "train_split", "val_split", "val_fraction",
-    "split_seed", "batch_size", "accumulate", "opt", "momentum", "opt_betas", "weight_decay",
-    "layer_decay", "ema", "seed", "runs", "name", "value_range", "pretrained", "init",
-    "from_scratch",
+    "split_seed", "steps", "batch_size", "accumulate", "opt", "momentum", "opt_betas",
+    "weight_decay", "layer_decay", "batch_norm", "ema", "seed", "runs", "name", "value_range",
+    "pretrained", "init", "from_scratch",
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Start:
     """The start of a training: from a checkpoint, or without one for a new run."""
 
     checkpoint: Path | None = None
+    steps_done: int = 0
     epochs_done: int = 0
     batches_done: int = 0
     card: ModelCard | None = None
@@ -84,8 +85,8 @@ def changed_settings(
     free = {"value_range"} if card is not None and card.value_range is None else set()
     if card is not None and not free:
         values["value_range"] = card.value_range
-    if record is not None and str(overrides.get("data", "")).startswith("folder:"):
-        free.add("data")  # the folder may have moved: see `open_again`
+    if record is not None and path_of(str(overrides.get("data", ""))):
+        free |= {"data", "json", "images"}  # the folder may have moved: see `open_again`
     for key in overrides:
         if key in (*_FIXED, *task.fixed) and key not in free:
             raise ValueError(
@@ -102,6 +103,8 @@ def has_finished(folder: RunFolder, config: RunConfig, start: Start) -> bool:
         ValueError: the configuration has fewer epochs than the run has finished.
     """
     done = start.epochs_done
+    if config.steps is not None:
+        return start.steps_done >= config.steps and folder.is_evaluated
     if config.epochs < done:
         raise ValueError(
             f"{folder.path} has finished {done} epochs, more than epochs={config.epochs}; "

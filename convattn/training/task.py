@@ -19,6 +19,7 @@ from convattn.data import (
     Transform,
     collate_stacked,
 )
+from convattn.explain.page import Part
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.runs.predictions import Prediction
@@ -80,10 +81,12 @@ class Task(ABC, Generic[ConfigT]):
         name: the name in the configuration, in the model card and on the command line.
         config_class: the class of its settings.
         prediction_class: the class of its predictions.
-        columns: the metrics of an epoch in the order of ``metrics.csv``: "train_..." from
-            `losses`, "val_..." from `meter`.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
+        report: the sections of the task in the report of a run, in their order.
+        report_numbers: titles of the evaluation's numbers at the top of the report, by their names;
+            None for all of them.
+        method: the method of the configuration, such as "mask_rcnn"; "" if the task has none.
         batch_multiple: the number of images in a batch is a multiple of this number.
         repeats: number of copies of each training image in an epoch.
     """
@@ -91,13 +94,30 @@ class Task(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     config_class: ClassVar[type[RunConfig]]
     prediction_class: ClassVar[type[Prediction]]
-    columns: ClassVar[tuple[Column, ...]]
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
+    report: ClassVar[tuple[Part, ...]] = ()
+    report_numbers: ClassVar[Mapping[str, str] | None] = None
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:
         self.config = config
         self.source = source
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, method: str) -> tuple[Column, ...]:
+        """Return the metrics of an epoch of a method, in the order of ``metrics.csv``.
+
+        Metrics with names "train_..." are from `losses`, those with names "val_..." from `meter`.
+
+        Args:
+            method: as in the model card; "" if the task has no methods.
+        """
+
+    @property
+    def method(self) -> str:
+        """The method of the configuration, "" if the task has no methods."""
+        return getattr(self.config, "method", "")
 
     @property
     def batch_multiple(self) -> int:
@@ -133,6 +153,17 @@ class Task(ABC, Generic[ConfigT]):
             epoch: from 0.
         """
 
+    def train_forward(self, model: nn.Module, images: Tensor) -> None:
+        """Compute the model in training mode as `losses` does, with any targets.
+
+        It shows whether a batch is large enough for the batch norms.
+
+        Args:
+            model: a copy in training mode.
+            images: (B, C, H, W), blank.
+        """
+        model(images)
+
     # Evaluation and prediction
 
     @classmethod
@@ -152,8 +183,36 @@ class Task(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def outputs(cls, model: nn.Module, images: Tensor) -> Any:
-        """Return the outputs of a model in evaluation mode: a tensor (B, ...) or a list of B."""
+    def outputs(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+    ) -> Any:
+        """Return the outputs of a model in evaluation mode: a tensor (B, ...) or a list of B.
+
+        Args:
+            model: on the device of the images.
+            images: (B, C, H, W), as `eval_transform` and `collate` return them.
+            sizes: width and height of each image before the transform.
+            card: the model card.
+        """
+
+    @classmethod
+    def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return what the meter and the evaluation need of the readable images of a batch.
+
+        By default this is both unchanged. A task with large outputs, such as masks, returns less.
+
+        Args:
+            outputs: what `outputs` returned, a tensor (B, ...) or a list of B.
+            targets: the targets of the same images, on the CPU or on the device of the outputs.
+
+        Returns:
+            For each image the output and the target; an evaluation moves their tensors to the CPU.
+        """
+        return outputs, targets
 
     @classmethod
     @abstractmethod
@@ -172,19 +231,18 @@ class Task(ABC, Generic[ConfigT]):
 
         Args:
             model: on the device of the images.
-            images: (B, C, H, W), as `eval_transform` returns them.
+            images: (B, C, H, W), as `eval_transform` and `collate` return them.
             sizes: width and height of each image before the transform.
             card: the model card.
             **options: options of the task, such as ``top_k``.
         """
 
-    @classmethod
     @abstractmethod
-    def meter(cls, card: ModelCard) -> Metric:
-        """Return the metric of the validation.
+    def meter(self, card: ModelCard) -> Metric:
+        """Return the metric of the validation after each epoch.
 
-        Its ``update(outputs, targets)`` takes the readable images of a batch; ``compute()``
-        returns scalars by the names in `columns`, without "val_".
+        Its ``update(outputs, targets)`` takes what `kept` returns for the readable images of a
+        batch; ``compute()`` returns scalars by the names in `columns`, without "val_".
         """
 
     @classmethod
@@ -195,7 +253,7 @@ class Task(ABC, Generic[ConfigT]):
         """Return the metrics of the outputs for all images."""
 
 
-def all_columns(task: type[Task[Any]] | Task[Any]) -> tuple[Column, ...]:
+def all_columns(task: Task[Any]) -> tuple[Column, ...]:
     """Return the columns of ``metrics.csv``: epoch, step, learning rate, the task's, the speed."""
     *first, speed = BASE_COLUMNS
-    return (*first, *task.columns, speed)
+    return (*first, *task.columns(task.method), speed)

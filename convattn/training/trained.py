@@ -38,6 +38,11 @@ def load_trained(task: type[Task[Any]], path: Path) -> Checkpoint:
     return restored(task, card, weights, file)
 
 
+def named_model(card: ModelCard) -> str:
+    """Return the name of a model, with its method where the task has several."""
+    return f"{card.method} with {card.model}" if card.method else card.model
+
+
 def run_of(checkpoint: Checkpoint) -> RunFolder | None:
     """Return the folder of the run that wrote a checkpoint; None for a file outside of a run."""
     folder = RunFolder(checkpoint.path.parent.parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from convattn.data import (
@@ -19,7 +18,7 @@ from convattn.data.value_range import named
 from convattn.runs.card import ModelCard
 from convattn.runs.data_record import DataRecord
 from convattn.runs.folder import RunFolder
-from convattn.training.config import RunConfig
+from convattn.training.config import RunConfig, path_of
 
 # The range with which versions without `ModelCard.value_range` read integers of more than 8 bits.
 EARLIER_RANGE: ValueRange = (0.0, 65535.0)
@@ -106,10 +105,10 @@ def _check_classes(names: Sequence[str], source: DataSource, run: RunFolder) -> 
 
 def is_same(name: str, other: str) -> bool:
     """Return whether two names denote the same data set, also by different paths of a folder."""
-    if not (name.startswith("folder:") and other.startswith("folder:")):
+    first, second = path_of(name), path_of(other)
+    if first is None or second is None or name.partition(":")[0] != other.partition(":")[0]:
         return name == other
-    first, second = (Path(n.removeprefix("folder:")).expanduser().resolve() for n in (name, other))
-    return first == second
+    return first.resolve() == second.resolve()
 
 
 def _other_classes(found: str, run: RunFolder) -> str:
@@ -149,8 +148,10 @@ def held_out_part(source: DataSource, config: RunConfig) -> str:
     """Return which part of the data is held out, as the first lines of a run name it."""
     if source.split_here:
         share = len(source.val) / (len(source.train) + len(source.val))
-        seed = f", split_seed={config.split_seed}" if source.name.startswith("folder:") else ""
+        seed = f", split_seed={config.split_seed}" if path_of(source.name) else ""
         return f"{share:.0%} of the images{seed}"
+    if config.targets != "classes":
+        return "the data set's own part"
     folder = source.relative_name(source.val, 0).split("/")[0] if source.root else ""
     return shown(folder or config.val_split)
 
@@ -160,6 +161,15 @@ def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
     if card.value_range is not None or value_range is None:
         return []
     return [f"{no_range(card)}; {named(value_range)} is used"]
+
+
+def other_range(card: ModelCard, source: DataSource) -> str:
+    """Return a clause if the weights and the data have different ranges of values, else ""."""
+    if card.value_range == source.value_range:
+        return ""
+    before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
+    now = f"with value_range {named(source.value_range)}" if source.value_range else "without one"
+    return f"; the data is read {now}, the weights were trained {before}"
 
 
 def no_range(card: ModelCard) -> str:

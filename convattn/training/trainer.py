@@ -59,6 +59,7 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             gradient_clip_val=config.clip_grad,
             default_root_dir=folder,
             plugins=[WholeFiles(), *_cluster()],
+            sync_batchnorm=config.batch_norm == "sync",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

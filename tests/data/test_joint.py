@@ -54,6 +54,15 @@ def detection(*boxes: tuple[int, int, int, int]) -> dict[str, Tensor]:
     }
 
 
+def class_mask() -> Mask:
+    classes = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    classes[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 7
+    return Mask(classes)
+
+
+CLASSES = class_mask()
+
+
 def where(white: Tensor) -> Tensor:
     """Return the box around the true pixels."""
     rows, columns = torch.where(white)
@@ -64,8 +73,9 @@ def where(white: Tensor) -> Tensor:
 def test_boxes_and_masks_stay_on_their_object(seed: int) -> None:
     torch.manual_seed(seed)
     image, target = joint_train_transform(INPUT, STRONG)(picture(), detection(BOX))
-    assert image.shape == (3, 64, 96)
-    assert target["masks"].shape[1:] == (64, 96)
+    assert image.shape[1] <= 64
+    assert image.shape[2] <= 96
+    assert target["masks"].shape[1:] == image.shape[1:] == target["boxes"].canvas_size
     white = image[0] > WHITE
     if len(target["boxes"]) == 0:
         assert not white.any()
@@ -143,48 +153,40 @@ def test_an_interpolation_that_tensors_lack_is_named() -> None:
 
 def test_colour_jitter_changes_the_image_alone() -> None:
     torch.manual_seed(0)
-    still = JointAugment(scale=(1.0, 1.0), hflip=0.0, color_jitter=0.5)
+    still = JointAugment(scale=(1.0, 1.0), hflip=0.0, color_jitter=0.9)
     image, target = joint_train_transform(INPUT, still)(picture(), detection(BOX))
     plain, _ = joint_train_transform(INPUT, replace(still, color_jitter=0.0))(
         picture(), detection(BOX)
     )
-    assert (image - plain).abs().mean() > 0.1
+    assert (image - plain).abs().max() > 0.1
     assert target["boxes"].shape == (1, 4)
     assert target["masks"].unique().tolist() == [0, 1]
 
 
-def test_a_mask_of_classes_moves_with_the_image_and_is_padded_with_ignored() -> None:
-    classes = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
-    classes[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 7
+def test_a_mask_of_classes_is_resized_cropped_and_flipped_with_its_image() -> None:
     values: set[int] = set()
     for seed in range(10):
         torch.manual_seed(seed)
-        image, mask = joint_train_transform(INPUT, JointAugment(color_jitter=0))(
-            picture(), Mask(classes)
-        )
+        image, mask = joint_train_transform(INPUT, JointAugment(color_jitter=0))(picture(), CLASSES)
+        assert mask.shape == image.shape[1:] == (64, 96)
         values |= set(mask.unique().tolist())
         assert ((image[0] > WHITE) != (mask == 7)).float().mean() < 0.02
         assert (image[0][mask == IGNORED].abs() < 0.01).all()
     assert values == {0, 7, IGNORED}
 
 
-def test_padding_of_object_masks_is_no_object() -> None:
-    augment = JointAugment(scale=(0.5, 0.5))
-    _, target = joint_train_transform(INPUT, augment)(picture(), detection(BOX))
-    assert target["masks"].unique().tolist() == [0, 1]
-
-
 def test_an_image_without_objects() -> None:
     image, target = joint_train_transform(INPUT, STRONG)(picture(), detection())
-    assert image.shape == (3, 64, 96)
     assert target["boxes"].shape == (0, 4)
-    assert target["masks"].shape == (0, 64, 96)
+    assert target["masks"].shape == (0, *image.shape[1:])
 
 
 def test_grey_images() -> None:
     grey = Preprocess(input_size=(1, 64, 64), mean=(0.5,), std=(0.5,))
-    image, _ = joint_train_transform(grey, STRONG)(picture(), detection(BOX))
+    augment = replace(STRONG, photometric=True, color_jitter=0.4)
+    image, mask = joint_train_transform(grey, augment)(picture(), CLASSES)
     assert image.shape == (1, 64, 64)
+    assert mask.shape == (64, 64)
 
 
 def test_evaluation_draws_no_random_numbers() -> None:
@@ -198,7 +200,7 @@ def test_evaluation_draws_no_random_numbers() -> None:
 )
 def test_worker_processes_can_load_the_transform(transform: Any) -> None:
     image, _ = pickle.loads(pickle.dumps(transform))(picture(), detection(BOX))
-    assert image.shape[:2] == (3, 64)
+    assert image.shape[0] == 3
 
 
 class OneObject(ImageSet):
@@ -255,10 +257,25 @@ def test_large_object_numbers_of_a_mask_stay_exact() -> None:
     assert mask.unique().tolist() == [IGNORED, 2**24 + 1]
 
 
-@pytest.mark.parametrize("min_size", [-1.0, float("nan")])
-def test_a_wrong_smallest_size_names_its_setting(min_size: float) -> None:
-    with pytest.raises(ValueError, match=r"JointAugment\(min_size="):
-        JointAugment(min_size=min_size)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"min_size": -1.0},
+        {"min_size": float("nan")},
+        {"scale": (0.0, 1.0)},
+        {"scale": (2.0, 1.0)},
+        {"hflip": 1.5},
+        {"short_sides": (480, 0)},
+        {"crop_sides": (400,)},
+        {"crop_range": (600, 384)},
+        {"cat_max_ratio": 0.0},
+        {"cat_max_ratio": 75},
+    ],
+)
+def test_a_wrong_setting_is_named(value: dict[str, Any]) -> None:
+    (name,) = value
+    with pytest.raises(ValueError, match=rf"JointAugment\({name}="):
+        JointAugment(**value)
 
 
 def test_boxes_smaller_than_a_pixel_can_be_kept() -> None:
@@ -323,10 +340,10 @@ def test_a_target_that_is_out_of_step_names_the_entry(more: dict[str, Any], what
         joint_train_transform(INPUT, STRONG)(picture(), {**objects(BOX, BOX), **more})
 
 
-def test_a_mask_of_classes_beside_boxes_is_padded_with_ignored() -> None:
-    classes = Mask(torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8))
-    _, found = joint_train_transform(INPUT, HALF)(picture(), objects(BOX, classes=classes))
-    assert found["classes"].unique().tolist() == [0, IGNORED]
+def test_a_mask_of_classes_beside_boxes_has_the_size_of_the_image() -> None:
+    image, found = joint_train_transform(INPUT, HALF)(picture(), objects(BOX, classes=CLASSES))
+    assert found["classes"].shape == image.shape[1:]
+    assert found["classes"].unique().tolist() == [0, 7]
 
 
 def test_the_size_of_the_object_varies_within_the_range_of_scales() -> None:
@@ -351,3 +368,126 @@ def test_boxes_end_at_the_edge_of_the_crop() -> None:
         (box,) = target["boxes"].tolist()
         cut += box == [0, 0, 96, 64]
     assert cut == 10
+
+
+def test_a_mask_is_padded_to_a_multiple_of_32() -> None:
+    odd = replace(INPUT, input_size=(3, 50, 70))
+    image, mask = joint_train_transform(odd, replace(HALF, scale=(2.0, 2.0)))(picture(), CLASSES)
+    assert image.shape == (3, 64, 96)
+    assert (mask[:50, :70] != IGNORED).all()
+    assert (mask == IGNORED).sum() == 64 * 96 - 50 * 70
+    assert (image[:, 50:] == 0).all()
+    assert (image[:, :, 70:] == 0).all()
+
+
+def test_multi_scale_training_chooses_the_length_of_the_shorter_side() -> None:
+    augment = JointAugment(short_sides=(40, 50, 90), color_jitter=0)
+    sizes = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        limited = replace(INPUT, short_side=40, long_side=96)
+        image, target = joint_train_transform(limited, augment)(picture(), detection(BOX))
+        sizes.add(tuple(image.shape[1:]))
+        found = where(image[0] > WHITE)
+        torch.testing.assert_close(found, target["boxes"][0].as_subclass(Tensor), atol=1, rtol=0)
+        torch.testing.assert_close(found, where(target["masks"][0] == 1), atol=1, rtol=0)
+    assert sizes == {(40, 48), (50, 60), (80, 96)}
+
+
+def test_a_side_that_is_longer_than_the_longest_one_is_an_error() -> None:
+    limited = replace(INPUT, short_side=40, long_side=96)
+    with pytest.raises(ValueError, match="long_side=96 is less than short_side=100"):
+        joint_train_transform(limited, JointAugment(short_sides=(40, 100)))
+
+
+def test_half_of_the_images_are_cropped_before_multi_scale_training() -> None:
+    augment = JointAugment(
+        short_sides=(64,), crop_sides=(100, 200), crop_range=(60, 80), color_jitter=0
+    )
+    tall, whole_images = set(), 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        image, target = joint_train_transform(INPUT, augment)(picture(), detection(BOX))
+        height, width = image.shape[1:]
+        whole_images += (height, width) == (64, 77)
+        tall.add(height > width)
+        assert min(height, width) == 64
+        assert max(height, width) <= 86  # 80 of 60 pixels
+        for box, mask in zip(target["boxes"], target["masks"], strict=True):
+            found = where(image[0] > WHITE)
+            torch.testing.assert_close(found, box.as_subclass(Tensor), atol=2, rtol=0)
+            torch.testing.assert_close(where(mask == 1), box.as_subclass(Tensor), atol=2, rtol=0)
+    assert 15 <= whole_images <= 45
+    assert tall == {True, False}
+
+
+def test_a_flip_exchanges_left_and_right() -> None:
+    size = replace(INPUT, input_size=(3, HEIGHT, WIDTH))
+    flip = JointAugment(scale=(1.0, 1.0), hflip=1.0, color_jitter=0)
+    image, target = joint_train_transform(size, flip)(picture(), detection((10, 20, 70, 60)))
+    assert target["boxes"][0].tolist() == [WIDTH - 70, 20, WIDTH - 10, 60]
+    assert where(target["masks"][0] == 1).tolist() == [WIDTH - 70, 20, WIDTH - 10, 60]
+    assert where(image[0] > WHITE).tolist() == [WIDTH - 70, 20, WIDTH - 30, 60]
+    _, mask = joint_train_transform(size, flip)(picture(), CLASSES)
+    assert torch.equal(mask[:HEIGHT, :WIDTH], CLASSES.flip(-1))
+
+
+def test_windows_that_one_class_fills_are_avoided() -> None:
+    varied = JointAugment(scale=(4.0, 4.0), color_jitter=0, cat_max_ratio=0.75)
+    shares = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, mask = joint_train_transform(INPUT, varied)(picture(), CLASSES)
+        shares.append(float(mask.flatten().bincount().max() / mask.numel()))
+    assert sum(share < 0.75 for share in shares) >= 18
+    _, mask = joint_train_transform(INPUT, varied)(picture(), Mask(torch.full_like(CLASSES, 255)))
+    assert mask.unique().tolist() == [IGNORED]
+
+
+def test_photometric_distortion_changes_the_image_alone() -> None:
+    augment = replace(HALF, scale=(1.0, 1.0), photometric=True)
+    plain, _ = joint_train_transform(INPUT, replace(augment, photometric=False))(picture(), CLASSES)
+    changed = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, mask = joint_train_transform(INPUT, augment)(picture(), CLASSES)
+        assert image.min() >= -2
+        assert image.max() <= 2
+        changed += bool((image - plain).abs().max() > 0.01)
+        assert mask.unique().tolist() == [0, 7, IGNORED]
+    assert changed >= 5
+
+
+def test_crowd_and_area_are_carried_with_their_boxes() -> None:
+    outside = (-20, -20, -10, -10)
+    target = objects(
+        BOX, outside, BOX, crowd=torch.tensor([False, False, True]), area=torch.arange(3.0)
+    )
+    _, found = joint_train_transform(INPUT, HALF)(picture(), target)
+    assert found["crowd"].tolist() == [False, True]
+    assert found["area"].tolist() == [0, 2]
+
+
+def test_an_object_whose_mask_is_empty_is_removed() -> None:
+    target = detection(BOX, (50, 50, 90, 90))
+    target["masks"][1] = 0
+    _, found = joint_train_transform(INPUT, HALF)(picture(), target)
+    assert found["labels"].tolist() == [0]
+    assert len(found["masks"]) == len(found["boxes"]) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Mask(torch.zeros(10, 20, dtype=torch.uint8)),
+        {"boxes": BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(10, 20))},
+    ],
+)
+def test_a_target_of_another_image_size_is_an_error(target: Any) -> None:
+    with pytest.raises(ValueError, match=r"20 x 10 pixels.*120 x 100"):
+        joint_train_transform(INPUT, HALF)(picture(), target)
+
+
+def test_other_targets_are_left_as_they_are() -> None:
+    _, found = joint_train_transform(INPUT, HALF)(picture(), 3)
+    assert found == 3

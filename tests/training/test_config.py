@@ -31,6 +31,26 @@ def test_the_path_of_a_folder_becomes_absolute(
     monkeypatch.chdir(tmp_path)
     assert Config(data="folder:pets").data == f"folder:{tmp_path / 'pets'}"
     assert Config(data="timm:pets").data == "timm:pets"
+    assert Config(data="coco:pets").data == f"coco:{tmp_path / 'pets'}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 100}, r"decay_steps=\[\] must name updates before .*, update 100"),
+        ({"steps": 100, "decay_steps": (50, 100)}, r"decay_steps=\[50, 100\] must name updates"),
+        ({"decay_steps": (50, 40)}, r"decay_steps=\[50, 40\] must rise; write .*=\[40, 50\]"),
+        ({"epochs": 60}, r"decay_milestones=\[30, 60, 90\] must name epochs .*, epoch 60"),
+    ],
+)
+def test_milestones_rise_and_are_before_the_end(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(sched="multistep", **changes)
+
+
+def test_a_long_warm_up_in_epochs_does_not_matter_where_updates_are_counted() -> None:
+    assert Config(epochs=2, warmup_steps=500).warmup_steps == 500
+    assert Config(steps=10).steps == 10
 
 
 @pytest.mark.parametrize("name", ["CUDA", "Cpu", "AUTO", "mps"])

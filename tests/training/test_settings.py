@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +58,41 @@ def test_a_recipe_is_a_name_or_a_file(recipes: Path) -> None:
 
 
 def test_the_default_recipe_is_used_where_none_is_named(recipes: Path) -> None:
-    assert load_config(Config, recipes, default_recipe="short").epochs == 10
-    assert load_config(Config, recipes, "long", default_recipe="short").epochs == 50
+    class Short(Config):
+        @classmethod
+        def default_recipe(cls, values: Mapping[str, Any]) -> str:
+            return "short"
+
+    assert load_config(Short, recipes).epochs == 10
+    assert load_config(Short, recipes, "long").epochs == 50
     assert load_config(Config, recipes).epochs == 100
+
+
+def test_epochs_of_the_user_replace_steps_of_a_recipe_and_steps_replace_epochs(
+    recipes: Path,
+) -> None:
+    (recipes / "updates.yaml").write_text("steps: 900\nwarmup_steps: 50\n")
+    assert load_config(Config, recipes, "updates").steps == 900
+    in_epochs = load_config(Config, recipes, "updates", {"epochs": 3})
+    assert (in_epochs.epochs, in_epochs.steps, in_epochs.warmup_steps) == (3, None, 50)
+    in_updates = load_config(Config, recipes, "long", {"steps": 70})
+    assert (in_updates.steps, in_updates.lr) == (70, 0.01)
+
+
+@pytest.mark.parametrize("key", ["epochs", "warmup_epochs", "cooldown_epochs"])
+def test_a_length_in_updates_and_one_in_epochs_contradict_each_other(
+    recipes: Path, key: str
+) -> None:
+    with pytest.raises(ValueError, match=f"steps=70 and {key}=2 contradict"):
+        load_config(Config, recipes, None, {"steps": 70, key: 2})
+
+
+def test_a_setting_without_a_value_names_itself(recipes: Path) -> None:
+    class NoData(Config):
+        data: str = setting(..., "a folder")
+
+    with pytest.raises(ValueError, match=r"data is not set; write data=VALUE \(a folder\)"):
+        load_config(NoData, recipes)
 
 
 @pytest.mark.parametrize(

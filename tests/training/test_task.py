@@ -149,3 +149,36 @@ def test_the_report_has_the_numbers_of_the_task(finished: tuple[Path, TrainResul
     assert "This page has no" not in page
     assert 'id="confusion"' not in page
     assert "classified" not in page
+
+
+def test_a_run_in_updates_has_epochs_of_equal_length(tmp_path: Path) -> None:
+    write_grey(tmp_path)  # 12 images to learn from, 3 batches
+    config = brightness(tmp_path, steps=8, name="updates")
+    console = silent()
+    result = train(Brightness, config, console=console)
+    assert [row["step"] for row in rows(result.run_dir)] == ["3", "6", "9"]
+    assert "training  8 updates in 3 epochs of 3 batches of 4 images" in written(console)
+    short = train(Brightness, brightness(tmp_path, steps=4, name="short"), console=silent())
+    assert [row["step"] for row in rows(short.run_dir)] == ["2", "4"]
+
+
+def test_a_run_in_updates_that_is_stopped_continues_to_the_same_result(tmp_path: Path) -> None:
+    write_grey(tmp_path)
+    changes = {"steps": 4, "warmup_steps": 2, "epochs": 100}
+    whole = train(Brightness, brightness(tmp_path, name="whole", **changes), console=silent())
+    config = brightness(tmp_path, name="stopped", **changes)
+    stopped = train(Brightness, config, callbacks=[Stop()], console=silent())
+    assert stopped.stopped
+    again = resume(Brightness, stopped.run_dir, console=silent())
+    assert timeless(again.run_dir) == timeless(whole.run_dir)
+    for name, value in weights(whole.run_dir).items():
+        assert torch.equal(weights(again.run_dir)[name], value)
+    finished = resume(Brightness, stopped.run_dir, console=silent())
+    assert finished.had_finished
+
+
+def test_the_number_of_updates_of_a_run_cannot_change(
+    finished: tuple[Path, TrainResult, str],
+) -> None:
+    with pytest.raises(ValueError, match="steps cannot change in a resumed run"):
+        resume(Brightness, finished[1].run_dir, overrides={"steps": 20}, console=silent())

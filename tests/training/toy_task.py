@@ -85,11 +85,11 @@ class ErrorMeter(Metric):
         for name in ("total", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, outputs: list[Tensor], targets: list[Tensor]) -> None:
+    def update(self, outputs: list[dict[str, Tensor]], targets: list[Tensor]) -> None:
         assert isinstance(outputs, list)
         assert isinstance(targets, list)
         for output, target in zip(outputs, targets, strict=True):
-            self.total += (output - target).abs().mean()
+            self.total += (output["found"] - target).abs().mean()
             self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -101,13 +101,16 @@ class Brightness(Task[BrightnessConfig]):
 
     name = "brightness"
     config_class = BrightnessConfig
-    columns = (
-        Column("train_fit", "fit", "loss"),
-        Column("train_bias", "bias", "loss"),
-        Column("val_error", "error", "loss"),
-    )
     best = ("-val_error",)
     fixed = ("power",)
+
+    @classmethod
+    def columns(cls, method: str = "") -> tuple[Column, ...]:
+        return (
+            Column("train_fit", "fit", "loss"),
+            Column("train_bias", "bias", "loss"),
+            Column("val_error", "error", "loss"),
+        )
 
     def build(self) -> Built:
         card = ModelCard(
@@ -142,23 +145,34 @@ class Brightness(Task[BrightnessConfig]):
         return LinearModel()
 
     @classmethod
-    def outputs(cls, model: nn.Module, images: Tensor) -> list[Tensor]:
+    def outputs(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+    ) -> list[Tensor]:
+        assert card.task == cls.name
+        assert all(size == (9, 9) for size in sizes)
         found: list[Tensor] = model(images)
         return found
+
+    @classmethod
+    def kept(cls, outputs: list[Tensor], targets: list[Tensor]) -> tuple[Any, Any]:
+        return [{"found": output} for output in outputs], targets
 
     @classmethod
     def predict(cls, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         return ErrorMeter()
 
     @classmethod
     def summarise(
         cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
     ) -> BrightnessEvaluation:
-        outputs = [output for batch in found.outputs for output in batch]
+        outputs = [output["found"] for batch in found.outputs for output in batch]
         targets = [target for batch in found.targets for target in batch]
         errors = [(a - b).abs().mean() for a, b in zip(outputs, targets, strict=True)]
         return BrightnessEvaluation(

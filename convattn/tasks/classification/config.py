@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -73,6 +73,11 @@ class TrainConfig(RunConfig):
     drop: ShareBelowOne | None = setting(
         None, "rate of dropout before the head; default: that of the model"
     )
+
+    @classmethod
+    def default_recipe(cls, values: Mapping[str, Any]) -> str | None:
+        """Return the recipe "digits" for the digits."""
+        return "digits" if values.get("data", "digits") == "digits" else None
 
     @model_validator(mode="after")
     def _check_mixup(self) -> Self:

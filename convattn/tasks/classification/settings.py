@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from convattn.tasks import table
 from convattn.tasks.classification.config import TrainConfig
-from convattn.training import settings
 
-RECIPES = resources.files(__package__) / "recipes"
+RECIPES = table.recipes_of("classification")
 
 
 def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return settings.list_recipes(RECIPES)
+    return table.list_recipes("classification")
 
 
 def load_config(
@@ -33,5 +32,4 @@ def load_config(
         ValueError: an unknown key (the message suggests the nearest), or an invalid value.
         FileNotFoundError: the recipe file does not exist.
     """
-    default = "digits" if (overrides or {}).get("data", "digits") == "digits" else None
-    return settings.load_config(TrainConfig, RECIPES, recipe, overrides, default)
+    return cast(TrainConfig, table.load_config("classification", recipe, overrides))

@@ -32,6 +32,7 @@ from convattn.runs.predictions import ClassPrediction, Guess
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.evaluation import Evaluation, summarise
+from convattn.tasks.classification.report import PARTS
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.training.evaluation import Found
 from convattn.training.task import Built, Step, Task
@@ -45,15 +46,20 @@ class Classification(Task[TrainConfig]):
     name = "classification"
     config_class = TrainConfig
     prediction_class = ClassPrediction
-    columns = (
-        Column("train_loss", "loss", "loss", 8),
-        Column("train_acc", "acc", "share", 7),
-        Column("val_loss", "val loss", "loss", 8),
-        Column("val_top1", "top-1", "share", 7),
-        Column("val_top5", "top-5", "share", 7),
-    )
     best = ("val_top1", "-val_loss")
     fixed = ("in_chans", "img_size", "repeats")
+    report = PARTS
+
+    @classmethod
+    def columns(cls, method: str = "") -> tuple[Column, ...]:
+        """Return losses and accuracies of training and validation."""
+        return (
+            Column("train_loss", "loss", "loss", 8),
+            Column("train_acc", "acc", "share", 7),
+            Column("val_loss", "val loss", "loss", 8),
+            Column("val_top1", "top-1", "share", 7),
+            Column("val_top5", "top-5", "share", 7),
+        )
 
     @property
     def batch_multiple(self) -> int:
@@ -114,7 +120,13 @@ class Classification(Task[TrainConfig]):
         return ImageOnly(eval_transform(preprocess))
 
     @classmethod
-    def outputs(cls, model: nn.Module, images: Tensor) -> Tensor:
+    def outputs(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+    ) -> Tensor:
         """Return scores (B, classes) in float32."""
         scores: Tensor = model(images)
         return scores.float()
@@ -131,13 +143,12 @@ class Classification(Task[TrainConfig]):
     ) -> list[ClassPrediction]:
         """Return the ``top_k`` most probable classes of each image, or all classes if fewer."""
         check_positive("top_k", top_k)
-        probabilities = cls.outputs(model, images).softmax(-1)
+        probabilities = cls.outputs(model, images, sizes, card).softmax(-1)
         best = probabilities.topk(min(top_k, len(card.class_names)))
         rows = zip(sizes, best.values.tolist(), best.indices.tolist(), strict=True)
         return [_prediction(size, values, numbers, card) for size, values, numbers in rows]
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         """Return cross-entropy, top-1 and top-5 accuracy."""
         return ClassificationMeter(len(card.class_names))
 

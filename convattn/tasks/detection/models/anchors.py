@@ -1,0 +1,54 @@
+"""Anchors at the strides of the pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+RATIOS = (0.5, 1.0, 2.0)  # height / width
+
+
+class PyramidAnchors(AnchorGenerator):
+    """torchvision's anchors, in float32, of exact sizes, and at the strides of the pyramid.
+
+    torchvision derives the strides from the sizes of the maps, which are rounded up for images
+    whose size the strides do not divide, rounds the sizes of the anchors, and gives the anchors the
+    dtype of the maps: bfloat16 has only eight bits for a position.
+
+    Args:
+        strides: stride of each level.
+        scale: side of the smallest square anchor of a level, in strides.
+        octaves: number of sizes of a level, from ``scale`` to below ``2 * scale``.
+    """
+
+    def __init__(self, strides: Sequence[int], scale: float, octaves: int = 1) -> None:
+        if not scale > 0:
+            raise ValueError(f"anchor_scale must be above 0, got {scale}")
+        self.strides = tuple(strides)
+        sizes = [[s * scale * 2 ** (i / octaves) for i in range(octaves)] for s in strides]
+        super().__init__(tuple(tuple(size) for size in sizes), tuple(RATIOS for _ in self.strides))
+
+    def generate_anchors(
+        self,
+        scales: Sequence[float],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Return anchors (len(aspect_ratios) * len(scales), 4) around zero."""
+        side = torch.tensor(scales, dtype=dtype, device=device)
+        root = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
+        height, width = (root[:, None] * side).flatten(), (side / root[:, None]).flatten()
+        return torch.stack([-width, -height, width, height], dim=1) / 2
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Return the anchors of all levels (A, 4) for each image."""
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
+        anchors = torch.cat(self.grid_anchors([m.shape[-2:] for m in feature_maps], strides))
+        return [anchors] * len(image_list.image_sizes)

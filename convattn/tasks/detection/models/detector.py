@@ -1,0 +1,138 @@
+"""The base class of detectors: the checks of images and targets, and the form of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from convattn.checks import check_map, check_positive, check_rate
+from convattn.models.dense import DenseModel, feature_extractor
+from convattn.models.feature_pyramid import PyramidBackbone
+from convattn.tasks.detection.models.targets import Objects, prepare_targets
+
+
+class Detector(DenseModel):
+    """A backbone with a feature pyramid, and heads that find objects.
+
+    A method defines ``losses`` and ``detect``.
+
+    Args:
+        model: the name of the backbone.
+        num_classes: number of classes, without the background.
+        in_chans: channels of the image.
+        channels: channels of the feature pyramid and of the convolutions of the heads.
+        score: objects with a lower score are left out.
+        nms: of two objects of a class whose IoU is higher, the one with the lower score is left
+            out.
+        detections: the most objects of an image.
+        backbone_args: arguments of ``timm.create_model``, such as ``drop_path_rate``.
+
+    Raises:
+        ValueError: a number is out of range, or the backbone has no maps of increasing strides.
+    """
+
+    backbone: PyramidBackbone
+    levels: ClassVar[int] = 4  # maps of the backbone, counted from the last one
+    has_masks: ClassVar[bool] = False  # whether targets need masks, and results have masks
+
+    def __init__(
+        self,
+        model: str,
+        num_classes: int,
+        *,
+        in_chans: int = 3,
+        channels: int = 256,
+        score: float = 0.05,
+        nms: float = 0.5,
+        detections: int = 100,
+        backbone_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_positive("num_classes", num_classes)
+        check_positive("channels", channels)
+        check_positive("detections", detections)
+        check_rate("score", score)
+        if not 0 < nms <= 1:
+            raise ValueError(f"nms must be above 0 and at most 1, got {nms}")
+        arguments = dict(in_chans=in_chans, **(backbone_args or {}))
+        body: Any = feature_extractor(model, levels=self.levels, **arguments)
+        extra = self.extra_levels(body.feature_info.channels()[-1], channels)
+        super().__init__(PyramidBackbone(body, channels, extra_blocks=extra), model, arguments)
+        self.num_classes = num_classes
+        self.score = score
+        self.nms = nms
+        self.detections = detections
+
+    @staticmethod
+    def extra_levels(last_channels: int, channels: int) -> ExtraFPNBlock | None:
+        """Return the module that adds levels to the pyramid; None for one pooled level."""
+        return None
+
+    def losses(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Objects]
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch by name."""
+        raise NotImplementedError
+
+    def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[Objects]:
+        """Return the objects found in each image."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Sequence[Mapping[str, Any]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Any:
+        """Return the losses in training mode, and the objects found in evaluation mode.
+
+        Args:
+            images: (B, in_chans, H, W), padded on the right and at the bottom to one size.
+            targets: for each image a dictionary of ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of
+                the input; ``labels`` (N,) from 0; ``crowd`` (N,), if there are any: objects that
+                are neither right nor wrong; ``masks`` (N, h, w), if the method has masks. Used in
+                training mode only.
+            sizes: (height, width) of each image without its padding; None for all of the input.
+
+        Returns:
+            In training mode the losses by name. In evaluation mode for each image a dictionary of
+            ``boxes`` (N, 4), clipped to the image; ``scores`` (N,), the highest first; ``labels``
+            (N,); and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid
+            over the box.
+
+        Raises:
+            ValueError: training mode without targets, targets or sizes that do not fit the images,
+                a box without area, or a label out of range.
+        """
+        check_map(images, "images")
+        batch = ImageList(images, _checked_sizes(images, sizes))
+        if not self.training:
+            return self.detect(batch, self.backbone(images))
+        if targets is None:
+            raise ValueError(
+                f"{type(self).__name__} in training mode needs targets; call .eval() to detect "
+                "objects"
+            )
+        objects = prepare_targets(targets, images, self.num_classes, masks=self.has_masks)
+        return self.losses(batch, self.backbone(images), objects)
+
+
+def _checked_sizes(
+    images: Tensor, sizes: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
+    count, (height, width) = len(images), images.shape[-2:]
+    if sizes is None:
+        return [(height, width)] * count
+    checked = [(int(h), int(w)) for h, w in sizes]
+    if len(checked) != count:
+        raise ValueError(f"there must be a size for each image, got {len(checked)} for {count}")
+    for h, w in checked:
+        if not (1 <= h <= height and 1 <= w <= width):
+            raise ValueError(
+                f"sizes must be (height, width) within the input of {height} x {width} pixels, "
+                f"got {(h, w)}"
+            )
+    return checked

@@ -1,0 +1,1 @@
+"""Training, evaluating and using segmenters, which predict a class per pixel."""
