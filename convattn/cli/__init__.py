@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from convattn.cli import bench, data, doctor, evaluate, models, predict, report, train
+from convattn.cli.chosen_task import chosen_task
 from convattn.cli.commands import Commands, add_commands, check_names
 from convattn.cli.output import escape_unencodable
 from convattn.machine import package_version
@@ -98,7 +99,7 @@ def _run(words: list[str]) -> int:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         raise ValueError(_unknown_option(unknown[0], words, args))
-    if args.command == "train":
+    if "settings" in args:
         args.settings += rest  # words that stand after an option
     elif rest:
         hint = ": other models stand after --against" if args.command == "bench" else ""
@@ -121,7 +122,7 @@ def _explain(error: Exception, words: list[str]) -> str:
 def _unknown_option(word: str, words: list[str], args: argparse.Namespace) -> str:
     name, equals, value = word.partition("=")
     start = f"convattn {args.command} has no option {shown(name)}"
-    if args.command == "train" and (setting := _setting(name)):
+    if args.command == "train" and (setting := _setting(name, args)):
         following = words[words.index(word) + 1 :][:1]
         value = value if equals or not following or following[0][0] == "-" else following[0]
         return f"{start}: settings are written without dashes: {setting}={shown(value or 'VALUE')}"
@@ -130,11 +131,13 @@ def _unknown_option(word: str, words: list[str], args: argparse.Namespace) -> st
     return f"{start}{hint} See: convattn {args.command} --help"
 
 
-def _setting(option: str) -> str | None:
+def _setting(option: str, args: argparse.Namespace) -> str | None:
     """Return the setting of a training that a user wrote as an option; None if there is none."""
-    from convattn.tasks.classification.config import TrainConfig
+    from convattn.tasks.table import config_of
 
     name = option.strip("-").replace("-", "_")
     head, dot, inner = name.partition(".")
-    near = difflib.get_close_matches(head, TrainConfig.model_fields, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(
+        head, config_of(chosen_task(args)).model_fields, n=1, cutoff=0.8
+    )
     return f"{near[0]}{dot}{shown(inner)}" if near else None

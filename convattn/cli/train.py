@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from convattn.cli.chosen_task import chosen_method, chosen_task
 from convattn.cli.output import as_word
 from convattn.cli.trained import check_exists
 from convattn.names import shown
+from convattn.tasks import table
 
 if TYPE_CHECKING:
     from convattn.tasks.classification import TrainResult
 
-HELP = "train a classifier"
-DESCRIPTION = "Train a classifier on images, and write weights, metrics and a report page."
-EPILOG = """example:
+HELP = "train a classifier, a detector or a segmenter"
+DESCRIPTION = "Train a model on images, and write weights, metrics and a report page."
+EPILOG = """examples:
   convattn train --model glnet_nano --data folder:pets epochs=50 lr=1e-3
+  convattn train --method faster_rcnn --model glnet_nano --data voc:cells --recipe small
 
 Settings are KEY=VALUE words: --settings lists all of them. They replace those of the recipe, which
 replace the defaults. --recipes lists the recipes; a recipe is a YAML file of settings, such as the
-config.yaml of a run.
+config.yaml of a run. Each task has its own settings and recipes: `convattn train --settings --task
+detection` lists those of detection.
 
 Ctrl-C, SIGTERM and SIGHUP stop a run after the update at hand; --resume continues it to the same
 result. The exit status is 0 after success, 2 after an error, and 128 plus the number of the signal
@@ -32,8 +36,17 @@ continues its run."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument(
+        "--task",
+        help=f"{', '.join(table.list_tasks())} [that of the method, or else classification]",
+    )
+    parser.add_argument("--method", help=f"{_methods()} [the first of the task]")
     parser.add_argument("--model", help="as `convattn models` or timm lists it [glnet_nano]")
-    parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [digits]")
+    parser.add_argument(
+        "--data",
+        help="digits, folder:PATH or timm:NAME; of detection coco:PATH, voc:PATH or yolo:PATH; of "
+        "segmentation voc:PATH, ade20k:PATH or masks:PATH [digits]",
+    )
     parser.add_argument("--recipe", metavar="NAME|FILE.yaml", help="a set of settings")
     parser.add_argument("--name", help="folder of this run in runs/ [MODEL-DATA-NUMBER]")
     parser.add_argument(
@@ -48,29 +61,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from convattn.tasks.classification.config import TrainConfig
-    from convattn.tasks.classification.settings import list_recipes, load_config
-    from convattn.training.settings import describe, parse_overrides
-
     if args.list_settings or args.recipes:
-        _check_alone(args)
-        print(describe(TrainConfig) if args.list_settings else "\n".join(list_recipes()))
-        return 0
+        return _list(args)
+    if args.resume is not None:
+        return _resume(args)
+    task, method = chosen_task(args), chosen_method(args)
+    given = {"method": method} if method else {}
+    config = table.load_config(task, args.recipe, {**given, **_overrides(args, task)})
+    return _finish(table.train(config))  # imports torch and Lightning
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Continue a run."""
+    for option in ("recipe", "task", "method"):
+        if vars(args)[option] is not None:
+            raise ValueError(
+                f"--resume continues with the settings of the run: leave --{option} out"
+            )
+    check_exists(args.resume)
+    from convattn.training.start import task_of
+
+    overrides = _overrides(args, task_of(args.resume))
+    others = [word for word in args.settings if not word.startswith("epochs=")]
+    return _finish(table.resume(args.resume, overrides=overrides), [args.resume, *others])
+
+
+def _overrides(args: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Return the settings that the user gave, as options or as words."""
+    from convattn.training.settings import parse_overrides
+
     given = {key: getattr(args, key) for key in ("model", "data", "name")}
     overrides = {key: value for key, value in given.items() if value is not None}
-    overrides.update(parse_overrides(args.settings, TrainConfig))
-    if args.resume is None:
-        config = load_config(args.recipe, overrides)
-        from convattn.tasks.table import train  # imports torch and Lightning
+    return {**overrides, **parse_overrides(args.settings, table.config_of(task))}
 
-        return _finish(train(config))
-    if args.recipe is not None:
-        raise ValueError("--resume continues with the settings of the run: leave --recipe out")
-    check_exists(args.resume)
-    from convattn.tasks.table import resume
 
-    others = [word for word in args.settings if not word.startswith("epochs=")]
-    return _finish(resume(args.resume, overrides=overrides), [args.resume, *others])
+def _list(args: argparse.Namespace) -> int:
+    """Print the settings or the recipes of a task."""
+    from convattn.training.settings import describe
+
+    _check_alone(args)
+    task = chosen_task(args)
+    if args.list_settings:
+        print(describe(table.config_of(task)))
+    else:
+        print("\n".join(table.list_recipes(task)))
+    return 0
+
+
+def _methods() -> str:
+    """Return the methods of each task that has some, as text."""
+    names = {task: ", ".join(table.methods_of(task)) for task in table.list_tasks()}
+    return "; ".join(f"{task}: {methods}" for task, methods in names.items() if methods)
 
 
 def _check_alone(args: argparse.Namespace) -> None:
@@ -104,12 +145,7 @@ def _finish(result: TrainResult, resumed: Sequence[str] = ()) -> int:
         )
         return 128 + (result.signal or signal.SIGINT)
     if result.had_finished:
-        done = result.epochs_done
-        print(
-            f"{shown(result.run_dir)} has finished its {done} epochs; nothing was changed. "
-            "Train longer with\n"
-            f"  convattn train --resume {' '.join(map(as_word, resumed))} epochs={done + 10}"
-        )
+        print(_had_finished(result, resumed))
         return 0
     if found is None:
         return 0
@@ -123,3 +159,19 @@ def _finish(result: TrainResult, resumed: Sequence[str] = ()) -> int:
         print(f"report    {shown(result.report)}")
     print(f"\nNext:\n  convattn eval {run}\n  convattn predict {run} IMAGE_OR_FOLDER")
     return 0
+
+
+def _had_finished(result: TrainResult, resumed: Sequence[str]) -> str:
+    """Return how to train a finished run longer."""
+    from convattn.runs.folder import RunFolder
+
+    done, run = result.epochs_done, shown(result.run_dir)
+    if steps := RunFolder(result.run_dir).read_config().get("steps"):
+        return (
+            f"{run} has finished its {steps} updates; nothing was changed. A new run starts from "
+            f"its weights with init={as_word(result.run_dir)}"
+        )
+    return (
+        f"{run} has finished its {done} epochs; nothing was changed. Train longer with\n"
+        f"  convattn train --resume {' '.join(map(as_word, resumed))} epochs={done + 10}"
+    )

@@ -45,6 +45,8 @@ def open_dataset(
     targets: Targets = "classes",
     json: str | Sequence[str] | None = None,
     images: str | Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
+    ignored: int | None = None,
     class_names: Sequence[str] | None = None,
     val_fraction: float = 0.2,
     split_seed: int = 0,
@@ -67,6 +69,8 @@ def open_dataset(
             with boxes, "instances" objects with boxes and masks, "segments" a class for each pixel.
         json: for COCO: the annotation file, or those of training and validation, see `open_coco`.
         images: for COCO: the folder of the images, or those of training and validation.
+        classes: for masks: the file with the names of the classes, or the names.
+        ignored: for masks: the value of pixels without a class, 255 by default.
         class_names: number the classes as in this list.
         val_fraction: for files without a held-out part: the share to hold out.
         split_seed: for files without a held-out part: seed of the split.
@@ -77,8 +81,8 @@ def open_dataset(
         check: for files: whether to decode all images to find the unreadable ones.
         root: for timm's data sets: where the data is stored.
         download: for timm's data sets: whether to download what is missing.
-        train_split: for timm's data sets, VOC and YOLO: the part to learn from.
-        val_split: for timm's data sets, VOC and YOLO: the part held out.
+        train_split: for data sets in parts, except folders and COCO: the part to learn from.
+        val_split: for data sets in parts, except folders and COCO: the part held out.
         value_range: of float and deep images, the values that become 0 and 255, see `open_folder`.
 
     Returns:
@@ -117,8 +121,14 @@ def open_dataset(
     }
     if kind in ("coco", "yolo"):
         options["masks"] = targets == "instances"
-    if kind in ("voc", "yolo"):
+    if kind not in ("folder", "coco"):
         options |= splits
+    if kind == "masks":
+        options |= {"classes": classes, "ignored": 255 if ignored is None else ignored}
+    elif classes is not None or ignored is not None:
+        raise ValueError(
+            f"classes= and ignored= are for masks:DIR; {shown(name)} does not use them"
+        )
     if kind == "coco":
         options |= {"json": json, "images": images}
     elif json is not None or images is not None:

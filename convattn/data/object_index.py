@@ -217,6 +217,10 @@ class IndexBuilder:
         # Bound methods: an annotation file may have a million objects.
         self._add = {name: column.append for name, column in self._columns.items()}
 
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._columns["width"])
+
     def add_image(self, name: str, size: tuple[int, int], image_id: int) -> int:
         """Add an image and return its row; size is width and height, (0, 0) if not known."""
         self._names += name.encode("utf-8", "surrogateescape")
@@ -225,7 +229,7 @@ class IndexBuilder:
         add["width"](size[0])
         add["height"](size[1])
         add["image_id"](image_id)
-        return len(self._columns["width"]) - 1
+        return len(self) - 1
 
     def set_size(self, row: int, size: tuple[int, int]) -> None:
         """Set width and height of an image."""

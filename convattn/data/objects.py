@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from convattn.data.object_index import (
     RUN_LENGTHS,
     ObjectIndex,
 )
-from convattn.data.problems import Problem, UnusableDataError, check_entries
+from convattn.data.problems import NoMasksError, Problem, UnusableDataError, check_entries
 from convattn.data.scan import DECODE_AT_MOST, find_broken
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
 from convattn.data.split import split_by_name, stratified_split
@@ -141,12 +141,14 @@ class ObjectPart:
         folder: the folder that the names of the images start from.
         file: the annotation file, relative to the root of the data set; "" if each image has one.
         noun: what an entry of an object is called.
+        label_file: returns the annotation file for the name of an image, where each image has one.
     """
 
     index: ObjectIndex
     folder: str
     file: str = ""
     noun: str = "annotation"
+    label_file: Callable[[str], str] = str
 
     @property
     def title(self) -> str:
@@ -184,6 +186,7 @@ class ObjectReader:
         val: ObjectPart | None,
         *,
         class_names: Sequence[str] | None = None,
+        default_names: Sequence[str] = (),
         val_fraction: float = 0.2,
         split_seed: int = 0,
         held_out: Collection[str] | None = None,
@@ -194,7 +197,8 @@ class ObjectReader:
         Args:
             train: the part to learn from.
             val: the part held out; None holds out some images of ``train``.
-            class_names: the classes in the order of their numbers; by default those of ``train``.
+            class_names: the classes of a trained model, in the order of their numbers.
+            default_names: the classes without ``class_names``; by default those of ``train``.
             val_fraction: the share held out of ``train``.
             split_seed: seed of that split.
             held_out: relative names of the images to hold out of ``train``; by default a new split
@@ -207,12 +211,14 @@ class ObjectReader:
         """
         parts = [train] if val is None else [train, val]
         self._check_masks(parts)
-        names = tuple(class_names or train.index.facts.class_names)
+        names = tuple(class_names or default_names or train.index.facts.class_names)
         numbers = [self._numbers(part, names, given=class_names is not None) for part in parts]
         total = sum(len(part.index) for part in parts)
         rows = [self._readable(part, total) for part in parts]
         self._check_objects(parts)
-        if val is None:
+        if val is not None:
+            self._note_both(parts, rows)
+        else:
             rows = self._split(train, rows[0], val_fraction, split_seed, held_out)
             parts, numbers = [train, train], numbers * 2
         self._check_left(rows, parts)
@@ -236,7 +242,7 @@ class ObjectReader:
     def _check_masks(self, parts: Sequence[ObjectPart]) -> None:
         for part in parts:
             if self.masks and part.index.num_objects and not part.index.has_masks:
-                raise ValueError(
+                raise NoMasksError(
                     f"{part.title} of {shown(self.name)} has no masks of objects, only boxes: "
                     "choose a method that learns boxes, or give annotations with polygons"
                 )
@@ -298,7 +304,7 @@ class ObjectReader:
         """Add the problems of images, and raise an error if there are too many."""
         own = [self._placed(part, p) for p in part.index.facts.image_problems]
         found = [
-            Problem(name, "", _image_reason(file.reason))
+            Problem(name, "", image_reason(file.reason))
             for name, file in zip(names, broken, strict=True)
             if file.reason is not _BEFORE
         ]
@@ -328,7 +334,7 @@ class ObjectReader:
         column = part.index.column
         for number in np.flatnonzero(column("mask_kind") == NO_MASK).tolist():
             row = int(np.searchsorted(column("first"), number, side="right")) - 1
-            file = part.file or self._relative(part, part.index.name(row))
+            file = part.file or part.label_file(part.index.name(row))
             entry = f"{part.noun} {column('entry')[number]}"
             yield Problem(file, entry, "the object has no mask")
 
@@ -364,6 +370,20 @@ class ObjectReader:
                 f"longer in {shown(self.root)}: {listed(gone)}"
             )
         return [rows[kept], rows[held]]
+
+    def _note_both(self, parts: Sequence[ObjectPart], rows: Sequence[np.ndarray]) -> None:
+        """Add a sentence on images that are learnt from and held out."""
+        train, val = (
+            {os.path.join(part.folder, part.index.name(row)) for row in chosen.tolist()}
+            for part, chosen in zip(parts, rows, strict=True)
+        )
+        if both := sorted(train & val):
+            are = "is an image" if len(both) == 1 else "are images"
+            names = [relative_name(path, self.root) for path in both]
+            self.notes.append(
+                f"{len(both):,} of {counted(len(val), 'held-out image')} {are} to learn from too: "
+                f"{listed(names, 3)}"
+            )
 
     def _check_left(self, rows: Sequence[np.ndarray], parts: Sequence[ObjectPart]) -> None:
         for chosen, part, what in zip(rows, parts, ("learn from", "hold out"), strict=True):
@@ -411,9 +431,9 @@ _BEFORE = "it was unreadable before"
 _MISMATCH = other_size((0, 0), (0, 0)).partition(":")[0]
 
 
-def _image_reason(reason: str) -> str:
+def image_reason(reason: str) -> str:
     """Return the reason of a `Problem` for that of a `BrokenFile`."""
-    known = reason.startswith(("the image is missing", _MISMATCH))
+    known = reason.startswith(("the image is missing", "the mask ", _MISMATCH))
     return reason if known else f"{CANNOT_BE_READ}: {reason}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from convattn.names import counted, first_of, shown
 
 _SHOWN = 10
+COMMAND = "`convattn data check"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class UnusableDataError(ValueError):
         self.problems = tuple(problems)
 
 
+class NoMasksError(ValueError):
+    """The files have boxes of objects, but no masks."""
+
+
 def check_entries(
     problems: Sequence[Problem], total: int, max_broken: float, name: str, noun: str = "object"
 ) -> list[str]:
@@ -69,7 +74,7 @@ def check_entries(
     """
     if not problems:
         return []
-    check = f"`convattn data check {shown(name)}`"
+    check = f"{COMMAND} {shown(name)}`"
     if len(problems) > max_broken * total:
         lines = "".join(f"\n  {shown(problem)}" for problem in problems[:_SHOWN])
         more = len(problems) - _SHOWN
@@ -81,7 +86,7 @@ def check_entries(
             problems,
         )
     are = "is" if len(problems) == 1 else "are"
-    first = first_of([shown(problem) for problem in problems], 2)
+    first = first_of([f"{shown(p.place)} ({shown(p.kind)})" for p in problems], 2)
     return [
         f"{len(problems):,} of {counted(total, noun)} {are} left out: {first}; "
         f"{check} lists all of them"

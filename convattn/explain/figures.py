@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,10 +34,12 @@ _SMALL_TEXT = 9.0
 MAX_NUMBERED_CLASSES = 30
 _MAX_CELLS = 200
 _MAX_NAME = 16
+_NAMED_CURVES = 10
 _DASHES = ("-", "--", ":", "-.")
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
-_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50"}
+_WORDS |= {"miou": "mean IoU", "macc": "class accuracy"}
 
 
 class Panel(NamedTuple):
@@ -47,12 +49,15 @@ class Panel(NamedTuple):
     columns: tuple[str, ...]
 
 
-def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
+def panels(
+    epochs: Epochs, columns: Iterable[str] | None = None, losses: Collection[str] = ()
+) -> list[Panel]:
     """Return the charts of a training: losses, shares from 0 to 1, and the learning rate.
 
     Args:
         epochs: rows of ``metrics.csv``.
         columns: the columns to draw; by default all that belong to one of the charts.
+        losses: columns that are losses, in addition to those whose names say so.
 
     Returns:
         The charts that have a column with a finite number.
@@ -63,7 +68,7 @@ def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
         for name in (names if columns is None else columns)
     }
     found = [name for name, numbers in values.items() if numbers]
-    losses = [name for name in found if is_loss(name)]
+    losses = [name for name in found if is_loss(name) or name in losses]
     shares = [
         name
         for name in found
@@ -89,9 +94,8 @@ def column_title(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
-def curves_figure(epochs: Epochs, columns: Iterable[str] | None = None) -> Figure:
-    """Draw all charts of a training side by side; see `panels`."""
-    charts = panels(epochs, columns)
+def curves_figure(charts: Sequence[Panel], epochs: Epochs) -> Figure:
+    """Draw charts of a training, as `panels` returns them, side by side."""
     figure = _figure(width=11.0 * max(1, len(charts)) / 3, height=3.3)
     places = figure.subplots(1, max(1, len(charts)), squeeze=False)[0]
     for axes, panel in zip(places, charts, strict=False):
@@ -130,6 +134,45 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     if numbered:
         _number_cells(axes, np.asarray(confusion), opacity)
         _name_classes(axes, class_names)
+    return figure
+
+
+def precision_recall_figure(
+    curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> Figure:
+    """Draw precision by recall; of many classes, lines without names.
+
+    Args:
+        curves: precisions at recalls evenly spaced from 0 to 1, by name; "all" is drawn on top.
+        colours: the colour of each class; up to ten classes are drawn in their colours.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure = _figure(width=5.2, height=3.6)
+    axes = figure.subplots()
+    single = {name: values for name, values in curves.items() if name != "all"}
+    is_named = len(single) <= _NAMED_CURVES
+    for name, values in single.items():
+        style = {"color": colours.get(name, MUTED), "lw": 1.4} if is_named else {"color": LINE}
+        label = _shorten(shown(name)).replace("$", r"\$") if is_named else None
+        axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
+    if "all" in curves and len(single) != 1:
+        values = curves["all"]
+        axes.plot(np.linspace(0, 1, len(values)), values, color=INK, lw=2.4, label="all classes")
+    _style(axes)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall", color=MUTED, fontsize=_SMALL_TEXT)
+    axes.set_ylabel("precision", color=MUTED, fontsize=_SMALL_TEXT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.legend(
+        frameon=False,
+        labelcolor=MUTED,
+        fontsize=_SMALL_TEXT,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return figure
 
 

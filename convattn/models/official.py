@@ -130,6 +130,25 @@ def load_official(
     return report
 
 
+def read_official(
+    model: nn.Module, path: str | Path, *, wrapper: str | None = None
+) -> dict[str, Tensor]:
+    """Return the weights of an authors' file under the model's names, without checking them.
+
+    Args:
+        model: has the names; it may be on the meta device.
+        path: a PyTorch pickle or .safetensors.
+        wrapper: as for `load_official`.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: the file is no weight file, or is damaged.
+    """
+    content = read(Path(path))
+    _, state = unwrap(content, str(path), [wrapper] if wrapper else _wrappers(model))
+    return checkpoint_filter(state, model)
+
+
 def rename(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published state dict under ``model``'s names and in its shapes."""
     renamed = dict(state)

@@ -92,6 +92,14 @@ def read_card(path: Path) -> ModelCard:
         return ModelCard.from_json(_card_text(_read_metadata(path)), str(path))
 
 
+def has_card(path: Path) -> bool:
+    """Return whether a .safetensors file has a card, or is damaged, which its reader explains."""
+    try:
+        return _CARD in _read_metadata(path)
+    except (_DamageError, _ForeignError):
+        return True
+
+
 def find_checkpoint(path: str | Path, which: str = "best.safetensors") -> Path:
     """Return the path of a checkpoint.
 

@@ -1,6 +1,6 @@
 """The table of tasks, and functions that look up the task of a configuration, run or model.
 
-Importing this module does not import torch: the settings of a task are known without it.
+Importing this module imports none of the tasks. The settings of a task are known without torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convattn.names import check_choice, listed
-from convattn.training import settings
-from convattn.training.config import RunConfig
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convattn.data import DataSource
+    from convattn.training.config import RunConfig
     from convattn.training.evaluate import Split
     from convattn.training.run import TrainResult
     from convattn.training.task import Task
@@ -114,6 +113,8 @@ def recipes_of(task: str) -> Traversable:
 
 def list_recipes(task: str) -> list[str]:
     """Return the names of the recipes of a task that come with the package."""
+    from convattn.training import settings
+
     folder = recipes_of(task)
     return settings.list_recipes(folder) if folder.is_dir() else []
 
@@ -134,6 +135,8 @@ def load_config(
             or a recipe of another task.
         FileNotFoundError: the recipe file does not exist.
     """
+    from convattn.training import settings
+
     _check_recipe(task, recipe)
     return settings.load_config(config_of(task), recipes_of(task), recipe, overrides)
 

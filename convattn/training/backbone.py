@@ -37,18 +37,40 @@ def build_backbone(
         ValueError: an unknown model, a setting of the user that the model does not have, an entry
             of ``model_args`` that does not fit it, or there are no weights to download.
     """
+
+    def create(**arguments: Any) -> nn.Module:
+        return create_model(
+            config.model,
+            pretrained=config.pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **arguments,
+        )
+
+    return build_supported(config, create)
+
+
+def build_supported(
+    config: RunConfig, create: Callable[..., nn.Module]
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """Build a model with the settings of a configuration that its backbone supports.
+
+    Args:
+        config: has the name of the backbone and its arguments.
+        create: builds the model from the arguments of the backbone.
+
+    Returns:
+        The model, the arguments, and a sentence for each setting that was left out.
+
+    Raises:
+        ValueError: as `build_backbone`.
+    """
     _check_tag(config.model)
     rates, notes = _rates(config), []
     while True:
         arguments = {**_size(config), **dict(rates.values()), **config.model_args}
         try:
-            model = create_model(
-                config.model,
-                pretrained=config.pretrained,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                **arguments,
-            )
+            model = create(**arguments)
             break
         except Exception as error:
             key = _refused(str(error), rates) if isinstance(error, TypeError) else None

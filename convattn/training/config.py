@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,8 @@ _NOT_IN_MODEL_ARGS = {
     "model_name": "write model={value}",
 }
 _DATA_OPTIONS = (
-    "json", "images", "root", "download", "train_split", "val_split", "val_fraction",
-    "split_seed", "max_broken", "value_range",
+    "json", "images", "classes", "ignored", "root", "download", "train_split", "val_split",
+    "val_fraction", "split_seed", "max_broken", "value_range",
 )  # fmt: skip
 # Data of these kinds is named by a path, such as folder:pets.
 WITH_PATH = ("folder", "coco", "voc", "yolo", "ade20k", "masks")
@@ -216,13 +217,25 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_this_model(cls, values: Any) -> Any:
-        """Select the drop path rate of this model where a recipe gives rates by model name."""
-        rates = values.get("drop_path") if isinstance(values, dict) else None
-        if not isinstance(rates, dict):
+    def _of_this_model(cls, values: Any) -> Any:
+        """Select the value for this model where a recipe gives values by name of the model.
+
+        A name may have the wildcards of file names, and may be that of a method. The first name
+        that fits is used; without one, ``drop_path`` is None.
+        """
+        if not isinstance(values, dict):
             return values
-        model = values.get("model", cls.model_fields["model"].default)
-        return {**values, "drop_path": rates.get(model)}
+        names = [
+            str(values.get(key, cls.model_fields[key].default))
+            for key in ("model", "method")
+            if key in cls.model_fields
+        ]
+        return {
+            key: _chosen(key, value, names)
+            if _is_by_name(value, cls.model_fields.get(key))
+            else value
+            for key, value in values.items()
+        }
 
     @field_validator("*", mode="before")
     @classmethod
@@ -352,6 +365,18 @@ def path_of(data: str) -> Path | None:
     """Return the path in the name of a data set, None if the name has no path."""
     kind, _, path = data.partition(":")
     return Path(path).expanduser() if kind in WITH_PATH and path else None
+
+
+def _is_by_name(value: Any, field: Any) -> bool:
+    """Return whether a value is a mapping from names of models, for a setting that is none."""
+    return isinstance(value, dict) and field is not None and dict not in kinds_of(field.annotation)
+
+
+def _chosen(key: str, values: dict[Any, Any], names: list[str]) -> Any:
+    for pattern, value in values.items():
+        if any(fnmatch.fnmatchcase(name, str(pattern)) for name in names):
+            return value
+    return None if key == "drop_path" else values
 
 
 def _as_text(value: Any, field: Any) -> Any:

@@ -143,8 +143,13 @@ class Predictions(Iterator[Prediction]):
 class Outcome(Protocol):
     """A prediction, or what is kept of one: the path of an image, and why it has no result."""
 
-    path: str
-    error: str
+    @property
+    def path(self) -> str:
+        """Path of the image."""
+
+    @property
+    def error(self) -> str:
+        """Why there is no result; "" where there is one."""
 
 
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)

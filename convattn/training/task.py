@@ -19,6 +19,7 @@ from convattn.data import (
     Transform,
     collate_stacked,
 )
+from convattn.explain.page import Part
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.runs.predictions import Prediction
@@ -82,6 +83,9 @@ class Task(ABC, Generic[ConfigT]):
         prediction_class: the class of its predictions.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
+        report: the sections of the task in the report of a run, in their order.
+        report_numbers: titles of the evaluation's numbers at the top of the report, by their names;
+            None for all of them.
         method: the method of the configuration, such as "mask_rcnn"; "" if the task has none.
         batch_multiple: the number of images in a batch is a multiple of this number.
         repeats: number of copies of each training image in an epoch.
@@ -92,6 +96,8 @@ class Task(ABC, Generic[ConfigT]):
     prediction_class: ClassVar[type[Prediction]]
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
+    report: ClassVar[tuple[Part, ...]] = ()
+    report_numbers: ClassVar[Mapping[str, str] | None] = None
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:
         self.config = config
@@ -231,10 +237,9 @@ class Task(ABC, Generic[ConfigT]):
             **options: options of the task, such as ``top_k``.
         """
 
-    @classmethod
     @abstractmethod
-    def meter(cls, card: ModelCard) -> Metric:
-        """Return the metric of the validation.
+    def meter(self, card: ModelCard) -> Metric:
+        """Return the metric of the validation after each epoch.
 
         Its ``update(outputs, targets)`` takes what `kept` returns for the readable images of a
         batch; ``compute()`` returns scalars by the names in `columns`, without "val_".

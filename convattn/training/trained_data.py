@@ -163,6 +163,15 @@ def range_notes(card: ModelCard, value_range: ValueRange | None) -> list[str]:
     return [f"{no_range(card)}; {named(value_range)} is used"]
 
 
+def other_range(card: ModelCard, source: DataSource) -> str:
+    """Return a clause if the weights and the data have different ranges of values, else ""."""
+    if card.value_range == source.value_range:
+        return ""
+    before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
+    now = f"with value_range {named(source.value_range)}" if source.value_range else "without one"
+    return f"; the data is read {now}, the weights were trained {before}"
+
+
 def no_range(card: ModelCard) -> str:
     """Return the reason why a card has no range of values."""
     return (

@@ -35,7 +35,8 @@ def parse_text(text: str, field: FieldInfo | None = None) -> Any:
 
     Args:
         text: as typed. The value of a setting that accepts texts is the text without surrounding
-            quotes; ``null`` is None where the setting accepts None.
+            quotes; ``null`` is None where the setting accepts None, and "[a, b]" is a list where
+            the setting accepts a list.
         field: the setting; None for YAML of any type.
 
     Raises:
@@ -47,6 +48,8 @@ def parse_text(text: str, field: FieldInfo | None = None) -> Any:
         return text[1:-1]
     if type(None) in kinds and text in ("", "~", "null", "Null", "NULL"):
         return None
+    if tuple in kinds and text.startswith("["):
+        return yaml.load(text, _Loader)
     return int(text) if int in kinds and _INTEGER.match(text) else text
 
 

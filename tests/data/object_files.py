@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 SIZE = (40, 30)  # width and height of the images
@@ -55,4 +56,68 @@ def write_coco(
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     file.write_text(json.dumps(content))
+    return file
+
+
+def voc_object(name: str = "cat", box: Sequence[Any] = (3, 4, 12, 11), more: str = "") -> str:
+    """Return the XML of an object; the box is xmin, ymin, xmax, ymax, counted from 1."""
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    corners = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+    return f"<object><name>{name}</name>{more}<bndbox>{corners}</bndbox></object>"
+
+
+def write_voc(
+    root: Path,
+    parts: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    size: str = "<size><width>40</width><height>30</height><depth>3</depth></size>",
+    lists: bool = True,
+) -> Path:
+    """Write a data set in the format of Pascal VOC.
+
+    Args:
+        root: the folder.
+        parts: for each part, the names of its images with the XML of their objects.
+        size: XML of the sizes.
+        lists: whether the parts are listed in ImageSets/Main.
+    """
+    for part, images in parts.items():
+        for number, (name, objects) in enumerate(images.items()):
+            write_picture(root / "JPEGImages" / f"{name}.jpg", seed=number)
+            text = f"<annotation>{size}{''.join(objects)}</annotation>"
+            file = root / "Annotations" / f"{name}.xml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        if lists:
+            (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+            (root / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(images) + "\n")
+    return root
+
+
+def write_yolo(
+    root: Path,
+    parts: Mapping[str, Mapping[str, str | None]],
+    names: object = ("cat", "dog", "owl"),
+    **values: object,
+) -> Path:
+    """Write a data set in the format of Ultralytics YOLO, and return its YAML file.
+
+    Args:
+        root: the folder.
+        parts: for each part, the names of its images with the text of their labels, None for an
+            image without a file of labels.
+        names: of the classes.
+        **values: further keys of the YAML file.
+    """
+    for part, images in parts.items():
+        for number, (name, text) in enumerate(images.items()):
+            write_picture(root / "images" / part / f"{name}.jpg", seed=number)
+            file = root / "labels" / part / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                file.write_text(text)
+    names = list(names) if isinstance(names, tuple) else names
+    content = {"path": ".", "names": names, **{p: f"images/{p}" for p in parts}, **values}
+    file = root / "data.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
     return file

@@ -165,8 +165,7 @@ class Brightness(Task[BrightnessConfig]):
     def predict(cls, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         return ErrorMeter()
 
     @classmethod

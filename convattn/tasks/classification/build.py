@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from convattn.data import DataSource, Preprocess, preprocess_for
-from convattn.data.value_range import named
 from convattn.names import counted
 from convattn.runs.card import ModelCard
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.table import load_checkpoint
 from convattn.training.backbone import build_backbone, misfit
 from convattn.training.config import data_options
-from convattn.training.trained_data import difference
+from convattn.training.trained_data import difference, other_range
 
 
 def build_model(config: TrainConfig, source: DataSource) -> tuple[nn.Module, ModelCard, list[str]]:
@@ -158,7 +157,7 @@ def _start_from(
             f"the weights of init={config.init} do not fit {config.model}"
             + (f"; write {fix}" if fix else f": {reason}")
         ) from error
-    return f"{loaded} of {start.path} loaded; {head}{_other_range(start.card, source)}"
+    return f"{loaded} of {start.path} loaded; {head}{other_range(start.card, source)}"
 
 
 def _other_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -171,15 +170,6 @@ def _other_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             shown_value = "null" if value is None else str(value).replace(" ", "")
             words.append(f"{setting}={shown_value}")
     return " ".join(words)
-
-
-def _other_range(card: ModelCard, source: DataSource) -> str:
-    """Return a clause if the weights and the data have different ranges of values, else ""."""
-    if card.value_range == source.value_range:
-        return ""
-    before = f"with value_range {named(card.value_range)}" if card.value_range else "without one"
-    now = f"with value_range {named(source.value_range)}" if source.value_range else "without one"
-    return f"; the data is read {now}, the weights were trained {before}"
 
 
 def _head(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

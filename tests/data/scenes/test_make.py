@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from convattn.data.scenes import CLASS_NAMES, Scene, make_portrait, make_scene
-from convattn.data.scenes.backgrounds import HELD_OUT, TRAINING
+from convattn.data.scenes.backgrounds import HELD_OUT, TRAINING, photograph
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,20 @@ def test_most_bounds_the_number_of_objects() -> None:
 def test_no_photograph_is_in_both_parts() -> None:
     assert not {Path(name).stem for name in TRAINING} & {Path(name).stem for name in HELD_OUT}
     assert "skimage/data/motorcycle_right.png" not in HELD_OUT  # the other eye of a stereo pair
+
+
+@pytest.mark.parametrize("name", [*TRAINING, *HELD_OUT])
+def test_every_photograph_is_installed(name: str) -> None:
+    assert min(photograph(name).shape[:2]) >= 300
+
+
+def test_photographs_that_are_not_installed_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'convattn\[train\]'") as caught:
+        photograph.__wrapped__("skimage/data/astronaut.png")
+    assert caught.value.name == "skimage"
+    with pytest.raises(FileNotFoundError, match=r"there is no .*gone\.png: install sklearn"):
+        photograph("sklearn/gone.png")
 
 
 def test_a_portrait_shows_one_object_of_its_class() -> None:

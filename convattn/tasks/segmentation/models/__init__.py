@@ -4,5 +4,4 @@ from convattn.tasks.segmentation.models.build import METHODS as METHODS
 from convattn.tasks.segmentation.models.build import build_segmenter as build_segmenter
 from convattn.tasks.segmentation.models.inference import Inference as Inference
 from convattn.tasks.segmentation.models.inference import segment as segment
-from convattn.tasks.segmentation.models.segmenter import IGNORED as IGNORED
 from convattn.tasks.segmentation.models.segmenter import Segmenter as Segmenter

@@ -9,11 +9,12 @@ from timm.layers import LayerNorm, LayerNorm2d
 from torch import nn
 
 from convattn.checks import check_choice, check_positive, check_rate
+from convattn.data.padding import IGNORED
 from convattn.models.dense import feature_extractor
 from convattn.models.feature_pyramid import MapBackbone
 from convattn.tasks.segmentation.models.fcn import FCNHead
 from convattn.tasks.segmentation.models.inference import Inference
-from convattn.tasks.segmentation.models.segmenter import IGNORED, Segmenter
+from convattn.tasks.segmentation.models.segmenter import Segmenter
 from convattn.tasks.segmentation.models.semantic_fpn import SemanticFPNHead
 from convattn.tasks.segmentation.models.upernet import UperNetHead
 
@@ -33,6 +34,7 @@ def build_segmenter(
     auxiliary: float | None = None,
     norm_maps: bool | None = None,
     backbone_args: Mapping[str, Any] | None = None,
+    ignored: Sequence[int] = (),
     inference: Mapping[str, Any] | None = None,
 ) -> Segmenter:
     """Build a segmenter with random weights.
@@ -55,6 +57,7 @@ def build_segmenter(
         norm_maps: whether each map of the backbone gets a LayerNorm; None for UperNet on backbones
             that have LayerNorms, as in Swin's segmenters.
         backbone_args: further arguments of the backbone, such as ``drop_path_rate``.
+        ignored: numbers of classes whose pixels no loss counts, and that are not predicted.
         inference: arguments of `Inference`.
 
     Raises:
@@ -94,6 +97,7 @@ def build_segmenter(
         if weight
         else None,
         auxiliary_weight=weight,
+        ignored=ignored,
         inference=Inference(**(inference or {})),
         model=backbone,
         backbone_args=arguments,

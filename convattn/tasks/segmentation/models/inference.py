@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_choice, check_positive
+from convattn.data.padding import IGNORED, PAD_TO, padded_size
 
 Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B, K, H, W)
 
 MODES = ("whole", "slide")
-DIVISOR = 32  # sides of the images that a backbone gets are multiples of this number
-_VALUES = 2**27  # logits at a time, 512 MB in float32; one image may have more
+_VALUES = 2**25  # interpolated logits at a time, 128 MB
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Inference:
         window: height and width of a window, a multiple of 32.
         stride: distance of two windows; None for two thirds of the window.
         flip: average the logits with those of the mirrored image.
-        windows: windows at a time.
+        pixels: pixels of the images, or windows, that the model gets at a time, if more than one
+            fits.
 
     Raises:
         ValueError: an unknown mode, a number below 1, ``window`` is no multiple of 32, or
@@ -41,17 +42,17 @@ class Inference:
     window: int = 512
     stride: int | None = None
     flip: bool = False
-    windows: int = 8
+    pixels: int = 2**20
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
         check_positive("window", self.window)
         check_positive("stride", self.step)
-        check_positive("windows", self.windows)
-        if self.window % DIVISOR:
-            near = max(DIVISOR, round(self.window / DIVISOR) * DIVISOR)
+        check_positive("pixels", self.pixels)
+        if self.window % PAD_TO:
+            near = max(PAD_TO, round(self.window / PAD_TO) * PAD_TO)
             raise ValueError(
-                f"window must be a multiple of {DIVISOR}, got {self.window}; use {near}"
+                f"window must be a multiple of {PAD_TO}, got {self.window}; use {near}"
             )
         if self.step > self.window:
             raise ValueError(
@@ -63,6 +64,10 @@ class Inference:
     def step(self) -> int:
         """The distance of two windows in pixels."""
         return max(1, 2 * self.window // 3) if self.stride is None else self.stride
+
+    def at_once(self, height: int, width: int) -> int:
+        """Return the number of images of a size that the model gets at a time."""
+        return max(1, self.pixels // (height * width))
 
     def logits(self, model: Logits, images: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of images (B, C, H, W) in float32."""
@@ -87,8 +92,9 @@ class Inference:
         rows, columns = min(self.window, height), min(self.window, width)
         total: Tensor | None = None
         count = image.new_zeros(height, width, dtype=torch.float32)
-        for first in range(0, len(corners), self.windows):
-            chosen = corners[first : first + self.windows]
+        at_once = self.at_once(rows, columns)
+        for first in range(0, len(corners), at_once):
+            chosen = corners[first : first + at_once]
             windows = [image[:, y : y + rows, x : x + columns] for y, x in chosen]
             found = model(torch.stack(windows)).float()
             if total is None:
@@ -106,8 +112,6 @@ def segment(
     resized: Sequence[tuple[int, int]],
     sizes: Sequence[tuple[int, int]],
     inference: Inference,
-    *,
-    num_classes: int,
 ) -> list[Tensor]:
     """Return the most probable class of each pixel of each image.
 
@@ -115,26 +119,30 @@ def segment(
     padding of an image does not depend on the batch.
 
     Args:
-        model: computes logits at the size of its input.
+        model: computes logits at the size of its input, for at most 255 classes.
         images: (B, C, H, W), padded on the right and at the bottom.
         resized: height and width of each image without the padding.
         sizes: height and width of each result.
         inference: how the logits are computed.
-        num_classes: number of classes K, at most 255.
 
     Returns:
-        Class numbers, uint8 (H, W) for each image.
+        Class numbers, uint8 (H, W) for each image; 255 everywhere if a logit is NaN or infinite.
     """
     found: list[Tensor | None] = [None] * len(images)
-    for numbers, part in _groups(images, resized, num_classes):
+    for numbers, part in _groups(images, resized, inference):
         logits = inference.logits(model, part)
         for number, values in zip(numbers, logits, strict=True):
             height, width = resized[number]
-            found[number] = resized_argmax(values[:, :height, :width], sizes[number])
+            if values.isfinite().all():
+                found[number] = resized_argmax(values[:, :height, :width], sizes[number])
+            else:
+                found[number] = torch.full(
+                    sizes[number], IGNORED, dtype=torch.uint8, device=values.device
+                )
     return [mask for mask in found if mask is not None]
 
 
-def resized_argmax(logits: Tensor, size: tuple[int, int], *, at_once: int = _VALUES // 4) -> Tensor:
+def resized_argmax(logits: Tensor, size: tuple[int, int], *, at_once: int = _VALUES) -> Tensor:
     """Return the class of the greatest logit at another size, which is interpolated bilinearly.
 
     The interpolated logits of all classes never exist at the same time, since those of 150 classes
@@ -165,21 +173,17 @@ def resized_argmax(logits: Tensor, size: tuple[int, int], *, at_once: int = _VAL
 
 
 def _groups(
-    images: Tensor, resized: Sequence[tuple[int, int]], num_classes: int
+    images: Tensor, resized: Sequence[tuple[int, int]], inference: Inference
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the numbers of images of one padded size, and the images in that size."""
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, (height, width) in enumerate(resized):
-        numbers.setdefault((_rounded(height), _rounded(width)), []).append(number)
+        numbers.setdefault(padded_size(height, width), []).append(number)
     for (height, width), group in numbers.items():
-        count = max(1, _VALUES // (num_classes * height * width))
+        count = inference.at_once(height, width)
         for first in range(0, len(group), count):
             chosen = group[first : first + count]
             yield chosen, images[chosen, :, :height, :width]
-
-
-def _rounded(side: int) -> int:
-    return -(-side // DIVISOR) * DIVISOR
 
 
 def _starts(side: int, window: int, step: int) -> list[int]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from convattn.data.padding import IGNORED
 from convattn.models.dense import DenseModel
 from convattn.models.feature_pyramid import MapBackbone
 from convattn.tasks.segmentation.models.inference import Inference
 from convattn.tasks.segmentation.models.parts import resize_like
 
-IGNORED = 255  # class number of pixels that the losses do not count
+_NEVER = -1e4  # the logit of a class that is not predicted; infinities have no mean
 
 
 class Segmenter(DenseModel):
@@ -26,6 +28,7 @@ class Segmenter(DenseModel):
         norm_maps: whether each map of the backbone gets a LayerNorm of its own.
         auxiliary: computes logits from the last map but one, for an auxiliary loss; None for none.
         auxiliary_weight: factor of the auxiliary loss.
+        ignored: numbers of classes whose pixels no loss counts, and that are not predicted.
         inference: how the model is used on images that are not for training.
         model: the name of the model that the backbone was built from.
         backbone_args: the arguments that the backbone was built with.
@@ -42,6 +45,7 @@ class Segmenter(DenseModel):
         norm_maps: bool = False,
         auxiliary: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
+        ignored: Sequence[int] = (),
         inference: Inference | None = None,
         model: str = "",
         backbone_args: Mapping[str, Any] | None = None,
@@ -53,12 +57,18 @@ class Segmenter(DenseModel):
         self.head = head
         self.auxiliary = auxiliary
         self.auxiliary_weight = auxiliary_weight
+        self.ignored = tuple(ignored)
         self.inference = inference or Inference()
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the maps of the backbone, each after its norm."""
         maps = self.backbone.maps(images)
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+
+    @staticmethod
+    def is_of_classes(name: str) -> bool:
+        """Return whether the tensor of a name has a row per class."""
+        return ".classifier." in name
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Any:
         """Return the logits in evaluation mode, the losses in training mode.
@@ -76,10 +86,16 @@ class Segmenter(DenseModel):
             ValueError: no targets in training mode, or targets of another size than the images.
         """
         if not self.training:
-            return resize_like(self.head(self.maps(images)), images)
+            logits = self.head(self.maps(images))
+            if self.ignored:
+                number = torch.tensor(self.ignored, device=logits.device)
+                logits = logits.index_fill(1, number, _NEVER)
+            return resize_like(logits, images)
         if targets is None:
             raise ValueError("a segmenter in training mode needs targets; call eval() for logits")
         _check_targets(targets, images)
+        for ignored in self.ignored:
+            targets = targets.masked_fill(targets == ignored, IGNORED)
         maps = self.maps(images)
         losses = {"loss": segmentation_loss(self.head(maps), targets)}
         if self.auxiliary is not None:

@@ -27,7 +27,8 @@ def ready(module: nn.Module) -> Any:
     """Return the module in evaluation mode, its norms with random statistics and weights."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
-            for value in (part.weight, part.bias, part.running_mean, part.running_var):
+            values: tuple[Any, ...] = (part.weight, part.bias, part.running_mean, part.running_var)
+            for value in values:
                 nn.init.uniform_(value, 0.5, 1.5)
     return module.eval()
 

@@ -34,7 +34,7 @@ class Recorder:
 @pytest.mark.parametrize("size", [(96, 160), (64, 64), (32, 96), (32, 32)])
 def test_windows_of_a_pointwise_model_give_the_logits_of_the_whole_image(size):
     images = torch.randn(2, 3, *size)
-    sliding = Inference("slide", window=64, stride=48, windows=3)
+    sliding = Inference("slide", window=64, stride=48, pixels=3 * 64 * 64)
     torch.testing.assert_close(sliding.logits(pointwise, images), pointwise(images))
 
 
@@ -47,18 +47,24 @@ def test_overlapping_windows_are_averaged():
 
 def test_last_window_ends_at_the_end_of_the_image():
     model = Recorder()
-    Inference("slide", window=64, stride=64, windows=8).logits(model, torch.zeros(1, 3, 64, 160))
+    Inference("slide", window=64, stride=64).logits(model, torch.zeros(1, 3, 64, 160))
     assert model.shapes == [(3, 3, 64, 64)]
 
 
 def test_windows_are_computed_in_batches_and_small_images_as_they_are():
     model = Recorder()
-    sliding = Inference("slide", window=64, stride=32, windows=4)
+    sliding = Inference("slide", window=64, stride=32, pixels=4 * 64 * 64)
     sliding.logits(model, torch.zeros(1, 3, 96, 128))
     assert model.shapes == [(4, 3, 64, 64), (2, 3, 64, 64)]
     model.shapes.clear()
     sliding.logits(model, torch.zeros(1, 3, 32, 128))
     assert model.shapes == [(3, 3, 32, 64)]
+
+
+def test_images_are_computed_in_batches():
+    model, sizes = Recorder(), [(64, 64)] * 5
+    segment(model, torch.zeros(5, 3, 64, 64), sizes, sizes, Inference(pixels=2 * 64 * 64))
+    assert model.shapes == [(2, 3, 64, 64), (2, 3, 64, 64), (1, 3, 64, 64)]
 
 
 def test_flip_averages_with_the_mirrored_image():
@@ -77,7 +83,7 @@ def test_flip_averages_with_the_mirrored_image():
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"window": 64, "stride": 65}, "stride must be at most window=64"),
         ({"stride": 0}, "stride must be at least 1"),
-        ({"windows": 0}, "windows must be at least 1"),
+        ({"pixels": 0}, "pixels must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):
@@ -95,10 +101,18 @@ def test_argmax_in_parts_equals_that_of_all_interpolated_logits(size, at_once):
     assert torch.equal(found, whole.argmax(0).to(torch.uint8))
 
 
+def test_an_image_whose_logits_are_nan_has_no_class():
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, 0, 5, 5] = torch.nan
+    first, second = segment(pointwise, images, [(32, 32)] * 2, [(20, 10)] * 2, Inference())
+    assert (first == 255).all()
+    assert (second == 0).all()
+
+
 def test_masks_have_the_sizes_of_the_images_without_padding():
     images = torch.randn(3, 3, 64, 96)
     resized, sizes = [(64, 96), (40, 33), (64, 90)], [(128, 192), (40, 33), (7, 300)]
-    masks = segment(pointwise, images, resized, sizes, Inference(), num_classes=4)
+    masks = segment(pointwise, images, resized, sizes, Inference())
     assert [tuple(mask.shape) for mask in masks] == sizes
     for image, (height, width), size, mask in zip(images, resized, sizes, masks, strict=True):
         logits = pointwise(image[None, :, :height, :width])
@@ -110,5 +124,5 @@ def test_an_image_is_padded_to_a_multiple_of_32_whatever_the_batch():
     model = Recorder()
     images = torch.zeros(3, 3, 128, 160)
     resized = [(40, 33), (128, 160), (33, 64)]
-    segment(model, images, resized, resized, Inference(), num_classes=4)
+    segment(model, images, resized, resized, Inference())
     assert model.shapes == [(2, 3, 64, 64), (1, 3, 128, 160)]

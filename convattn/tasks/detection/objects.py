@@ -1,0 +1,124 @@
+"""Found and true objects of an image, in pixels of the original image, as the metrics need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from convattn.runs.rle import Rle, encode_mask
+
+_INSIDE = 0.5  # probability from which a pixel belongs to an object
+
+
+class Found(TypedDict):
+    """The objects that a model found in one image.
+
+    Args:
+        boxes: (N, 4) as left, top, right, bottom in pixels of the original image.
+        scores: (N,), the highest first.
+        labels: (N,), class numbers from 0.
+        masks: (N, 1, 28, 28), probabilities on a grid over the box; None without masks.
+        size: width and height of the image.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None
+    size: tuple[int, int]
+
+
+class Objects(TypedDict):
+    """Found or true objects on the CPU; found ones are neither crowds nor have an area.
+
+    Args:
+        boxes: (N, 4) as left, top, right, bottom in pixels of the original image.
+        labels: (N,), class numbers from 0.
+        scores: (N,) of found objects.
+        crowd: (N,), whether an object is a crowd, which counts neither as found nor as missed.
+        area: (N,), in pixels.
+        masks: a mask of each object; empty without masks.
+        image_id: of the annotation file.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    crowd: Tensor
+    area: Tensor
+    masks: list[Rle]
+    image_id: int
+
+
+def found_objects(
+    objects: Mapping[str, Tensor], resized: tuple[int, int], size: tuple[int, int]
+) -> Found:
+    """Return what a detector found, in pixels of the original image.
+
+    Args:
+        objects: what the detector returned for an image.
+        resized: height and width of the image in the input.
+        size: width and height of the original image.
+    """
+    boxes = objects["boxes"].float()
+    limits = boxes.new_tensor([*size, *size])
+    factors = limits / boxes.new_tensor([resized[1], resized[0]] * 2)
+    return Found(
+        boxes=torch.minimum(boxes * factors, limits),
+        scores=objects["scores"].float(),
+        labels=objects["labels"],
+        masks=objects.get("masks"),
+        size=size,
+    )
+
+
+def kept_found(found: Found) -> Objects:
+    """Return found objects on the CPU, with masks of the size of the original image."""
+    count = len(found["labels"])
+    return Objects(
+        boxes=found["boxes"].cpu(),
+        labels=found["labels"].cpu(),
+        scores=found["scores"].cpu(),
+        crowd=torch.zeros(count, dtype=torch.bool),
+        area=torch.zeros(count),
+        masks=_pasted(found),
+        image_id=0,
+    )
+
+
+def kept_target(target: Mapping[str, Any]) -> Objects:
+    """Return the true objects of an image on the CPU."""
+    labels = _plain(target["labels"])
+    masks = target.get("masks")
+    return Objects(
+        boxes=_plain(target["boxes"]).float(),
+        labels=labels,
+        scores=torch.ones(len(labels)),
+        crowd=_plain(target["crowd"]),
+        area=_plain(target["area"]),
+        masks=[] if masks is None else [encode_mask(mask) for mask in _plain(masks).numpy()],
+        image_id=int(target["image_id"]),
+    )
+
+
+def _pasted(found: Found) -> list[Rle]:
+    """Return the mask of each object at the size of the image."""
+    masks, (width, height) = found["masks"], found["size"]
+    if masks is None:
+        return []
+    masks, boxes = masks.float(), found["boxes"]
+    encoded = []
+    for index in range(len(masks)):  # one at a time: all of them may not fit into memory
+        one = slice(index, index + 1)
+        whole = paste_masks_in_image(masks[one], boxes[one], (height, width))
+        encoded.append(encode_mask((whole[0, 0] >= _INSIDE).cpu().numpy()))
+    return encoded
+
+
+def _plain(value: Any) -> Tensor:
+    """Return a tensor on the CPU, without the type that transforms give it."""
+    return torch.as_tensor(value).as_subclass(Tensor).cpu()

@@ -1,0 +1,251 @@
+"""Object detection and instance segmentation as a task of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchvision.ops import batched_nms
+
+from convattn.checks import check_rate
+from convattn.data import (
+    Batch,
+    DataSource,
+    ImageSet,
+    Preprocess,
+    Sample,
+    Transform,
+    collate_padded,
+    joint_eval_transform,
+    joint_train_transform,
+    padded_size,
+)
+from convattn.runs.card import ModelCard
+from convattn.runs.detections import SHOWN_SCORE, DetectionPrediction, FoundObject
+from convattn.runs.metrics import Column
+from convattn.runs.rle import Rle
+from convattn.tasks.detection import build
+from convattn.tasks.detection.config import MASK_METHODS, DetectionConfig
+from convattn.tasks.detection.evaluation import DetectionEvaluation, summarise
+from convattn.tasks.detection.meter import DetectionMeter
+from convattn.tasks.detection.objects import Found, found_objects, kept_found, kept_target
+from convattn.tasks.detection.report import NUMBERS, PARTS
+from convattn.training.evaluation import Found as Outputs
+from convattn.training.task import Built, Step, Task
+
+_LOSSES = ("cls", "box")  # of the heads, in the order of the columns
+_OF_PROPOSALS = ("rpn_cls", "rpn_box")
+
+
+class Detection(Task[DetectionConfig]):
+    """Detection with any of the methods: targets are objects, outputs are found objects."""
+
+    name = "detection"
+    config_class = DetectionConfig
+    prediction_class = DetectionPrediction
+    best = ("val_map",)
+    report = PARTS
+    report_numbers = NUMBERS
+    fixed = (
+        "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
+        "head_depth", "head_width", "box_head", "anchor_scale",
+    )  # fmt: skip
+
+    @classmethod
+    def columns(cls, method: str) -> tuple[Column, ...]:
+        """Return the losses of a method and its average precisions."""
+        parts = [Column(f"train_{part}", part, "loss", 7) for part in _parts(method)]
+        masks = (
+            Column("val_mask_map", "mask AP", "share"),
+            Column("val_mask_map50", "mask AP50", "share", 9),
+        )
+        return (
+            Column("train_loss", "loss", "loss"),
+            *parts,
+            Column("val_map", "AP", "share", 7),
+            Column("val_map50", "AP50", "share", 7),
+            *(masks if method in MASK_METHODS else ()),
+        )
+
+    def build(self) -> Built:
+        """Build the detector with its initial weights."""
+        model, card, notes = build.build_model(self.config, self.source)
+        return Built(model, card, tuple(notes))
+
+    def train_transform(self, preprocess: Preprocess) -> Transform:
+        """Return the random transform of training images and their objects."""
+        return joint_train_transform(preprocess, build.augmentation(self.config, self.source))
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
+        """Compute the losses of a batch; those of the stages of a cascade are added."""
+        targets = batch["target"]
+        sizes = [target["boxes"].canvas_size for target in targets]
+        found: dict[str, Tensor] = model(batch["image"], targets, sizes)
+        return Step({part: _sum(found, part) for part in _parts(self.method)})
+
+    def train_forward(self, model: nn.Module, images: Tensor) -> None:
+        """Compute the losses of images with one object each."""
+        height, width = images.shape[-2:]
+        target = {
+            "boxes": torch.tensor([[0.0, 0.0, width / 2, height / 2]]),
+            "labels": torch.zeros(1, dtype=torch.int64),
+            "masks": torch.ones(1, height, width, dtype=torch.uint8),
+        }
+        model(images, [target] * len(images))
+
+    @classmethod
+    def rebuild(cls, card: ModelCard) -> nn.Module:
+        """Return the detector that a card describes, without trained weights."""
+        return build.rebuild(card)
+
+    @classmethod
+    def eval_transform(cls, preprocess: Preprocess) -> Transform:
+        """Return the fixed transform of evaluation, which changes the image only."""
+        return joint_eval_transform(preprocess)
+
+    @classmethod
+    def collate(cls, samples: list[Sample]) -> Batch:
+        """Pad the images to one size; the targets are a list."""
+        return collate_padded(samples)
+
+    @classmethod
+    def outputs(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+    ) -> list[Found]:
+        """Return the objects found in each image, in pixels of the original image.
+
+        Images of the same padded size are computed together, without the padding that other images
+        of the batch need, so that the result does not depend on them.
+        """
+        resized = [card.preprocess.resized(size) for size in sizes]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(resized):
+            groups.setdefault(padded_size(*size), []).append(index)
+        found: dict[int, Found] = {}
+        for (height, width), indices in groups.items():
+            group = images[indices][..., :height, :width]
+            inner = [resized[index] for index in indices]
+            for index, objects in zip(indices, model(group, sizes=inner), strict=True):
+                found[index] = found_objects(objects, resized[index], sizes[index])
+        return [found[index] for index in range(len(sizes))]
+
+    @classmethod
+    def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return the objects on the CPU, their masks as run lengths."""
+        return [kept_found(found) for found in outputs], [kept_target(t) for t in targets]
+
+    @classmethod
+    def predict(  # type: ignore[override]  # named options
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        *,
+        score: float | None = None,
+        nms: float | None = None,
+    ) -> list[DetectionPrediction]:
+        """Return the objects of each image.
+
+        Args:
+            model: see `Task.predict`.
+            images: see `Task.predict`.
+            sizes: see `Task.predict`.
+            card: see `Task.predict`.
+            score: objects with a lower score are left out; at least that of the training.
+            nms: of two objects of a class with a higher IoU one is left out; at most that of the
+                training.
+
+        Raises:
+            ValueError: ``score`` or ``nms`` is out of range.
+        """
+        _check_limits(model, score, nms)
+        found = cls.outputs(model, images, sizes, card)
+        shown = SHOWN_SCORE if score is None else score
+        return [
+            replace(_prediction(_limited(f, score, nms), card), shown_score=shown) for f in found
+        ]
+
+    def meter(self, card: ModelCard) -> Metric:
+        """Return the average precision of boxes and masks."""
+        return DetectionMeter(masks=card.method in MASK_METHODS, backend=self.config.backend)
+
+    @classmethod
+    def summarise(
+        cls, card: ModelCard, data: DataSource, images: ImageSet, found: Outputs
+    ) -> DetectionEvaluation:
+        """Return average precisions, curves, confusions and the found objects."""
+        return summarise(card, data, images, found)
+
+
+def _parts(method: str) -> tuple[str, ...]:
+    """Return the names of the losses of a method."""
+    proposals = () if method == "retinanet" else _OF_PROPOSALS
+    masks = ("mask",) if method in MASK_METHODS else ()
+    return (*proposals, *_LOSSES, *masks)
+
+
+def _sum(losses: dict[str, Tensor], part: str) -> Tensor:
+    """Return a loss, or the sum of it over the stages of a cascade: cls_1, cls_2, cls_3."""
+    stages = [
+        loss
+        for name, loss in losses.items()
+        if name == part or name.rstrip("0123456789") == f"{part}_"
+    ]
+    first, *others = stages
+    return sum(others, first)
+
+
+def _check_limits(model: Any, score: float | None, nms: float | None) -> None:
+    if score is not None:
+        check_rate("score", score)
+        if score < model.score:
+            raise ValueError(
+                f"score={score:g} is less than that of the training, score={model.score:g}, below "
+                "which the model finds no objects"
+            )
+    if nms is not None and not 0 < nms <= model.nms:
+        raise ValueError(
+            f"nms={nms:g} must be above 0 and at most that of the training, nms={model.nms:g}"
+        )
+
+
+def _limited(found: Found, score: float | None, nms: float | None) -> Found:
+    """Return the objects with a score of at least ``score`` that ``nms`` does not leave out."""
+    keep = torch.arange(len(found["scores"]), device=found["scores"].device)
+    if nms is not None:
+        keep = batched_nms(found["boxes"], found["scores"], found["labels"], nms)
+    if score is not None:
+        keep = keep[found["scores"][keep] >= score]
+    chosen = {k: v[keep] for k, v in found.items() if isinstance(v, Tensor)}
+    return Found(**{**found, **chosen})  # type: ignore[typeddict-item]
+
+
+def _prediction(found: Found, card: ModelCard) -> DetectionPrediction:
+    size = found["size"]
+    if not found["scores"].isfinite().all():
+        return DetectionPrediction(path="", size=size, error="the model computed NaN")
+    kept = kept_found(found)
+    masks: Sequence[Rle | None] = kept["masks"] or [None] * len(kept["labels"])
+    rows = zip(
+        kept["labels"].tolist(), kept["scores"].tolist(), kept["boxes"].tolist(), masks, strict=True
+    )
+    objects = tuple(
+        FoundObject(
+            name=card.class_names[label],
+            label=label,
+            score=score,
+            box=(box[0], box[1], box[2], box[3]),
+            mask=mask,
+        )
+        for label, score, box, mask in rows
+    )
+    return DetectionPrediction(path="", size=size, objects=objects)

@@ -1,0 +1,197 @@
+"""Semantic segmentation as a task of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from convattn.data import (
+    Batch,
+    DataSource,
+    ImageSet,
+    JointAugment,
+    Preprocess,
+    Sample,
+    Transform,
+    joint_eval_transform,
+    joint_train_transform,
+)
+from convattn.data.padding import IGNORED, collate_padded, stack_masks
+from convattn.runs.card import ModelCard
+from convattn.runs.metrics import Column
+from convattn.runs.segmentations import SegmentationPrediction
+from convattn.tasks.segmentation.build import build_model, rebuild
+from convattn.tasks.segmentation.config import SegmentationConfig
+from convattn.tasks.segmentation.counts import SegmentationMeter, count_pixels
+from convattn.tasks.segmentation.evaluation import SegmentationEvaluation, summarise
+from convattn.tasks.segmentation.models import Inference, Segmenter, segment
+from convattn.tasks.segmentation.report import NUMBERS, PARTS
+from convattn.training.evaluation import Found
+from convattn.training.task import Built, Step, Task
+
+
+class Segmentation(Task[SegmentationConfig]):
+    """A class per pixel: targets and outputs are masks of class numbers, at the original size."""
+
+    name = "segmentation"
+    config_class = SegmentationConfig
+    prediction_class = SegmentationPrediction
+    best = ("val_miou", "val_acc")
+    report = PARTS
+    report_numbers = NUMBERS
+    fixed = (
+        "method",
+        "classes",
+        "ignored",
+        "in_chans",
+        "img_size",
+        "crop",
+        "channels",
+        "head_channels",
+        "pool_scales",
+        "auxiliary",
+        "norm_maps",
+        "ignored_classes",
+    )
+
+    @classmethod
+    def columns(cls, method: str) -> tuple[Column, ...]:
+        """Return the loss with that of an auxiliary head, mean IoU and accuracies."""
+        return (
+            Column("train_loss", "loss", "loss", 8),
+            Column("val_miou", "mean IoU", "share", 9),
+            Column("val_acc", "pixel acc", "share", 10),
+            Column("val_macc", "class acc", "share", 10),
+        )
+
+    def build(self) -> Built:
+        """Build the model with its initial weights."""
+        model, card, notes = build_model(self.config, self.source)
+        return Built(model, card, tuple(notes))
+
+    def train_transform(self, preprocess: Preprocess) -> Transform:
+        """Return the random transform of training: resize, crop, flip, colours."""
+        return joint_train_transform(preprocess, augmentation(self.config, self.source))
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
+        """Compute the cross-entropy of the head, and that of the auxiliary head."""
+        images = batch["image"]
+        targets = stack_masks(batch["target"], images.shape[2:])
+        return Step(model(images, targets.to(images.device)))
+
+    def train_forward(self, model: nn.Module, images: Tensor) -> None:
+        """Compute the losses of blank images of the first class."""
+        model(images, images.new_zeros(len(images), *images.shape[2:]).long())
+
+    @classmethod
+    def rebuild(cls, card: ModelCard) -> nn.Module:
+        """Return the model that a card describes, without trained weights."""
+        return rebuild(card)
+
+    @classmethod
+    def eval_transform(cls, preprocess: Preprocess) -> Transform:
+        """Return the transform of evaluation, which leaves targets at the original size."""
+        return joint_eval_transform(preprocess)
+
+    @classmethod
+    def collate(cls, samples: list[Sample]) -> Batch:
+        """Pad the images of samples to one size."""
+        return collate_padded(samples)
+
+    @classmethod
+    def outputs(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+    ) -> list[Tensor]:
+        """Return masks of class numbers, uint8 (H, W), at the sizes of the original images."""
+        return _masks(model, images, sizes, card, inference_of(model))
+
+    @classmethod
+    def kept(cls, outputs: list[Tensor], targets: Any) -> tuple[list[Tensor], list[None]]:
+        """Return the counts of pixels by true and predicted class of each image."""
+        counts = [count_pixels(mask, target) for mask, target in zip(outputs, targets, strict=True)]
+        return counts, [None] * len(counts)
+
+    @classmethod
+    def predict(  # type: ignore[override]  # named options
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        *,
+        inference: Literal["whole", "slide"] | None = None,
+        window: int | None = None,
+        window_stride: int | None = None,
+        flip: bool | None = None,
+    ) -> list[SegmentationPrediction]:
+        """Return the class of each pixel of each image; None stands for the value of the card."""
+        given = {"mode": inference, "window": window, "stride": window_stride, "flip": flip}
+        changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
+        if "window" in changes:
+            changes.setdefault("stride", None)
+        how = replace(inference_of(model), **changes)
+        masks = _masks(model, images, sizes, card, how)
+        return [_prediction(mask, size, card) for mask, size in zip(masks, sizes, strict=True)]
+
+    def meter(self, card: ModelCard) -> Metric:
+        """Return mean IoU, pixel accuracy and mean accuracy of the classes."""
+        return SegmentationMeter(len(card.class_names), ignored_of(card))
+
+    @classmethod
+    def summarise(
+        cls, card: ModelCard, data: DataSource, images: ImageSet, found: Found
+    ) -> SegmentationEvaluation:
+        """Return the metrics of all images, of each class and of each image."""
+        return summarise(card, data, images, found, ignored_of(card))
+
+
+def augmentation(config: SegmentationConfig, source: DataSource) -> JointAugment:
+    """Return the augmentation of training images; a horizontal flip only if the data allows it."""
+    return JointAugment(
+        scale=config.scale,
+        hflip=(0.5 if source.hflip else 0.0) if config.hflip is None else config.hflip,
+        color_jitter=0.0,
+        cat_max_ratio=config.cat_max_ratio,
+        photometric=config.photometric,
+    )
+
+
+def ignored_of(card: ModelCard) -> tuple[int, ...]:
+    """Return the numbers of the classes that do not count."""
+    return tuple(card.model_args.get("ignored", ()))
+
+
+def inference_of(model: nn.Module) -> Inference:
+    """Return how a segmenter is used on images."""
+    assert isinstance(model, Segmenter)
+    return model.inference
+
+
+def _masks(
+    model: nn.Module,
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    card: ModelCard,
+    inference: Inference,
+) -> list[Tensor]:
+    resized = [card.preprocess.resized(size) for size in sizes]
+    originals = [(height, width) for width, height in sizes]
+    return segment(model, images, resized, originals, inference)
+
+
+def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:
+    if (mask == IGNORED).any():
+        return SegmentationPrediction(
+            path="", size=size, error="the model computed NaN for this image"
+        )
+    return SegmentationPrediction(
+        path="", size=size, class_names=card.class_names, mask=mask.cpu().numpy()
+    )
