@@ -205,7 +205,7 @@ def summarise(
         mask_curves=_curves(names, values, "mask_") if has_masks else {},
         confusion=Confusion(len(names) + 1, ((t, f, n) for (t, f), n in pairs.items())),
         predictions=rows,
-        results=_results(outputs, targets),
+        results=_results(outputs, targets, data.category_ids),
         **{name: values[name].item() for name in known if name in fields},
     )
 
@@ -281,8 +281,16 @@ def _single_images(
     return pairs, rows
 
 
-def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dict[str, Any]]:
-    """Return the found objects as COCO results, with class numbers from 1 as ids of categories."""
+def _results(
+    outputs: Sequence[Objects], targets: Sequence[Objects], category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
+    """Return the found objects as COCO results.
+
+    Args:
+        outputs: the found objects of each image.
+        targets: the true objects of each image, which have the id of the image.
+        category_ids: the id of each class; () for class numbers from 1.
+    """
     results = []
     for found, target in zip(outputs, targets, strict=True):
         masks: Sequence[Rle | None] = found["masks"] or [None] * len(found["labels"])
@@ -296,7 +304,7 @@ def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dic
             box = [left, top, right - left, bottom - top]
             entry = {
                 "image_id": target["image_id"],
-                "category_id": label + 1,
+                "category_id": category_ids[label] if category_ids else label + 1,
                 "bbox": [round(side, 2) for side in box],
                 "score": round(score, 5),
             }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from convattn import Predictor
 from convattn.cli import main
@@ -98,6 +102,21 @@ def test_a_run_has_columns_files_and_a_report(finished: tuple[TrainResult, str])
         assert (result.run_dir / name).stat().st_size > 0
     best = float(rows(result.run_dir)[result.best_epoch - 1]["val_map"])
     assert result.evaluation.map == pytest.approx(best, abs=1e-6)
+
+
+def test_found_objects_have_the_ids_of_the_annotation_file(
+    finished: tuple[TrainResult, str], scenes: Path
+) -> None:
+    run = finished[0].run_dir
+    results = str(run / "detections.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(scenes / "annotations" / "instances_val2017.json")
+        coco = COCOeval(truth, truth.loadRes(results), "bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    assert {entry["category_id"] for entry in json.loads(Path(results).read_text())} <= {3, 7, 18}
+    assert coco.stats[0] == pytest.approx(finished[0].evaluation.map, abs=0.01)
 
 
 def test_a_run_opens_its_data_again(finished: tuple[TrainResult, str]) -> None:
