@@ -18,7 +18,7 @@ from convattn.runs.confusion import Confusion
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
 from convattn.tasks.detection.matching import match
-from convattn.tasks.detection.meter import KINDS, PREFIXES, DetectionMeter
+from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
 from convattn.tasks.detection.objects import Objects
 from convattn.training.evaluation import Found, TaskEvaluation
 
@@ -178,9 +178,7 @@ def summarise(
     outputs: list[Objects] = [one for batch in found.outputs for one in batch]
     targets: list[Objects] = [one for batch in found.targets for one in batch]
     has_masks = any(one["masks"] for one in targets)
-    meter = DetectionMeter(masks=has_masks, curves=True)
-    meter.update(outputs, targets)
-    values = meter.compute()
+    values = average_precision(outputs, targets, masks=has_masks, curves=True)
     names = list(data.class_names)
     prefixes = [PREFIXES[kind] for kind in KINDS if kind == "bbox" or has_masks]
     known = {f"{prefix}{name}" for prefix in prefixes for name in _NUMBERS}
