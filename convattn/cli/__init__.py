@@ -99,7 +99,7 @@ def _run(words: list[str]) -> int:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         raise ValueError(_unknown_option(unknown[0], words, args))
-    if args.command == "train":
+    if "settings" in args:
         args.settings += rest  # words that stand after an option
     elif rest:
         hint = ": other models stand after --against" if args.command == "bench" else ""

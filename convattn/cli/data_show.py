@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from convattn.names import check_choice, counted, did_you_mean, shown
 
 if TYPE_CHECKING:
     from convattn.cli.data_pages import Shown
-    from convattn.data import DataSource, ImageSet
+    from convattn.data import DataSource, ImageSet, Problem
     from convattn.training.config import RunConfig
 
 HELP = "draw images with their boxes and masks on contact sheets"
@@ -78,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
     from convattn.cli import data_pages as pages
 
     pages.check_folder("--out", folder)
-    config, source = _open(args)
+    config, source, targets = _open(args)
     images = source.train if args.split == "train" else source.val
     if args.problems:
         from convattn.cli.data_problems import problem_images
 
-        found = problem_images(source, source.problems, args.count)
+        found = problem_images(source, _problems(config, targets), args.count)
         written, number = pages.write_pages(folder, *found, source.class_names)
     else:
         chosen = pages.chosen(images, _label(args.class_name, source), args.count)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace) -> tuple[RunConfig, DataSource]:
+def _open(args: argparse.Namespace) -> tuple[RunConfig, DataSource, str]:
     """Return the settings and the data, with the first targets that the data has."""
     from convattn.data import offered_targets, open_dataset
     from convattn.training.config import data_options
@@ -109,13 +109,23 @@ def _open(args: argparse.Namespace) -> tuple[RunConfig, DataSource]:
     offered = [kind for kind in TARGETS if kind in offered_targets(args.data)]
     errors: list[Exception] = []
     for targets in [args.targets] if args.targets else offered or ["classes"]:
-        config = _config(args, targets)
-        options = {**data_options(config), "targets": targets, "max_broken": 1.0}
         try:
-            return config, open_dataset(config.data, **options)
+            config = _config(args, targets)
+            options = {**data_options(config), "targets": targets, "max_broken": 1.0}
+            return config, open_dataset(config.data, **options), targets
         except (ValueError, FileNotFoundError) as error:
             errors.append(error)
     raise errors[0]
+
+
+def _problems(config: RunConfig, targets: str) -> Sequence[Problem]:
+    """Return what `convattn data check` lists for these targets."""
+    from convattn.data.check import check_dataset
+    from convattn.training.config import data_options
+
+    options = data_options(config)
+    del options["max_broken"]  # all problems are listed
+    return check_dataset(config.data, **{**options, "targets": targets}).problems
 
 
 def _config(args: argparse.Namespace, targets: str) -> RunConfig:

@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +38,8 @@ _NAMED_CURVES = 10
 _DASHES = ("-", "--", ":", "-.")
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
-_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50"}
+_WORDS |= {"miou": "mean IoU", "macc": "class accuracy"}
 
 
 class Panel(NamedTuple):
@@ -48,12 +49,15 @@ class Panel(NamedTuple):
     columns: tuple[str, ...]
 
 
-def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
+def panels(
+    epochs: Epochs, columns: Iterable[str] | None = None, losses: Collection[str] = ()
+) -> list[Panel]:
     """Return the charts of a training: losses, shares from 0 to 1, and the learning rate.
 
     Args:
         epochs: rows of ``metrics.csv``.
         columns: the columns to draw; by default all that belong to one of the charts.
+        losses: columns that are losses, in addition to those whose names say so.
 
     Returns:
         The charts that have a column with a finite number.
@@ -64,7 +68,7 @@ def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
         for name in (names if columns is None else columns)
     }
     found = [name for name, numbers in values.items() if numbers]
-    losses = [name for name in found if is_loss(name)]
+    losses = [name for name in found if is_loss(name) or name in losses]
     shares = [
         name
         for name in found
@@ -90,9 +94,8 @@ def column_title(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
-def curves_figure(epochs: Epochs, columns: Iterable[str] | None = None) -> Figure:
-    """Draw all charts of a training side by side; see `panels`."""
-    charts = panels(epochs, columns)
+def curves_figure(charts: Sequence[Panel], epochs: Epochs) -> Figure:
+    """Draw charts of a training, as `panels` returns them, side by side."""
     figure = _figure(width=11.0 * max(1, len(charts)) / 3, height=3.3)
     places = figure.subplots(1, max(1, len(charts)), squeeze=False)[0]
     for axes, panel in zip(places, charts, strict=False):
@@ -155,7 +158,7 @@ def precision_recall_figure(
         axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
     if "all" in curves and len(single) != 1:
         values = curves["all"]
-        axes.plot(np.linspace(0, 1, len(values)), values, color=ACCENT, lw=2.4, label="all classes")
+        axes.plot(np.linspace(0, 1, len(values)), values, color=INK, lw=2.4, label="all classes")
     _style(axes)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)

@@ -46,6 +46,7 @@ def write_report(
     pictures: Pictures | None = None,
     columns: Sequence[str] | None = None,
     metrics: Sequence[Column] = (),
+    numbers: Mapping[str, str] | None = None,
     best: tuple[str, ...] = _BEST,
     seconds: float | None = None,
     notes: Sequence[str] = (),
@@ -66,6 +67,8 @@ def write_report(
         columns: columns of ``metrics.csv`` to draw; by default losses, shares and the learning
             rate, see `convattn.explain.figures.panels`.
         metrics: the task's; they say how a number is written. Without, its name and value do.
+        numbers: titles of the evaluation's numbers at the top of the page, by their names; by
+            default all its numbers.
         best: the rule of the best epoch, see `convattn.runs.metrics.score`.
         seconds: the duration of the training.
         notes: further lines at the top of the page.
@@ -79,8 +82,8 @@ def write_report(
     """
     run = read_run(run_dir)
     said = [*run.notes, *notes]
-    content = _summary(run, seconds, metrics, best, said)
-    found = [_curves(run, columns, content["best"], said)]
+    content = _summary(run, seconds, metrics, numbers, best, said)
+    found = [_curves(run, columns, metrics, content["best"], said)]
     for name, part in parts:
         with _section(name, said):
             found.append(part(run, pictures))
@@ -121,6 +124,7 @@ def _summary(
     run: Run,
     seconds: float | None,
     metrics: Sequence[Column],
+    numbers: Mapping[str, str] | None,
     rule: tuple[str, ...],
     notes: list[str],
 ) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def _summary(
     with _section("best epoch", notes):
         content["best"] = _best(run, kinds, rule)
     with _section("results", notes):
-        content["headline"] = _headline(run, kinds, seconds, content["best"], rule, notes)
+        content["headline"] = _headline(run, kinds, numbers, seconds, content["best"], rule, notes)
     with _section("environment", notes):
         content["environment"] = environment_rows(run)
     return content
@@ -161,6 +165,7 @@ def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str
 def _headline(
     run: Run,
     kinds: Mapping[str, str],
+    numbers: Mapping[str, str] | None,
     seconds: float | None,
     best: Any,
     rule: tuple[str, ...],
@@ -171,35 +176,42 @@ def _headline(
     A metric that is no number becomes a note.
     """
     first = [name.removeprefix("-").removeprefix("val_") for name in rule]
-    order = [*first, *(key for key in run.evaluation if key not in (*first, *_LAST)), *_LAST]
+    known = run.evaluation if numbers is None else numbers
+    order = [*first, *(key for key in known if key not in (*first, *_LAST)), *_LAST]
+    titles = {**_NUMBERS, **(numbers or {})}
     for key in kinds:
         if not isinstance(value := run.evaluation.get(key, 0), int | float):
             reason = f"its {key!r} is a {type(value).__name__}"
             notes.append(str(DamagedFileError(run.folder / "evaluation.json", reason)))
     left_out = (*_NOT_RESULTS, *(("top5",) if len(run.class_names) <= 5 else ()))  # always right
-    numbers = [
-        (_NUMBERS.get(key, figures.column_title(key)), _result(key, value, kinds))
+    found = [
+        (titles.get(key, figures.column_title(key)), _result(key, value, kinds))
         for key in dict.fromkeys(order)
         if isinstance(value := run.evaluation.get(key), int | float)
         and not isinstance(value, bool)
         and key not in left_out
     ]
     if best and not run.evaluation:
-        numbers.append((f"best {best['metric']} so far", best["value"]))
+        found.append((f"best {best['metric']} so far", best["value"]))
     if seconds is not None:
-        numbers.append(("training time", _duration(seconds)))
-    return numbers
+        found.append(("training time", _duration(seconds)))
+    return found
 
 
 def _curves(
-    run: Run, columns: Sequence[str] | None, best: Mapping[str, str] | None, notes: list[str]
+    run: Run,
+    columns: Sequence[str] | None,
+    metrics: Sequence[Column],
+    best: Mapping[str, str] | None,
+    notes: list[str],
 ) -> Section | None:
     """Return the curves of the metrics, and write them into ``curves.png``."""
     charts = []
     with _section("curves", notes):
-        found = figures.panels(run.epochs, columns)
+        losses = [column.name for column in metrics if column.kind == "loss"]
+        found = figures.panels(run.epochs, columns, losses)
         if found:
-            png = figures.curves_figure(run.epochs, columns)
+            png = figures.curves_figure(found, run.epochs)
             figures.save_png(png, run.folder / "curves.png")
         for panel in found:
             svg = figures.to_svg(figures.curve_figure(panel, run.epochs))
@@ -230,11 +242,13 @@ def _result(name: str, value: float, kinds: Mapping[str, str]) -> str:
     kind = kinds.get(name.removeprefix("val_"))
     if name in ("parameters", "images_per_second") or kind == "rate":
         return number(value)
+    if kind is None and isinstance(value, int):
+        return f"{value:,}"
     if math.isnan(value):
         return "NaN"
     if kind == "loss" or figures.is_loss(name):
         return f"{value:.4f}"
-    if kind == "share" or (kind is None and 0 <= value <= 1):
+    if kind == "share" or (kind is None and isinstance(value, float) and 0 <= value <= 1):
         return percent(value, 2)
     return f"{value:,.4g}"
 

@@ -46,7 +46,7 @@ _THUMBNAIL = 192
 _SMALLEST_MAP = 4
 _PAIRS = 10
 _GROUP = 4  # images of each group of predictions
-_SIDE, _QUALITY = 400, 85  # longer side of a picture in pixels, and its quality as JPEG
+_SIDE, _QUALITY = 320, 88  # longer side of a picture in pixels, and its quality as JPEG
 
 
 def read_confusion(run: Run) -> Confusion:

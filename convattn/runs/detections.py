@@ -26,7 +26,7 @@ from convattn.runs.drawing import (
 from convattn.runs.predictions import Prediction
 from convattn.runs.rle import Rle, decode_mask
 
-SHOWN_SCORE = 0.25  # objects with a lower score are not drawn, unless a lower score is asked for
+SHOWN_SCORE = 0.25  # objects with a lower score are not drawn and count for no confusion
 _MOST_IN_CELL = 5
 _MOST_IN_PALETTE = 254  # object numbers of a mask of 8 bits
 
@@ -70,7 +70,7 @@ class DetectionPrediction(Prediction):
 
     Args:
         objects: the highest score first.
-        shown_score: objects with a lower score are neither drawn nor in the cells.
+        shown_score: objects with a lower score are not drawn, and not in the cells and masks.
     """
 
     task = "detection"
@@ -105,11 +105,11 @@ class DetectionPrediction(Prediction):
         return with_legend(self._overlay(enlarged(image)), object_legend(self.shown))
 
     def _masks(self) -> Image.Image:
-        """Return a palette image: 0 is no object, 1 the object with the highest score."""
+        """Return a palette image: 0 is no object, 1 the one with the highest score, and so on."""
         if any(item.mask is None for item in self.objects):
             return super()._masks()
         numbers = np.zeros(self.size[::-1], np.uint8)
-        kept = self.objects[:_MOST_IN_PALETTE]
+        kept = self.shown[:_MOST_IN_PALETTE]
         for number, item in reversed([*enumerate(kept, 1)]):
             if item.mask is not None:
                 numbers[decode_mask(item.mask)] = number

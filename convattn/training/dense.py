@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convattn.data import DataSource
+from convattn.data import DataSource, Preprocess, padded_size
 from convattn.models import create_model
 from convattn.models.dense import DenseModel
 from convattn.models.official import read_official
@@ -20,6 +20,7 @@ from convattn.training.backbone import build_supported
 from convattn.training.config import RunConfig
 from convattn.training.trained_data import difference, other_range
 
+_TRIAL_SIDE = 256  # height and width at most of the blank image that is computed at the start
 _FOREIGN = (".pth", ".pt", ".bin")  # files of authors, which have no card
 
 
@@ -50,6 +51,32 @@ def build_dense(
         text = f"pretrained weights of {config.model} loaded into the backbone; all else is new"
         notes.insert(0, text)
     return model, arguments, notes
+
+
+@torch.no_grad()
+def check_forward(model: DenseModel, config: RunConfig, preprocess: Preprocess) -> None:
+    """Compute a blank image: what does not fit is an error before anything is written.
+
+    Args:
+        model: is in training mode afterwards.
+        config: has the names for the message.
+        preprocess: has the size of the input; the image has sides of at most 256 pixels.
+
+    Raises:
+        ValueError: the model does not support the images.
+    """
+    channels, *sides = preprocess.input_size
+    size = padded_size(*(min(side, _TRIAL_SIDE) for side in sides))
+    try:
+        model.eval()(torch.zeros(1, channels, *size))
+    except Exception as error:
+        name = f"{getattr(config, 'method', config.task)} with {config.model}"
+        raise ValueError(
+            f"{name} does not support images of {'x'.join(map(str, size))}; choose another "
+            f"img_size, or another model ({error})"
+        ) from error
+    finally:
+        model.train()
 
 
 def start_from(

@@ -60,6 +60,7 @@ def write_run_report(
         parts=task.report,
         pictures=pictures,
         metrics=task.columns(str(run.settings.get("method") or "")),
+        numbers=task.report_numbers,
         best=task.best,
         seconds=seconds,
         notes=lines,

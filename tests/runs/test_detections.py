@@ -97,6 +97,8 @@ def test_the_png_has_the_number_of_the_object_and_the_best_one_is_in_front() -> 
     assert png[20, 30] == 1
     assert png[90, 190] == 2
     assert np.asarray(prediction().to_png()).max() == 0
+    low = FoundObject(name="cow", label=2, score=0.1, box=(1.0, 1.0, 9.0, 9.0))
+    assert np.asarray(prediction(masked(CAT), masked(low, whole)).to_png()).max() == 1
 
 
 def test_a_prediction_without_masks_names_the_methods_that_have_masks() -> None:

@@ -14,9 +14,7 @@ from convattn.runs.card import ModelCard
 from convattn.tasks.detection.config import MODEL_SETTINGS, DetectionConfig
 from convattn.tasks.detection.models import Detector, build_detector, method_arguments
 from convattn.training.config import data_options
-from convattn.training.dense import build_dense, start_from
-
-_TRIAL_SIDE = 256  # height and width at most of the blank image that is computed at the start
+from convattn.training.dense import build_dense, check_forward, start_from
 
 
 def build_model(
@@ -63,7 +61,7 @@ def build_model(
         per_class = _tensors_per_class(card)
         text = start_from(model, config, source, is_of_classes=lambda name: name in per_class)
         notes.insert(0, text)
-    _check_forward(model, config, card.preprocess)
+    check_forward(model, config, card.preprocess)
     return model, card, notes
 
 
@@ -131,20 +129,3 @@ def _tensors_per_class(card: ModelCard) -> set[str]:
     with torch.device("meta"):
         one, two = (_build(card, count).state_dict() for count in (1, 2))
     return {name for name, value in one.items() if value.shape != two[name].shape}
-
-
-@torch.no_grad()
-def _check_forward(model: Detector, config: DetectionConfig, preprocess: Preprocess) -> None:
-    """Compute a blank image: what does not fit is an error before anything is written."""
-    channels, *sides = preprocess.input_size
-    size = padded_size(*(min(side, _TRIAL_SIDE) for side in sides))
-    try:
-        model.eval()(torch.zeros(1, channels, *size))
-    except Exception as error:
-        text = "x".join(map(str, size))
-        raise ValueError(
-            f"{config.method} with {config.model} does not support images of {text}; choose "
-            f"another img_size, or another model ({error})"
-        ) from error
-    finally:
-        model.train()

@@ -15,6 +15,7 @@ from convattn.data import DataSource, ImageSet
 from convattn.names import counted, shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
+from convattn.runs.detections import SHOWN_SCORE
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
 from convattn.tasks.detection.matching import match
@@ -23,7 +24,6 @@ from convattn.tasks.detection.objects import Objects
 from convattn.training.evaluation import Found, TaskEvaluation
 
 RESULTS = "detections.json"  # the found objects as COCO results
-SHOWN_SCORE = 0.25  # the score from which objects count for confusions and single images
 _MAX_ROWS = 40  # rows of the table of classes
 
 

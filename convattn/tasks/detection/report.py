@@ -30,6 +30,13 @@ from convattn.runs.colours import class_colour
 from convattn.runs.files import DamagedFileError
 from convattn.runs.results import Run, read_predictions
 
+NUMBERS = {
+    "map": "AP of boxes",
+    "map50": "AP50 of boxes",
+    "mask_map": "AP of masks",
+    "mask_map50": "AP50 of masks",
+    "objects": "objects",
+}
 _PREFIXES = {"boxes": "", "masks": "mask_"}
 _AVERAGES = {
     "map": "AP",

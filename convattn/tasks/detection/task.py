@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from convattn.data import (
     padded_size,
 )
 from convattn.runs.card import ModelCard
-from convattn.runs.detections import DetectionPrediction, FoundObject
+from convattn.runs.detections import SHOWN_SCORE, DetectionPrediction, FoundObject
 from convattn.runs.metrics import Column
 from convattn.runs.rle import Rle
 from convattn.tasks.detection import build
@@ -32,6 +33,7 @@ from convattn.tasks.detection.config import MASK_METHODS, DetectionConfig
 from convattn.tasks.detection.evaluation import DetectionEvaluation, summarise
 from convattn.tasks.detection.meter import DetectionMeter
 from convattn.tasks.detection.objects import Found, found_objects, kept_found, kept_target
+from convattn.tasks.detection.report import NUMBERS, PARTS
 from convattn.training.evaluation import Found as Outputs
 from convattn.training.task import Built, Step, Task
 
@@ -46,6 +48,8 @@ class Detection(Task[DetectionConfig]):
     config_class = DetectionConfig
     prediction_class = DetectionPrediction
     best = ("val_map",)
+    report = PARTS
+    report_numbers = NUMBERS
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
         "head_depth", "head_width", "box_head", "anchor_scale",
@@ -165,7 +169,10 @@ class Detection(Task[DetectionConfig]):
         """
         _check_limits(model, score, nms)
         found = cls.outputs(model, images, sizes, card)
-        return [_prediction(_limited(f, score, nms), card) for f in found]
+        shown = SHOWN_SCORE if score is None else score
+        return [
+            replace(_prediction(_limited(f, score, nms), card), shown_score=shown) for f in found
+        ]
 
     def meter(self, card: ModelCard) -> Metric:
         """Return the average precision of boxes and masks."""

@@ -6,17 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from convattn.checks import check_choice
 from convattn.data import DataSource, Preprocess, preprocess_for
-from convattn.data.padding import padded_size
 from convattn.names import listed
 from convattn.runs.card import ModelCard
 from convattn.tasks.segmentation.config import SegmentationConfig
 from convattn.tasks.segmentation.models import Segmenter, build_segmenter
 from convattn.training.config import data_options
-from convattn.training.dense import build_dense, start_from
+from convattn.training.dense import build_dense, check_forward, start_from
 
 
 def build_model(
@@ -52,7 +49,7 @@ def build_model(
         is_of_classes = model.is_of_classes
         notes.insert(0, start_from(model, config, source, is_of_classes=is_of_classes))
     preprocess = _preprocess(model, config, in_chans)
-    _check_forward(model, config, preprocess)
+    check_forward(model, config, preprocess)
     card = ModelCard(
         task=config.task,
         method=config.method,
@@ -110,20 +107,3 @@ def _preprocess(model: Segmenter, config: SegmentationConfig, in_chans: int) -> 
     short, long = config.sides
     of_backbone = preprocess_for(model.backbone.body, in_chans=in_chans, img_size=config.crop_side)
     return replace(of_backbone, interpolation="bilinear", short_side=short, long_side=long)
-
-
-@torch.no_grad()
-def _check_forward(model: Segmenter, config: SegmentationConfig, preprocess: Preprocess) -> None:
-    """Compute one blank crop: what does not fit is an error before anything is written."""
-    size = padded_size(*preprocess.input_size[1:])
-    try:
-        logits = model.eval()(torch.zeros(1, preprocess.input_size[0], *size))
-    except Exception as error:
-        text = "x".join(map(str, size))
-        raise ValueError(
-            f"{config.model} does not support images of {text} as a backbone; choose another "
-            f"img_size or crop ({error})"
-        ) from error
-    finally:
-        model.train()
-    assert logits.shape[2:] == size

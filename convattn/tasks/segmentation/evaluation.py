@@ -47,6 +47,7 @@ class SegmentationEvaluation(TaskEvaluation):
     """The metrics of a segmenter on a set of images, at their original sizes.
 
     Args:
+        method: name of the method.
         num_classes: number of classes.
         class_names: in the order of their numbers.
         mean_iou: mean intersection over union of the classes that occur in a true or in a
@@ -62,6 +63,7 @@ class SegmentationEvaluation(TaskEvaluation):
 
     prediction_columns: ClassVar[tuple[str, ...]] = ("index", "path", "mean_iou", "pixel_accuracy")
 
+    method: str
     num_classes: int
     class_names: list[str]
     mean_iou: float
@@ -167,6 +169,7 @@ def summarise(
     known = [row for row in rows if row.mean_iou is not None]
     return SegmentationEvaluation(
         model=card.model,
+        method=card.method,
         data=data.name,
         split=found.split,
         num_classes=classes,

@@ -25,6 +25,11 @@ from convattn.names import shown
 from convattn.runs.files import DamagedFileError
 from convattn.runs.results import Run, read_predictions
 
+NUMBERS = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean class accuracy",
+}
 _COLUMNS = ("index", "mean_iou", "pixel_accuracy")
 _CLASS_COLUMNS = (
     TableColumn("Class", "name"),

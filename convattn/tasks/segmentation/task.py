@@ -29,6 +29,7 @@ from convattn.tasks.segmentation.config import SegmentationConfig
 from convattn.tasks.segmentation.counts import SegmentationMeter, count_pixels
 from convattn.tasks.segmentation.evaluation import SegmentationEvaluation, summarise
 from convattn.tasks.segmentation.models import Inference, Segmenter, segment
+from convattn.tasks.segmentation.report import NUMBERS, PARTS
 from convattn.training.evaluation import Found
 from convattn.training.task import Built, Step, Task
 
@@ -40,6 +41,8 @@ class Segmentation(Task[SegmentationConfig]):
     config_class = SegmentationConfig
     prediction_class = SegmentationPrediction
     best = ("val_miou", "val_acc")
+    report = PARTS
+    report_numbers = NUMBERS
     fixed = (
         "method",
         "classes",
@@ -138,8 +141,7 @@ class Segmentation(Task[SegmentationConfig]):
         masks = _masks(model, images, sizes, card, how)
         return [_prediction(mask, size, card) for mask, size in zip(masks, sizes, strict=True)]
 
-    @classmethod
-    def meter(cls, card: ModelCard) -> Metric:
+    def meter(self, card: ModelCard) -> Metric:
         """Return mean IoU, pixel accuracy and mean accuracy of the classes."""
         return SegmentationMeter(len(card.class_names), ignored_of(card))
 

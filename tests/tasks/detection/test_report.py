@@ -13,8 +13,9 @@ from PIL import Image
 from convattn.explain.page import Pictures
 from convattn.explain.report import write_report
 from convattn.runs.detections import DetectionPrediction, FoundObject
+from convattn.runs.metrics import Column
 from convattn.runs.rle import encode_mask
-from convattn.tasks.detection.report import PARTS
+from convattn.tasks.detection.report import NUMBERS, PARTS
 from tests.explain.pages import Page
 from tests.explain.runs import write_table
 
@@ -78,6 +79,22 @@ def test_the_page_has_precisions_of_all_sizes_and_of_each_class(tmp_path: Path) 
     assert "cat 40 25.0% 50.0% 75.0%" in words
     assert "<b>dog</b> 40 37.5%" in words
     assert "bird 0" not in words
+
+
+def test_the_top_of_the_page_has_the_main_numbers(tmp_path: Path) -> None:
+    run = write_detections(tmp_path / "run", masks=True)
+    words = Page(write_report(run, parts=PARTS, numbers=NUMBERS, best=("val_map",))).words
+    head = words[: words.index("Average precision")]
+    assert "AP of boxes 31.25% AP50 of boxes 62.50% AP of masks 18.75%" in head
+    assert "crowds" not in head
+
+
+def test_the_losses_of_the_parts_are_drawn_as_losses(tmp_path: Path) -> None:
+    run = write_detections(tmp_path / "run")
+    write_table(run / "metrics.csv", "epoch lr train_loss train_cls", [(1, 0.1, 2, 0.9)])
+    columns = [Column("train_loss", "loss", "loss"), Column("train_cls", "cls", "loss")]
+    words = Page(write_report(run, metrics=columns)).words
+    assert "Metrics" not in words
 
 
 def test_the_page_of_masks_has_their_precisions_and_curves(tmp_path: Path) -> None:
