@@ -4,12 +4,15 @@ import contextlib
 import io
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from pycocotools.coco import COCO
@@ -150,6 +153,35 @@ def test_a_stopped_run_continues_to_the_same_result(
         assert torch.equal(weights(again.run_dir)[name], value), name
     with pytest.raises(ValueError, match="method cannot change in a resumed run"):
         resume(stopped.run_dir, overrides={"method": "retinanet"}, console=silent())
+
+
+@pytest.mark.slow
+def test_a_run_continues_where_its_data_was_moved(tmp_path: Path) -> None:
+    root = write_scenes(tmp_path / "before")
+    config = tiny(root, "retinanet", runs=str(tmp_path / "runs"), name="moved")
+    run = train(config, console=silent()).run_dir
+    root.rename(tmp_path / "after")
+    changes = {"data": f"coco:{tmp_path / 'after'}", "epochs": 2}
+    result = resume(run, overrides=changes, console=silent())
+    assert (result.epochs_done, len(rows(run))) == (2, 2)
+    assert evaluate(run, workers=0, device="cpu").images == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+def test_two_processes_measure_all_images(scenes: Path, tmp_path: Path) -> None:
+    config = tiny(scenes, "mask_rcnn", batch_size=2, score=0.01)
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    words = [f"runs={tmp_path / 'runs'}", "name=two", "devices=2", "strategy=ddp_fork"]
+    command = [sys.executable, "-m", "convattn", "train", "--recipe", str(recipe), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "two"
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["images"] == 4
+    (row,) = rows(run)
+    assert float(row["val_map"]) == pytest.approx(found["map"], abs=1e-4)
 
 
 def test_predictions_are_in_pixels_of_the_image(
