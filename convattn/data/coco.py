@@ -167,7 +167,7 @@ class _Parser:
         is_complete = self._read_images(content["images"])
         self._read_annotations(content["annotations"])
         self._check_corners()
-        return self.built.build(names), is_complete
+        return self.built.build(names, [*self.labels]), is_complete
 
     def _content(self) -> dict[str, list[Any]]:
         try:

@@ -235,6 +235,7 @@ class ObjectReader:
             broken=tuple(self.broken),
             root=self.root,
             notes=tuple(self.notes),
+            category_ids=_category_ids(parts[-1], numbers[-1], len(names)),
             problems=tuple(self.problems),
         )
         return apply_value_range(source, self.survey, value_range)
@@ -435,6 +436,13 @@ class ObjectReader:
 
     def __post_init__(self) -> None:
         self._listings: dict[str, set[str]] = {}
+
+
+def _category_ids(part: ObjectPart, numbers: np.ndarray, count: int) -> tuple[int | str, ...]:
+    """Return the id of each class in a part, () if the part does not have all classes."""
+    pairs = zip(numbers.tolist(), part.index.facts.category_ids, strict=False)
+    ids = {number: identity for number, identity in pairs if number >= 0}
+    return tuple(ids[number] for number in range(count)) if len(ids) == count else ()
 
 
 _BEFORE = "it was unreadable before"
