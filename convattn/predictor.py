@@ -112,7 +112,7 @@ class Predictor:
         self,
         images: AnyImage | Iterable[AnyImage],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         value_range: Sequence[float] | None = None,
         **options: Any,
     ) -> list[Any]:
@@ -134,7 +134,8 @@ class Predictor:
 
         Args:
             images: the images to predict.
-            batch_size: images at a time; the result does not depend on it, up to rounding.
+            batch_size: images at a time, by default 64 for classification and 4 for other tasks;
+                the result does not depend on it, up to rounding.
             value_range: the values of black and white in float images and images of more than 8
                 bits; by default those of the training.
             **options: options of the task. Classification has ``top_k`` (5), the number of
@@ -163,7 +164,7 @@ class Predictor:
         self,
         images: AnyImage | Iterable[AnyImage],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         value_range: Sequence[float] | None = None,
         **options: Any,
     ) -> Predictions:

@@ -48,6 +48,7 @@ class Detection(Task[DetectionConfig]):
     config_class = DetectionConfig
     prediction_class = DetectionPrediction
     best = ("val_map",)
+    eval_batch = 4
     report = PARTS
     report_numbers = NUMBERS
     fixed = (

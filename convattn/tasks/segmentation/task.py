@@ -41,6 +41,7 @@ class Segmentation(Task[SegmentationConfig]):
     config_class = SegmentationConfig
     prediction_class = SegmentationPrediction
     best = ("val_miou", "val_acc")
+    eval_batch = 4
     report = PARTS
     report_numbers = NUMBERS
     fixed = (
