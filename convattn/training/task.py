@@ -82,9 +82,9 @@ class Task(ABC, Generic[ConfigT]):
         config_class: the class of its settings.
         prediction_class: the class of its predictions.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
-        eval_batch: number of images at a time in evaluation and prediction, by default.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
         report: the sections of the task in the report of a run, in their order.
+        images_at_once: images in a batch of evaluation and prediction, unless a caller says so.
         report_numbers: titles of the evaluation's numbers at the top of the report, by their names;
             None for all of them.
         method: the method of the configuration, such as "mask_rcnn"; "" if the task has none.
@@ -96,9 +96,9 @@ class Task(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[RunConfig]]
     prediction_class: ClassVar[type[Prediction]]
     best: ClassVar[tuple[str, ...]]
-    eval_batch: ClassVar[int] = 64
     fixed: ClassVar[tuple[str, ...]] = ()
     report: ClassVar[tuple[Part, ...]] = ()
+    images_at_once: ClassVar[int] = 64
     report_numbers: ClassVar[Mapping[str, str] | None] = None
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:

@@ -48,9 +48,9 @@ class Detection(Task[DetectionConfig]):
     config_class = DetectionConfig
     prediction_class = DetectionPrediction
     best = ("val_map",)
-    eval_batch = 4
     report = PARTS
     report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
         "head_depth", "head_width", "box_head", "anchor_scale",

@@ -41,9 +41,9 @@ class Segmentation(Task[SegmentationConfig]):
     config_class = SegmentationConfig
     prediction_class = SegmentationPrediction
     best = ("val_miou", "val_acc")
-    eval_batch = 4
     report = PARTS
     report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method",
         "classes",
