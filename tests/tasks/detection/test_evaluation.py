@@ -23,7 +23,7 @@ LEFT, RIGHT = [10.0, 10.0, 50.0, 50.0], [70.0, 10.0, 110.0, 50.0]
 
 
 def without_masks(objects: list[Objects]) -> list[Objects]:
-    return [Objects(**{**one, "masks": []}) for one in objects]  # type: ignore[typeddict-item]
+    return [Objects(**{**one, "masks": []}) for one in objects]
 
 
 def evaluated(

@@ -207,6 +207,18 @@ def test_predictions_are_in_pixels_of_the_image(
     assert small.draw().size[0] > 0
 
 
+def test_few_large_images_are_computed_at_a_time(
+    finished: tuple[TrainResult, str], scenes: Path
+) -> None:
+    predictor, sizes = Predictor.load(finished[0].run_dir, device="cpu"), []
+    handle = predictor.model.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
+    predictor([scenes / "train2017" / f"{number:04}.png" for number in range(1, 7)])
+    handle.remove()
+    assert sizes == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
