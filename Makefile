@@ -6,11 +6,13 @@ RUNS := $(VENV)/.installed
 READY := $(VENV)/.installed-dev
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --dist=worksteal --durations=10
 
-.PHONY: help demo test lint types quick slow processors timm bench clean
+.PHONY: help demo demo-detect demo-segment test lint types quick slow processors timm bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
+	@echo "make demo-detect    generate pictures, train a detector, find objects (up to 10 minutes)"
+	@echo "make demo-segment   generate pictures, train a segmenter, find the class of each pixel (10 minutes)"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
 	@echo "make processors   operator and layer tests with fewer processor instructions, and without a compiler"
@@ -39,6 +41,12 @@ $(READY): pyproject.toml | $(BIN)/python
 
 demo: $(RUNS)
 	@$(BIN)/python -m examples.demo
+
+demo-detect: $(RUNS)
+	@$(BIN)/python -m examples.demo_detect
+
+demo-segment: $(RUNS)
+	@$(BIN)/python -m examples.demo_segment
 
 lint: $(READY)
 	@$(BIN)/ruff check .

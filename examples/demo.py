@@ -27,6 +27,18 @@ def show(command: str) -> None:
         raise SystemExit(status)
 
 
+def new_run(name: str) -> Path:
+    """Return the first of the folders runs/NAME-1, runs/NAME-2, ... that does not exist."""
+    folders = (Path("runs", f"{name}-{number}") for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def print_report(run_dir: Path) -> None:
+    """Print where the report of a run is."""
+    print("\nThe report, one HTML file that needs no internet connection:")
+    print(f"  {run_dir.resolve() / 'report.html'}")
+
+
 def write_scans(folder: Path) -> Path:
     """Write the first held-out scans as PNG files, with the digit in the file name."""
     folder.mkdir()
@@ -38,13 +50,11 @@ def write_scans(folder: Path) -> Path:
 
 def main() -> None:
     """Run the demo."""
-    names = (Path("runs", f"demo-{number}") for number in itertools.count(1))
-    run_dir = next(name for name in names if not name.exists())
+    run_dir = new_run("demo")
     show(f"train --name {run_dir.name}")
     show(f"eval {run_dir}")
     show(f"predict {run_dir} {write_scans(run_dir / 'scans')}")
-    print("\nThe report, one HTML file that needs no internet connection:")
-    print(f"  {run_dir.resolve() / 'report.html'}")
+    print_report(run_dir)
 
 
 if __name__ == "__main__":

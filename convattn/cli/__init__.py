@@ -34,6 +34,8 @@ _COMMANDS: Commands = {
 _EXAMPLES = """examples:
   convattn train                                 train on the handwritten digits, 1 to 2 minutes
   convattn train --data folder:pets epochs=50    train on a folder of images
+  convattn train --method faster_rcnn --data coco:pets --recipe small
+                                                 train a detector
   convattn eval runs/glnet_nano-digits-1         evaluate the trained model
   convattn predict runs/glnet_nano-digits-1 scan.png
   convattn report runs/glnet_nano-digits-1       write the report page again
@@ -99,7 +101,7 @@ def _run(words: list[str]) -> int:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         raise ValueError(_unknown_option(unknown[0], words, args))
-    if args.command == "train":
+    if "settings" in args:
         args.settings += rest  # words that stand after an option
     elif rest:
         hint = ": other models stand after --against" if args.command == "bench" else ""

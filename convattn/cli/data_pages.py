@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from convattn.cli.output import make_folder
-from convattn.data import BrokenImageError, ImageSet, spread
+from convattn.data import BrokenImageError, ImageSet, Preprocess, Transform, spread
+from convattn.data.loading import READABLE, SampleKey, TransformedImages
 from convattn.names import counted, shown
 from convattn.progress import Progress
 from convattn.runs.files import replacing
@@ -128,6 +130,39 @@ def plain(images: ImageSet) -> Callable[[int], Shown]:
         return Shown(image, images.target(number), (caption(images, number), size))
 
     return read
+
+
+def augmented(
+    images: ImageSet, transform: Transform, preprocess: Preprocess
+) -> Callable[[int], Shown]:
+    """Return a function that returns an image and its target after a random transform.
+
+    Args:
+        images: the images.
+        transform: the transform of a training.
+        preprocess: says how the transform normalises.
+    """
+    samples = TransformedImages(images, transform)
+
+    def read(number: int) -> Shown:
+        sample = samples[SampleKey(number, seed=number)]
+        if sample["status"] != READABLE:
+            raise BrokenImageError(images.path(number), "the file or its target is damaged")
+        image = to_picture(sample["image"], preprocess)
+        size = f"{image.width} x {image.height}, augmented"
+        return Shown(image, sample["target"], (caption(images, number), size))
+
+    return read
+
+
+def to_picture(image: Tensor, preprocess: Preprocess) -> Image.Image:
+    """Return a normalised image (C, H, W) as a picture."""
+    mean, std = (np.array(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    values = image.numpy() * std + mean
+    pixels = (values * 255).round().clip(0, 255).astype(np.uint8)
+    if len(pixels) >= 3:
+        return Image.fromarray(pixels[:3].transpose(1, 2, 0))
+    return Image.fromarray(pixels[0])
 
 
 def caption(images: ImageSet, number: int) -> str:

@@ -24,22 +24,39 @@ boxes and masks, or the class of each pixel, as the model was trained."""
 EPILOG = """--json prints {"images": [...], "broken": [...], "notes": [...]}. An entry of "images"
 has "path", "task", "size" and
   classification  "guesses": [{"name", "probability"}]
-  detection       "objects": [{"name", "label", "score", "box": [x1, y1, x2, y2], "mask"}]; the
-                  same objects are in "results" in the form of COCO results, and the "image_id" of
-                  an image is the number that its file name is, or else a running number
+  detection       "objects": [{"name", "label", "score", "box": [x1, y1, x2, y2], "mask"}], all
+                  of them; table, drawings and masks have those with a score of at least --score, or
+                  else 0.25
   segmentation    "classes": [{"name", "label", "share"}]; --masks writes the pixels
+For detection, "results" has all objects in the form of COCO results: "image_id" is the number that
+the name of the file is, or else a running number from 0, and "category_id" the class number from 1.
 
 examples:
   convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2
   convattn predict runs/retinanet-1 street.jpg --score 0.5 --output drawn
-  convattn predict runs/upernet-1 photos --masks masks"""
-OPTIONS: Mapping[str, tuple[type, str]] = {  # options of the tasks' `predict`
-    "top_k": (int, "classification: number of classes per image [3]"),
-    "score": (float, "detection: objects of a lower score are left out [the training's]"),
-    "nms": (
-        float,
-        "detection: of two boxes of a class whose IoU is larger, one is left out [the training's]",
-    ),
+  convattn predict runs/upernet-1 photos --masks masks --flip"""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `predict`
+    "top_k": {"type": int, "help": "classification: number of classes per image [3]"},
+    "score": {
+        "type": float,
+        "help": "detection: objects of a lower score are left out [the training's]",
+    },
+    "nms": {
+        "type": float,
+        "help": "detection: of two boxes of a class with a higher IoU one is left out "
+        "[the training's]",
+    },
+    "inference": {
+        "metavar": "whole|slide",
+        "help": "segmentation: the whole image at once, or windows [the training's]",
+    },
+    "window": {"type": int, "help": "segmentation: height and width of a window"},
+    "window_stride": {"type": int, "help": "segmentation: distance of two windows"},
+    "flip": {
+        "action": "store_const",
+        "const": True,
+        "help": "segmentation: average with the result of the mirrored image",
+    },
 }
 _DEFAULTS = {"top_k": 3}
 
@@ -48,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images to predict")
-    for name, (kind, text) in OPTIONS.items():
-        parser.add_argument(_flag(name), type=kind, help=text)
+    for name, option in OPTIONS.items():
+        parser.add_argument(_flag(name), **option)
     parser.add_argument(
         "--output",
         metavar="FOLDER",

@@ -76,7 +76,7 @@ def open_ade20k(
 
 
 def _names(file: Path) -> list[str]:
-    """Return the names of the classes: the first word of several words for a class."""
+    """Return the names of the classes: the first of several names, unless two classes share it."""
     if not file.is_file():
         return files("convattn.data").joinpath("ade20k_classes.txt").read_text().splitlines()
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8-sig").splitlines()[1:]]
@@ -87,4 +87,5 @@ def _names(file: Path) -> list[str]:
             f"{shown(file)} must have a header and one line for each class, numbered from 1, with "
             "tabs between number and names; remove the file to use the 150 names of ADE20K"
         )
-    return [re.split("[,;]", row[-1])[0].strip() for row in rows]
+    first = [re.split("[,;]", row[-1])[0].strip() for row in rows]
+    return first if len(set(first)) == len(first) else [row[-1].strip() for row in rows]

@@ -1,7 +1,4 @@
-"""Photometric distortion: random brightness, contrast, saturation and hue.
-
-Liu et al. 2016 (SSD, arXiv 1512.02325), as the segmenters of the papers are trained.
-"""
+"""Random brightness, contrast, saturation and hue of float images, faster than torchvision's."""
 
 from __future__ import annotations
 
@@ -13,10 +10,34 @@ FACTORS = (0.5, 1.5)  # least and greatest factor of the contrast and of the sat
 HUE = 18 / 180  # largest turn of the hue, for a full turn of 1
 
 
-def distort(pixels: Tensor) -> Tensor:
-    """Change brightness, contrast, saturation and hue, each with a probability of 0.5.
+def jitter(pixels: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation in random order, as torchvision's `ColorJitter`.
 
-    The contrast is changed before or after saturation and hue, at random.
+    Args:
+        pixels: float, (C, H, W), in 0..255; it is overwritten. Grey images have no saturation.
+        strength: the factors lie in ``1 - strength`` to ``1 + strength``, and are at least 0.
+
+    Returns:
+        The pixels in 0..255.
+    """
+    for change in torch.randperm(3).tolist():
+        factor = _uniform(max(0.0, 1 - strength), 1 + strength)
+        if change == 0:
+            pixels.mul_(factor)
+        elif change == 1:
+            mean = _grey(pixels).mean().item()
+            pixels.mul_(factor).add_((1 - factor) * mean)
+        elif len(pixels) == 3:
+            pixels.lerp_(_grey(pixels), 1 - factor)
+        pixels.clamp_(0, 255)
+    return pixels
+
+
+def distort(pixels: Tensor) -> Tensor:
+    """Distort the colours: brightness, contrast, saturation and hue, each with probability 0.5.
+
+    The contrast is changed before or after saturation and hue, at random. Liu et al. 2016 (SSD,
+    arXiv 1512.02325), as the segmenters of the papers are trained.
 
     Args:
         pixels: float, (C, H, W), in 0..255; it is overwritten. Grey images have no saturation and
@@ -73,6 +94,14 @@ def change_hue(pixels: Tensor, saturation: float, hue: float) -> Tensor:
     torch.add(least, (turned - 2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma), out=green)
     torch.add(least, (turned - 4).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma), out=blue)
     return pixels
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Return the luminance (1, H, W) of an image (C, H, W)."""
+    if len(pixels) == 1:
+        return pixels
+    red, green, blue = pixels.split(1)
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _happens() -> bool:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from convattn.data.colour import distort
+from convattn.data.colour import distort, jitter
 from convattn.data.images import to_channels
 from convattn.data.joint_target import converted, viewed
 from convattn.data.padding import IGNORED, pad_to, padded_size
@@ -65,6 +65,7 @@ class JointAugment:
         least, most = self.scale
         self._check("scale", 0 < least <= most < float("inf"), "(least, most), both above 0")
         self._check("hflip", 0 <= self.hflip <= 1, "a probability in 0..1; 0.5 is usual")
+        self._check("color_jitter", self.color_jitter >= 0, "at least 0; 0.4 is usual")
         self._check("min_size", self.min_size >= 0, "at least 0 pixels; 1.0 is usual")
         for name in ("short_sides", "crop_sides"):
             sides = getattr(self, name)
@@ -149,7 +150,6 @@ class _TrainTransform:
         self.mode = _interpolation(preprocess)
         self.short_sides = _multi_scale(preprocess, augment.short_sides)
         self.crop_sides = _multi_scale(preprocess, augment.crop_sides)
-        self.jitter = v2.ColorJitter(*(augment.color_jitter,) * 3)
 
     def __call__(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
         pixels: Tensor = F.to_image(to_channels(image, self.preprocess.input_size[0]))
@@ -202,9 +202,9 @@ class _TrainTransform:
 
     def _colours(self, pixels: Tensor) -> Tensor:
         """Return the pixels as floats in 0..255, in changed colours."""
-        if self.augment.color_jitter:
-            pixels = self.jitter(pixels)
         values = _floats(pixels)
+        if self.augment.color_jitter:
+            jitter(values, self.augment.color_jitter)
         return distort(values) if self.augment.photometric else values
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convattn.data.layout import role_of, unwrap
 from convattn.data.listing import list_images, passed_over, read_level
 from convattn.data.segments import SegmentPart
+from convattn.data.source import relative_name
 from convattn.names import listed, nfc, shown
 
 _KINDS = {
@@ -140,32 +141,36 @@ def _read(folders: Folders) -> tuple[SegmentPart, tuple[str, ...]]:
     """List the images of a part with their masks, and return sentences on other files.
 
     A mask has the path of its image below its folder, with any extension, and perhaps with an
-    ending such as "_mask".
+    ending such as "_mask". If no mask has such a path, names without folders are compared.
     """
     images, masks = list_images(folders.images), list_images(folders.masks)
-    part = pair(images.images, masks.images, folders)
+    part = _pair(images.images, masks.images, folders)
     if not part.images:
         raise ValueError(f"{shown(folders.images)} holds no images")
     return part, passed_over([images, masks])
 
 
-def pair(images: list[str], masks: Sequence[str], folders: Folders) -> SegmentPart:
-    """Return images with their masks.
-
-    Args:
-        images: paths of the images.
-        masks: paths of the masks.
-        folders: where they are.
-    """
-    exact = {_key(path, folders.masks): path for path in reversed(masks)}
-    keys = [_key(path, folders.images) for path in images]
-    left = set(exact).difference(keys)
-    without_ending = {_ENDING.sub("", key): exact[key] for key in left}
-    found = [exact.get(key) or without_ending.get(key, "") for key in keys]
-    used = set(found)
-    return SegmentPart(
-        str(folders.images), images, found, [path for path in masks if path not in used]
+def _pair(images: list[str], masks: Sequence[str], folders: Folders) -> SegmentPart:
+    """Return images with their masks, by paths or, if no path fits, by names."""
+    found = _match(
+        [_key(path, folders.images) for path in images],
+        {_key(path, folders.masks): path for path in reversed(masks)},
     )
+    if not any(found):
+        names = [os.path.basename(_key(path, folders.masks)) for path in masks]
+        if len(set(names)) == len(names):
+            keys = [os.path.basename(_key(path, folders.images)) for path in images]
+            found = _match(keys, dict(zip(names, masks, strict=True)))
+    used = set(found)
+    spare = [path for path in masks if path not in used]
+    return SegmentPart(str(folders.images), images, found, spare)
+
+
+def _match(keys: Sequence[str], masks: Mapping[str, str]) -> list[str]:
+    """Return the mask of each key, or that of the key with an ending, "" if there is none."""
+    left = set(masks).difference(keys)
+    without_ending = {_ENDING.sub("", key): masks[key] for key in left}
+    return [masks.get(key) or without_ending.get(key, "") for key in keys]
 
 
 def _named(folder: Path) -> list[tuple[Path, str, str]]:
@@ -196,7 +201,7 @@ def _no_part(where: str, option: str, split: str, parts: dict[str, Folders]) -> 
 
 
 def _key(path: str, folder: Path) -> str:
-    return nfc(os.path.splitext(os.path.relpath(path, folder))[0])
+    return nfc(os.path.splitext(relative_name(path, str(folder)))[0])
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -70,10 +70,11 @@ class SegmentImages(ImageSet):
         """Return the class numbers, `Mask` uint8 (H, W); pixels without a class are `IGNORED`."""
         path = self.mask_path(index)
         values = load_mask(path)
-        if unknown := np.flatnonzero(values_in(values) & ~self._known).tolist():
+        if not self._known.take(values).all():
+            unknown = np.flatnonzero(values_in(values) & ~self._known).tolist()
             raise BrokenImageError(path, _unknown_values(unknown, self._text))
         if not self._is_plain:
-            values = self._table[values]
+            values = self._table.take(values)
         return tv_tensors.Mask(torch.from_numpy(values))
 
     def path(self, index: int) -> str:
@@ -168,7 +169,7 @@ class SegmentReader:
         decode = classes is None or (self.check and not large)
         masks = [self._inspect(part, decode=decode, few=large and not decode) for part in parts]
         if classes is None:
-            classes = self._numbered(masks, ignored)
+            classes = self._numbered(parts, masks, ignored)
         self._check_values(parts, masks, classes)
         rows = [self._usable(*pair, large) for pair in zip(parts, masks, strict=True)]
         total = sum(len(part.images) for part in parts)
@@ -217,7 +218,10 @@ class SegmentReader:
         )
 
     def _numbered(
-        self, masks: Sequence[dict[int, MaskInfo | BrokenImageError]], ignored: int
+        self,
+        parts: Sequence[SegmentPart],
+        masks: Sequence[dict[int, MaskInfo | BrokenImageError]],
+        ignored: int,
     ) -> ClassValues:
         """Return classes that are called by the values in the masks, which are 0, 1, ..."""
         found = sorted(_values([info for part in masks for info in part.values()]) - {ignored})
@@ -229,15 +233,23 @@ class SegmentReader:
         if len(found) < 2:
             values = ranges(found) if found else "no other values"
             raise UnusableDataError(
-                f"the masks of {shown(self.name)} hold less than two classes: {values}, and "
+                f"the masks of {shown(self.name)} hold fewer than two classes: {values}, and "
                 f"ignored={ignored}; {fix}",
                 self.problems,
             )
-        if found != full:
+        if missing := sorted(set(full).difference(found)):
+            value = 0 if missing == [0] else found[-1]
+            are = "is" if len(missing) == 1 else "are"
+            example = next(
+                relative_name(part.masks[row], self.root)
+                for part, infos in zip(parts, masks, strict=True)
+                for row, info in infos.items()
+                if found[-1] in _values([info])
+            )
             raise UnusableDataError(
-                f"the masks of {shown(self.name)} hold the values {ranges(found)}, and values "
-                f"between them are missing; if one of them marks pixels without a class, give it "
-                f"with ignored={found[-1]}; else {fix}",
+                f"the masks of {shown(self.name)} hold the values {ranges(found)} ({found[-1]} is "
+                f"in {shown(example)}), and {ranges(missing)} {are} missing. If {value} marks "
+                f"pixels without a class, give it with ignored={value}; else {fix}",
                 self.problems,
             )
         self.notes.append(

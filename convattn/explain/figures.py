@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,10 +34,12 @@ _SMALL_TEXT = 9.0
 MAX_NUMBERED_CLASSES = 30
 _MAX_CELLS = 200
 _MAX_NAME = 16
+_NAMED_CURVES = 10
 _DASHES = ("-", "--", ":", "-.")
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
-_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50"}
+_WORDS |= {"miou": "mean IoU", "macc": "class accuracy"}
 
 
 class Panel(NamedTuple):
@@ -47,12 +49,15 @@ class Panel(NamedTuple):
     columns: tuple[str, ...]
 
 
-def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
+def panels(
+    epochs: Epochs, columns: Iterable[str] | None = None, losses: Collection[str] = ()
+) -> list[Panel]:
     """Return the charts of a training: losses, shares from 0 to 1, and the learning rate.
 
     Args:
         epochs: rows of ``metrics.csv``.
         columns: the columns to draw; by default all that belong to one of the charts.
+        losses: columns that are losses, in addition to those whose names say so.
 
     Returns:
         The charts that have a column with a finite number.
@@ -63,7 +68,7 @@ def panels(epochs: Epochs, columns: Iterable[str] | None = None) -> list[Panel]:
         for name in (names if columns is None else columns)
     }
     found = [name for name, numbers in values.items() if numbers]
-    losses = [name for name in found if is_loss(name)]
+    losses = [name for name in found if is_loss(name) or name in losses]
     shares = [
         name
         for name in found
@@ -89,9 +94,8 @@ def column_title(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
-def curves_figure(epochs: Epochs, columns: Iterable[str] | None = None) -> Figure:
-    """Draw all charts of a training side by side; see `panels`."""
-    charts = panels(epochs, columns)
+def curves_figure(charts: Sequence[Panel], epochs: Epochs) -> Figure:
+    """Draw charts of a training, as `panels` returns them, side by side."""
     figure = _figure(width=11.0 * max(1, len(charts)) / 3, height=3.3)
     places = figure.subplots(1, max(1, len(charts)), squeeze=False)[0]
     for axes, panel in zip(places, charts, strict=False):
@@ -106,15 +110,18 @@ def curve_figure(panel: Panel, epochs: Epochs) -> Figure:
     return figure
 
 
-def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
+def confusion_figure(
+    confusion: Sequence[Sequence[int]], class_names: Sequence[str], *, shares: bool = False
+) -> Figure:
     """Draw a confusion matrix: the stronger the colour of a cell, the larger its share of a row.
 
-    Up to 30 classes have names and counts. More classes are drawn without numbers; of more than
+    Up to 30 classes have names and numbers. More classes are drawn without numbers; of more than
     200, neighbouring classes share a cell, which shows their largest share.
 
     Args:
         confusion: counts by (true class, predicted class).
         class_names: names in the order of the labels.
+        shares: whether the numbers are shares of the rows in per cent, instead of counts.
     """
     classes = len(confusion)
     numbered = classes <= MAX_NUMBERED_CLASSES
@@ -128,8 +135,47 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     axes.set_ylabel("true", color=MUTED, fontsize=_SMALL_TEXT)
     _style(axes, grid=False)
     if numbered:
-        _number_cells(axes, np.asarray(confusion), opacity)
+        _number_cells(axes, np.asarray(confusion), opacity, shares)
         _name_classes(axes, class_names)
+    return figure
+
+
+def precision_recall_figure(
+    curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> Figure:
+    """Draw precision by recall; of many classes, lines without names.
+
+    Args:
+        curves: precisions at recalls evenly spaced from 0 to 1, by name; "all" is drawn on top.
+        colours: the colour of each class; up to ten classes are drawn in their colours.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure = _figure(width=5.2, height=3.6)
+    axes = figure.subplots()
+    single = {name: values for name, values in curves.items() if name != "all"}
+    is_named = len(single) <= _NAMED_CURVES
+    for name, values in single.items():
+        style = {"color": colours.get(name, MUTED), "lw": 1.4} if is_named else {"color": LINE}
+        label = _shorten(shown(name)).replace("$", r"\$") if is_named else None
+        axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
+    if "all" in curves and len(single) != 1:
+        values = curves["all"]
+        axes.plot(np.linspace(0, 1, len(values)), values, color=INK, lw=2.4, label="all classes")
+    _style(axes)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall", color=MUTED, fontsize=_SMALL_TEXT)
+    axes.set_ylabel("precision", color=MUTED, fontsize=_SMALL_TEXT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.legend(
+        frameon=False,
+        labelcolor=MUTED,
+        fontsize=_SMALL_TEXT,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return figure
 
 
@@ -249,15 +295,21 @@ def _tint(opacity: np.ndarray) -> np.ndarray:
     return tinted
 
 
-def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
-    size = _SMALL_TEXT if counts.max(initial=0) < 1000 else _SMALL_TEXT - 2
+def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray, shares: bool) -> None:
+    size = _SMALL_TEXT if shares or counts.max(initial=0) < 1000 else _SMALL_TEXT - 2
     for row, column in np.argwhere(counts > 0):
         colour = "white" if opacity[row, column] > 0.6 else INK
-        count = str(counts[row, column])
-        axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
+        count = counts[row, column]
+        text = _percent(count / counts[row].sum()) if shares else str(count)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
     lines = np.arange(len(counts) + 1) - 0.5
     axes.hlines(lines, -0.5, len(counts) - 0.5, color=LINE, lw=0.6)
     axes.vlines(lines, -0.5, len(counts) - 0.5, color=LINE, lw=0.6)
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent without the sign, "" for less than half a per cent."""
+    return f"{share:.0%}".removesuffix("%") if share >= 0.005 else ""
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
-from torch import Tensor, nn
 
-from convattn.explain import figures, sections
-from convattn.runs.files import write_text
+from convattn.explain import figures
+from convattn.explain.page import (
+    Chart,
+    Charts,
+    Part,
+    Pictures,
+    Section,
+    Text,
+    cell_text,
+    number,
+    percent,
+)
+from convattn.explain.sections import environment_rows
+from convattn.runs.files import DamagedFileError, write_text
 from convattn.runs.metrics import Column, best_epoch
 from convattn.runs.results import Run, read_run
 
-ImageSource = Callable[[int], Image.Image]
-Preprocess = Callable[[Image.Image], Tensor]
-
-# A longer table of classes shows the hardest ones; the others are folded.
-_FULL_TABLE = 30
-_HARDEST = 15
 _MAX_ROWS = 1000
 _BEST = ("val_top1", "-val_loss")
 _NUMBERS = {
@@ -38,40 +42,36 @@ _NOT_RESULTS = ("images", "num_classes", "epoch")
 def write_report(
     run_dir: str | Path,
     *,
+    parts: Sequence[Part] = (),
+    pictures: Pictures | None = None,
     columns: Sequence[str] | None = None,
     metrics: Sequence[Column] = (),
+    numbers: Mapping[str, str] | None = None,
     best: tuple[str, ...] = _BEST,
-    model: nn.Module | None = None,
-    image: ImageSource | None = None,
-    preprocess: Preprocess | None = None,
     seconds: float | None = None,
     notes: Sequence[str] = (),
-    max_mistakes: int = 24,
-    slot_images: int = 6,
 ) -> Path:
     """Write ``report.html`` and ``curves.png`` into a run folder, each whole or not at all.
 
     The page is one file without references to other files. A section whose files are missing is
     left out: after an interrupted training, the page has the curves and the configuration. A
-    section that cannot be drawn is a line in the page and no error. Accuracies in the files are
-    shares from 0 to 1.
+    section that cannot be drawn is a line in the page and no error. Shares in the files are from 0
+    to 1.
 
     Args:
-        run_dir: folder with any of ``metrics.csv``, ``evaluation.json``, ``predictions.csv``,
-            ``config.yaml``, ``environment.json`` and ``broken_images.txt`` (a path per line).
+        run_dir: folder with any of ``metrics.csv``, ``evaluation.json``, ``config.yaml``,
+            ``environment.json`` and ``broken_images.txt`` (a path per line).
+        parts: the sections of the task, in their order.
+        pictures: the validation images and the model, for the parts; without them, the parts say
+            in words what they can.
         columns: columns of ``metrics.csv`` to draw; by default losses, shares and the learning
             rate, see `convattn.explain.figures.panels`.
         metrics: the task's; they say how a number is written. Without, its name and value do.
+        numbers: titles of the evaluation's numbers at the top of the page, by their names; by
+            default all its numbers.
         best: the rule of the best epoch, see `convattn.runs.metrics.score`.
-        model: the trained network, for slot maps; it runs in evaluation mode and is left as it was.
-        image: returns a validation image by the ``index`` column of ``predictions.csv``; without
-            it, mistakes are listed in words.
-        preprocess: turns such an image into the input of the network (C, H, W), as in evaluation;
-            slot maps need ``model``, ``image`` and ``preprocess``.
         seconds: the duration of the training.
         notes: further lines at the top of the page.
-        max_mistakes: the number of wrong examples, the most confident ones.
-        slot_images: the number of images with slot maps.
 
     Returns:
         The path of ``report.html``.
@@ -82,17 +82,14 @@ def write_report(
     """
     run = read_run(run_dir)
     said = [*run.notes, *notes]
-    content = {
-        **_summary(run, seconds, metrics, best, said),
-        **_curves(run, Path(run_dir), columns, said),
-    }
-    content |= _results(run, image, max_mistakes, said)
-    content["slots"] = None
-    if model is not None and image is not None and preprocess is not None:
-        with _section("slot maps", said):
-            content["slots"] = sections.slot_section(run, model, image, preprocess, slot_images)
-    page = _pages().get_template("report.html").render(content, notes=said)
-    path = Path(run_dir) / "report.html"
+    content = _summary(run, seconds, metrics, numbers, best, said)
+    found = [_curves(run, columns, metrics, content["best"], said)]
+    for name, part in parts:
+        with _section(name, said):
+            found.append(part(run, pictures))
+    content["sections"] = [section for section in found if section is not None]
+    page = _pages().get_template("report.html").render(content, notes=list(dict.fromkeys(said)))
+    path = run.folder / "report.html"
     # A file name that is not UTF-8 holds surrogates, which a page cannot hold.
     write_text(path, page.encode("utf-8", "backslashreplace").decode())
     return path
@@ -103,6 +100,8 @@ def _section(name: str, notes: list[str]) -> Iterator[None]:
     """Turn an error while a section is drawn into a line in the page."""
     try:
         yield
+    except DamagedFileError as error:
+        notes.append(str(error))
     except Exception as error:
         notes.append(f"This page has no {name}: {type(error).__name__}: {error}")
 
@@ -115,8 +114,9 @@ def _pages() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters["percent"] = _percent
-    pages.filters["number"] = _number
+    pages.filters["percent"] = percent
+    pages.filters["number"] = number
+    pages.filters["cell"] = cell_text
     return pages
 
 
@@ -124,6 +124,7 @@ def _summary(
     run: Run,
     seconds: float | None,
     metrics: Sequence[Column],
+    numbers: Mapping[str, str] | None,
     rule: tuple[str, ...],
     notes: list[str],
 ) -> dict[str, Any]:
@@ -136,14 +137,15 @@ def _summary(
         "headline": [],
         "starts": run.environment.get("starts", []),
         "best": None,
+        "max_rows": _MAX_ROWS,
         "environment": [],
     }
     with _section("best epoch", notes):
         content["best"] = _best(run, kinds, rule)
     with _section("results", notes):
-        content["headline"] = _headline(run, kinds, seconds, content["best"], rule)
+        content["headline"] = _headline(run, kinds, numbers, seconds, content["best"], rule, notes)
     with _section("environment", notes):
-        content["environment"] = sections.environment_rows(run)
+        content["environment"] = environment_rows(run)
     return content
 
 
@@ -154,7 +156,7 @@ def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str
         return None
     name = rule[0].removeprefix("-")
     return {
-        "epoch": _number(row["epoch"]),
+        "epoch": number(row["epoch"]),
         "metric": figures.column_title(name),
         "value": _result(name, row[name], kinds),
     }
@@ -163,64 +165,70 @@ def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str
 def _headline(
     run: Run,
     kinds: Mapping[str, str],
+    numbers: Mapping[str, str] | None,
     seconds: float | None,
     best: Any,
     rule: tuple[str, ...],
+    notes: list[str],
 ) -> list[tuple[str, str]]:
-    """Return the names and texts of the numbers at the top of the page, the best metric first."""
+    """Return the names and texts of the numbers at the top of the page, the best metric first.
+
+    A metric that is no number becomes a note.
+    """
     first = [name.removeprefix("-").removeprefix("val_") for name in rule]
-    order = [*first, *(key for key in run.evaluation if key not in (*first, *_LAST)), *_LAST]
+    known = run.evaluation if numbers is None else numbers
+    order = [*first, *(key for key in known if key not in (*first, *_LAST)), *_LAST]
+    titles = {**_NUMBERS, **(numbers or {})}
+    for key in kinds:
+        if not isinstance(value := run.evaluation.get(key, 0), int | float):
+            reason = f"its {key!r} is a {type(value).__name__}"
+            notes.append(str(DamagedFileError(run.folder / "evaluation.json", reason)))
     left_out = (*_NOT_RESULTS, *(("top5",) if len(run.class_names) <= 5 else ()))  # always right
-    numbers = [
-        (_NUMBERS.get(key, figures.column_title(key)), _result(key, value, kinds))
+    found = [
+        (titles.get(key, figures.column_title(key)), _result(key, value, kinds))
         for key in dict.fromkeys(order)
-        if isinstance(value := run.evaluation.get(key), int | float) and key not in left_out
+        if isinstance(value := run.evaluation.get(key), int | float)
+        and not isinstance(value, bool)
+        and key not in left_out
     ]
     if best and not run.evaluation:
-        numbers.append((f"best {best['metric']} so far", best["value"]))
+        found.append((f"best {best['metric']} so far", best["value"]))
     if seconds is not None:
-        numbers.append(("training time", _duration(seconds)))
-    return numbers
+        found.append(("training time", _duration(seconds)))
+    return found
 
 
 def _curves(
-    run: Run, folder: Path, columns: Sequence[str] | None, notes: list[str]
-) -> dict[str, Any]:
-    curves = []
+    run: Run,
+    columns: Sequence[str] | None,
+    metrics: Sequence[Column],
+    best: Mapping[str, str] | None,
+    notes: list[str],
+) -> Section | None:
+    """Return the curves of the metrics, and write them into ``curves.png``."""
+    charts = []
     with _section("curves", notes):
-        charts = figures.panels(run.epochs, columns)
-        if charts:
-            figures.save_png(figures.curves_figure(run.epochs, columns), folder / "curves.png")
-        for panel in charts:
-            svg = Markup(figures.to_svg(figures.curve_figure(panel, run.epochs)))
-            curves.append((f"{panel.title} by epoch", svg))
-    return {"curves": curves}
-
-
-def _results(
-    run: Run, image: ImageSource | None, max_mistakes: int, notes: list[str]
-) -> dict[str, Any]:
-    """Return the results by class and by image."""
-    content: dict[str, Any] = {"classes": [], "matrix": None, "pairs": [], "mistakes": []}
-    content |= {"full_table": _FULL_TABLE, "hardest": _HARDEST, "max_rows": _MAX_ROWS}
-    with _section("accuracy by class", notes):
-        content["classes"] = sections.class_rows(run)
-    with _section("confusion matrix", notes):
-        if len(run.confusion):
-            names = [run.class_name(label) for label in range(len(run.confusion))]
-            content["pairs"] = sections.confused_pairs(run)
-            content["matrix"] = Markup(
-                figures.to_svg(figures.confusion_figure(run.confusion, names))
-            )
-    with _section("wrong examples", notes):
-        content["mistakes"] = sections.mistakes(run, image, max_mistakes)
-    missing = sum(mistake.picture is None for mistake in content["mistakes"])
-    if image and missing:
-        notes.append(
-            f"{missing} of {len(content['mistakes'])} wrong examples have no picture: "
-            "their images cannot be read now."
+        losses = [column.name for column in metrics if column.kind == "loss"]
+        found = figures.panels(run.epochs, columns, losses)
+        if found:
+            png = figures.curves_figure(found, run.epochs)
+            figures.save_png(png, run.folder / "curves.png")
+        for panel in found:
+            svg = figures.to_svg(figures.curve_figure(panel, run.epochs))
+            charts.append(Chart(f"{panel.title} by epoch", svg))
+    if not charts:
+        return None
+    text = "No epoch has been validated."
+    if best:
+        text = (
+            f"Best epoch: {best['epoch']} of {len(run.epochs)}, {best['metric']} {best['value']}. "
+            "The same images chose the epoch, so its result is slightly optimistic."
         )
-    return content
+    text += (
+        " Training metrics are measured on augmented images and may be worse than those of "
+        "validation."
+    )
+    return Section("curves", "Training", [Text(text), Charts(charts)])
 
 
 def _result(name: str, value: float, kinds: Mapping[str, str]) -> str:
@@ -233,20 +241,16 @@ def _result(name: str, value: float, kinds: Mapping[str, str]) -> str:
     """
     kind = kinds.get(name.removeprefix("val_"))
     if name in ("parameters", "images_per_second") or kind == "rate":
-        return _number(value)
+        return number(value)
+    if kind is None and isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return "NaN"
     if kind == "loss" or figures.is_loss(name):
         return f"{value:.4f}"
-    if kind == "share" or (kind is None and 0 <= value <= 1):
-        return _percent(value, 2)
+    if kind == "share" or (kind is None and isinstance(value, float) and 0 <= value <= 1):
+        return percent(value, 2)
     return f"{value:,.4g}"
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{share:.{digits}%}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:

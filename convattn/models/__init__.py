@@ -7,6 +7,7 @@ from convattn.models import resnet as resnet
 from convattn.models import san as san
 from convattn.models import swin as swin
 from convattn.models._complexity import PaperRow as PaperRow
+from convattn.models._complexity import count_call_macs as count_call_macs
 from convattn.models._complexity import count_macs as count_macs
 from convattn.models._complexity import count_parameters as count_parameters
 from convattn.models._complexity import paper_row as paper_row

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,21 +46,31 @@ def count_parameters(model: nn.Module | str) -> int:
 def count_macs(model: nn.Module | str, input_size: tuple[int, ...] | None = None) -> int:
     """Return the multiply-adds of the forward pass of one image.
 
-    The number is half of the count of `torch.utils.flop_counter` with every operator as matrix
-    products or convolutions. The pass runs on the meta device, without arithmetic. Papers call this
-    number "FLOPs".
+    The pass runs on the meta device, without arithmetic. Papers call this number "FLOPs".
 
     Args:
         model: a module, or the name of a model.
         input_size: (channels, height, width); by default that of the model's pretrained_cfg.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     built = _on_meta(model).eval()
     size = input_size or _own_size(built)
-    image = torch.empty((1, *size), device="meta", dtype=_dtype(built))
+    return count_call_macs(built, torch.empty((1, *size), device="meta", dtype=_dtype(built)))
+
+
+def count_call_macs(call: Callable[..., Any], *inputs: Any) -> int:
+    """Return the multiply-adds of a call.
+
+    The number is half of the count of `torch.utils.flop_counter` with every operator as matrix
+    products or convolutions.
+
+    Args:
+        call: a module or a function, such as one on the meta device.
+        *inputs: its arguments.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
-        built(image)
+        call(*inputs)
     return counter.get_total_flops() // 2
 
 

@@ -81,7 +81,11 @@ class PyramidBackbone(MapBackbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (B, in_chans, H, W) to the levels of the pyramid."""
-        return self.fpn({str(level): value for level, value in enumerate(self.maps(x))})
+        return self.pyramid(self.maps(x))
+
+    def pyramid(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the levels of the pyramid over the backbone's maps."""
+        return self.fpn({str(level): value for level, value in enumerate(maps)})
 
 
 def backbone_with_fpn(

@@ -10,7 +10,7 @@ Colour = tuple[int, int, int]
 
 CLASSES = 255  # class numbers of a mask of 8 bits without the number for ignored pixels
 _LEVELS = tuple(range(0, 256, 24))  # values of red, green and blue to choose from
-_LIGHTNESS = (32, 88)  # of the colours; darker and lighter ones look like black and white
+_LIGHTNESS = (42, 90)  # of the colours; darker and lighter ones look like black and white
 _GREY = 18  # chroma below which a colour looks grey
 _FIRST: Colour = (240, 80, 40)
 

@@ -26,6 +26,7 @@ from convattn.runs.drawing import (
 from convattn.runs.predictions import Prediction
 from convattn.runs.rle import Rle, decode_mask
 
+SHOWN_SCORE = 0.25  # objects with a lower score are not drawn and count for no confusion
 _MOST_IN_CELL = 5
 _MOST_IN_PALETTE = 254  # object numbers of a mask of 8 bits
 
@@ -69,31 +70,46 @@ class DetectionPrediction(Prediction):
 
     Args:
         objects: the highest score first.
+        shown_score: objects with a lower score are not drawn, and not in the cells and masks.
     """
 
     task = "detection"
     heading = "objects"
 
     objects: tuple[FoundObject, ...] = ()
+    shown_score: float = SHOWN_SCORE
+
+    @property
+    def shown(self) -> tuple[FoundObject, ...]:
+        """The objects that are drawn, the highest score first."""
+        self.check()
+        return tuple(item for item in self.objects if item.score >= self.shown_score)
+
+    @property
+    def shown_labels(self) -> Sequence[int]:
+        """The class numbers whose colours are in the drawing."""
+        return [item.label for item in self.shown]
 
     def _values(self) -> dict[str, Any]:
         return {"objects": [item.to_dict() for item in self.objects]}
 
     def _cells(self) -> Sequence[str]:
-        texts = [f"{shown(item.name)} {item.score:.1%}" for item in self.objects]
+        texts = [f"{shown(item.name)} {item.score:.1%}" for item in self.shown]
         return [first_of(texts, _MOST_IN_CELL) or "none"]
 
+    def _overlay(self, image: Image.Image) -> Image.Image:
+        drawn = [drawn_object(item, self.size, image.size) for item in reversed(self.shown)]
+        return draw_objects(image, drawn)
+
     def _drawn(self, image: Image.Image) -> Image.Image:
-        picture = enlarged(image)
-        drawn = [drawn_object(item, self.size, picture.size) for item in reversed(self.objects)]
-        return with_legend(draw_objects(picture, drawn), object_legend(self.objects))
+        return with_legend(self._overlay(enlarged(image)), object_legend(self.shown))
 
     def _masks(self) -> Image.Image:
-        """Return a palette image: 0 is no object, 1 the object with the highest score."""
+        """Return a palette image: 0 is no object, 1 the one with the highest score, and so on."""
         if any(item.mask is None for item in self.objects):
             return super()._masks()
         numbers = np.zeros(self.size[::-1], np.uint8)
-        kept = self.objects[:_MOST_IN_PALETTE]
+        kept = self.shown[:_MOST_IN_PALETTE]
         for number, item in reversed([*enumerate(kept, 1)]):
             if item.mask is not None:
                 numbers[decode_mask(item.mask)] = number

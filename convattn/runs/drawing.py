@@ -114,11 +114,19 @@ def draw_classes(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def with_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """Return the image above a strip of colours and names; without entries, the image."""
+def with_legend(
+    image: Image.Image, entries: Sequence[LegendEntry], size: float | None = None
+) -> Image.Image:
+    """Return the image above a strip of colours and names; without entries, the image.
+
+    Args:
+        image: in mode "RGB".
+        entries: in the order of the strip.
+        size: of the font in pixels; by default it suits the size of the image.
+    """
     if not entries:
         return image
-    size = _text_size(image.size)
+    size = size or _text_size(image.size)
     if len(entries) > _LARGEST_LEGEND:
         more = f"and {len(entries) - _LARGEST_LEGEND + 1} more"
         entries = [*entries[: _LARGEST_LEGEND - 1], LegendEntry(_PAPER, more)]
@@ -234,12 +242,16 @@ def _draw_box(pen: ImageDraw.ImageDraw, item: Drawn, width: int) -> None:
 def _draw_dashes(pen: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int) -> None:
     left, top, right, bottom = box
     dash = 4 * width + 2
+    lines = []
     for start in np.arange(left, right, 2 * dash):
-        for y in (top, bottom):
-            pen.line((start, y, min(start + dash, right), y), fill=colour, width=width + 1)
+        end = min(start + dash, right)
+        lines += [(start, top, end, top), (start, bottom, end, bottom)]
     for start in np.arange(top, bottom, 2 * dash):
-        for x in (left, right):
-            pen.line((x, start, x, min(start + dash, bottom)), fill=colour, width=width + 1)
+        end = min(start + dash, bottom)
+        lines += [(left, start, left, end), (right, start, right, end)]
+    for fill, thickness in ((_EDGE, width + 2), (colour, width)):
+        for line in lines:
+            pen.line(line, fill=fill, width=thickness)
 
 
 def _draw_text(

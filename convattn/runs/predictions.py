@@ -70,6 +70,11 @@ class Prediction(ABC):
         found = found.convert("RGB")  # a copy: the caller's image stays as it is
         return self._drawn(found)
 
+    @property
+    def shown_labels(self) -> Sequence[int]:
+        """The class numbers whose colours are in the drawing."""
+        return ()
+
     def check(self) -> None:
         """Raise `ValueError` if there is no result."""
         if self.error:
@@ -87,6 +92,18 @@ class Prediction(ABC):
                 "image, draw(image)"
             )
         return self.original.image.read(self.original.ranges)[0]
+
+    def overlay(self, image: Image.Image) -> Image.Image:
+        """Return an RGB image with the result drawn on it, of the same size and without a legend.
+
+        Args:
+            image: the predicted image in any size.
+        """
+        self.check()
+        return self._overlay(image.convert("RGB"))
+
+    def _overlay(self, image: Image.Image) -> Image.Image:
+        return self._drawn(image)
 
     def to_png(self) -> Image.Image:
         """Return the predicted masks at the size of the image, for a PNG file.

@@ -1,14 +1,14 @@
 """The files of a run folder as one object.
 
-Files read: ``metrics.csv``, ``evaluation.json``, ``predictions.csv``, ``config.yaml``,
-``environment.json`` and ``broken_images.txt``.
+Files read: ``metrics.csv``, ``evaluation.json``, ``config.yaml``, ``environment.json`` and
+``broken_images.txt``. The predictions of single images differ from task to task, which read them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,28 +16,9 @@ from typing import Any, TypeVar
 import yaml
 
 from convattn.names import shown
-from convattn.runs.confusion import Confusion
 from convattn.runs.files import DamagedFileError, read_csv, read_json, read_text
 
-PREDICTION_COLUMNS = ("index", "path", "label", "predicted", "probability", "label_probability")
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class PredictionRow:
-    """One line of ``predictions.csv``: what the network predicted for one held-out image."""
-
-    index: int
-    path: str
-    label: int
-    predicted: int
-    probability: float
-    label_probability: float
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether the predicted class is not the true one."""
-        return self.label != self.predicted
 
 
 @dataclass(frozen=True)
@@ -47,14 +28,18 @@ class Run:
     ``notes`` names the files that are damaged; their fields are empty.
     """
 
-    name: str
+    folder: Path
     epochs: list[dict[str, float]] = field(default_factory=list)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    predictions: list[PredictionRow] | None = None
     config: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     broken_images: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -69,17 +54,6 @@ class Run:
         except (yaml.YAMLError, ValueError, RecursionError):
             return {}
         return settings if isinstance(settings, dict) else {}
-
-    @cached_property
-    def confusion(self) -> Confusion:
-        """Counts of images by (true class, predicted class)."""
-        return Confusion.from_json(self.evaluation.get("confusion", []))
-
-    @cached_property
-    def mistakes(self) -> list[PredictionRow]:
-        """The wrong predictions, the most confident first."""
-        wrong = [p for p in self.predictions or [] if p.is_wrong]
-        return sorted(wrong, key=lambda p: (-p.probability, p.index))
 
     def described(self, key: str) -> str:
         """Return an entry of the evaluation, or of the configuration if there is no evaluation."""
@@ -98,8 +72,7 @@ def read_run(run_dir: str | Path) -> Run:
         run_dir: the folder; any of its files may be missing or damaged.
 
     Returns:
-        The run; fields without a file are empty, and ``predictions`` is None without its file and
-        for tasks other than classification. A damaged file leaves its field empty too, and a
+        The run; fields without a file are empty. A damaged file leaves its field empty too, and a
         sentence in ``notes``.
 
     Raises:
@@ -123,21 +96,39 @@ def read_run(run_dir: str | Path) -> Run:
             notes.append(str(DamagedFileError(folder / name, str(error))))
         return empty
 
-    run = Run(
-        name=folder.resolve().name,
+    return Run(
+        folder=folder,
         epochs=read("metrics.csv", _read_epochs, []),
+        evaluation=read("evaluation.json", _read_evaluation, {}),
         config=read("config.yaml", read_text, ""),
         environment=read("environment.json", _read_environment, {}),
         broken_images=read("broken_images.txt", read_text, "").split("\n")[:-1],
         notes=notes,
     )
-    if run.settings.get("task", "classification") != "classification":
-        return replace(run, evaluation=read("evaluation.json", _read_numbers, {}))
-    return replace(
-        run,
-        evaluation=read("evaluation.json", _read_evaluation, {}),
-        predictions=read("predictions.csv", _read_predictions, None),
-    )
+
+
+def read_predictions(
+    run: Run, columns: Sequence[str], convert: Callable[[dict[str, str]], Value]
+) -> list[Value] | None:
+    """Return the rows of ``predictions.csv``, None without the file.
+
+    Args:
+        run: the run.
+        columns: columns that the file must have.
+        convert: makes an object of the cells of a row; raises `ValueError` if a cell is wrong.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+    """
+    path = run.folder / "predictions.csv"
+    try:
+        return [convert(row) for row in read_csv(path, columns)]
+    except FileNotFoundError:
+        return None
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(path, str(error)) from error
 
 
 def _read_epochs(path: Path) -> list[dict[str, float]]:
@@ -147,26 +138,13 @@ def _read_epochs(path: Path) -> list[dict[str, float]]:
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
-    """Read the metrics of all images, and check those that a report uses."""
-    found = read_json(path)
-    for key in ("top1", "top5", "loss", "images_per_second", "parameters", "images"):
-        _restore_nan(found, key)
-        _check(found, key, int | float)
-    _check(found, "class_names", list)
-    _check(found, "per_class", list)
-    for entry in found.get("per_class", []):
-        if not (isinstance(entry, dict) and {"name", "images", "accuracy"} <= entry.keys()):
-            raise ValueError("an entry of 'per_class' has no name, images and accuracy")
-        _check(entry, "images", int)
-        if entry["images"]:
-            _check(entry, "accuracy", int | float)
-    Confusion.from_json(found.get("confusion", []))
-    return found
-
-
-def _read_numbers(path: Path) -> dict[str, Any]:
-    """Read the numbers and texts of the evaluation of a task other than classification."""
-    return {k: v for k, v in read_json(path).items() if isinstance(v, int | float | str)}
+    """Read the results, with NaN in place of None, and check those of every task."""
+    values = {k: math.nan if v is None else v for k, v in read_json(path).items()}
+    for key in ("images_per_second", "parameters", "images"):
+        _check(values, key, int | float)
+    _check(values, "class_names", list)
+    _check(values, "per_class", list)
+    return values
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
@@ -179,29 +157,9 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return found
 
 
-def _restore_nan(values: dict[str, Any], key: str) -> None:
-    """Put NaN in place of None, which JSON files have for it."""
-    if key in values and values[key] is None:
-        values[key] = math.nan
-
-
 def _check(values: Mapping[str, Any], key: str, kind: Any) -> Any:
     """Return the value of a key, or None; raise `ValueError` if it has another type."""
     value = values.get(key)
     if key in values and not isinstance(value, kind):
         raise ValueError(f"its {key!r} is a {type(value).__name__}")
     return value
-
-
-def _read_predictions(path: Path) -> list[PredictionRow]:
-    return [
-        PredictionRow(
-            index=int(row["index"]),
-            path=row.get("path") or "",
-            label=int(row["label"]),
-            predicted=int(row["predicted"]),
-            probability=float(row["probability"]),
-            label_probability=float(row["label_probability"]),
-        )
-        for row in read_csv(path, [name for name in PREDICTION_COLUMNS if name != "path"])
-    ]

@@ -48,6 +48,11 @@ class SegmentationPrediction(Prediction):
         self.check()
         return {self.class_names[label]: share for label, share in self._shares()}
 
+    @property
+    def shown_labels(self) -> Sequence[int]:
+        """The class numbers whose colours are in the drawing."""
+        return [label for label, _ in self._shares()]
+
     def _shares(self) -> list[tuple[int, float]]:
         counts = np.bincount(self.mask.ravel(), minlength=len(self.class_names))
         counts = counts[: len(self.class_names)]
@@ -66,9 +71,11 @@ class SegmentationPrediction(Prediction):
         texts = [f"{shown(name)} {share:.1%}" for name, share in self.classes.items()]
         return [first_of(texts, _MOST_IN_CELL)]
 
+    def _overlay(self, image: Image.Image) -> Image.Image:
+        return draw_classes(image, resized_mask(self.mask, image.size))
+
     def _drawn(self, image: Image.Image) -> Image.Image:
-        picture = enlarged(image)
-        drawn = draw_classes(picture, resized_mask(self.mask, picture.size))
+        drawn = self._overlay(enlarged(image))
         return with_legend(drawn, class_legend(self.mask, self.class_names))
 
     def _masks(self) -> Image.Image:

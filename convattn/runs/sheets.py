@@ -13,7 +13,7 @@ from convattn.runs.labels import font_for, shortened
 
 COLUMNS, ROWS = 4, 4
 SIDE = 384  # pixels of the longer side of a picture
-_GAP, _TEXT, _LINE = 12, 14.0, 18
+_GAP, _TEXT, _LINE, _LEGEND = 12, 14.0, 18, 18.0
 _CAPTION_LINES = 2
 _PAPER, _INK, _GREY = (255, 255, 255), (27, 35, 48), (225, 228, 234)
 
@@ -70,4 +70,4 @@ def contact_sheet(tiles: Sequence[Tile], legend: Sequence[LegendEntry]) -> Image
                 place = (left, top + tile.picture.height + 3 + number * _LINE)
                 pen.text(place, text, fill=_INK, font=font)
         top += height
-    return with_legend(page, legend)
+    return with_legend(page, legend, _LEGEND)

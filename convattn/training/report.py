@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
 
 from convattn.data import DataSource
+from convattn.explain.page import Pictures
 from convattn.explain.report import write_report
+from convattn.names import shown
 from convattn.runs.results import read_run
 from convattn.training.evaluate import open_data
+from convattn.training.predict import Predictions, ready
 from convattn.training.task import Task
 from convattn.training.trained import load_trained
+
+_BATCH = 4  # images that are predicted at a time
 
 
 def write_run_report(
@@ -42,41 +47,65 @@ def write_run_report(
     Raises:
         OSError: the page cannot be written.
     """
-    pictures: dict[str, Any] = {}
+    pictures = None
     lines = list(notes)
     run = read_run(run_dir)
-    if run.predictions:
+    if task.report and run.evaluation:
         try:
             pictures = _pictures(task, run_dir, source)
         except Exception as error:  # the page is written without pictures
             lines.append(f"the page has no pictures of images: {error}")
     return write_report(
         run_dir,
+        parts=task.report,
+        pictures=pictures,
         metrics=task.columns(str(run.settings.get("method") or "")),
+        numbers=task.report_numbers,
         best=task.best,
         seconds=seconds,
         notes=lines,
-        **pictures,
     )
 
 
-def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -> dict[str, Any]:
-    """Return the arguments of `write_report`: model, preprocessing and held-out images."""
+def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -> Pictures:
+    """Return the held-out images, and what the best model predicts for them."""
     best = load_trained(task, run_dir)
     if source is None:
         source, _ = open_data(best, None, {"max_broken": 1.0})
-    images = source.val
+    images, card = source.val, best.card
     # The numbers of images change when files are added to a folder; their paths do not.
     numbers = {images.path(number): number for number in range(len(images))}
-    predictions = read_run(run_dir).predictions or []
-    now = {p.index: numbers[p.path] for p in predictions if p.path in numbers}
-    transform = task.eval_transform(best.card.preprocess)
+    transform = task.eval_transform(card.preprocess)
+    model = ready(best.model, torch.device("cpu"))
 
-    def image(index: int) -> Image.Image:
-        return images.image(index if "" in numbers else now[index])
+    def number(index: int, path: str) -> int:
+        if "" in numbers:  # images without files
+            return index
+        if path not in numbers:
+            raise FileNotFoundError(f"{shown(path)} is no held-out image now")
+        return numbers[path]
 
-    return {
-        "model": best.model,
-        "image": image,
-        "preprocess": lambda picture: transform(picture, None)[0],
-    }
+    def predict(wanted: Sequence[int]) -> Sequence[Any]:
+        found = [images.image(place) for place in wanted]
+        return [
+            *Predictions(
+                task,
+                model,
+                card,
+                torch.device("cpu"),
+                found,
+                batch_size=_BATCH,
+                value_range=None,
+                options={},
+            )
+        ]
+
+    return Pictures(
+        image=images.image,
+        number=number,
+        target=images.target,
+        predict=predict,
+        count=len(images),
+        model=model,
+        preprocess=lambda picture: transform(picture, None)[0],
+    )

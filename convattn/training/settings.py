@@ -175,7 +175,7 @@ def make_config(
 def describe(config_class: type[RunConfig]) -> str:
     """Return every setting as "name=default", with its meaning on the next line."""
     return "\n".join(
-        f"  {key}={_yaml(field.get_default())}\n      {field.description}"
+        f"  {key}={_default(field)}\n      {field.description}"
         for key, field in config_class.model_fields.items()
     )
 
@@ -219,8 +219,8 @@ def _explain(error: dict[str, Any], config_class: type[RunConfig]) -> str:
     meaning = str(field.description)
     if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"{name} is not set; write {name}=VALUE ({meaning})"
-    if "default" not in meaning:
-        meaning += f"; default {_yaml(field.get_default())}"
+    if "default" not in meaning and not field.is_required():
+        meaning += f"; default {_default(field)}"
     return f"{where}={_typed(value)}: {message} ({meaning})"
 
 
@@ -245,6 +245,11 @@ def _typed(value: Any) -> str:
         return _yaml(value) if isinstance(value, bool | list | tuple | dict) else shown(value)
     except yaml.YAMLError:  # YAML cannot represent an object in the value
         return shown(value)
+
+
+def _default(field: FieldInfo) -> str:
+    """Return the default of a setting as a user writes it, "" if it has none."""
+    return "" if field.is_required() else _yaml(field.get_default())
 
 
 def _yaml(value: Any) -> str:

@@ -19,6 +19,7 @@ from convattn.data import (
     Transform,
     collate_stacked,
 )
+from convattn.explain.page import Part
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import BASE_COLUMNS, Column
 from convattn.runs.predictions import Prediction
@@ -82,6 +83,10 @@ class Task(ABC, Generic[ConfigT]):
         prediction_class: the class of its predictions.
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
+        report: the sections of the task in the report of a run, in their order.
+        images_at_once: images in a batch of evaluation and prediction, unless a caller says so.
+        report_numbers: titles of the evaluation's numbers at the top of the report, by their names;
+            None for all of them.
         method: the method of the configuration, such as "mask_rcnn"; "" if the task has none.
         batch_multiple: the number of images in a batch is a multiple of this number.
         repeats: number of copies of each training image in an epoch.
@@ -92,6 +97,9 @@ class Task(ABC, Generic[ConfigT]):
     prediction_class: ClassVar[type[Prediction]]
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
+    report: ClassVar[tuple[Part, ...]] = ()
+    images_at_once: ClassVar[int] = 64
+    report_numbers: ClassVar[Mapping[str, str] | None] = None
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:
         self.config = config

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from convattn.cli import main
+from convattn.cli.predict import OPTIONS
+from convattn.tasks.table import find_task, list_tasks
+from convattn.training.predict import options_of
 from tests.data.folders import write_broken, write_image
 
 
@@ -136,6 +139,11 @@ def test_a_folder_of_other_files_is_an_error_that_counts_them(
     assert main(["predict", str(work / "runs" / "run"), str(tmp_path)]) == 2
     message = f"no images in the folder {tmp_path}; 3 files of other kinds passed over: 3 .heic"
     assert message in capsys.readouterr().err
+
+
+def test_every_option_of_every_task_is_an_option_of_the_command() -> None:
+    options = {name for task in list_tasks() for name in options_of(find_task(task))}
+    assert {*OPTIONS} == options
 
 
 def test_an_option_of_another_task_is_an_error_that_lists_the_options_of_this_task(

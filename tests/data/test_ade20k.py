@@ -43,6 +43,8 @@ def test_the_names_are_those_of_the_file(tmp_path: Path) -> None:
     source = open_ade20k(tmp_path)
     assert source.class_names == ("wall", "building", "door")
     assert source.val.target(1)[0, :3].tolist() == [IGNORED, 0, 2]
+    file.write_text(file.read_text().replace("door;", "wall;"))
+    assert open_ade20k(tmp_path).class_names[::2] == ("wall", "wall;double door")
     file.write_text("wall\nbuilding\n")
     with pytest.raises(ValueError, match=r"objectInfo150\.txt must have a header"):
         open_ade20k(tmp_path)

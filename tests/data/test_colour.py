@@ -6,8 +6,9 @@ import colorsys
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from convattn.data.colour import change_hue, distort
+from convattn.data.colour import change_hue, distort, jitter
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,31 @@ def test_saturation_and_hue_equal_those_of_hsv_colours(saturation: float, hue: f
         expected.append(colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), v))
     found = change_hue(pixels.clone(), saturation, hue)
     torch.testing.assert_close(found.flatten(1).T / 255, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strength", [0.4, 1.5])
+def test_colour_jitter_equals_that_of_torchvision(channels: int, strength: float) -> None:
+    torch.manual_seed(0)
+    pixels = torch.rand(channels, 8, 9)
+    order: set[tuple[int, ...]] = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        found = jitter(pixels.clone() * 255, strength) / 255
+        torch.manual_seed(seed)  # the same random numbers, in the order in which they are drawn
+        expected = pixels
+        steps = torch.randperm(3).tolist()
+        for step in steps:
+            factor = torch.empty(()).uniform_(max(0.0, 1 - strength), 1 + strength).item()
+            change = (
+                v2.functional.adjust_brightness,
+                v2.functional.adjust_contrast,
+                v2.functional.adjust_saturation,
+            )[step]
+            expected = change(expected, factor)
+        order.add(tuple(steps))
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    assert len(order) > 2
 
 
 def test_brightness_and_contrast_stay_in_their_ranges() -> None:

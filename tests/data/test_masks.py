@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
@@ -115,6 +116,24 @@ def test_a_mask_may_have_an_ending(tmp_path: Path) -> None:
     assert [problem.file for problem in problems] == ["images/9.jpg"]
 
 
+def test_masks_may_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    for number in range(4):
+        write_pair(tmp_path, f"images/{number}.jpg", f"annotations/trimaps/{number}.png")
+    (tmp_path / "annotations/xmls").mkdir()
+    source = open_masks(tmp_path, classes=NAMES)
+    assert source.problems == ()
+    assert len(source.train) + len(source.val) == 4
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    for number in range(3):
+        write_pair(tmp_path, f"images/{number}{name}.jpg", f"masks/{number}{name}.png")
+    source = open_masks(tmp_path, classes=NAMES)
+    assert os.path.basename(source.train.path(0)) == f"0{name}.jpg"
+    assert source.train.target(0).shape == source.train.image(0).size[::-1]
+
+
 def test_classes_are_given_as_a_list_or_a_file(tmp_path: Path) -> None:
     write_parts(tmp_path, "images/{} masks/{}", ("train", "val"))
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
@@ -137,8 +156,12 @@ def test_classes_without_names_are_called_by_their_values(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ((0, 255), r"less than two classes: 0, and ignored=255; list the classes"),
-        ((0, 38, 75), r"the values 0, 38 and 75, .*ignored=75; else list the classes"),
+        ((0, 255), r"fewer than two classes: 0, and ignored=255; list the classes"),
+        (
+            (0, 38, 75),
+            r"the values 0, 38 and 75 \(75 is in masks/0\.png\), .*ignored=75; else list",
+        ),
+        ((1, 2, 3), r"the values 1 to 3 .*, and 0 is missing\. .*ignored=0; else"),
     ],
 )
 def test_values_that_are_no_class_numbers_are_named(

@@ -44,7 +44,7 @@ DETECTION = {
 
 
 def lines_of(epochs: list[dict[str, float]]) -> list[int]:
-    return [len(axes.lines) for axes in curves_figure(epochs).axes]
+    return [len(axes.lines) for axes in curves_figure(panels(epochs), epochs).axes]
 
 
 def test_charts_are_losses_shares_and_learning_rates_of_any_task() -> None:
@@ -75,7 +75,8 @@ def test_a_chart_has_a_line_for_each_column() -> None:
 
 def test_lines_of_one_chart_differ_in_colour_or_dashes() -> None:
     names = ["train_acc", "val_top1", "val_top5", "val_map", "val_dice"]
-    (axes,) = curves_figure([dict.fromkeys(["epoch", *names], 1.0)]).axes
+    epochs = [dict.fromkeys(["epoch", *names], 1.0)]
+    (axes,) = curves_figure(panels(epochs), epochs).axes
     styles = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert len(styles) == len(names)
 
@@ -86,20 +87,22 @@ def test_titles_of_columns_are_the_terms_of_the_field() -> None:
 
 
 def test_curves_hold_the_values_of_the_epochs() -> None:
-    loss = curves_figure(EPOCHS).axes[0]
+    loss = curves_figure(panels(EPOCHS), EPOCHS).axes[0]
     training, validation = (np.asarray(line.get_xydata()) for line in loss.lines)
     np.testing.assert_allclose(training, [(1, 2), (2, 1), (3, 2 / 3)])
     np.testing.assert_allclose(validation, [(1, 3), (2, 1.5), (3, 1)])
 
 
 def test_curves_are_saved_as_a_picture(tmp_path: Path) -> None:
-    with Image.open(save_png(curves_figure(EPOCHS), tmp_path / "curves.png")) as picture:
+    with Image.open(
+        save_png(curves_figure(panels(EPOCHS), EPOCHS), tmp_path / "curves.png")
+    ) as picture:
         assert picture.size == (1650, 495)
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_svg_has_the_colours_and_fonts_of_the_page() -> None:
-    svg = to_svg(curves_figure(EPOCHS))
+    svg = to_svg(curves_figure(panels(EPOCHS), EPOCHS))
     assert svg.startswith("<svg")
     assert "var(--ink)" in svg
     assert "var(--accent)" in svg
@@ -141,5 +144,5 @@ def test_figures_do_not_import_pyplot_with_its_global_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
-    assert to_svg(curves_figure(EPOCHS)).startswith("<svg")
+    assert to_svg(curves_figure(panels(EPOCHS), EPOCHS)).startswith("<svg")
     assert to_svg(confusion_figure([[1]], ["one"])).startswith("<svg")

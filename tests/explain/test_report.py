@@ -5,8 +5,9 @@ import os
 import re
 import sys
 import tracemalloc
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,60 +15,29 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
-from convattn.explain.report import write_report
+from convattn.explain import report
+from convattn.explain.page import Pictures
 from convattn.layers.glmix import GLMixBlock
+from convattn.tasks.classification.report import PARTS
+from tests.explain.pages import Page
 from tests.explain.runs import write_run, write_table
-
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """The words of a page, its links, its ids, and whether every element is closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._words: list[str] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.elements: list[str] = []
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href"):
-                self.links.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-        if tag == "img":
-            assert dict(attrs)["alt"]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] != "style":
-            self._words += data.split()
-
-    @property
-    def words(self) -> str:
-        return " ".join(self._words)
-
-    def pictures(self) -> int:
-        return self.elements.count("img")
 
 
 def square(index: int) -> Image.Image:
     return Image.new("RGB", (32, 24), (index * 20 % 256, 0, 90))
+
+
+def write_report(
+    run: Path,
+    *,
+    image: Callable[[int], Image.Image] | None = None,
+    model: nn.Module | None = None,
+    preprocess: Callable[[Image.Image], Tensor] | None = None,
+    **options: Any,
+) -> Path:
+    """Write the report of a classifier."""
+    pictures = image and Pictures(image=image, model=model, preprocess=preprocess)
+    return report.write_report(run, parts=PARTS, pictures=pictures or None, **options)
 
 
 def test_the_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
@@ -118,10 +88,15 @@ def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
     assert "2 of 12 validation images are classified wrongly" in words
     first, second = words.index("87.5%"), words.index("62.5%")
     assert first < second
-    page = Page(write_report(run, image=square, max_mistakes=1))
-    assert page.pictures() == 1
-    assert "The 1 most confident" in page.words
-    assert "62.5%" not in page.words
+
+
+def test_many_mistakes_are_shown_in_part(tmp_path: Path) -> None:
+    mistakes = [(index, 2, 0.99 - index / 100) for index in range(30)]
+    run = write_run(tmp_path / "run", images_per_class=30, mistakes=mistakes)
+    page = Page(write_report(run, image=square))
+    assert page.pictures() == 24
+    assert "The 24 most confident" in page.words
+    assert "75.0%" not in page.words
 
 
 def test_mistakes_are_listed_in_words_without_images(tmp_path: Path) -> None:

@@ -41,6 +41,24 @@ def test_the_cells_name_the_best_objects_in_one_cell() -> None:
     assert prediction(*[CAT] * 9).cells()[0].endswith("and 4 more")
 
 
+def test_objects_of_low_scores_are_neither_drawn_nor_in_the_cells() -> None:
+    low = FoundObject(name="cow", label=2, score=0.1, box=(1.0, 1.0, 9.0, 9.0))
+    assert prediction(CAT, low).cells() == ["cat 90.0%"]
+    image = Image.new("RGB", (400, 200), "white")
+    assert prediction(CAT, low).draw(image).tobytes() == prediction(CAT).draw(image).tobytes()
+    assert len(prediction(CAT, low).to_dict()["objects"]) == 2
+    both = DetectionPrediction(path="", size=(200, 100), objects=(CAT, low), shown_score=0.05)
+    assert len(both.shown) == 2
+
+
+def test_the_overlay_has_the_size_of_the_image() -> None:
+    image = Image.new("RGB", (50, 25), "white")
+    drawn = prediction(CAT).overlay(image)
+    assert drawn.size == (50, 25)
+    assert np.asarray(drawn).min() < 255
+    assert np.asarray(image).min() == 255
+
+
 def test_coco_results_have_width_and_height_and_the_ids_of_the_categories() -> None:
     (entry,) = coco_results(prediction(masked(CAT)), 139, category_ids=[17])
     assert entry == {
@@ -79,6 +97,8 @@ def test_the_png_has_the_number_of_the_object_and_the_best_one_is_in_front() -> 
     assert png[20, 30] == 1
     assert png[90, 190] == 2
     assert np.asarray(prediction().to_png()).max() == 0
+    low = FoundObject(name="cow", label=2, score=0.1, box=(1.0, 1.0, 9.0, 9.0))
+    assert np.asarray(prediction(masked(CAT), masked(low, whole)).to_png()).max() == 1
 
 
 def test_a_prediction_without_masks_names_the_methods_that_have_masks() -> None:

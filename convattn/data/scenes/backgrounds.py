@@ -35,15 +35,15 @@ def background(rng: np.random.Generator, size: int, *, held_out: bool) -> np.nda
     if not rng.integers(3):
         return noise(rng, size)
     names = HELD_OUT if held_out else TRAINING
-    return _part(rng, _photograph(names[rng.integers(len(names))]), size)
+    return _part(rng, photograph(names[rng.integers(len(names))]), size)
 
 
 def noise(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return smooth noise in a random colour, a sum of three octaves."""
     found = np.empty((size, size, 3), np.int32)
-    found[:] = rng.integers(40, 200, 3)
-    for cells, height in ((2, 60), (6, 50), (size // 8, 35)):
-        grid = rng.integers(-height, height + 1, (cells + 1, cells + 1, 3))
+    found[:] = rng.integers(50, 170) + rng.integers(-25, 26, 3)
+    for cells, height in ((2, 60), (6, 50), (size // 8, 40)):
+        grid = rng.integers(-height // 3, height // 3 + 1, (cells + 1, cells + 1, 3))
         grid += rng.integers(-height, height + 1, (cells + 1, cells + 1, 1))
         found += _enlarge(grid, size) // 2
     return np.clip(found, 0, 255, out=found)
@@ -74,7 +74,13 @@ def _part(rng: np.random.Generator, photograph: np.ndarray, size: int) -> np.nda
 
 
 @functools.cache
-def _photograph(name: str) -> np.ndarray:
+def photograph(name: str) -> np.ndarray:
+    """Return a photograph of `TRAINING` or `HELD_OUT`, RGB, uint8 (H, W, 3).
+
+    Raises:
+        ModuleNotFoundError: its package is not installed.
+        FileNotFoundError: the package was installed without its photographs.
+    """
     package, _, file = name.partition("/")
     spec = find_spec(package)  # does not import the package
     if spec is None or not spec.submodule_search_locations:
@@ -83,5 +89,8 @@ def _photograph(name: str) -> np.ndarray:
             "pip install 'convattn[train]'",
             name=package,
         )
-    with Image.open(Path(spec.submodule_search_locations[0], file)) as image:
+    path = Path(spec.submodule_search_locations[0], file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: install {package} with pip, which has it")
+    with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

@@ -14,7 +14,7 @@ from convattn.data import DataSource, ImageSet
 from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
-from convattn.runs.results import PREDICTION_COLUMNS, PredictionRow
+from convattn.tasks.classification.report import PREDICTION_COLUMNS, PredictionRow
 from convattn.training.evaluation import Found, TaskEvaluation
 
 _MAX_ROWS = 40  # rows of the table of classes

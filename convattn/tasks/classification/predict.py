@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -66,5 +67,5 @@ def predict(
         value_range=value_range,
         options={"top_k": top_k},
     )
-    images, broken = engine.split(found)
+    images, broken = engine.split(cast("Iterator[ClassPrediction]", found))
     return Predictions(tuple(images), tuple(broken), found.notes)

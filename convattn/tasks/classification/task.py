@@ -32,6 +32,7 @@ from convattn.runs.predictions import ClassPrediction, Guess
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
 from convattn.tasks.classification.evaluation import Evaluation, summarise
+from convattn.tasks.classification.report import PARTS
 from convattn.tasks.classification.shapes import shape_notes
 from convattn.training.evaluation import Found
 from convattn.training.task import Built, Step, Task
@@ -47,6 +48,7 @@ class Classification(Task[TrainConfig]):
     prediction_class = ClassPrediction
     best = ("val_top1", "-val_loss")
     fixed = ("in_chans", "img_size", "repeats")
+    report = PARTS
 
     @classmethod
     def columns(cls, method: str = "") -> tuple[Column, ...]:

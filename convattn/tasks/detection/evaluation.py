@@ -15,15 +15,15 @@ from convattn.data import DataSource, ImageSet
 from convattn.names import counted, shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
+from convattn.runs.detections import SHOWN_SCORE
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
 from convattn.tasks.detection.matching import match
-from convattn.tasks.detection.meter import KINDS, PREFIXES, DetectionMeter
+from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
 from convattn.tasks.detection.objects import Objects
 from convattn.training.evaluation import Found, TaskEvaluation
 
 RESULTS = "detections.json"  # the found objects as COCO results
-SHOWN_SCORE = 0.25  # the score from which objects count for confusions and single images
 _MAX_ROWS = 40  # rows of the table of classes
 
 
@@ -178,9 +178,7 @@ def summarise(
     outputs: list[Objects] = [one for batch in found.outputs for one in batch]
     targets: list[Objects] = [one for batch in found.targets for one in batch]
     has_masks = any(one["masks"] for one in targets)
-    meter = DetectionMeter(masks=has_masks, curves=True)
-    meter.update(outputs, targets)
-    values = meter.compute()
+    values = average_precision(outputs, targets, masks=has_masks, curves=True)
     names = list(data.class_names)
     prefixes = [PREFIXES[kind] for kind in KINDS if kind == "bbox" or has_masks]
     known = {f"{prefix}{name}" for prefix in prefixes for name in _NUMBERS}
@@ -205,7 +203,7 @@ def summarise(
         mask_curves=_curves(names, values, "mask_") if has_masks else {},
         confusion=Confusion(len(names) + 1, ((t, f, n) for (t, f), n in pairs.items())),
         predictions=rows,
-        results=_results(outputs, targets),
+        results=_results(outputs, targets, data.category_ids),
         **{name: values[name].item() for name in known if name in fields},
     )
 
@@ -225,7 +223,7 @@ def _per_class(
     counts = Counter(label for one in targets for label in one["labels"][~one["crowd"]].tolist())
     found: dict[int, dict[str, float]] = {}
     for prefix in prefixes:
-        for place, label in enumerate(values.get(f"{prefix}classes", [])):
+        for place, label in enumerate(values["classes"] if f"{prefix}precision" in values else []):
             precision = values[f"{prefix}precision"][..., place]
             if (precision < 0).all():
                 continue
@@ -247,7 +245,7 @@ def _curves(names: Sequence[str], values: Mapping[str, Any], prefix: str) -> dic
     at50 = values[f"{prefix}precision"][0]
     curves = {
         names[label]: at50[:, place]
-        for place, label in enumerate(values[f"{prefix}classes"])
+        for place, label in enumerate(values["classes"])
         if (at50[:, place] >= 0).all()
     }
     if curves:
@@ -281,8 +279,16 @@ def _single_images(
     return pairs, rows
 
 
-def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dict[str, Any]]:
-    """Return the found objects as COCO results, with class numbers from 1 as ids of categories."""
+def _results(
+    outputs: Sequence[Objects], targets: Sequence[Objects], category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
+    """Return the found objects as COCO results.
+
+    Args:
+        outputs: the found objects of each image.
+        targets: the true objects of each image, which have the id of the image.
+        category_ids: the id of each class; () for class numbers from 1.
+    """
     results = []
     for found, target in zip(outputs, targets, strict=True):
         masks: Sequence[Rle | None] = found["masks"] or [None] * len(found["labels"])
@@ -296,7 +302,7 @@ def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dic
             box = [left, top, right - left, bottom - top]
             entry = {
                 "image_id": target["image_id"],
-                "category_id": label + 1,
+                "category_id": category_ids[label] if category_ids else label + 1,
                 "bbox": [round(side, 2) for side in box],
                 "score": round(score, 5),
             }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +33,9 @@ _NAMES = {
 }
 Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
+# Those of COCO's program in float64; the defaults of torchmetrics have the rounding of float32.
+_IOUS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
 PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # of the names of the results
 
@@ -39,23 +43,17 @@ PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # of the names of the
 class DetectionMeter(Metric):
     """Average precision and recall of boxes, and of masks, over the images of all processes.
 
-    A value is NaN where there is no true object, such as no small one.
-
     Args:
         masks: whether masks are measured too.
         backend: "pycocotools" or "faster_coco_eval".
-        curves: whether ``compute`` also returns the precisions of all classes.
     """
 
     full_state_update = False
 
-    def __init__(
-        self, *, masks: bool = False, backend: Backend = "pycocotools", curves: bool = False
-    ) -> None:
+    def __init__(self, *, masks: bool = False, backend: Backend = "pycocotools") -> None:
         super().__init__(sync_on_compute=False)  # the objects are no tensors of one shape
         self.masks = masks
         self.backend = backend
-        self.curves = curves
         self.found: list[Objects] = []
         self.targets: list[Objects] = []
 
@@ -70,55 +68,63 @@ class DetectionMeter(Metric):
         self.found, self.targets = [], []
 
     def compute(self) -> dict[str, Any]:
-        """Return the results by name; those of masks start with "mask_"."""
+        """Return the results as `average_precision`; every process must call this method."""
         found, targets = _gathered(self.found), _gathered(self.targets)
-        results: dict[str, Any] = {}
-        for kind in KINDS if self.masks else KINDS[:1]:
-            values = precision(found, targets, kind, self.backend, curves=self.curves)
-            results |= {PREFIXES[kind] + name: value for name, value in values.items()}
-        return results
+        return average_precision(found, targets, masks=self.masks, backend=self.backend)
 
 
-def precision(
-    found: Sequence[Objects],
-    targets: Sequence[Objects],
-    kind: Kind,
-    backend: Backend = "pycocotools",
+def average_precision(
+    found: Iterable[Objects],
+    targets: Iterable[Objects],
     *,
+    masks: bool = False,
+    backend: Backend = "pycocotools",
     curves: bool = False,
 ) -> dict[str, Any]:
-    """Return average precisions and recalls.
+    """Return average precisions and recalls by name.
 
     Args:
         found: the found objects of each image.
         targets: the true objects of each image.
-        kind: "bbox" compares boxes, "segm" masks.
+        masks: whether masks are measured too.
         backend: "pycocotools" or "faster_coco_eval".
-        curves: whether to return the precision at each IoU (10), recall (101) and class too.
+        curves: whether to return the precisions of each class too.
 
     Returns:
-        Scalar tensors by name, NaN where there is no true object; with ``curves`` also
-        "precision" (10, 101, classes), -1 where there is no true object, "recall" (10, classes)
-        and "classes", the numbers of the classes that occur.
+        Scalar tensors, NaN where there is no true object; names of results of masks start with
+        "mask_". With ``curves`` also "precision" (10, 101, classes) and "recall" (10, classes) by
+        IoU, recall and class, -1 where there is no true object; and "classes", the numbers of the
+        classes.
     """
+    kinds = KINDS if masks else KINDS[:1]
     metric = _AveragePrecision(
-        iou_type=kind, backend=backend, extended_summary=curves, sync_on_compute=False
+        iou_type=kinds,
+        backend=backend,
+        iou_thresholds=_IOUS,
+        rec_thresholds=_RECALLS,
+        extended_summary=curves,
+        sync_on_compute=False,
     )
     metric.update(found, targets)
-    results = metric.compute()
-    values = {new: _or_nan(results[old]) for old, new in _NAMES.items()}
-    if not curves or "precision" not in results:
-        return values
-    return {
-        **values,
-        "precision": results["precision"][..., 0, -1],
-        "recall": results["recall"][..., 0, -1],
-        "classes": results["classes"].tolist(),
-    }
+    values = metric.compute()
+    results: dict[str, Any] = {}
+    for kind in kinds:
+        start, prefix = f"{kind}_" if masks else "", PREFIXES[kind]
+        results |= {prefix + name: _or_nan(values[start + old]) for old, name in _NAMES.items()}
+        if f"{start}precision" in values:
+            results[f"{prefix}precision"] = values[f"{start}precision"][..., 0, -1]
+            results[f"{prefix}recall"] = values[f"{start}recall"][..., 0, -1]
+    if curves:  # torchmetrics makes a number of the list of a single class
+        results["classes"] = values["classes"].flatten().tolist()
+    return results
 
 
 class _AveragePrecision(MeanAveragePrecision):
-    """torchmetrics' metric, for masks that are run-length encoded."""
+    """torchmetrics' metric, for masks that are run-length encoded.
+
+    Masks must be measured together with boxes: torchmetrics leaves out the images without true
+    masks, and what was found in them, where it measures masks alone.
+    """
 
     def update(  # type: ignore[override]
         self, found: Iterable[Objects], targets: Iterable[Objects]
@@ -134,10 +140,9 @@ class _AveragePrecision(MeanAveragePrecision):
 
     def _add(self, kind: str, objects: Objects) -> None:
         getattr(self, f"{kind}_labels").append(objects["labels"])
-        if "bbox" in self.iou_type:
-            boxes = box_convert(objects["boxes"].float(), "xyxy", "xywh")
-            getattr(self, f"{kind}_box").append(boxes)
-        else:
+        boxes = box_convert(objects["boxes"].float(), "xyxy", "xywh")
+        getattr(self, f"{kind}_box").append(boxes)
+        if "segm" in self.iou_type:
             masks = [(tuple(m["size"]), m["counts"].encode()) for m in objects["masks"]]
             getattr(self, f"{kind}_mask").append(tuple(masks))
 

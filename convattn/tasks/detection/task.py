@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from convattn.data import (
     collate_padded,
     joint_eval_transform,
     joint_train_transform,
+    padded_size,
 )
 from convattn.runs.card import ModelCard
-from convattn.runs.detections import DetectionPrediction, FoundObject
+from convattn.runs.detections import SHOWN_SCORE, DetectionPrediction, FoundObject
 from convattn.runs.metrics import Column
 from convattn.runs.rle import Rle
 from convattn.tasks.detection import build
@@ -31,6 +33,7 @@ from convattn.tasks.detection.config import MASK_METHODS, DetectionConfig
 from convattn.tasks.detection.evaluation import DetectionEvaluation, summarise
 from convattn.tasks.detection.meter import DetectionMeter
 from convattn.tasks.detection.objects import Found, found_objects, kept_found, kept_target
+from convattn.tasks.detection.report import NUMBERS, PARTS
 from convattn.training.evaluation import Found as Outputs
 from convattn.training.task import Built, Step, Task
 
@@ -45,6 +48,9 @@ class Detection(Task[DetectionConfig]):
     config_class = DetectionConfig
     prediction_class = DetectionPrediction
     best = ("val_map",)
+    report = PARTS
+    report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
         "head_depth", "head_width", "box_head", "anchor_scale",
@@ -115,13 +121,22 @@ class Detection(Task[DetectionConfig]):
         sizes: Sequence[tuple[int, int]],
         card: ModelCard,
     ) -> list[Found]:
-        """Return the objects found in each image, in pixels of the original image."""
+        """Return the objects found in each image, in pixels of the original image.
+
+        Images of the same padded size are computed together, without the padding that other images
+        of the batch need, so that the result does not depend on them.
+        """
         resized = [card.preprocess.resized(size) for size in sizes]
-        found = model(images, sizes=resized)
-        return [
-            found_objects(objects, inner, size)
-            for objects, inner, size in zip(found, resized, sizes, strict=True)
-        ]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(resized):
+            groups.setdefault(padded_size(*size), []).append(index)
+        found: dict[int, Found] = {}
+        for (height, width), indices in groups.items():
+            group = images[indices][..., :height, :width]
+            inner = [resized[index] for index in indices]
+            for index, objects in zip(indices, model(group, sizes=inner), strict=True):
+                found[index] = found_objects(objects, resized[index], sizes[index])
+        return [found[index] for index in range(len(sizes))]
 
     @classmethod
     def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -155,7 +170,10 @@ class Detection(Task[DetectionConfig]):
         """
         _check_limits(model, score, nms)
         found = cls.outputs(model, images, sizes, card)
-        return [_prediction(_limited(f, score, nms), card) for f in found]
+        shown = SHOWN_SCORE if score is None else score
+        return [
+            replace(_prediction(_limited(f, score, nms), card), shown_score=shown) for f in found
+        ]
 
     def meter(self, card: ModelCard) -> Metric:
         """Return the average precision of boxes and masks."""

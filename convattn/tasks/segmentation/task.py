@@ -29,6 +29,7 @@ from convattn.tasks.segmentation.config import SegmentationConfig
 from convattn.tasks.segmentation.counts import SegmentationMeter, count_pixels
 from convattn.tasks.segmentation.evaluation import SegmentationEvaluation, summarise
 from convattn.tasks.segmentation.models import Inference, Segmenter, segment
+from convattn.tasks.segmentation.report import NUMBERS, PARTS
 from convattn.training.evaluation import Found
 from convattn.training.task import Built, Step, Task
 
@@ -40,6 +41,9 @@ class Segmentation(Task[SegmentationConfig]):
     config_class = SegmentationConfig
     prediction_class = SegmentationPrediction
     best = ("val_miou", "val_acc")
+    report = PARTS
+    report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method",
         "classes",

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convattn.runs.colours import class_colour
+from convattn.runs.targets import counts_legend, draw_target, target_counts, target_objects
+
+NAMES = ("cat", "dog", "кот")
+
+
+def objects(**more: Any) -> dict[str, Any]:
+    boxes = torch.tensor([[10.0, 10.0, 20.0, 20.0], [0.0, 0.0, 100.0, 50.0]])
+    return {"boxes": boxes, "labels": torch.tensor([2, 0]), **more}
+
+
+def test_boxes_are_scaled_to_the_picture_and_small_objects_are_drawn_last() -> None:
+    large, small = target_objects(objects(), NAMES, (100, 50), (200, 100))
+    assert (large.text, large.box) == ("cat", (0.0, 0.0, 200.0, 100.0))
+    assert (small.text, small.number, small.box) == ("кот", 2, (20.0, 20.0, 40.0, 40.0))
+
+
+def test_crowds_are_dashed_and_masks_have_the_size_of_the_picture() -> None:
+    masks = torch.zeros(2, 50, 100, dtype=torch.uint8)
+    masks[0, 10:20, 10:20] = 1
+    target = objects(masks=masks, crowd=torch.tensor([True, False]))
+    large, small = target_objects(target, NAMES, (100, 50), (200, 100))
+    assert (large.dashed, small.dashed) == (False, True)
+    assert small.mask is not None
+    assert small.mask.shape == (100, 200)
+    assert small.mask.sum() == 400
+
+
+@pytest.mark.parametrize(
+    "target",
+    [objects(), torch.tensor([[0, 1]]), 2, objects(boxes=torch.zeros(0, 4), labels=torch.zeros(0))],
+)
+def test_any_target_is_drawn_at_the_size_of_the_picture(target: Any) -> None:
+    image = Image.new("RGB", (200, 100), "white")
+    drawn = draw_target(image, target, NAMES, (100, 50))
+    assert drawn.size == (200, 100)
+    is_empty = isinstance(target, dict) and not len(target["labels"])
+    assert (np.asarray(drawn).min() == 255) == is_empty
+
+
+def test_counts_are_objects_pixels_or_one_image() -> None:
+    assert target_counts(objects()) == {0: 1, 2: 1}
+    assert target_counts(torch.tensor([[1, 1], [0, 255]], dtype=torch.uint8)) == {0: 1, 1: 2}
+    assert target_counts(2) == {2: 1}
+
+
+def test_the_legend_has_the_classes_that_occur() -> None:
+    (entry,) = counts_legend({2: 3, 1: 0}, NAMES)
+    assert (entry.colour, entry.name) == (class_colour(2), "кот")
