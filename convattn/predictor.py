@@ -112,7 +112,7 @@ class Predictor:
         self,
         images: AnyImage | Iterable[AnyImage],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         value_range: Sequence[float] | None = None,
         **options: Any,
     ) -> list[Any]:
@@ -134,11 +134,13 @@ class Predictor:
 
         Args:
             images: the images to predict.
-            batch_size: images at a time; the result does not depend on it, up to rounding.
+            batch_size: images at a time; the result does not depend on it, up to rounding. By
+                default that of the task: 64, or 4 of detection and segmentation.
             value_range: the values of black and white in float images and images of more than 8
                 bits; by default those of the training.
             **options: options of the task. Classification has ``top_k`` (5), the number of
-                classes.
+                classes. Detection has ``score`` and ``nms``; segmentation has ``inference``,
+                ``window``, ``window_stride`` and ``flip``; by default they are the training's.
 
         Returns:
             A `Prediction` per image, in the order of the images.
@@ -163,7 +165,7 @@ class Predictor:
         self,
         images: AnyImage | Iterable[AnyImage],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         value_range: Sequence[float] | None = None,
         **options: Any,
     ) -> Predictions:

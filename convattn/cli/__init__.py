@@ -34,6 +34,8 @@ _COMMANDS: Commands = {
 _EXAMPLES = """examples:
   convattn train                                 train on the handwritten digits, 1 to 2 minutes
   convattn train --data folder:pets epochs=50    train on a folder of images
+  convattn train --method faster_rcnn --data coco:pets --recipe small
+                                                 train a detector
   convattn eval runs/glnet_nano-digits-1         evaluate the trained model
   convattn predict runs/glnet_nano-digits-1 scan.png
   convattn report runs/glnet_nano-digits-1       write the report page again

@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = dict(map(_setting, args.settings))
     if "ignored" in settings:
         settings["ignored"] = _number("ignored", settings["ignored"])
+    if "download" in settings:
+        check_choice("download", settings["download"], ("true", "false"))
+        settings["download"] = settings["download"] == "true"
     from convattn.data.check import check_dataset  # imports torch
 
     found = check_dataset(args.data, targets=args.targets, **settings)

@@ -26,11 +26,11 @@ formats:
   folder    a class for each pixel, in PNG files; 0 is the background
   classes   one object in each picture, in a folder for each class, with masks beside them"""
 FORMATS = {
-    "coco": "--task detection --data coco:{}",
-    "yolo": "--task detection --data yolo:{}",
-    "voc": "--task detection --data voc:{}",
-    "ade20k": "--task segmentation --data ade20k:{}",
-    "folder": "--task segmentation --data masks:{}",
+    "coco": "--task detection --recipe small --data coco:{}",
+    "yolo": "--task detection --recipe small --data yolo:{}",
+    "voc": "--task detection --recipe small --data voc:{}",
+    "ade20k": "--task segmentation --recipe small --data ade20k:{}",
+    "folder": "--task segmentation --recipe small --data masks:{}",
     "classes": "--data folder:{}/images",
 }
 MIN_SIZE, MAX_SIZE = 64, 4096
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     write_scenes(folder, args.format, count=count, val=val, size=size, seed=seed)
     print(
         f"{shown(folder)}: {count:,} training pictures and {val:,} held out\n\n"
-        f"Next:\n  convattn train {FORMATS[args.format].format(as_word(folder))}"
+        f"Next:\n  convattn train {FORMATS[args.format].format(as_word(folder))} img_size={size}"
     )
     return 0
 

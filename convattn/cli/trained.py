@@ -15,7 +15,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Declare the options for reading images and running the model."""
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time [64]")
+    parser.add_argument(
+        "--batch-size", type=int, help="images at a time [64, or 4 of detection and segmentation]"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps [a GPU if there is one]")
     parser.add_argument(
         "--value-range",

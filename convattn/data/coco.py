@@ -32,6 +32,7 @@ from convattn.data.source import DataSource, relative_name
 from convattn.names import shown
 
 _LARGEST_SIDE = 2**31 - 1
+_LARGEST_NUMBER = 2**62
 _CORNERS_SHARE = 1 / 3  # of the boxes leave their image where corners stand for width and height
 _CORNERS_FIT = 0.95
 
@@ -166,7 +167,7 @@ class _Parser:
         is_complete = self._read_images(content["images"])
         self._read_annotations(content["annotations"])
         self._check_corners()
-        return self.built.build(names), is_complete
+        return self.built.build(names, [*self.labels]), is_complete
 
     def _content(self) -> dict[str, list[Any]]:
         try:
@@ -232,7 +233,10 @@ class _Parser:
             else:
                 size = _side(_get(image, "width")), _side(_get(image, "height"))
                 is_known = min(size) > 0
-                number = key if isinstance(key, int) and abs(key) < 2**62 else len(self.rows)
+                number = (
+                    key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else len(self.rows)
+                )
+                name = name.replace("\\", "/")  # the file may come from Windows
                 row = self.built.add_image(name, size if is_known else (0, 0), number)
                 self.rows[key] = row
                 self.sizes.append(size)
@@ -264,7 +268,7 @@ class _Parser:
                     if key in seen:
                         raise EntryError("duplicate id: an earlier annotation has it too")
                     seen.add(key)
-                is_number = isinstance(key, int) and abs(key) < 2**62
+                is_number = isinstance(key, int) and abs(key) < _LARGEST_NUMBER
                 self._read_annotation(annotation, entry, key if is_number else place)
             except EntryError as error:
                 self._problem(entry, str(error))
@@ -290,7 +294,7 @@ class _Parser:
             box,
             entry=number,
             crowd=found.get("iscrowd") in (1, True),
-            area=area if _is_number(area) and 0 <= area < math.inf else math.nan,
+            area=area if _is_number(area) and 0 <= area < _LARGEST_NUMBER else math.nan,
             mask=mask,
             has_broken_mask=bool(problems),
         )
@@ -364,7 +368,9 @@ def _looked_up(table: dict[Any, int], key: Any) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < _LARGEST_NUMBER
 
 
 def _side(value: Any) -> int:

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAGIC = b"convattn-index\n"
 _ALIGNMENT = 64
 _LENGTH = 16  # hexadecimal digits of the header's length
 _SUFFIX = ".index"
+_CHECKED = 2**26  # bytes; larger columns have no checksum, as reading all of them takes long
 
 Columns = Mapping[str, np.ndarray]
 
@@ -103,10 +104,13 @@ def read_index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | Non
         found = json.loads(text)
         if len(content) != found["bytes"]:
             return None
-        return found["header"], {
-            name: content[first : first + size].view(dtype)
-            for name, dtype, first, size in found["columns"]
-        }
+        columns = {}
+        for name, dtype, first, size, checksum in found["columns"]:
+            column = content[first : first + size]
+            if size <= _CHECKED and zlib.crc32(column.data) != checksum:
+                return None
+            columns[name] = column.view(dtype)
+        return found["header"], columns
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -122,14 +126,15 @@ def _blocks(header: Mapping[str, Any], columns: Columns) -> Iterable[bytes | mem
     sizes = {name: array.nbytes for name, array in arrays.items()}
     reserved = len(json.dumps(header)) + 128 * (len(arrays) + 1)
     first = _aligned(len(_MAGIC) + _LENGTH + 8 + reserved)
-    places: list[tuple[str, str, int, int]] = []
+    places: list[tuple[str, str, int, int, int]] = []
     for name, array in arrays.items():
-        places.append((name, array.dtype.str, first, sizes[name]))
+        checksum = zlib.crc32(array.data.cast("B")) if 0 < sizes[name] <= _CHECKED else 0
+        places.append((name, array.dtype.str, first, sizes[name], checksum))
         first = _aligned(first + sizes[name])
     text = json.dumps({"header": header, "columns": places, "bytes": first}).encode()
     yield _MAGIC + f"{len(text):0{_LENGTH}x}{zlib.crc32(text):08x}".encode() + text
     written = len(_MAGIC) + _LENGTH + 8 + len(text)
-    for name, _, place, size in places:
+    for name, _, place, size, _ in places:
         yield bytes(place - written)
         yield arrays[name].data.cast("B") if size else b""
         written = place + size

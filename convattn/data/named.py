@@ -32,10 +32,10 @@ _LACKS = {
     "segments": "no class for each pixel",
 }
 _USES = {
-    "classes": "targets='classes' is for classification",
-    "boxes": "targets='boxes' is for detection",
-    "instances": "targets='instances' is for detection with masks",
-    "segments": "targets='segments' is for segmentation",
+    "classes": "classification",
+    "boxes": "detection",
+    "instances": "detection with masks",
+    "segments": "segmentation",
 }
 
 
@@ -150,8 +150,8 @@ def _reader(kind: str, targets: str) -> Callable[..., DataSource]:
 
 def _no_targets(kind: str, targets: str) -> str:
     others = [f"{other}:" for other, offered in _FORMATS.items() if targets in offered]
-    own = [_USES[offered] for offered in _FORMATS.get(kind, {"classes": ""})]
+    own = [f"targets={name!r} for {_USES[name]}" for name in offered_targets(kind)]
     return (
-        f"{kind}: has {_LACKS[targets]}; data that starts with {' or '.join(others)} has them, and "
-        f"of {kind}: {'; '.join(own)}"
+        f"{kind}: has {_LACKS[targets]}; data that starts with {' or '.join(others)} has them. "
+        f"{kind}: has {' and '.join(own)}"
     )

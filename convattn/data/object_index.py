@@ -48,6 +48,7 @@ class IndexFacts:
         clipped: number of boxes that were clipped by at most `ROUNDING`.
         entries: number of objects in the files, with those that were left out.
         notes: sentences on the files as a whole.
+        category_ids: the ids of the classes in the file, () if classes have no ids.
     """
 
     class_names: tuple[str, ...]
@@ -57,6 +58,7 @@ class IndexFacts:
     clipped: int = 0
     entries: int = 0
     notes: tuple[str, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return values that JSON can represent."""
@@ -283,7 +285,9 @@ class IndexBuilder:
         add["mask_first"](first)
         add["mask_end"](end)
 
-    def build(self, class_names: Sequence[str]) -> ObjectIndex:
+    def build(
+        self, class_names: Sequence[str], category_ids: Sequence[int | str] = ()
+    ) -> ObjectIndex:
         """Return the index, its objects in the order of the images."""
         found = {name: np.array(column) for name, column in self._columns.items()}
         found["boxes"] = found["boxes"].reshape(-1, 4)
@@ -303,6 +307,7 @@ class IndexBuilder:
             self.clipped,
             self.entries,
             tuple(self.notes),
+            tuple(category_ids),
         )
         return ObjectIndex(facts, found)
 

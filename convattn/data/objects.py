@@ -235,6 +235,7 @@ class ObjectReader:
             broken=tuple(self.broken),
             root=self.root,
             notes=tuple(self.notes),
+            category_ids=_category_ids(parts[-1], numbers[-1], len(names)),
             problems=tuple(self.problems),
         )
         return apply_value_range(source, self.survey, value_range)
@@ -265,8 +266,7 @@ class ObjectReader:
     def _readable(self, part: ObjectPart, total: int) -> np.ndarray:
         """Return the rows of the images that can be read; the others are added to the problems."""
         names = part.index.names()
-        relative = [self._relative(part, name) for name in names]
-        left, known, _ = split_by_name(relative, self.known_broken)
+        left, known = self._known(part, names)
         broken = {row: BrokenFile(self._path(part, names[row]), _BEFORE) for row in known}
         missing = [row for row in left if not self._exists(part, names[row])]
         why = "the image is missing" + (f": {part.title} names it" if part.file else "")
@@ -274,12 +274,22 @@ class ObjectReader:
         gone = set(missing)
         left = [row for row in left if row not in gone]
         if missing and not left:
-            self._raise_all_missing(part, [relative[row] for row in missing], why)
+            self._raise_all_missing(part, [names[row] for row in missing], why)
         broken |= self._unreadable(part, left, names, large=total > DECODE_AT_MOST)
         found = [broken[row] for row in sorted(broken)]
         self.broken += found
-        self._add_images(part, found, [relative[row] for row in sorted(broken)], len(names))
+        self._add_images(part, found, len(names))
         return np.array([row for row in left if row not in broken], dtype=np.int64)
+
+    def _known(self, part: ObjectPart, names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the rows of the images that are read, and of those that could not be read before.
+
+        The paths of a hundred thousand images take a second, so they are made only if needed.
+        """
+        if not self.known_broken:
+            return list(range(len(names))), []
+        relative = [self._relative(part, name) for name in names]
+        return split_by_name(relative, self.known_broken)[:2]
 
     def _unreadable(
         self, part: ObjectPart, rows: Sequence[int], names: Sequence[str], *, large: bool
@@ -298,14 +308,12 @@ class ObjectReader:
         where = dict(zip(paths, rows, strict=True))
         return {where[file.path]: file for file in found}
 
-    def _add_images(
-        self, part: ObjectPart, broken: Sequence[BrokenFile], names: Sequence[str], total: int
-    ) -> None:
+    def _add_images(self, part: ObjectPart, broken: Sequence[BrokenFile], total: int) -> None:
         """Add the problems of images, and raise an error if there are too many."""
         own = [self._placed(part, p) for p in part.index.facts.image_problems]
         found = [
-            Problem(name, "", image_reason(file.reason))
-            for name, file in zip(names, broken, strict=True)
+            Problem(relative_name(file.path, self.root), "", image_reason(file.reason))
+            for file in broken
             if file.reason is not _BEFORE
         ]
         self.problems += [*own, *found]
@@ -393,6 +401,7 @@ class ObjectReader:
                 )
 
     def _raise_all_missing(self, part: ObjectPart, missing: Sequence[str], why: str) -> None:
+        missing = [self._relative(part, name) for name in missing]
         self.problems += [Problem(name, "", why) for name in missing]
         raise UnusableDataError(
             f"none of the {counted(len(missing), 'image')} of {part.title} is there: "
@@ -409,6 +418,8 @@ class ObjectReader:
         return os.path.join(part.folder, name)
 
     def _exists(self, part: ObjectPart, name: str) -> bool:
+        if name in self._listing(part.folder):
+            return True
         path = self._path(part, name)
         folder, file = os.path.split(path)
         return file in self._listing(folder) or os.path.isfile(path)
@@ -425,6 +436,13 @@ class ObjectReader:
 
     def __post_init__(self) -> None:
         self._listings: dict[str, set[str]] = {}
+
+
+def _category_ids(part: ObjectPart, numbers: np.ndarray, count: int) -> tuple[int | str, ...]:
+    """Return the id of each class in a part, () if the part does not have all classes."""
+    pairs = zip(numbers.tolist(), part.index.facts.category_ids, strict=False)
+    ids = {number: identity for number, identity in pairs if number >= 0}
+    return tuple(ids[number] for number in range(count)) if len(ids) == count else ()
 
 
 _BEFORE = "it was unreadable before"

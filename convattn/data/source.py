@@ -155,6 +155,7 @@ class DataSource:
         root: the folder that the files' relative names start from, "" where there is none.
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
+        category_ids: the ids of the classes in an annotation file, () where classes have no ids.
         problems: problems of images and of entries of annotation files, which were left out.
     """
 
@@ -174,6 +175,7 @@ class DataSource:
     typical_size: tuple[int, int] | None = None
     root: str = ""
     notes: tuple[str, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def __post_init__(self) -> None:

@@ -110,15 +110,18 @@ def curve_figure(panel: Panel, epochs: Epochs) -> Figure:
     return figure
 
 
-def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
+def confusion_figure(
+    confusion: Sequence[Sequence[int]], class_names: Sequence[str], *, shares: bool = False
+) -> Figure:
     """Draw a confusion matrix: the stronger the colour of a cell, the larger its share of a row.
 
-    Up to 30 classes have names and counts. More classes are drawn without numbers; of more than
+    Up to 30 classes have names and numbers. More classes are drawn without numbers; of more than
     200, neighbouring classes share a cell, which shows their largest share.
 
     Args:
         confusion: counts by (true class, predicted class).
         class_names: names in the order of the labels.
+        shares: whether the numbers are shares of the rows in per cent, instead of counts.
     """
     classes = len(confusion)
     numbered = classes <= MAX_NUMBERED_CLASSES
@@ -132,7 +135,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
     axes.set_ylabel("true", color=MUTED, fontsize=_SMALL_TEXT)
     _style(axes, grid=False)
     if numbered:
-        _number_cells(axes, np.asarray(confusion), opacity)
+        _number_cells(axes, np.asarray(confusion), opacity, shares)
         _name_classes(axes, class_names)
     return figure
 
@@ -292,15 +295,21 @@ def _tint(opacity: np.ndarray) -> np.ndarray:
     return tinted
 
 
-def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray) -> None:
-    size = _SMALL_TEXT if counts.max(initial=0) < 1000 else _SMALL_TEXT - 2
+def _number_cells(axes: Axes, counts: np.ndarray, opacity: np.ndarray, shares: bool) -> None:
+    size = _SMALL_TEXT if shares or counts.max(initial=0) < 1000 else _SMALL_TEXT - 2
     for row, column in np.argwhere(counts > 0):
         colour = "white" if opacity[row, column] > 0.6 else INK
-        count = str(counts[row, column])
-        axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=size)
+        count = counts[row, column]
+        text = _percent(count / counts[row].sum()) if shares else str(count)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
     lines = np.arange(len(counts) + 1) - 0.5
     axes.hlines(lines, -0.5, len(counts) - 0.5, color=LINE, lw=0.6)
     axes.vlines(lines, -0.5, len(counts) - 0.5, color=LINE, lw=0.6)
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent without the sign, "" for less than half a per cent."""
+    return f"{share:.0%}".removesuffix("%") if share >= 0.005 else ""
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:

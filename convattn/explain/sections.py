@@ -87,7 +87,12 @@ def confused_pairs(
 
 
 def confusion_section(
-    confusion: Confusion, names: Sequence[str], *, unit: str, explained: str
+    confusion: Confusion,
+    names: Sequence[str],
+    *,
+    unit: str,
+    explained: str,
+    shares: bool = False,
 ) -> Section | None:
     """Return a section with a confusion matrix and the most confused pairs; None without counts.
 
@@ -96,10 +101,11 @@ def confusion_section(
         names: in the order of the class numbers.
         unit: what is counted, such as "Images".
         explained: what the rows and the columns are.
+        shares: whether the numbers in the matrix are shares of the rows in per cent.
     """
     if not len(confusion):
         return None
-    svg = figures.to_svg(figures.confusion_figure(confusion, names))
+    svg = figures.to_svg(figures.confusion_figure(confusion, names, shares=shares))
     pairs = confused_pairs(confusion, names)
     columns = (
         TableColumn("True", "name"),

@@ -149,7 +149,8 @@ class DenseModel(nn.Module):
 
     def _classifier(self) -> nn.Module:
         """Return the classifier with the same backbone, on the meta device."""
-        arguments = {k: v for k, v in self.backbone_args.items() if k != "pretrained"}
+        weights = ("pretrained", "checkpoint_path")
+        arguments = {k: v for k, v in self.backbone_args.items() if k not in weights}
         with torch.device("meta"):
             return create_model(self.model, **arguments)
 
@@ -166,16 +167,29 @@ def feature_extractor(name: str, *, levels: int = 4, **arguments: Any) -> nn.Mod
         ValueError: the name is unknown, or the strides of the maps do not increase.
         TypeError: the model does not have such an argument.
     """
-    indices = LAST_FOUR[-levels:]
-    body: Any = create_model(name, features_only=True, out_indices=indices, **arguments)
+    try:
+        body = _any_size(name, out_indices=LAST_FOUR[-levels:], **arguments)
+    except AssertionError as error:  # timm's check of `out_indices`
+        raise ValueError(
+            f"{name} cannot be the backbone of a detector or a segmenter, which needs {levels} "
+            f"maps: {error}"
+        ) from error
     strides = body.feature_info.reduction()
     if strides != sorted(set(strides)):
         raise ValueError(
             f"{name} cannot be the backbone of a detector or a segmenter: its last {levels} maps "
-            f"have strides {strides}, and the strides must increase; choose a model with stages, such "
-            "as 'glnet_4g'"
+            f"have strides {strides}, and the strides must increase; choose a model with stages, "
+            "such as 'glnet_4g'"
         )
     return body
+
+
+def _any_size(name: str, **arguments: Any) -> Any:
+    """Return a feature extractor that takes images of any size, if the model can."""
+    try:  # models of timm with windows have this argument
+        return create_model(name, features_only=True, strict_img_size=False, **arguments)
+    except TypeError:
+        return create_model(name, features_only=True, **arguments)
 
 
 def classifier_names(keys: Collection[str], known: Collection[str]) -> dict[str, str]:

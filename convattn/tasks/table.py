@@ -258,7 +258,7 @@ def evaluate(
     data: str | DataSource | None = None,
     *,
     split: Split = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
@@ -274,7 +274,8 @@ def evaluate(
             none, integers of a named data set are read as 0 to 65535.
         split: "val", "train" or "all" images. "auto" is the held-out part; for a folder without
             a held-out part that the model was not trained on, it is all images.
-        batch_size: images at a time; the result does not depend on it.
+        batch_size: images at a time; the result does not depend on it. By default that of the task:
+            64, or 4 of detection and segmentation.
         workers: loading processes.
         device: "auto" takes a GPU if there is one.
         max_broken: the largest share of unreadable images that is skipped without an error.

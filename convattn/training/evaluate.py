@@ -40,7 +40,7 @@ def evaluate(
     data: str | DataSource | None = None,
     *,
     split: Split = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
@@ -64,7 +64,7 @@ def evaluate(
     loader = eval_loader(
         images,
         task.eval_transform(loaded.card.preprocess),
-        batch_size=batch_size,
+        batch_size=task.images_at_once if batch_size is None else batch_size,
         workers=default_workers(images) if workers is None else workers,
         pin_memory=place.type == "cuda",
         low_priority=place.type == "cpu",

@@ -53,7 +53,7 @@ class Predictions(Iterator[Prediction]):
         card: the model card.
         device: the device of the model.
         images: see `find_inputs`.
-        batch_size: images at a time.
+        batch_size: images at a time; None for that of the task.
         value_range: the values of float and deep images that become 0 and 255; by default those
             of the training.
         options: further arguments of the task's ``predict``.
@@ -75,10 +75,11 @@ class Predictions(Iterator[Prediction]):
         device: torch.device,
         images: AnyImage | Iterable[AnyImage],
         *,
-        batch_size: int,
+        batch_size: int | None,
         value_range: Sequence[float] | None,
         options: dict[str, Any],
     ) -> None:
+        batch_size = task.images_at_once if batch_size is None else batch_size
         check_positive("batch_size", batch_size)
         _check_options(task, options)
         self._task, self._model, self._card, self._device = task, model, card, device

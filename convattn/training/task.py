@@ -84,6 +84,7 @@ class Task(ABC, Generic[ConfigT]):
         best: the rule for the best epoch, see `convattn.runs.metrics.score`.
         fixed: settings that a resumed run cannot change, in addition to those of every task.
         report: the sections of the task in the report of a run, in their order.
+        images_at_once: images in a batch of evaluation and prediction, unless a caller says so.
         report_numbers: titles of the evaluation's numbers at the top of the report, by their names;
             None for all of them.
         method: the method of the configuration, such as "mask_rcnn"; "" if the task has none.
@@ -97,6 +98,7 @@ class Task(ABC, Generic[ConfigT]):
     best: ClassVar[tuple[str, ...]]
     fixed: ClassVar[tuple[str, ...]] = ()
     report: ClassVar[tuple[Part, ...]] = ()
+    images_at_once: ClassVar[int] = 64
     report_numbers: ClassVar[Mapping[str, str] | None] = None
 
     def __init__(self, config: ConfigT, source: DataSource) -> None:

@@ -6,10 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from convattn.cli import main
+from convattn.data.scenes import write_scenes
 from tests.data.folders import write_broken, write_classes
-from tests.data.object_files import annotation, voc_object, write_coco, write_voc, write_yolo
+from tests.data.object_files import (
+    annotation,
+    voc_object,
+    write_coco,
+    write_picture,
+    write_voc,
+    write_yolo,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -124,11 +133,50 @@ def test_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_voc_and_yolo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = voc_object(box=(4, 4, 4, 9))
     write_voc(tmp_path / "voc", {"train": {"a": [bad]}, "val": {"b": [voc_object()]}})
-    assert main(["data", "check", f"voc:{tmp_path / 'voc'}", "--targets", "boxes"]) == 1
+    assert main(["data", "check", f"voc:{tmp_path / 'voc'}"]) == 1
     assert "Annotations/a.xml, object 1: x 4 to 4, y 4 to 9" in capsys.readouterr().out
     file = write_yolo(tmp_path / "yolo", {"train": {"a": "9 .5 .5 .1 .1"}, "val": {"b": ""}})
     assert main(["data", "check", f"yolo:{file}"]) == 1
     assert "labels/train/a.txt, line 1: 9, and names has 3 classes" in capsys.readouterr().out
+
+
+def write_masks(root: Path) -> str:
+    """Write four images with masks of two classes."""
+    for number in range(4):
+        write_picture(root / "images" / f"{number}.png", seed=number)
+        mask = root / "masks" / f"{number}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 30), number % 2).save(mask)
+    (root / "classes.txt").write_text("ground\nsky\n")
+    return f"masks:{root}"
+
+
+def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write_masks(tmp_path)
+    assert main(["data", "check", name]) == 0
+    Image.new("L", (30, 30)).save(tmp_path / "masks" / "1.png")
+    Image.new("L", (40, 30), 7).save(tmp_path / "masks" / "2.png")
+    assert main(["data", "check", name]) == 1
+    out = capsys.readouterr().out
+    assert "masks/1.png" in out
+    assert "masks/2.png" in out
+    assert "2 problems" in out
+    assert main(["data", "check", name, "ignored=7"]) == 1
+    assert "1 problem\n" in capsys.readouterr().out
+    assert main(["data", "check", name, "ignored=x"]) == 2
+
+
+def test_both_kinds_of_annotations_of_voc(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenes(tmp_path / "voc", "voc", count=2, val=1, size=64)
+    name = f"voc:{tmp_path / 'voc'}"
+    assert main(["data", "check", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["targets"] == ["boxes", "segments"]
+    (mask,) = (tmp_path / "voc" / "SegmentationClass").glob("*_000001.png")
+    mask.write_bytes(mask.read_bytes()[:-30])
+    assert main(["data", "check", name]) == 1
+    assert mask.name in capsys.readouterr().out
 
 
 def test_settings_name_files_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

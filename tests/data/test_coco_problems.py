@@ -57,6 +57,10 @@ def without(key: str, **values: Any) -> dict[str, Any]:
             annotation(5, 1, bbox=[1, 4, float("inf"), 9]),
             "a number is NaN or infinite: x 1 to inf, y 4 to 13",
         ),
+        (
+            annotation(5, 1, bbox=[10**400, 2, 3, 4]),
+            f"bbox is not x, y, width, height: [1{58 * '0'}",
+        ),
         (annotation(5, 1, bbox=[1, 2, 3]), "bbox is not x, y, width, height: [1, 2, 3]"),
         (annotation(5, 1, bbox=["1", 2, 3, 4]), "bbox is not x, y, width, height: ['1', 2, 3, 4]"),
         (without("bbox"), "bbox is not x, y, width, height: None"),

@@ -118,9 +118,24 @@ def test_backbone_of_one_stride_is_an_error(name):
         feature_extractor(name)
 
 
+def test_backbone_of_three_maps_is_an_error():
+    with pytest.raises(ValueError, match=r"levit_128s cannot be the backbone .* needs 4 maps"):
+        feature_extractor("levit_128s")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "glnet_nano", "resnet10t"])
+def test_images_of_any_size(name):
+    model = Heads(name).eval()
+    with torch.no_grad():
+        maps = model(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
 def test_misspelt_backbone_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'glnet_nano'"):
         feature_extractor("glnet_nan")
+    with pytest.raises(TypeError, match="did you mean 'drop_path_rate'"):
+        feature_extractor("glnet_nano", drop_path=0.1)
 
 
 @pytest.mark.parametrize("name", [*NANO, *OTHERS])

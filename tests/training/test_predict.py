@@ -115,3 +115,24 @@ def test_failures_are_apart_unless_there_is_nothing_else() -> None:
     with pytest.raises(ValueError, match=r"none of the 2 images .*: b: it is empty"):
         split([bad, bad])
     assert split([]) == ([], [])
+
+
+def test_the_batches_are_as_large_as_the_task_says_unless_the_caller_says_so() -> None:
+    sizes: list[int] = []
+
+    class Few(BrightnessTask):
+        images_at_once = 2
+
+        @classmethod
+        def predict(cls, model: nn.Module, images: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            sizes.append(len(images))
+            return super().predict(model, images, *rest, **more)
+
+    images = [np.full((4, 4), 9, np.uint8)] * 5
+    for batch_size in (None, 4):
+        found = Predictions(
+            cast(Any, Few), nn.Identity(), CARD, CPU, images, batch_size=batch_size,
+            value_range=None, options={},
+        )  # fmt: skip
+        assert len([*found]) == 5
+    assert sizes == [2, 2, 1, 4, 1]

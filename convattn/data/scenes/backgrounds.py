@@ -41,9 +41,9 @@ def background(rng: np.random.Generator, size: int, *, held_out: bool) -> np.nda
 def noise(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return smooth noise in a random colour, a sum of three octaves."""
     found = np.empty((size, size, 3), np.int32)
-    found[:] = rng.integers(40, 200, 3)
-    for cells, height in ((2, 60), (6, 50), (size // 8, 35)):
-        grid = rng.integers(-height, height + 1, (cells + 1, cells + 1, 3))
+    found[:] = rng.integers(50, 170) + rng.integers(-25, 26, 3)
+    for cells, height in ((2, 60), (6, 50), (size // 8, 40)):
+        grid = rng.integers(-height // 3, height // 3 + 1, (cells + 1, cells + 1, 3))
         grid += rng.integers(-height, height + 1, (cells + 1, cells + 1, 1))
         found += _enlarge(grid, size) // 2
     return np.clip(found, 0, 255, out=found)

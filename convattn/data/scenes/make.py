@@ -38,10 +38,10 @@ def make_scene(
     painter = Painter(rng, size, held_out)
     if crowds and not rng.integers(_CROWDS):
         painter.add_crowd()
-    for _ in range(1 + int(rng.integers(4))):
+    for _ in range(int(rng.integers(4))):
         painter.add_clutter()
     for _ in range(1 + int(rng.integers(most)) if rng.integers(32) else 0):
-        painter.add(int(rng.integers(len(CLASS_NAMES))), size // 14, size // 4)
+        painter.add(int(rng.integers(len(CLASS_NAMES))), size // 12, size * 3 // 10)
     return painter.finish()
 
 

@@ -52,7 +52,7 @@ TEXTURES: Mapping[str, Texture] = {
     "gradient": _gradient,
     "grain": _grain,
 }
-# Each class prefers two textures and a third of the hues; a part of its objects has any others.
+# Each class prefers two textures and a fourth of the hues; one object of six has any others.
 PREFERRED: Mapping[str, tuple[str, str]] = {
     "disc": ("stripes", "checks"),
     "ball": ("plain", "stripes"),
@@ -68,7 +68,7 @@ PREFERRED: Mapping[str, tuple[str, str]] = {
 def choose_texture(rng: np.random.Generator, name: str) -> Texture:
     """Return a texture for an object of class ``name``, or for clutter."""
     known = tuple(TEXTURES)
-    if name in PREFERRED and rng.integers(4):
+    if name in PREFERRED and rng.integers(6):
         known = PREFERRED[name]
     return TEXTURES[known[rng.integers(len(known))]]
 
@@ -76,9 +76,9 @@ def choose_texture(rng: np.random.Generator, name: str) -> Texture:
 def choose_colors(rng: np.random.Generator, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the two colours of a texture, for an object of class ``name`` or for clutter."""
     hue = int(rng.integers(HUES))
-    if name in PREFERRED and rng.integers(4):
+    if name in PREFERRED and rng.integers(6):
         centre = tuple(PREFERRED).index(name) * HUES // len(PREFERRED)
-        hue = centre + int(rng.integers(-HUES // 6, HUES // 6))
+        hue = centre + int(rng.integers(-HUES // 8, HUES // 8))
     value, pale = int(rng.integers(130, 256)), int(rng.integers(20, 150))
     other = hue + int(rng.integers(HUES // 4, 3 * HUES // 4))
     contrast = max(30, value - int(rng.integers(60, 130)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convattn.models import count_call_macs
-from convattn.tasks.detection.models import Detector, build_detector
+from convattn.tasks.detection.models import build_detector
 from convattn.tasks.detection.models.cascade import CascadeRoIHeads
 from convattn.tasks.detection.models.rcnn import BOX_GRID, MASK_GRID, TwoStage
 

@@ -19,7 +19,7 @@ from convattn.runs.detections import SHOWN_SCORE
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
 from convattn.tasks.detection.matching import match
-from convattn.tasks.detection.meter import KINDS, PREFIXES, DetectionMeter
+from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
 from convattn.tasks.detection.objects import Objects
 from convattn.training.evaluation import Found, TaskEvaluation
 
@@ -178,9 +178,7 @@ def summarise(
     outputs: list[Objects] = [one for batch in found.outputs for one in batch]
     targets: list[Objects] = [one for batch in found.targets for one in batch]
     has_masks = any(one["masks"] for one in targets)
-    meter = DetectionMeter(masks=has_masks, curves=True)
-    meter.update(outputs, targets)
-    values = meter.compute()
+    values = average_precision(outputs, targets, masks=has_masks, curves=True)
     names = list(data.class_names)
     prefixes = [PREFIXES[kind] for kind in KINDS if kind == "bbox" or has_masks]
     known = {f"{prefix}{name}" for prefix in prefixes for name in _NUMBERS}
@@ -205,7 +203,7 @@ def summarise(
         mask_curves=_curves(names, values, "mask_") if has_masks else {},
         confusion=Confusion(len(names) + 1, ((t, f, n) for (t, f), n in pairs.items())),
         predictions=rows,
-        results=_results(outputs, targets),
+        results=_results(outputs, targets, data.category_ids),
         **{name: values[name].item() for name in known if name in fields},
     )
 
@@ -281,8 +279,16 @@ def _single_images(
     return pairs, rows
 
 
-def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dict[str, Any]]:
-    """Return the found objects as COCO results, with class numbers from 1 as ids of categories."""
+def _results(
+    outputs: Sequence[Objects], targets: Sequence[Objects], category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
+    """Return the found objects as COCO results.
+
+    Args:
+        outputs: the found objects of each image.
+        targets: the true objects of each image, which have the id of the image.
+        category_ids: the id of each class; () for class numbers from 1.
+    """
     results = []
     for found, target in zip(outputs, targets, strict=True):
         masks: Sequence[Rle | None] = found["masks"] or [None] * len(found["labels"])
@@ -296,7 +302,7 @@ def _results(outputs: Sequence[Objects], targets: Sequence[Objects]) -> list[dic
             box = [left, top, right - left, bottom - top]
             entry = {
                 "image_id": target["image_id"],
-                "category_id": label + 1,
+                "category_id": category_ids[label] if category_ids else label + 1,
                 "bbox": [round(side, 2) for side in box],
                 "score": round(score, 5),
             }

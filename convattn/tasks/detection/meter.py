@@ -43,23 +43,17 @@ PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # of the names of the
 class DetectionMeter(Metric):
     """Average precision and recall of boxes, and of masks, over the images of all processes.
 
-    A value is NaN where there is no true object, such as no small one.
-
     Args:
         masks: whether masks are measured too.
         backend: "pycocotools" or "faster_coco_eval".
-        curves: whether ``compute`` also returns the precisions of all classes.
     """
 
     full_state_update = False
 
-    def __init__(
-        self, *, masks: bool = False, backend: Backend = "pycocotools", curves: bool = False
-    ) -> None:
+    def __init__(self, *, masks: bool = False, backend: Backend = "pycocotools") -> None:
         super().__init__(sync_on_compute=False)  # the objects are no tensors of one shape
         self.masks = masks
         self.backend = backend
-        self.curves = curves
         self.found: list[Objects] = []
         self.targets: list[Objects] = []
 
@@ -74,36 +68,55 @@ class DetectionMeter(Metric):
         self.found, self.targets = [], []
 
     def compute(self) -> dict[str, Any]:
-        """Return the results by name.
+        """Return the results as `average_precision`; every process must call this method."""
+        found, targets = _gathered(self.found), _gathered(self.targets)
+        return average_precision(found, targets, masks=self.masks, backend=self.backend)
 
-        Returns:
-            Scalar tensors, NaN where there is no true object; names of results of masks start with
-            "mask_". With ``curves`` also "precision" (10, 101, classes) and "recall" (10, classes)
-            by IoU, recall and class, -1 where there is no true object; and "classes", the numbers
-            of the classes.
-        """
-        kinds = KINDS if self.masks else KINDS[:1]
-        metric = _AveragePrecision(
-            iou_type=kinds,
-            backend=self.backend,
-            iou_thresholds=_IOUS,
-            rec_thresholds=_RECALLS,
-            extended_summary=self.curves,
-            sync_on_compute=False,
-        )
-        metric.update(_gathered(self.found), _gathered(self.targets))
-        found = metric.compute()
-        results: dict[str, Any] = {}
-        for kind in kinds:
-            start = f"{kind}_" if self.masks else ""
-            values = {name: found[start + old] for old, name in _NAMES.items()}
-            results |= {PREFIXES[kind] + name: _or_nan(value) for name, value in values.items()}
-            if f"{start}precision" in found:
-                results[f"{PREFIXES[kind]}precision"] = found[f"{start}precision"][..., 0, -1]
-                results[f"{PREFIXES[kind]}recall"] = found[f"{start}recall"][..., 0, -1]
-        if self.curves:  # torchmetrics makes a number of the list of a single class
-            results["classes"] = found["classes"].flatten().tolist()
-        return results
+
+def average_precision(
+    found: Iterable[Objects],
+    targets: Iterable[Objects],
+    *,
+    masks: bool = False,
+    backend: Backend = "pycocotools",
+    curves: bool = False,
+) -> dict[str, Any]:
+    """Return average precisions and recalls by name.
+
+    Args:
+        found: the found objects of each image.
+        targets: the true objects of each image.
+        masks: whether masks are measured too.
+        backend: "pycocotools" or "faster_coco_eval".
+        curves: whether to return the precisions of each class too.
+
+    Returns:
+        Scalar tensors, NaN where there is no true object; names of results of masks start with
+        "mask_". With ``curves`` also "precision" (10, 101, classes) and "recall" (10, classes) by
+        IoU, recall and class, -1 where there is no true object; and "classes", the numbers of the
+        classes.
+    """
+    kinds = KINDS if masks else KINDS[:1]
+    metric = _AveragePrecision(
+        iou_type=kinds,
+        backend=backend,
+        iou_thresholds=_IOUS,
+        rec_thresholds=_RECALLS,
+        extended_summary=curves,
+        sync_on_compute=False,
+    )
+    metric.update(found, targets)
+    values = metric.compute()
+    results: dict[str, Any] = {}
+    for kind in kinds:
+        start, prefix = f"{kind}_" if masks else "", PREFIXES[kind]
+        results |= {prefix + name: _or_nan(values[start + old]) for old, name in _NAMES.items()}
+        if f"{start}precision" in values:
+            results[f"{prefix}precision"] = values[f"{start}precision"][..., 0, -1]
+            results[f"{prefix}recall"] = values[f"{start}recall"][..., 0, -1]
+    if curves:  # torchmetrics makes a number of the list of a single class
+        results["classes"] = values["classes"].flatten().tolist()
+    return results
 
 
 class _AveragePrecision(MeanAveragePrecision):

@@ -50,6 +50,7 @@ class Detection(Task[DetectionConfig]):
     best = ("val_map",)
     report = PARTS
     report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
         "head_depth", "head_width", "box_head", "anchor_scale",

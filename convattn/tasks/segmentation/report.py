@@ -60,7 +60,9 @@ def confusions(run: Run, pictures: Pictures | None) -> Section | None:
         [run.class_name(label) for label in range(len(confusion))],
         unit="Pixels",
         explained="Each row is the true class of pixels, each column the predicted one; the "
-        "stronger the colour, the larger the share of the row.",
+        "stronger the colour, the larger the share of the row. The numbers are these shares in per "
+        "cent.",
+        shares=True,
     )
 
 

@@ -43,6 +43,7 @@ class Segmentation(Task[SegmentationConfig]):
     best = ("val_miou", "val_acc")
     report = PARTS
     report_numbers = NUMBERS
+    images_at_once = 4
     fixed = (
         "method",
         "classes",

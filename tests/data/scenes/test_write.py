@@ -14,6 +14,7 @@ from PIL import Image
 from convattn.data import open_dataset
 from convattn.data.scenes import CLASS_NAMES, Scene, make_portrait, make_scene, write_scenes
 from convattn.data.scenes.write import WRITERS
+from convattn.data.source import Targets
 
 COUNT, VAL, SIZE = 24, 8, 96
 Written = Callable[[str], Path]
@@ -191,6 +192,30 @@ def test_classes_is_a_folder_of_classes_with_masks_beside(written: Written) -> N
     )
     assert images == masks
     assert len(images) == COUNT + VAL
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "first"),
+    [
+        ("coco:{}/coco", "instances", "disc"),
+        ("yolo:{}/yolo", "instances", "disc"),
+        ("voc:{}/voc", "boxes", "ball"),  # by the alphabet: the files have no order
+        ("voc:{}/voc", "segments", "background"),
+        ("ade20k:{}/ade20k", "segments", "background"),
+        ("masks:{}/folder", "segments", "background"),
+    ],
+)
+def test_a_data_set_of_scenes_is_opened_without_problems(
+    name: str, targets: Targets, first: str, written: Written
+) -> None:
+    folder = written(name.rpartition("/")[2])
+    source = open_dataset(name.format(folder.parent), targets=targets)
+    assert source.class_names[0] == first
+    assert set(CLASS_NAMES) == set(source.class_names) - {"background"}
+    assert (len(source.train), len(source.val)) == (COUNT, VAL)
+    assert not source.problems
+    assert not source.broken
+    assert not source.notes
 
 
 @pytest.mark.parametrize("format", WRITERS)

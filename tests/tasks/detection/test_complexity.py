@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ SLOW = ("acmix_swin_tiny", "glnet_9g", "glnet_16g")
 OURS = "counted by convattn"
 
 
+@functools.cache
 def count(method: str, backbone: str, **arguments: Any) -> dict[str, float]:
-    if backbone.startswith("swin"):  # timm's model of another image size
-        arguments["backbone_args"] = {"strict_img_size": False}
     parts = count_detector_macs(method, backbone, **arguments)
     return {name: value / 1e9 for name, value in parts.items()}
+
+
+def total(method: str, backbone: str) -> float:
+    """The multiply-adds of a detector; the slow backbone is counted once for all methods."""
+    if backbone != "acmix_swin_tiny":
+        return sum(count(method, backbone).values())
+    same_channels = count(method, "swin_tiny_patch4_window7_224")
+    own = count("mask_rcnn", backbone)
+    return sum(same_channels.values()) - same_channels["backbone"] + own["backbone"]
 
 
 def test_table_has_the_published_rows_of_every_method():
@@ -43,8 +52,9 @@ def test_table_has_the_published_rows_of_every_method():
 )
 def test_multiply_adds_are_those_of_the_table(row):
     tolerance = 5e-4 if row["source"] == OURS else 0.05
-    counted = sum(count(row["method"], row["backbone"]).values())
-    assert counted == pytest.approx(float(row["macs_g"]), rel=tolerance)
+    assert total(row["method"], row["backbone"]) == pytest.approx(
+        float(row["macs_g"]), rel=tolerance
+    )
 
 
 def test_parts_of_a_two_stage_detector():

@@ -22,12 +22,16 @@ CAT, DOG, OWL = range(3)
 LEFT, RIGHT = [10.0, 10.0, 50.0, 50.0], [70.0, 10.0, 110.0, 50.0]
 
 
+def without_masks(objects: list[Objects]) -> list[Objects]:
+    return [Objects(**{**one, "masks": []}) for one in objects]  # type: ignore[typeddict-item]
+
+
 def evaluated(
     found: list[Objects], targets: list[Objects], method: str = "mask_rcnn"
 ) -> DetectionEvaluation:
     """Return the evaluation of images in batches of two."""
     if method in ("retinanet", "faster_rcnn"):
-        found, targets = ([{**one, "masks": []} for one in part] for part in (found, targets))
+        found, targets = without_masks(found), without_masks(targets)
     images = ArrayImages(np.zeros((len(found), 8, 8), np.uint8), [0] * len(found))
     card = ModelCard(
         model="glnet_nano",

@@ -12,7 +12,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from convattn.tasks.detection.meter import Backend, DetectionMeter, Kind
+from convattn.tasks.detection.meter import Backend, DetectionMeter, Kind, average_precision
 from convattn.tasks.detection.objects import Objects
 from tests.tasks.detection.random_objects import SIZE, objects_of, random_images
 
@@ -75,8 +75,10 @@ def measured(
     backend: Backend = "pycocotools",
     curves: bool = False,
 ) -> dict[str, Any]:
-    """Return the results of the meter, which gets the images in two batches."""
-    meter = DetectionMeter(masks=masks, backend=backend, curves=curves)
+    """Return the results of the meter, which gets the images in two batches, or with curves."""
+    if curves:
+        return average_precision(found, targets, masks=masks, backend=backend, curves=True)
+    meter = DetectionMeter(masks=masks, backend=backend)
     half = len(found) // 2
     for batch in (slice(None, half), slice(half, None)):
         meter.update(found[batch], targets[batch])
@@ -92,6 +94,9 @@ def test_the_results_are_those_of_cocos_own_program(
     found, targets = random_images(20, 3, seed, crowds=crowds)
     expected = coco_eval(found, targets, 3, kind)
     results = measured(found, targets, curves=True)
+    scalars = measured(found, targets)
+    for name, value in scalars.items():
+        assert torch.equal(results[name].nan_to_num(-1), value.nan_to_num(-1)), name
     numbers = [results[prefix + name].item() for name in STATS]
     stats = [math.nan if value < 0 else value for value in expected.stats.tolist()]
     assert numbers == pytest.approx(stats, abs=1e-6, nan_ok=True)

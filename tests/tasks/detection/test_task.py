@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from convattn import Predictor
 from convattn.cli import main
@@ -100,6 +107,21 @@ def test_a_run_has_columns_files_and_a_report(finished: tuple[TrainResult, str])
     assert result.evaluation.map == pytest.approx(best, abs=1e-6)
 
 
+def test_found_objects_have_the_ids_of_the_annotation_file(
+    finished: tuple[TrainResult, str], scenes: Path
+) -> None:
+    run = finished[0].run_dir
+    results = str(run / "detections.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(scenes / "annotations" / "instances_val2017.json")
+        coco = COCOeval(truth, truth.loadRes(results), "bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    assert {entry["category_id"] for entry in json.loads(Path(results).read_text())} <= {3, 7, 18}
+    assert coco.stats[0] == pytest.approx(finished[0].evaluation.map, abs=0.01)
+
+
 def test_a_run_opens_its_data_again(finished: tuple[TrainResult, str]) -> None:
     result, _ = finished
     loaded = load_checkpoint(result.run_dir)
@@ -131,6 +153,35 @@ def test_a_stopped_run_continues_to_the_same_result(
         assert torch.equal(weights(again.run_dir)[name], value), name
     with pytest.raises(ValueError, match="method cannot change in a resumed run"):
         resume(stopped.run_dir, overrides={"method": "retinanet"}, console=silent())
+
+
+@pytest.mark.slow
+def test_a_run_continues_where_its_data_was_moved(tmp_path: Path) -> None:
+    root = write_scenes(tmp_path / "before")
+    config = tiny(root, "retinanet", runs=str(tmp_path / "runs"), name="moved")
+    run = train(config, console=silent()).run_dir
+    root.rename(tmp_path / "after")
+    changes = {"data": f"coco:{tmp_path / 'after'}", "epochs": 2}
+    result = resume(run, overrides=changes, console=silent())
+    assert (result.epochs_done, len(rows(run))) == (2, 2)
+    assert evaluate(run, workers=0, device="cpu").images == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked")
+def test_two_processes_measure_all_images(scenes: Path, tmp_path: Path) -> None:
+    config = tiny(scenes, "mask_rcnn", batch_size=2, score=0.01)
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    words = [f"runs={tmp_path / 'runs'}", "name=two", "devices=2", "strategy=ddp_fork"]
+    command = [sys.executable, "-m", "convattn", "train", "--recipe", str(recipe), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "two"
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["images"] == 4
+    (row,) = rows(run)
+    assert float(row["val_map"]) == pytest.approx(found["map"], abs=1e-4)
 
 
 def test_predictions_are_in_pixels_of_the_image(

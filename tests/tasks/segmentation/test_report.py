@@ -62,6 +62,9 @@ def test_the_page_has_the_metrics_of_each_class(tmp_path: Path) -> None:
     assert "road 500 50.0% 68.8%" in words
     assert "sign 0" not in words
     assert "sky road 100 10.0%" in words
+    matrix = words[words.index("Confusion matrix") : words.index("Most confused pairs")]
+    assert {"90", "10"} <= {*matrix.split()}  # per cent of the pixels of a class
+    assert "900" not in matrix
 
 
 def test_predictions_are_beside_the_truth_without_images_that_do_not_count(

@@ -57,7 +57,7 @@ def test_a_run_leaves_metrics_report_and_evaluation(finished):
     best = max(rows(run), key=lambda row: float(row["val_miou"]))
     assert values["mean_iou"] == pytest.approx(float(best["val_miou"]), abs=1e-6)
     assert values["images"] == 3
-    assert (run / "report.html").stat().st_size > 1000
+    assert "Predictions beside the truth" in (run / "report.html").read_text()
     assert "mean IoU" in result.evaluation.best_line()
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,9 +26,9 @@ def scene() -> Tensor:
 @pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "cascade_mask_rcnn"])
 def test_detector_learns_an_image_by_heart(method):
     torch.manual_seed(0)
-    sizes = {"channels": 32, "head_depth": 2}
+    sizes: dict[str, Any] = {"channels": 32, "head_depth": 1}
     if method != "retinanet":
-        sizes |= {"head_width": 64, "samples": 32, "rpn_samples": 64, "train_proposals": 64}
+        sizes |= {"head_width": 128, "samples": 32, "rpn_samples": 64, "train_proposals": 64}
     model = small(method, **sizes)
     image, truth = scene(), target(BOXES, [0, 1, 2], (96, 96))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
