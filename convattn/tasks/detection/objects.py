@@ -130,7 +130,7 @@ def paste_mask(mask: Tensor, box: Sequence[float], size: tuple[int, int]) -> Ten
 def _weights(low: float, high: float, pixels: int, cells: int) -> tuple[slice, Tensor]:
     """Return the pixels of an axis between two limits, and the weights (pixels, cells) of each."""
     first, last = max(math.floor(low), 0), min(math.ceil(high), pixels)
-    centres = torch.arange(first, last) + 0.5
+    centres = torch.arange(first, last, dtype=torch.float32) + 0.5
     positions = (centres - low) / max(high - low, _LEAST) * cells - 0.5
     return slice(first, last), (1 - (positions[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 

@@ -12,7 +12,7 @@ from convattn.tasks.detection.objects import found_objects, kept_found
 def pasted(box: list[float], mask: Tensor, size: tuple[int, int] = (60, 50)) -> np.ndarray:
     """The mask of one object in an image of a width and a height."""
     objects = {
-        "boxes": torch.tensor([box]),
+        "boxes": torch.tensor([box], dtype=torch.float32),
         "scores": torch.ones(1),
         "labels": torch.zeros(1, dtype=torch.int64),
         "masks": mask[None, None],
@@ -52,3 +52,12 @@ def test_pixels_whose_centres_are_outside_of_the_box_are_not_the_object():
     assert np.array_equal(found, rectangle(11, 10, 21, 20))
     assert not pasted([10.6, 10, 11.4, 20], torch.ones(28, 28)).any()
     assert not pasted([10.7, 10, 10.7, 20], torch.ones(28, 28)).any()
+
+
+def test_pixels_are_not_rounded_where_bfloat16_is_the_default():
+    torch.set_default_dtype(torch.bfloat16)  # as in a training with precision=bf16-true
+    try:
+        found = pasted([401.0, 3, 404, 6], torch.ones(28, 28, dtype=torch.float32), (500, 10))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.flatnonzero(found.any(0)).tolist() == [401, 402, 403]
