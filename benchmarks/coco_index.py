@@ -188,7 +188,7 @@ def _loading(boxes: ImageSet, masks: ImageSet) -> dict[str, float]:
 
 
 def _private() -> float:
-    """Return the memory in MB that this process shares with no other."""
+    """Return the memory in MB that this process shares with no other, with maps of files."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convattn.cli.output import print_json
@@ -29,11 +30,13 @@ has "path", "task", "size" and
                   else 0.25
   segmentation    "classes": [{"name", "label", "share"}]; --masks writes the pixels
 For detection, "results" has all objects in the form of COCO results: "image_id" is the number that
-the name of the file is, or else a running number from 0, and "category_id" the class number from 1.
+the name of the file is, or else a running number from 0, and "category_id" the class number from 1;
+--ids takes both from an annotation file, so that they are right for it.
 
 examples:
   convattn predict runs/glnet_nano-pets-1 cat.jpg holiday_photos --top-k 2
   convattn predict runs/retinanet-1 street.jpg --score 0.5 --output drawn
+  convattn predict runs/retinanet-1 val2017 --json --ids annotations/instances_val2017.json
   convattn predict runs/upernet-1 photos --masks masks --flip"""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `predict`
     "top_k": {"type": int, "help": "classification: number of classes per image [3]"},
@@ -78,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a PNG per image into it: its values are class numbers (segmentation), or 0 and "
         "the places of objects in the list from 1 (detection with masks)",
     )
+    parser.add_argument(
+        "--ids",
+        metavar="FILE.json",
+        help="detection: annotation file in COCO's form, whose ids the results of --json have",
+    )
     add_reading(parser)
 
 
@@ -86,12 +94,15 @@ def run(args: argparse.Namespace) -> int:
     check_exists(args.checkpoint)
     check_positive("--top-k", args.top_k)
     check_positive("--batch-size", args.batch_size)
-    from convattn.cli.prediction_files import Files, Row, as_json
+    from convattn.cli.prediction_files import CocoIds, Files, Row, as_json
     from convattn.predictor import Predictor
     from convattn.training.predict import split
 
     files = Files(args.output, args.masks)
     predictor = Predictor.load(args.checkpoint, device=args.device)
+    if args.ids and predictor.card.task != "detection":
+        raise ValueError(f"--ids is for detection; the task of this model is {predictor.card.task}")
+    ids = CocoIds.read(Path(args.ids), predictor.class_names) if args.ids else None
     stream = predictor.stream(
         args.images,
         batch_size=args.batch_size,
@@ -105,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             yield Row.of(prediction)
 
     images, broken = split(rows())
-    found = as_json(images, broken, stream.notes)
+    found = as_json(images, broken, stream.notes, ids)
     try:
         files.finish(found)
     finally:  # the result is printed even if the disk is full
@@ -115,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             print(_table(predictor.heading, images))
     for file in broken:
         print(f"skipped {shown(file.path)}: {shown(file.reason)}", file=sys.stderr)
-    for note in stream.notes:
+    for note in found["notes"]:
         print(f"note: {shown(note)}", file=sys.stderr)
     return 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from convattn.cli.output import make_folder
-from convattn.names import shown
+from convattn.names import counted, did_you_mean, nfc, shown
 from convattn.runs.detections import DetectionPrediction, coco_results
 from convattn.runs.files import replacing, write_json
 from convattn.runs.predictions import Prediction
@@ -48,30 +49,90 @@ class Row:
         return row
 
 
-def as_json(rows: Sequence[Row], broken: Sequence[Any], notes: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CocoIds:
+    """The ids of an annotation file in COCO's form.
+
+    Args:
+        images: the id of each image by the name of its file, without folders.
+        categories: the id of each class number.
+    """
+
+    images: Mapping[str, int]
+    categories: Sequence[int]
+
+    @staticmethod
+    def read(path: Path, class_names: Sequence[str]) -> CocoIds:
+        """Read the ids of images, and those of the classes by their names.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file has another form, or lacks a class; the message names it.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+            categories = {nfc(entry["name"]): entry["id"] for entry in content["categories"]}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{shown(path)} is no annotation file in COCO's form, with the lists images and "
+                "categories"
+            ) from error
+        for name in class_names:
+            if name not in categories:
+                raise ValueError(
+                    f"{shown(path)} has no category {shown(name)!r}, a class of the model"
+                    f"{did_you_mean(name, categories)}"
+                )
+        return CocoIds(images, [categories[name] for name in class_names])
+
+
+def as_json(
+    rows: Sequence[Row],
+    broken: Sequence[Any],
+    notes: Sequence[str],
+    coco: CocoIds | None = None,
+) -> dict[str, Any]:
     """Return the JSON of predictions; for detection also "results" in COCO's results form.
 
-    The id of an image is the number that its file name is, such as 139 for "000000000139.jpg"; if
-    not all file names are numbers, or two are the same number, the running number from 0.
+    Without ``coco`` the id of an image is the number that its file name is, such as 139 for
+    "000000000139.jpg"; if not all file names are numbers, or two are the same number, the running
+    number from 0. The id of a category is the class number from 1.
     """
     found: dict[str, Any] = {"images": [row.values for row in rows]}
     if rows and rows[0].results is not None:
-        ids = image_ids([row.path for row in rows])
-        found["images"] = [{**r.values, "image_id": i} for i, r in zip(ids, rows, strict=True)]
+        ids = image_ids([row.path for row in rows]) if coco is None else _known_ids(rows, coco)
+        pairs = [*zip(ids, rows, strict=True)]
+        found["images"] = [{**row.values, "image_id": number} for number, row in pairs]
         found["results"] = [
-            {**entry, "image_id": number}
-            for number, row in zip(ids, rows, strict=True)
+            _result(entry, number, coco)
+            for number, row in pairs
             for entry in row.results or ()
+            if number is not None
         ]
+        if missing := ids.count(None):
+            them = "it" if missing == 1 else "them"
+            note = f"{counted(missing, 'image')} not in the file of --ids: no results of {them}"
+            notes = [*notes, note]
     files = [{"path": file.path, "reason": file.reason} for file in broken]
     return {**found, "broken": files, "notes": list(notes)}
 
 
-def image_ids(paths: Sequence[str]) -> list[int]:
+def _known_ids(rows: Sequence[Row], coco: CocoIds) -> list[int | None]:
+    return [coco.images.get(Path(row.path).name) for row in rows]
+
+
+def _result(entry: Mapping[str, Any], number: int, coco: CocoIds | None) -> dict[str, Any]:
+    label = entry["category_id"] - 1
+    category = label + 1 if coco is None else coco.categories[label]
+    return {**entry, "image_id": number, "category_id": category}
+
+
+def image_ids(paths: Sequence[str]) -> list[int | None]:
     """Return the numbers that file names are; running numbers if some are no distinct numbers."""
     stems = [Path(path).stem for path in paths]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
-        numbers = [int(stem) for stem in stems]
+        numbers: list[int | None] = [int(stem) for stem in stems]
         if len({*numbers}) == len(numbers):
             return numbers
     return list(range(len(paths)))

@@ -24,9 +24,37 @@ _MAGIC = b"convattn-index\n"
 _ALIGNMENT = 64
 _LENGTH = 16  # hexadecimal digits of the header's length
 _SUFFIX = ".index"
-_CHECKED = 2**26  # bytes; larger columns have no checksum, as reading all of them takes long
+_CHECKED = 2**26  # bytes; larger columns are read piece by piece, without a checksum
 
 Columns = Mapping[str, np.ndarray]
+
+
+class FileColumn:
+    """A large column that is read from the file piece by piece.
+
+    A map of the file would count as memory of every process that reads pieces here and there, as
+    the system maps megabytes around each.
+
+    Args:
+        path: the file.
+        dtype: type of the values.
+        first: place of the column in the file.
+        size: its bytes.
+    """
+
+    def __init__(self, path: Path, dtype: str, first: int, size: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._dtype, self._first, self._size = np.dtype(dtype), first, size
+
+    def __len__(self) -> int:
+        return self._size // self._dtype.itemsize
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        item = self._dtype.itemsize
+        length = (place.stop - place.start) * item
+        # Processes share the file's position, which pread does not use.
+        data = os.pread(self._file.fileno(), length, self._first + place.start * item)
+        return np.frombuffer(data, self._dtype)
 
 
 def cache_folder() -> Path:
@@ -87,10 +115,11 @@ def write_index(path: Path, header: Mapping[str, Any], columns: Columns) -> bool
     return True
 
 
-def read_index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+def read_index(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the header and the columns of an index; None if there is none, or it is damaged.
 
-    The columns are read-only maps of the file: processes share their memory.
+    The columns are read-only maps of the file, whose memory processes share; large ones are each a
+    `FileColumn`.
     """
     try:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -104,8 +133,11 @@ def read_index(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | Non
         found = json.loads(text)
         if len(content) != found["bytes"]:
             return None
-        columns = {}
+        columns: dict[str, Any] = {}
         for name, dtype, first, size, checksum in found["columns"]:
+            if size > _CHECKED and hasattr(os, "pread"):  # not on Windows
+                columns[name] = FileColumn(path, dtype, first, size)
+                continue
             column = content[first : first + size]
             if size <= _CHECKED and zlib.crc32(column.data) != checksum:
                 return None

@@ -89,9 +89,7 @@ class ObjectIndex:
         path: the file that holds them, "" if they are in memory only.
     """
 
-    def __init__(
-        self, facts: IndexFacts, columns: dict[str, np.ndarray], path: str | Path = ""
-    ) -> None:
+    def __init__(self, facts: IndexFacts, columns: dict[str, Any], path: str | Path = "") -> None:
         self.facts = facts
         self._columns = columns
         self._path = str(path)
@@ -133,8 +131,9 @@ class ObjectIndex:
         return bool((self._columns["mask_kind"] != NO_MASK).any())
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column."""
-        return self._columns[name]
+        """Return a column of images or of objects."""
+        found: np.ndarray = self._columns[name]
+        return found
 
     def name(self, row: int) -> str:
         """Return the file name of an image."""

@@ -305,8 +305,8 @@ class ObjectReader:
 
         decode = None if self.check and not large else False
         found = find_broken(paths, self.survey, decode=decode, misfit=misfit)
-        where = dict(zip(paths, rows, strict=True))
-        return {where[file.path]: file for file in found}
+        files = {file.path: file for file in found}
+        return {row: files[p] for row, p in zip(rows, paths, strict=True) if p in files}
 
     def _add_images(self, part: ObjectPart, broken: Sequence[BrokenFile], total: int) -> None:
         """Add the problems of images, and raise an error if there are too many."""

@@ -93,7 +93,7 @@ def open_voc_boxes(
 
 def _part(root: Path, part: VocPart, pictures: dict[str, str]) -> ObjectPart:
     files = [root / _ANNOTATIONS / f"{name}.xml" for name in part.images]
-    cached = index_path(f"voc {part.name}", [root, *files])
+    cached = index_path(f"voc {part.name}", [root, root / _IMAGES, *files])
     index = ObjectIndex.load(cached)
     if index is None:
         parser = _Parser(root, pictures)

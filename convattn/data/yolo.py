@@ -99,7 +99,7 @@ def _part(file: YoloFile, name: str, images: Sequence[str], root: str) -> Object
     if not images:
         raise UnusableDataError(f"{shown(file.path)}: {name}: {shown(title)} has no images")
     labels = [label_file(image) for image in images]
-    cached = index_path(f"yolo {name}", [file.path, *images, *labels])
+    cached = index_path(f"yolo {name} {root}", [file.path, *images, *labels])
     index = ObjectIndex.load(cached)
     if index is None:
         index = _Parser(file, root).parse(images, labels, title).stored(cached)

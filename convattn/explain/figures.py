@@ -35,7 +35,9 @@ MAX_NUMBERED_CLASSES = 30
 _MAX_CELLS = 200
 _MAX_NAME = 16
 _NAMED_CURVES = 10
-_DASHES = ("-", "--", ":", "-.")
+_DASHES: tuple[Any, ...] = (
+    "-", "--", ":", "-.", (0, (8, 3)), (0, (1, 3)), (0, (5, 2, 1, 2, 1, 2)), (0, (3, 5)),
+)  # fmt: skip
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
 _WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50"}

@@ -23,6 +23,7 @@ from convattn.explain.page import (
     percent,
 )
 from convattn.explain.sections import environment_rows
+from convattn.names import shown
 from convattn.runs.files import DamagedFileError, write_text
 from convattn.runs.metrics import Column, best_epoch
 from convattn.runs.results import Run, read_run
@@ -131,7 +132,7 @@ def _summary(
     kinds = {column.name.removeprefix("val_"): column.kind for column in metrics}
     content: dict[str, Any] = {
         "run": run,
-        "model_name": run.described("model"),
+        "model_name": _model_name(run),
         "data_name": run.described("data"),
         "version": run.environment.get("convattn", ""),
         "headline": [],
@@ -147,6 +148,12 @@ def _summary(
     with _section("environment", notes):
         content["environment"] = environment_rows(run)
     return content
+
+
+def _model_name(run: Run) -> str:
+    """Return the name of the model, after that of its method if it has one."""
+    method = run.settings.get("method")
+    return f"{shown(method)} with {run.described('model')}" if method else run.described("model")
 
 
 def _best(run: Run, kinds: Mapping[str, str], rule: tuple[str, ...]) -> dict[str, str] | None:

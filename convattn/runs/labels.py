@@ -24,7 +24,7 @@ _FONTS = (  # for characters that Pillow's font lacks: Latin, Greek, Cyrillic, t
 )  # fmt: skip
 
 
-def draw_label(image: Image.Image, label: str, probability: float) -> Image.Image:
+def draw_label(image: Image.Image, label: str, probability: float | None) -> Image.Image:
     """Return a copy of an RGB image with a bar at the top: a class and its probability.
 
     A line below the bar has a length in proportion to the probability. A name that is too long is
@@ -33,7 +33,7 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     Args:
         image: in mode "RGB".
         label: name of the class.
-        probability: in 0..1.
+        probability: in 0..1; None for the true class, which has no probability and no line.
     """
     drawn = image.copy()
     width, height = drawn.size
@@ -43,7 +43,7 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
     ascent, descent = font.getmetrics()
     line = max(1, round(font.size / 8))
     bar = ascent + descent + margin
-    percent = f"{probability:.0%}"
+    percent = "" if probability is None else f"{probability:.0%}"
     text = _fitting(label, percent, font, width - 2 * margin)
     if text and bar + line <= height / 2:
         box = (0, 0, width, bar)
@@ -55,6 +55,8 @@ def draw_label(image: Image.Image, label: str, probability: float) -> Image.Imag
         pen.text((width - margin - font.getlength(percent), top), percent, fill=_INK, font=font)
     else:
         bar, line = 0, max(1, height // 10)
+    if probability is None:
+        return drawn
     drawn.paste(_BAR, (0, bar, width, bar + line))
     drawn.paste(_ACCENT, (0, bar, max(1, round(width * probability)), bar + line))
     return drawn

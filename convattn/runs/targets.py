@@ -39,7 +39,7 @@ def draw_target(
     if isinstance(target, Mapping):
         return draw_objects(image, target_objects(target, class_names, size, image.size))
     if np.ndim(target) == 0:
-        return draw_label(image, class_names[int(target)], 1.0)
+        return draw_label(image, class_names[int(target)], None)
     return draw_classes(image, resized_mask(np.asarray(target, np.uint8), image.size))
 
 

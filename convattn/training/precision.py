@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from convattn.training.config import RunConfig
 
 _LIGHTNING = {"32": "32-true", "64": "64-true"}
+
+
+class HalfImages(HalfPrecision):
+    """Lightning's bf16-true, which rounds the images of a batch, but not the targets.
+
+    bfloat16 has eight bits for the position of a box.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("bf16-true")
+
+    def convert_input(self, data: Any) -> Any:
+        """Return a batch with images in bfloat16."""
+        if isinstance(data, Mapping) and "image" in data:
+            return {**data, "image": super().convert_input(data["image"])}
+        return super().convert_input(data)
 
 
 def resolve_precision(config: RunConfig) -> Any:

@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from convattn.training.checkpoints import WholeFiles
 from convattn.training.config import RunConfig
 from convattn.training.devices import device_error
-from convattn.training.precision import resolve_precision
+from convattn.training.precision import HalfImages, resolve_precision
 
 _NOISE = (
     ".*LeafSpec.*is deprecated.*",
@@ -48,17 +48,21 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             f"processes; write strategy={config.strategy.removesuffix('_spawn')}, "
             f"or in a notebook strategy={config.strategy.removesuffix('_spawn')}_notebook"
         )
+    precision = resolve_precision(config)
+    # Other strategies have classes of their own for the precision.
+    is_plain = config.strategy.partition("_")[0] in ("auto", "ddp")
+    half_images = [HalfImages()] if precision == "bf16-true" and is_plain else []
     try:
         return pl.Trainer(
             accelerator=config.accelerator.lower(),
             devices=config.devices,
             strategy=config.strategy,
-            precision=resolve_precision(config),
+            precision=None if half_images else precision,
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
             default_root_dir=folder,
-            plugins=[WholeFiles(), *_cluster()],
+            plugins=[WholeFiles(), *_cluster(), *half_images],
             sync_batchnorm=config.batch_norm == "sync",
             logger=False,
             enable_checkpointing=False,

@@ -23,7 +23,8 @@ def test_the_output_names_the_next_command(
     printed = capsys.readouterr().out
     assert f"{out}: 3 training pictures and 2 held out\n" in printed
     command = printed.partition("\nNext:\n  convattn train ")[2]
-    assert f":'{out}'" in command
+    assert f":'{out}" in command
+    assert command.endswith(" img_size=64\n")
     assert sum(path.suffix == ".jpg" for path in out.rglob("*")) == 5
 
 

@@ -79,6 +79,18 @@ def test_the_json_of_a_detector_has_coco_results(
     assert all(1 <= entry["category_id"] <= 3 for entry in found["results"])
 
 
+def test_the_results_have_the_ids_of_the_annotation_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "data" / "annotations" / "instances_train2017.json"
+    assert predict(folder, "mask_rcnn", "--json", "--ids", file) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["category_id"] for entry in found["results"]} <= {3, 7, 18}
+    # The training part has 0001.png to 0008.png.
+    assert [image["image_id"] for image in found["images"]] == [7, None]
+    assert {entry["image_id"] for entry in found["results"]} == {7}
+
+
 def test_the_lowest_score_is_an_option_and_decides_what_is_drawn(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +120,10 @@ def test_options_of_other_tasks_are_errors(
     assert "its options are: --score, --nms" in capsys.readouterr().err
     assert predict(folder, "segmenter", "--nms", "0.5") == 2
     assert "--nms is no option of segmentation" in capsys.readouterr().err
+    assert predict(folder, "segmenter", "--ids", "x.json") == 2
+    assert "--ids is for detection; the task of this model is segmentation" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_classes_of_all_pixels_are_written_as_png(

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from convattn.cli.prediction_files import Files, Row, as_json, image_ids
+from convattn.cli.prediction_files import CocoIds, Files, Row, as_json, image_ids
 from convattn.data import find_inputs
 from convattn.runs.detections import DetectionPrediction, FoundObject
 from convattn.runs.predictions import ClassPrediction, Guess, Original, Prediction
@@ -72,6 +73,39 @@ def test_image_ids_are_the_numbers_of_the_files_or_running_numbers(
     names: list[str], ids: list[int]
 ) -> None:
     assert image_ids(names) == ids
+
+
+def write_ids(path: Path, **changes: Any) -> Path:
+    content = {
+        "images": [{"id": 42, "file_name": "sub/7.png"}, {"id": 5, "file_name": "b.png"}],
+        "categories": [
+            {"id": 90, "name": "cat"},
+            {"id": 1, "name": "sky"},
+            {"id": 17, "name": "b"},
+        ],
+    }
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_the_ids_of_an_annotation_file_are_those_of_the_results(tmp_path: Path) -> None:
+    ids = CocoIds.read(write_ids(tmp_path / "a.json"), ("sky", "b", "cat"))
+    rows = [Row.of(detection(tmp_path, name)) for name in ("7.png", "other.png")]
+    found = as_json(rows, [], [], ids)
+    (entry,) = found["results"]
+    assert (entry["image_id"], entry["category_id"]) == (42, 90)
+    assert [image["image_id"] for image in found["images"]] == [42, None]
+    assert found["notes"] == ["1 image not in the file of --ids: no results of it"]
+
+
+def test_a_file_without_ids_is_an_error_that_says_what_it_lacks(tmp_path: Path) -> None:
+    path = write_ids(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a.json has no category 'cta'.*did you mean 'cat'"):
+        CocoIds.read(path, ("cta",))
+    for content in ("[", "[1]", "{}", '{"images": [1], "categories": []}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"a.json is no annotation file in COCO's form"):
+            CocoIds.read(path, ("cat",))
 
 
 def test_each_image_gets_a_drawing_and_a_mask_of_the_same_name(tmp_path: Path) -> None:

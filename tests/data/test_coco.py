@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from convattn.data import DataSource, open_dataset
+from convattn.data import BrokenImageError, DataSource, open_dataset
 from tests.data.object_files import SIZE, annotation, images_of, write_coco, write_picture
 
 
@@ -176,3 +176,34 @@ def test_sizes_that_the_file_lacks_are_read_from_the_images(tmp_path: Path) -> N
     source = open_coco(tmp_path)
     assert source.train.target(0)["boxes"].canvas_size == (30, 40)
     assert source.problems == ()
+
+
+def test_roboflow_has_an_annotation_file_beside_the_images_of_each_part(tmp_path: Path) -> None:
+    for part, first in (("train", 1), ("valid", 10), ("test", 20)):
+        file = write_coco(tmp_path, [annotation(1, first)], part=part, first=first, count=2)
+        file.rename(tmp_path / part / "_annotations.coco.json")
+    source = open_coco(tmp_path)
+    assert source.relative_name(source.train, 0) == "train/0001.jpg"
+    assert source.relative_name(source.val, 0) == "valid/0010.jpg"
+    assert source.notes == ("annotation files that are not used: 'test/_annotations.coco.json'",)
+
+
+def test_two_entries_of_one_broken_image_are_both_left_out(tmp_path: Path) -> None:
+    images = images_of(4)
+    images[1]["file_name"] = images[0]["file_name"]
+    write_coco(tmp_path, [], images=images)
+    (tmp_path / "train2017" / "0001.jpg").write_bytes(b"no image")
+    source = open_coco(tmp_path, max_broken=1.0)
+    assert len(source.train) + len(source.val) == 2
+
+
+def test_images_of_a_large_data_set_are_not_decoded_at_the_start(tmp_path: Path) -> None:
+    images = [{**image, "file_name": "a.jpg"} for image in images_of(20_001)]
+    write_coco(tmp_path, [annotation(1, 7)], images=images, pictures=False)
+    path = write_picture(tmp_path / "train2017" / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-100])
+    source = open_coco(tmp_path)
+    assert source.problems == ()
+    assert source.typical_size == SIZE
+    with pytest.raises(BrokenImageError, match="the file is cut off"):
+        source.train.image(0)

@@ -51,6 +51,19 @@ def test_an_index_comes_back_with_header_and_columns(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["a-b.index"]
 
 
+def test_a_column_of_more_than_64_megabytes_is_read_piece_by_piece(tmp_path: Path) -> None:
+    large = np.arange(2**23 + 5, dtype=np.float64)
+    write_index(tmp_path / "a-b.index", {}, {"large": large, **COLUMNS})
+    found = read_index(tmp_path / "a-b.index")
+    assert found is not None
+    column = found[1]["large"]
+    assert len(column) == len(large)
+    assert not isinstance(column, np.ndarray)
+    assert column[2**23 : 2**23 + 5].tolist() == large[-5:].tolist()
+    assert column[7:7].tolist() == []
+    assert found[1]["numbers"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_new_index_of_the_same_files_replaces_the_earlier_one(tmp_path: Path) -> None:
     for name in ("a-1", "b-1", "a-2"):
         write_index(tmp_path / f"{name}.index", {}, COLUMNS)

@@ -182,3 +182,10 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_voc_has_no_masks_of_single_objects(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"voc: has no masks of single objects; .* coco: or yolo:"):
         open_dataset(f"voc:{tmp_path}", targets="instances")
+
+
+def test_a_renamed_image_is_found_again(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": part("a"), "val": part("b")})
+    open_voc(tmp_path)
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "a.jpeg")
+    assert open_voc(tmp_path).train.path(0).endswith("a.jpeg")

@@ -239,3 +239,16 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert len(open_yolo(file).train.target(0)["boxes"]) == 1
     (tmp_path / "labels" / "train" / "a.txt").write_text("")
     assert len(open_yolo(file).train.target(0)["boxes"]) == 0
+
+
+def test_images_elsewhere_do_not_confuse_the_index(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path / "set", parts())
+    expected = open_yolo(file).train.path(0)
+    picture = write_picture(tmp_path / "more" / "images" / "c.jpg")
+    (tmp_path / "more" / "labels").mkdir()
+    (tmp_path / "more" / "labels" / "c.txt").write_text(BOX)
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, "val": str(picture.parent)}))
+    source = open_yolo(file)
+    assert source.train.path(0) == expected
+    assert source.val.path(0) == str(picture)

@@ -47,6 +47,13 @@ def test_any_target_is_drawn_at_the_size_of_the_picture(target: Any) -> None:
     assert (np.asarray(drawn).min() == 255) == is_empty
 
 
+def test_a_true_class_has_no_probability_and_no_line() -> None:
+    drawn = np.asarray(draw_target(Image.new("RGB", (400, 300), "white"), 0, NAMES, (400, 300)))
+    assert drawn[:20, :60].min() < 90
+    assert (drawn[30:] == 255).all()
+    assert not (drawn == (88, 166, 255)).all(-1).any()
+
+
 def test_counts_are_objects_pixels_or_one_image() -> None:
     assert target_counts(objects()) == {0: 1, 2: 1}
     assert target_counts(torch.tensor([[1, 1], [0, 255]], dtype=torch.uint8)) == {0: 1, 1: 2}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from convattn.training.config import RunConfig
 from convattn.training.precision import precision_notes, resolve_precision
+from convattn.training.trainer import make_trainer
 
 
 def config(**values: str) -> RunConfig:
@@ -71,3 +73,14 @@ def test_16_mixed_is_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_precision_that_was_given_is_used(given: str, precision: str) -> None:
     assert resolve_precision(config(precision=given)) == precision
+
+
+def test_bf16_true_rounds_images_and_not_targets(tmp_path: Path) -> None:
+    trainer = make_trainer(config(accelerator="cpu", precision="bf16-true"), tmp_path)
+    boxes = torch.tensor([[500.3, 10.1, 501.7, 20.2]])
+    batch = {"image": torch.rand(1, 3, 4, 4), "target": [{"boxes": boxes}]}
+    found = trainer.precision_plugin.convert_input(batch)
+    assert found["image"].dtype == torch.bfloat16
+    assert torch.equal(found["target"][0]["boxes"], boxes)
+    layer = trainer.precision_plugin.convert_module(torch.nn.Linear(2, 2))
+    assert layer.weight.dtype == torch.bfloat16

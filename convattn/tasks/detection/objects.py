@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from convattn.runs.rle import Rle, encode_mask
 
 _INSIDE = 0.5  # probability from which a pixel belongs to an object
+_LEAST = 1e-6  # width and height of a box, to divide by
 
 
 class Found(TypedDict):
@@ -105,18 +106,44 @@ def kept_target(target: Mapping[str, Any]) -> Objects:
     )
 
 
+def paste_mask(mask: Tensor, box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """Return the probabilities (height, width) of the pixels of an image that an object has.
+
+    A pixel has the bilinear interpolation at its centre, and 0 outside of the box. torchvision's
+    function rounds the box to pixels and adds one to its width and height, which costs a fifth of
+    the IoU of an object of ten pixels.
+
+    Args:
+        mask: (h, w), probabilities on a grid over the box.
+        box: left, top, right and bottom in pixels.
+        size: width and height of the image.
+    """
+    width, height = size
+    left, top, right, bottom = box
+    columns, across = _weights(left, right, width, mask.shape[1])
+    rows, down = _weights(top, bottom, height, mask.shape[0])
+    image = mask.new_zeros(height, width)
+    image[rows, columns] = down @ mask @ across.T
+    return image
+
+
+def _weights(low: float, high: float, pixels: int, cells: int) -> tuple[slice, Tensor]:
+    """Return the pixels of an axis between two limits, and the weights (pixels, cells) of each."""
+    first, last = max(math.floor(low), 0), min(math.ceil(high), pixels)
+    centres = torch.arange(first, last, dtype=torch.float32) + 0.5
+    positions = (centres - low) / max(high - low, _LEAST) * cells - 0.5
+    return slice(first, last), (1 - (positions[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+
+
 def _pasted(found: Found) -> list[Rle]:
     """Return the mask of each object at the size of the image."""
-    masks, (width, height) = found["masks"], found["size"]
-    if masks is None:
+    if found["masks"] is None:
         return []
-    masks, boxes = masks.float(), found["boxes"]
-    encoded = []
-    for index in range(len(masks)):  # one at a time: all of them may not fit into memory
-        one = slice(index, index + 1)
-        whole = paste_masks_in_image(masks[one], boxes[one], (height, width))
-        encoded.append(encode_mask((whole[0, 0] >= _INSIDE).cpu().numpy()))
-    return encoded
+    masks, boxes = found["masks"][:, 0].float().cpu(), found["boxes"].tolist()
+    return [  # one at a time: all of them may not fit into memory
+        encode_mask(paste_mask(mask, box, found["size"]).numpy() >= _INSIDE)
+        for mask, box in zip(masks, boxes, strict=True)
+    ]
 
 
 def _plain(value: Any) -> Tensor:

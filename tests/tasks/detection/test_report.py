@@ -45,7 +45,7 @@ def write_detections(folder: Path, images: int = 30, *, masks: bool = False) -> 
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     rows = [(n, f"val/{n}.jpg", 5, 5 - n % 5, n % 5, n % 2) for n in range(images)]
     write_table(folder / "predictions.csv", "index path objects right missed false", rows)
-    (folder / "config.yaml").write_text("task: detection\nmodel: glnet_nano\n")
+    (folder / "config.yaml").write_text("task: detection\nmethod: mask_rcnn\nmodel: glnet_nano\n")
     return folder
 
 
@@ -87,6 +87,7 @@ def test_the_top_of_the_page_has_the_main_numbers(tmp_path: Path) -> None:
     head = words[: words.index("Average precision")]
     assert "AP of boxes 31.25% AP50 of boxes 62.50% AP of masks 18.75%" in head
     assert "crowds" not in head
+    assert "mask_rcnn with glnet_nano on coco:x" in head
 
 
 def test_the_losses_of_the_parts_are_drawn_as_losses(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -40,6 +41,7 @@ class PyramidAnchors(AnchorGenerator):
         device: torch.device | None = None,
     ) -> Tensor:
         """Return anchors (len(aspect_ratios) * len(scales), 4) around zero."""
+        device = device or torch.device("cpu")  # a model on the meta device has its anchors, too
         side = torch.tensor(scales, dtype=dtype, device=device)
         root = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         height, width = (root[:, None] * side).flatten(), (side / root[:, None]).flatten()
@@ -52,3 +54,29 @@ class PyramidAnchors(AnchorGenerator):
         strides = [[torch.tensor(s, device=device)] * 2 for s in self.strides]
         anchors = torch.cat(self.grid_anchors([m.shape[-2:] for m in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
+
+
+class AnchorMatcher(Matcher):
+    """torchvision's matcher of anchors, with a least IoU of the best anchors of an object.
+
+    An anchor matches an object from an IoU of ``high``, and is background below ``low``. An object
+    without such an anchor takes its best ones. torchvision gives it even anchors that it does not
+    overlap: all anchors of the image, if it overlaps none.
+
+    Args:
+        high: IoU from which an anchor matches an object.
+        low: IoU below which an anchor is background; it is not used from ``low`` to ``high``.
+        least: IoU from which an object takes its best anchors; it must be above 0 in any case.
+    """
+
+    def __init__(self, high: float, low: float, least: float = 0.0) -> None:
+        super().__init__(high, low, allow_low_quality_matches=True)
+        self.least = least
+
+    def set_low_quality_matches_(
+        self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor
+    ) -> None:
+        """Change ``matches`` in place for the best anchors of the objects."""
+        best = match_quality_matrix.amax(1)
+        near = match_quality_matrix[(best > 0) & (best >= self.least)]
+        super().set_low_quality_matches_(matches, all_matches, near)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from convattn.checks import check_choice
 from convattn.tasks.detection.models.rcnn import BOX_GRID, TwoStage
-from convattn.tasks.detection.models.roi_heads import RegionHeads
+from convattn.tasks.detection.models.roi_heads import RegionHeads, mask_loss, predict
 from convattn.tasks.detection.models.targets import Objects
 
 IOUS = (0.5, 0.6, 0.7)  # from this IoU on, a region is an example of its object
@@ -141,13 +141,13 @@ class CascadeRoIHeads(nn.Module):
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the losses of a stage, and the regions of the next one."""
         regions, matches, labels, deltas = stage.select_training_samples(proposals, targets)
-        logits, predicted = _predict(stage, features, regions, image_shapes)
+        logits, predicted = predict(stage, features, regions, image_shapes)
         objects = [_matched(t["boxes"], m) for t, m in zip(targets, matches, strict=True)]
         label = torch.cat(labels)
         losses = {
             "cls": F.cross_entropy(logits, label),
             "box": self._box_loss(stage, predicted, regions, label, objects, deltas),
-            "mask": _mask_loss(stage, features, regions, matches, labels, targets, image_shapes),
+            "mask": mask_loss(stage, features, regions, matches, labels, targets, image_shapes),
         }
         refined = refine(stage.box_coder, regions, predicted, _classes(logits, label), image_shapes)
         passed_on = [
@@ -186,7 +186,7 @@ class CascadeRoIHeads(nn.Module):
         every: list[Tensor] = []
         last = self._stages()[-1]
         for stage in self._stages():
-            logits, deltas = _predict(stage, features, proposals, image_shapes)
+            logits, deltas = predict(stage, features, proposals, image_shapes)
             every.append(logits)
             if stage is not last:
                 classes = _classes(logits, torch.zeros_like(logits[:, 0], dtype=torch.long))
@@ -236,37 +236,6 @@ def refine(
     return [clip_boxes_to_image(m, s) for m, s in zip(moved, image_shapes, strict=True)]
 
 
-def _predict(
-    stage: Any,
-    features: dict[str, Tensor],
-    regions: list[Tensor],
-    image_shapes: list[tuple[int, int]],
-) -> tuple[Tensor, Tensor]:
-    """Return the class logits and the deltas of regions."""
-    pooled = stage.box_roi_pool(features, regions, image_shapes)
-    logits, deltas = stage.box_predictor(stage.box_head(pooled))
-    return logits, deltas
-
-
-def _mask_loss(
-    stage: Any,
-    features: dict[str, Tensor],
-    regions: list[Tensor],
-    matches: list[Tensor],
-    labels: list[Tensor],
-    targets: list[Objects],
-    image_shapes: list[tuple[int, int]],
-) -> Tensor:
-    """Return the loss of the masks of the regions that match an object."""
-    positive = [label > 0 for label in labels]
-    regions = [r[p] for r, p in zip(regions, positive, strict=True)]
-    matches = [m[p] for m, p in zip(matches, positive, strict=True)]
-    pooled = stage.mask_roi_pool(features, regions, image_shapes)
-    logits = stage.mask_predictor(stage.mask_head(pooled))
-    masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-    return maskrcnn_loss(logits, regions, masks, classes, matches)
-
-
 def _matched(boxes: Tensor, matches: Tensor) -> Tensor:
     """Return each region's object, or zeros in an image without objects."""
     return boxes[matches] if len(boxes) else boxes.new_zeros(len(matches), 4)
@@ -280,4 +249,4 @@ def _classes(logits: Tensor, label: Tensor) -> Tensor:
 def _of_class(deltas: Tensor, classes: Tensor) -> Tensor:
     """Return the deltas (R, 4) of each region's class from those of all classes (R, 4 * K)."""
     rows = torch.arange(len(classes), device=classes.device)
-    return deltas.view(len(classes), -1, 4)[rows, classes]
+    return deltas.view(len(classes), deltas.shape[1] // 4, 4)[rows, classes]

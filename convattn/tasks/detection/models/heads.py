@@ -74,17 +74,17 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
     """torchvision's pooling of regions, with the strides of the pyramid.
 
     torchvision guesses the strides from the first batch: the guess is wrong if the images are
-    padded by more than half of their size. Regions are pooled in float32.
+    padded by more than half of their size. Regions are pooled in float32, with a sample for each
+    cell of the map that a bin covers, as in the published detectors.
 
     Args:
         strides: stride of each level, powers of 2.
         output_size: rows and columns of the pooled region.
-        sampling_ratio: samples per bin and axis.
     """
 
-    def __init__(self, strides: Sequence[int], output_size: int, sampling_ratio: int = 2) -> None:
+    def __init__(self, strides: Sequence[int], output_size: int) -> None:
         names = [str(i) for i in range(len(strides))]
-        super().__init__(names, output_size, sampling_ratio)
+        super().__init__(names, output_size, sampling_ratio=0)
         self.scales = [1 / stride for stride in strides]
         first, *_, last = (round(math.log2(stride)) for stride in strides)
         self.map_levels = LevelMapper(first, last)

@@ -26,9 +26,6 @@ BOX_GRID, MASK_GRID = 7, 14  # rows and columns of a pooled region
 _NAMES = {
     "loss_objectness": "rpn_cls",
     "loss_rpn_box_reg": "rpn_box",
-    "loss_classifier": "cls",
-    "loss_box_reg": "box",
-    "loss_mask": "mask",
 }
 
 
@@ -88,8 +85,8 @@ class TwoStage(Detector):
         self.samples = samples
         strides = self.backbone.strides
         self.rpn = ProposalNetwork(
-            PyramidAnchors([*strides, 2 * strides[-1]], anchor_scale),
-            ProposalHead(self.backbone.out_channels, len(RATIOS)),
+            anchor_generator=PyramidAnchors([*strides, 2 * strides[-1]], anchor_scale),
+            head=ProposalHead(self.backbone.out_channels, len(RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=rpn_samples,

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from convattn.checks import check_positive
-from convattn.tasks.detection.models.anchors import RATIOS, PyramidAnchors
+from convattn.tasks.detection.models.anchors import RATIOS, AnchorMatcher, PyramidAnchors
 from convattn.tasks.detection.models.detector import Detector
 from convattn.tasks.detection.models.heads import RetinaHead
 from convattn.tasks.detection.models.targets import Objects, covered
 
 OCTAVES = 3  # anchor sizes of a level
+LEAST_SIDE = 1e-2  # least width and height of an object in pixels, as in torchvision
 
 
 class RetinaNet(Detector):
@@ -58,7 +59,7 @@ class RetinaNet(Detector):
         self.anchors = PyramidAnchors(levels, anchor_scale, octaves=OCTAVES)
         count = OCTAVES * len(RATIOS)
         self.head = RetinaHead(self.backbone.out_channels, count, num_classes, head_depth)
-        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        self.matcher = AnchorMatcher(0.5, 0.4)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     @staticmethod
@@ -123,6 +124,8 @@ class RetinaNet(Detector):
         rows, labels = indices // self.num_classes, indices % self.num_classes
         boxes = self.coder.decode_single(deltas[rows], anchors[rows])
         boxes = clip_boxes_to_image(boxes, size)
+        inside = remove_small_boxes(boxes, LEAST_SIDE)
+        boxes, chosen, labels = boxes[inside], chosen[inside], labels[inside]
         kept = batched_nms(boxes, chosen, labels, self.nms)[: self.detections]
         return {"boxes": boxes[kept], "scores": chosen[kept], "labels": labels[kept]}
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
+from convattn.tasks.detection.models.anchors import AnchorMatcher
 from convattn.tasks.detection.models.targets import Objects, covered
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's region proposal network; anchors inside a crowd are no negative examples."""
+    """torchvision's region proposal network; anchors inside a crowd are no negative examples.
+
+    An object whose best anchors have an IoU below 0.3 matches none, as in the published detectors.
+
+    Args:
+        **arguments: arguments of torchvision's ``RegionProposalNetwork``.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        high, low = arguments["fg_iou_thresh"], arguments["bg_iou_thresh"]
+        self.proposal_matcher = AnchorMatcher(high, low, least=low)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[Objects]

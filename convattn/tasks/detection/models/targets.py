@@ -74,6 +74,11 @@ def _prepare(
     ignored = torch.zeros_like(labels, dtype=torch.bool)
     if crowd is not None:
         ignored = _plain(crowd, device).bool()
+    if ignored.shape != labels.shape:
+        raise ValueError(
+            f"{image} has crowd of shape {tuple(ignored.shape)}, and its {len(labels)} labels need "
+            f"({len(labels)},)"
+        )
     objects = {
         "boxes": boxes[~ignored],
         "labels": labels[~ignored],

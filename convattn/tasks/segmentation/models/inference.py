@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +16,7 @@ from convattn.data.padding import IGNORED, PAD_TO, padded_size
 Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B, K, H, W)
 
 MODES = ("whole", "slide")
-_VALUES = 2**25  # interpolated logits at a time, 128 MB
+_VALUES = 2**22  # interpolated logits at a time, 16 MB
 
 
 @dataclass(frozen=True)
@@ -145,31 +144,61 @@ def segment(
 def resized_argmax(logits: Tensor, size: tuple[int, int], *, at_once: int = _VALUES) -> Tensor:
     """Return the class of the greatest logit at another size, which is interpolated bilinearly.
 
-    The interpolated logits of all classes never exist at the same time, since those of 150 classes
-    need 1.2 GB for an image of two megapixels.
+    The rows of the result are computed in strips, each from the logits of the classes that can be
+    the greatest there: all logits of 150 classes would need 1.2 GB for two megapixels.
 
     Args:
         logits: (K, H, W).
         size: height and width of the result.
-        at_once: largest number of interpolated logits at a time, if more than one class fits.
+        at_once: largest number of interpolated logits at a time, if more than one row fits.
 
     Returns:
         Class numbers, uint8 (height, width); of equal logits the first class.
     """
     if logits.shape[1:] == size:
         return logits.argmax(0).to(torch.uint8)
-    chunk = max(1, at_once // (size[0] * size[1]))
-    best = logits.new_full(size, -math.inf)
-    numbers = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first in range(0, len(logits), chunk):
-        part = F.interpolate(
-            logits[None, first : first + chunk], size=size, mode="bilinear", align_corners=False
-        )[0]
-        values, places = part.max(0)
-        places = (places + first).to(torch.uint8)
-        greater = values > best
-        best, numbers = torch.where(greater, values, best), torch.where(greater, places, numbers)
-    return numbers
+    height, width = size
+    rows = max(1, at_once // (len(logits) * width))
+    found = torch.empty(size, dtype=torch.uint8, device=logits.device)
+    for first in range(0, height, rows):
+        part = slice(first, min(first + rows, height))
+        above, below, share = _neighbours(logits, part, height)
+        top, bottom = int(above[0]), int(below[-1]) + 1
+        classes = _candidates(logits[:, top:bottom])
+        chosen = logits[classes, top:bottom]
+        upper, lower = (chosen[:, (row - top).to(logits.device)] for row in (above, below))
+        strip = torch.lerp(upper, lower, share[:, None])
+        wide = (len(share), width)
+        values = F.interpolate(strip[None], size=wide, mode="bilinear", align_corners=False)[0]
+        found[part] = classes[values.argmax(0)].to(torch.uint8)
+    return found
+
+
+def _neighbours(logits: Tensor, part: slice, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for rows of a result of ``height`` rows the rows that they lie between.
+
+    Returns:
+        The row above, the row below, and the share of the row below.
+    """
+    given = logits.shape[1]
+    row = torch.arange(part.start, part.stop, dtype=torch.float64)  # not every GPU has this type
+    place = ((row + 0.5) * (given / height) - 0.5).clamp(min=0)
+    above = place.long()
+    return above, (above + 1).clamp(max=given - 1), (place - above).to(logits)
+
+
+def _candidates(logits: Tensor) -> Tensor:
+    """Return the classes that can have the greatest interpolated logit somewhere.
+
+    A class can have it between four neighbours only if its greatest logit there is at least the
+    least logit of every other class.
+    """
+    window = [min(2, side) for side in logits.shape[1:]]
+    greatest = F.max_pool2d(logits[None], window, 1)[0]
+    least = -F.max_pool2d(-logits[None], window, 1)[0]
+    rounding = 1e-5 * logits.amax().abs()
+    can = greatest >= least.amax(0) - rounding
+    return can.flatten(1).any(1).nonzero()[:, 0]
 
 
 def _groups(

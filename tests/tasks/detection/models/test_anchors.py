@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from convattn.tasks.detection.models.anchors import PyramidAnchors
+from convattn.tasks.detection.models.anchors import AnchorMatcher, PyramidAnchors
 
 STRIDES = (4, 8, 16, 32, 64)
 
@@ -61,3 +61,22 @@ def test_small_scale_gives_small_anchors_with_area():
     each = anchors(PyramidAnchors(STRIDES, 0.25), 64, 64)[0]
     assert (each[:, 2:] > each[:, :2]).all()
     torch.testing.assert_close((each[1, 2:] - each[1, :2]), torch.tensor([1.0, 1.0]))
+
+
+def test_anchors_of_a_model_that_was_built_on_the_meta_device():
+    with torch.device("meta"):
+        generator = PyramidAnchors(STRIDES, 8.0)
+    expected = anchors(PyramidAnchors(STRIDES, 8.0), 64, 64)[0]
+    assert torch.equal(anchors(generator, 64, 64)[0], expected)
+
+
+def test_objects_take_their_best_anchors_from_the_least_iou_on():
+    overlap = torch.tensor([[0.8, 0.6, 0.1, 0.0], [0.0, 0.0, 0.3, 0.1], [0.0, 0.0, 0.0, 0.2]])
+    assert AnchorMatcher(0.7, 0.25, 0.3)(overlap).tolist() == [0, -2, 1, -1]
+    assert AnchorMatcher(0.7, 0.25)(overlap).tolist() == [0, -2, 1, 2]
+
+
+def test_object_outside_of_all_anchors_takes_none():
+    overlap = torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    assert AnchorMatcher(0.5, 0.4)(overlap).tolist() == [0, -1, -1]
+    assert AnchorMatcher(0.5, 0.4)(overlap[1:]).tolist() == [-1, -1, -1]

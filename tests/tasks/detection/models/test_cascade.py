@@ -137,6 +137,14 @@ def test_evaluation_averages_the_masks_of_the_stages():
     assert found[1]["masks"].shape == (0, 1, 28, 28)
 
 
+def test_no_region_gives_no_object():
+    heads = cascade([[0.0, 0, 5]] * 3, [STILL] * 3).eval()
+    found, _ = heads({}, [OBJECT[:0], OBJECT[:0]], SIZE * 2)
+    for each in found:
+        assert each["boxes"].shape == (0, 4)
+        assert each["masks"].shape == (0, 1, 28, 28)
+
+
 def test_ground_truth_is_added_in_every_stage_and_not_passed_on():
     moved = [[0.0] * 4, [0.0] * 4, [3.0, 0, 0, 0]]
     heads = cascade([[0.0, 0, 0]] * 3, [moved, STILL, STILL])

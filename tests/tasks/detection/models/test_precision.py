@@ -32,11 +32,16 @@ def test_boxes_and_losses_are_float32_under_autocast(method, dtype):
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_may_be_bfloat16(method):
     model = small(method, score=0.0).bfloat16()
-    losses = model(images().bfloat16(), targets(), SIZES)
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    sum(losses.values()).backward()
-    with torch.no_grad():
-        found = model.eval()(images().bfloat16())[0]
+    every = targets()
+    torch.set_default_dtype(torch.bfloat16)  # as in a training with precision=bf16-true
+    try:
+        losses = model(images().bfloat16(), every, SIZES)
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            found = model.eval()(images().bfloat16())[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert {v.dtype for v in found.values()} == {torch.float32, torch.int64}
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from convattn.tasks.detection.models import build_detector
+from convattn.tasks.detection.models.cascade import CascadeRoIHeads
 from convattn.tasks.detection.models.heads import BoxPredictor, PyramidRoIAlign
 from convattn.tasks.detection.models.roi_heads import RegionHeads
 from convattn.tasks.detection.models.rpn import ProposalNetwork
@@ -63,6 +65,47 @@ def test_anchors_inside_a_crowd_are_not_used():
     plain, _ = RegionProposalNetwork.assign_targets_to_anchors(model.rpn, [anchors], [target])
     assert plain[0].tolist() == [1, 0, 0]
     assert torch.equal(boxes[0][0], OBJECT[0])
+
+
+def test_object_with_less_than_the_least_iou_has_no_anchor():
+    model = small("faster_rcnn")
+    anchors = torch.tensor([[0.0, 0, 32, 32], [40, 40, 60, 60]])
+    for side, expected in [(16.0, [0, 0]), (20.0, [1, 0])]:  # IoU 0.25 and 0.39
+        target = {"boxes": torch.tensor([[4.0, 4, 4 + side, 4 + side]])}
+        target |= {"labels": torch.tensor([1]), "crowd_boxes": torch.zeros(0, 4)}
+        labels, _ = model.get_submodule("rpn").assign_targets_to_anchors([anchors], [target])
+        assert labels[0].tolist() == expected
+
+
+class MaskLogits(nn.Module):
+    """Gives every region the same mask logits, whose gradient shows the targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(3, 28, 28))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), 3, 28, 28)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_mask_targets_are_the_masks_inside_the_regions(cascade):
+    predictor = MaskLogits()
+    one = region_heads()
+    one.mask_roi_pool, one.mask_head = PyramidRoIAlign([4, 8, 16, 32], 14), nn.Identity()
+    one.mask_predictor = predictor
+    heads = CascadeRoIHeads([one], [1.0]) if cascade else one
+    maps = {str(i): torch.rand(1, 1, 128 // s, 128 // s) for i, s in enumerate((4, 8, 16, 32))}
+    masks = torch.zeros(1, 128, 128, dtype=torch.uint8)
+    masks[:, 10:30, 10:20] = 1  # the left half of the object
+    _, losses = heads(maps, [OBJECT], [(128, 128)], [{**objects([]), "masks": masks}])
+    losses["mask_1" if cascade else "mask"].backward()
+    assert predictor.logits.grad is not None
+    # The gradient of the cross-entropy at a logit of 0 is (0.5 - target) / cells.
+    targets = 0.5 - predictor.logits.grad[2] * 28 * 28
+    assert (targets[:, :14] >= 0.5).all()
+    assert (targets[:, 14:] < 0.5).all()
+    torch.testing.assert_close(targets, targets.flip(0))
 
 
 def test_proposals_have_the_papers_numbers_by_default():

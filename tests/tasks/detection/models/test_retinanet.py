@@ -67,6 +67,14 @@ def test_detections_are_decoded_clipped_and_suppressed_by_class():
     assert box_iou(*found["boxes"][:, None])[0, 0] > 0.6
 
 
+def test_objects_outside_of_the_image_are_left_out():
+    model = small("retinanet", anchor_scale=4.0).eval()
+    model.head = FixedHead({3: (2, 3.0)}, shift=-9.0)
+    found = model(torch.rand(1, 3, 64, 96))[0]
+    assert found["boxes"].shape == (0, 4)
+    assert found["scores"].shape == found["labels"].shape == (0,)
+
+
 def test_background_anchors_inside_a_crowd_have_no_loss():
     model = small("retinanet").eval().train()
     model.set_batch_norm("eval")

@@ -93,7 +93,7 @@ def test_wrong_settings_are_named(arguments, message):
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 11), (24, 40), (1, 1)])
 @pytest.mark.parametrize("at_once", [1, 5000, 10**6])
-def test_argmax_in_parts_equals_that_of_all_interpolated_logits(size, at_once):
+def test_argmax_in_strips_equals_that_of_all_interpolated_logits(size, at_once):
     logits = torch.randn(12, 24, 40)
     whole = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     found = resized_argmax(logits, size, at_once=at_once)
@@ -107,6 +107,19 @@ def test_an_image_whose_logits_are_nan_has_no_class():
     first, second = segment(pointwise, images, [(32, 32)] * 2, [(20, 10)] * 2, Inference())
     assert (first == 255).all()
     assert (second == 0).all()
+
+
+def test_argmax_of_smooth_logits_equals_that_of_all_interpolated_logits():
+    few = torch.randn(1, 30, 4, 5, generator=torch.Generator().manual_seed(0))
+    logits = F.interpolate(few, size=(60, 80), mode="bicubic")[0]
+    whole = F.interpolate(logits[None], size=(123, 201), mode="bilinear", align_corners=False)[0]
+    found = resized_argmax(logits, (123, 201), at_once=30 * 201 * 8)
+    assert torch.equal(found, whole.argmax(0).to(torch.uint8))
+
+
+def test_a_class_can_be_the_greatest_between_two_others():
+    logits = torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]], [[0.5, 0.5]], [[-2.0, -2.0]]])
+    assert resized_argmax(logits, (1, 8)).tolist() == [[0, 0, 0, 2, 2, 1, 1, 1]]
 
 
 def test_masks_have_the_sizes_of_the_images_without_padding():
