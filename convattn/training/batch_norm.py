@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from lightning.pytorch.plugins.layer_sync import LayerSync
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,3 +35,19 @@ def set_batch_norm(model: nn.Module, mode: str) -> Sequence[nn.Module]:
         for parameter in norm.parameters() if mode == "frozen" else ():
             parameter.requires_grad_(False)
     return norms
+
+
+class SyncNorms(LayerSync):
+    """Batch norms with the statistics of all devices; norms of timm keep their activations.
+
+    PyTorch's conversion, which Lightning calls, loses the activation of a ``BatchNormAct2d``.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return the model with synchronised batch norms."""
+        synchronised: nn.Module = convert_sync_batchnorm(model)
+        return synchronised
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Return the model as it is: on one device a synchronised norm is a batch norm."""
+        return model

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from convattn.training.batch_norm import SyncNorms
 from convattn.training.checkpoints import WholeFiles
 from convattn.training.config import RunConfig
 from convattn.training.devices import device_error
@@ -52,6 +53,7 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
     # Other strategies have classes of their own for the precision.
     is_plain = config.strategy.partition("_")[0] in ("auto", "ddp")
     half_images = [HalfImages()] if precision == "bf16-true" and is_plain else []
+    sync = [SyncNorms()] if config.batch_norm == "sync" else []
     try:
         return pl.Trainer(
             accelerator=config.accelerator.lower(),
@@ -62,8 +64,7 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
             default_root_dir=folder,
-            plugins=[WholeFiles(), *_cluster(), *half_images],
-            sync_batchnorm=config.batch_norm == "sync",
+            plugins=[WholeFiles(), *_cluster(), *half_images, *sync],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
+from convattn.models import create_model
 from convattn.tasks.classification import load_checkpoint, train
 from convattn.training.batch_norm import set_batch_norm
+from convattn.training.trainer import make_trainer
 from tests.tasks.classification.runs import silent, tiny, write_colors
 
 
@@ -56,3 +59,22 @@ def test_statistics_change_only_in_training_mode(tmp_path: Path, mode: str, move
     norms = [v for k, v in state.items() if k.endswith("bn1.weight")]
     assert norms
     assert all(torch.equal(weight, torch.ones_like(weight)) is not moves for weight in norms)
+
+
+def test_synchronised_norms_keep_their_activations(tmp_path: Path) -> None:
+    config = tiny(tmp_path, batch_norm="sync", accelerator="cpu", devices=2, strategy="ddp")
+    sync = vars(make_trainer(config, tmp_path).strategy)["_layer_sync"]
+    model = create_model("test_efficientnet").eval()
+    assert any(isinstance(module, BatchNormAct2d) for module in model.modules())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        synchronised = sync.apply(model)
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in synchronised.modules())
+        torch.testing.assert_close(synchronised(x), expected)
+        torch.testing.assert_close(sync.revert(synchronised)(x), expected)
+
+
+def test_norms_are_not_synchronised_without_the_setting(tmp_path: Path) -> None:
+    config = tiny(tmp_path, accelerator="cpu", devices=2, strategy="ddp")
+    assert vars(make_trainer(config, tmp_path).strategy)["_layer_sync"] is None

@@ -166,6 +166,9 @@ class FasterRCNN(TwoStage):
     """Proposals, then a head of two linear layers that classifies and refines them.
 
     Losses: ``rpn_cls``, ``rpn_box``, ``cls`` and ``box``. Arguments are those of `TwoStage`.
+
+    Departure from Swin Transformer's and PVT's detectors: the losses of the deltas are smooth L1
+    losses, linear from an error of 1/9 on, as in torchvision; theirs are L1 losses.
     """
 
     def build_heads(self) -> nn.Module:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -68,12 +70,12 @@ def test_anchors_inside_a_crowd_are_not_used():
 
 
 def test_object_with_less_than_the_least_iou_has_no_anchor():
-    model = small("faster_rcnn")
+    rpn: Any = small("faster_rcnn").get_submodule("rpn")
     anchors = torch.tensor([[0.0, 0, 32, 32], [40, 40, 60, 60]])
     for side, expected in [(16.0, [0, 0]), (20.0, [1, 0])]:  # IoU 0.25 and 0.39
         target = {"boxes": torch.tensor([[4.0, 4, 4 + side, 4 + side]])}
         target |= {"labels": torch.tensor([1]), "crowd_boxes": torch.zeros(0, 4)}
-        labels, _ = model.get_submodule("rpn").assign_targets_to_anchors([anchors], [target])
+        labels, _ = rpn.assign_targets_to_anchors([anchors], [target])
         assert labels[0].tolist() == expected
 
 
