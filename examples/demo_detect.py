@@ -27,7 +27,7 @@ def main() -> None:
     show(f"train {TRAINING} --data coco:{scenes} --name {run_dir.name}")
     show(f"eval {run_dir}")
     unseen = " ".join(map(str, sorted((scenes / "val2017").iterdir())[:DRAWN]))
-    show(f"predict {run_dir} {unseen} --output {run_dir / 'pictures'}")
+    show(f"predict {run_dir} {unseen} --score 0.4 --output {run_dir / 'pictures'}")
     print_report(run_dir)
 
 
