@@ -32,6 +32,7 @@ from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource, relative_name
 from convattn.names import shown
 
+_LOOKED_FOR = 50  # images of a stored index
 _LARGEST_SIDE = 2**31 - 1
 _LARGEST_NUMBER = 2**62
 _CORNERS_SHARE = 1 / 3  # of the boxes leave their image where corners stand for width and height
@@ -118,13 +119,20 @@ def read_part(root: Path, file: Path, images: str | None) -> ObjectPart:
     """
     cached = index_path("coco", [file])
     index = ObjectIndex.load(cached)
-    if index is None:
+    if index is None or not _has_images(root, file, index, images):
         with _no_collection():
             index, is_complete = _Parser(root, file, images).parse()
         if is_complete:
             index = index.stored(cached)
     folder, _ = find_images(root, file, index.names(), images)
     return ObjectPart(index, str(folder), str(file))
+
+
+def _has_images(root: Path, file: Path, index: ObjectIndex, images: str | None) -> bool:
+    """Return whether one of the first images is there; else they may now have other names."""
+    names = [index.name(row) for row in range(min(_LOOKED_FOR, len(index)))]
+    folder = find_images(root, file, names, images)[0]
+    return not names or any(os.path.isfile(folder / name) for name in names)
 
 
 def _top(root: Path, folders: Sequence[str]) -> str:
@@ -268,7 +276,13 @@ class _Parser:
                 self.sizes.append(size)
                 if not is_known:
                     unsized.append((row, name))
-        return self._read_sizes(unsized) and not changed
+        is_found = all(map(str.isascii, known)) or self._are_found(known)
+        return self._read_sizes(unsized) and not changed and is_found
+
+    def _are_found(self, names: Sequence[str]) -> bool:
+        """Return whether the images whose names have several Unicode forms are there."""
+        folder = find_images(self.root, self.file, names, self.images)[0]
+        return all(name.isascii() or os.path.isfile(folder / name) for name in names)
 
     def _read_sizes(self, unsized: Sequence[tuple[int, str]]) -> bool:
         """Read sizes that the file does not say from the images."""

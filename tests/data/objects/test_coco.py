@@ -303,3 +303,28 @@ def test_reading_a_file_needs_little_more_memory_than_its_text(tmp_path: Path) -
     finally:
         tracemalloc.stop()
     assert peak < 5 * file.stat().st_size
+
+
+def test_images_that_come_later_under_another_name_are_found(tmp_path: Path) -> None:
+    images = [{**image, "file_name": f"C:/data/{image['file_name']}"} for image in images_of(3)]
+    images += [{**images_of(1, 4)[0], "file_name": "C:/data/ü.jpg"}]
+    write_coco(tmp_path, [annotation(1, 2)], images=images, pictures=False)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_coco(tmp_path)
+    for image in images_of(3):
+        write_picture(tmp_path / "train2017" / image["file_name"])
+    source = open_coco(tmp_path, max_broken=0.5, held_out=["train2017/0003.jpg"])
+    assert [len(source.train.target(i)["boxes"]) for i in range(2)] == [0, 1]
+    write_picture(tmp_path / "train2017" / unicodedata.normalize("NFD", "ü.jpg"))
+    source = open_coco(tmp_path, held_out=["train2017/0003.jpg"])
+    assert len(source.train) == 3
+
+
+def test_a_stored_index_is_not_used_if_none_of_its_images_is_there(tmp_path: Path) -> None:
+    images = [{**image, "file_name": f"sub/{image['file_name']}"} for image in images_of(4)]
+    write_coco(tmp_path, [annotation(1, 2)], images=images)
+    assert len(open_coco(tmp_path, held_out=["train2017/sub/0004.jpg"]).train) == 3
+    (tmp_path / "train2017" / "sub").rename(tmp_path / "photos")
+    (tmp_path / "train2017").rmdir()
+    source = open_coco(tmp_path, images="photos", held_out=["photos/0004.jpg"])
+    assert [len(source.train.target(i)["boxes"]) for i in range(3)] == [0, 1, 0]
