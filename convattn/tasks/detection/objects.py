@@ -24,6 +24,7 @@ class Found(TypedDict):
         labels: (N,), class numbers from 0.
         masks: (N, 1, 28, 28), probabilities on a grid over the box; None without masks.
         size: width and height of the image.
+        finite: whether the model computed no NaN, with which it finds no objects.
     """
 
     boxes: Tensor
@@ -31,6 +32,7 @@ class Found(TypedDict):
     labels: Tensor
     masks: Tensor | None
     size: tuple[int, int]
+    finite: bool
 
 
 class Objects(TypedDict):
@@ -74,6 +76,7 @@ def found_objects(
         labels=objects["labels"],
         masks=objects.get("masks"),
         size=size,
+        finite=bool(objects["finite"]),
     )
 
 

@@ -232,8 +232,9 @@ def _limited(found: Found, score: float | None, nms: float | None) -> Found:
 
 def _prediction(found: Found, card: ModelCard) -> DetectionPrediction:
     size = found["size"]
-    if not found["scores"].isfinite().all():
-        return DetectionPrediction(path="", size=size, error="the model computed NaN")
+    if not found["finite"]:
+        error = "the model computed NaN for this image"
+        return DetectionPrediction(path="", size=size, error=error)
     kept = kept_found(found)
     masks: Sequence[Rle | None] = kept["masks"] or [None] * len(kept["labels"])
     rows = zip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
@@ -100,8 +101,9 @@ class Detector(DenseModel):
         Returns:
             In training mode the losses by name. In evaluation mode for each image a dictionary of
             ``boxes`` (N, 4), clipped to the image; ``scores`` (N,), the highest first; ``labels``
-            (N,); and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid
-            over the box.
+            (N,); ``finite``, whether the feature maps have no NaN, with which no object is found;
+            and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid over
+            the box.
 
         Raises:
             ValueError: training mode without targets, targets or sizes that do not fit the images,
@@ -110,7 +112,7 @@ class Detector(DenseModel):
         check_map(images, "images")
         batch = ImageList(images, _checked_sizes(images, sizes))
         if not self.training:
-            return self.detect(batch, self.backbone(images))
+            return self._found(batch, self.backbone(images))
         if targets is None:
             raise ValueError(
                 f"{type(self).__name__} in training mode needs targets; call .eval() to detect "
@@ -118,6 +120,15 @@ class Detector(DenseModel):
             )
         objects = prepare_targets(targets, images, self.num_classes, masks=self.has_masks)
         return self.losses(batch, self.backbone(images), objects)
+
+    def _found(self, images: ImageList, features: dict[str, Tensor]) -> list[Objects]:
+        """Return the objects found in each image, and whether its feature maps are finite."""
+        finite = torch.stack([m.isfinite().flatten(1).all(1) for m in features.values()]).all(0)
+        found = self.detect(images, features)
+        return [
+            {**objects, "finite": is_finite}
+            for objects, is_finite in zip(found, finite, strict=True)
+        ]
 
 
 def _checked_sizes(
