@@ -53,7 +53,7 @@ class Detection(Task[DetectionConfig]):
     images_at_once = 4
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
-        "head_depth", "head_width", "box_head", "anchor_scale",
+        "norm_maps", "head_depth", "head_width", "box_head", "anchor_scale",
     )  # fmt: skip
 
     @classmethod

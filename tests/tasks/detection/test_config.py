@@ -54,6 +54,7 @@ def test_the_recipes_of_the_papers(
     assert (found.opt, found.lr, found.weight_decay) == (opt, lr, decay)
     assert (found.epochs, found.lr_batch, found.warmup_steps) == (epochs, 16, 500)
     assert (found.short_side, found.long_side) == (800, 1333)
+    assert found.norm_maps is ("swin" in model)
 
 
 def test_the_recipes_of_the_papers_need_weights() -> None:

@@ -26,6 +26,8 @@ class Detector(DenseModel):
         num_classes: number of classes, without the background.
         in_chans: channels of the image.
         channels: channels of the feature pyramid and of the convolutions of the heads.
+        norm_maps: whether each map of the backbone gets a LayerNorm, as in Swin Transformer's
+            detectors.
         score: objects with a lower score are left out.
         nms: of two objects of a class whose IoU is higher, the one with the lower score is left
             out.
@@ -47,6 +49,7 @@ class Detector(DenseModel):
         *,
         in_chans: int = 3,
         channels: int = 256,
+        norm_maps: bool = False,
         score: float = 0.05,
         nms: float = 0.5,
         detections: int = 100,
@@ -61,7 +64,8 @@ class Detector(DenseModel):
         arguments = dict(in_chans=in_chans, **(backbone_args or {}))
         body: Any = feature_extractor(model, levels=self.levels, **arguments)
         extra = self.extra_levels(body.feature_info.channels()[-1], channels)
-        super().__init__(PyramidBackbone(body, channels, extra_blocks=extra), model, arguments)
+        backbone = PyramidBackbone(body, channels, extra_blocks=extra, norm_maps=norm_maps)
+        super().__init__(backbone, model, arguments)
         self.num_classes = num_classes
         self.score = score
         self.nms = nms
