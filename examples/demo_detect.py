@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from examples.demo import new_run, print_report, show
 
-SCENES = "--count 1200 --val 150 --size 192"
-TRAINING = "--method retinanet --model glnet_nano --recipe small"
+SCENES = "--count 1200 --val 150 --size 128"
+TRAINING = (
+    "--method retinanet --model glnet_nano --recipe small channels=64 img_size=128 epochs=24 "
+    "color_jitter=0"
+)
 DRAWN = 6
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from examples.demo import new_run, print_report, show
 
 SCENES = "--format folder --count 1200 --val 150 --size 128"
-TRAINING = "--method semantic_fpn --model glnet_nano --recipe small"
+TRAINING = (
+    "--method semantic_fpn --model glnet_nano --recipe small channels=64 img_size=128 epochs=24 "
+    "photometric=false"
+)
 DRAWN = 6
 
 

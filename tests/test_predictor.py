@@ -20,8 +20,8 @@ from convattn.runs.predictions import ClassPrediction
 from convattn.runs.weights import save_weights
 from convattn.tasks.classification import Checkpoint, load_checkpoint
 from convattn.tasks.classification.build import build_model
+from tests.data.class_folders import write_broken, write_classes, write_image
 from tests.data.deep_files import write_png, write_tiff
-from tests.data.folders import write_broken, write_classes, write_image
 from tests.tasks.classification.runs import tiny, write_colors
 
 RANDOM = np.random.default_rng(0)

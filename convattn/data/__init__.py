@@ -1,10 +1,11 @@
 """Data sets by name, images with targets, transforms, batches; nothing of a model."""
 
-from convattn.data.classes import UnknownClassesError
+from convattn.data.folders.classes import UnknownClassesError
+from convattn.data.folders.listing import Listing, find_images, list_images, passed_over
 from convattn.data.images import BrokenImageError, check_image, load_image
 from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
-from convattn.data.joint import JointAugment, joint_eval_transform, joint_train_transform
-from convattn.data.listing import Listing, find_images, list_images, passed_over
+from convattn.data.joint.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
+from convattn.data.joint.transforms import JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.loading import (
     BROKEN,
     PADDING,
@@ -18,7 +19,6 @@ from convattn.data.loading import (
     train_loader,
 )
 from convattn.data.named import offered_targets, open_dataset
-from convattn.data.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
 from convattn.data.problems import Problem, UnusableDataError
 from convattn.data.scan import check_share, find_broken, reread
 from convattn.data.source import (

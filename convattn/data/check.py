@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from convattn.data.images import BrokenImageError
 from convattn.data.named import offered_targets, open_dataset
-from convattn.data.objects import image_reason
+from convattn.data.objects.images import image_reason
 from convattn.data.problems import COMMAND, NoMasksError, Problem, UnusableDataError
 from convattn.data.scan import in_order
 from convattn.data.source import DataSource, ImageSet, Targets, relative_name

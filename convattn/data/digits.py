@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from convattn.data.folders.split import stratified_split
 from convattn.data.source import ArrayImages, DataSource
-from convattn.data.split import stratified_split
 
 HELD_OUT = 360
 SPLIT_SEED = 0

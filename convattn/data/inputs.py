@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from convattn.data.depth import DeepPixels
+from convattn.data.folders.listing import Listing, list_images, passed_over
 from convattn.data.images import (
     BrokenImageError,
     ImageInfo,
@@ -25,7 +26,6 @@ from convattn.data.images import (
     opened,
     to_8bit,
 )
-from convattn.data.listing import Listing, list_images, passed_over
 from convattn.data.reasons import reason
 from convattn.data.value_range import ValueRange
 from convattn.names import shown

@@ -13,13 +13,13 @@ from convattn.names import check_choice, shown
 
 # For each format, the function that reads each kind of target.
 _FORMATS: dict[str, dict[str, str]] = {
-    "folder": {"classes": "folder:open_folder"},
+    "folder": {"classes": "folders.folder:open_folder"},
     "timm": {"classes": "timm_reader:open_timm"},
-    "coco": {"boxes": "coco:open_coco", "instances": "coco:open_coco"},
-    "yolo": {"boxes": "yolo:open_yolo", "instances": "yolo:open_yolo"},
-    "voc": {"boxes": "voc_boxes:open_voc_boxes", "segments": "voc_segments:open_voc_segments"},
-    "ade20k": {"segments": "ade20k:open_ade20k"},
-    "masks": {"segments": "masks:open_masks"},
+    "coco": {"boxes": "objects.coco:open_coco", "instances": "objects.coco:open_coco"},
+    "yolo": {"boxes": "objects.yolo:open_yolo", "instances": "objects.yolo:open_yolo"},
+    "voc": {"boxes": "objects.voc:open_voc_boxes", "segments": "segments.voc:open_voc_segments"},
+    "ade20k": {"segments": "segments.ade20k:open_ade20k"},
+    "masks": {"segments": "segments.masks:open_masks"},
 }
 _KNOWN = (
     "digits, folder:PATH, timm:NAME (such as timm:torch/cifar10), coco:DIR, yolo:FILE.yaml, "

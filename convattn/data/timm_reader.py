@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from PIL import Image
 from timm.data import create_dataset
 
-from convattn.data.classes import ClassNumbers
 from convattn.data.depth import is_deep
+from convattn.data.folders.classes import ClassNumbers
 from convattn.data.images import (
     SCALED_BY_ITSELF,
     BrokenImageError,

@@ -154,7 +154,8 @@ def open_data(
     record = folder.read_data() if folder else None
     trained_on = folder_data(folder) or card.data
     name = name or trained_on
-    given = {"value_range": None, "check": False, **options}
+    targets = {key: card.data_options[key] for key in ("targets",) if key in card.data_options}
+    given = {"value_range": None, "check": False, **targets, **options}
     if is_same(name, trained_on) or is_same(name, card.data):
         before = dict(card.data_options)
         # Unreadable images that the training skipped are no error in the evaluation.

@@ -51,7 +51,7 @@ def _open_numbered(
     name: str, names: tuple[str, ...], card: ModelCard | None, options: dict[str, Any]
 ) -> DataSource:
     """Open data with these classes, and with the range of values of a card if there is one."""
-    numbered = (names or None) if name.startswith("folder:") else None
+    numbered = (names or None) if path_of(name) else None
     scale = options.pop("value_range", None) or (card.value_range if card else None)
     source = open_dataset(name, class_names=numbered, value_range=scale, **options)
     if card is not None and scale is None and "integer" in source.deep_kinds:

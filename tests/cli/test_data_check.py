@@ -10,8 +10,8 @@ from PIL import Image
 
 from convattn.cli import main
 from convattn.data.scenes import write_scenes
-from tests.data.folders import write_broken, write_classes
-from tests.data.object_files import (
+from tests.data.class_folders import write_broken, write_classes
+from tests.data.objects.object_files import (
     annotation,
     voc_object,
     write_coco,

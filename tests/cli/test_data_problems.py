@@ -10,7 +10,7 @@ from PIL import Image
 
 from convattn.cli.data_problems import problem_images
 from convattn.data import BrokenFile, BrokenImageError, DataSource, FileImages, Problem
-from tests.data.folders import write_image
+from tests.data.class_folders import write_image
 
 
 class Boxes(FileImages):

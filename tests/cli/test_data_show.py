@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from convattn.cli import main
-from tests.data.folders import write_classes
-from tests.data.object_files import annotation, write_coco
+from tests.data.class_folders import write_classes
+from tests.data.objects.object_files import annotation, write_coco
 
 SQUARE = [2, 3, 12, 3, 12, 11, 2, 11]
 

@@ -9,7 +9,7 @@ from convattn.cli import main
 from convattn.data import open_dataset
 from convattn.runs.weights import save_weights
 from convattn.tasks.classification.build import build_model
-from tests.data.folders import write_classes, write_image
+from tests.data.class_folders import write_classes, write_image
 from tests.tasks.classification.runs import tiny
 
 

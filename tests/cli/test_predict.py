@@ -13,7 +13,7 @@ from convattn.cli import main
 from convattn.cli.predict import OPTIONS
 from convattn.tasks.table import find_task, list_tasks
 from convattn.training.predict import options_of
-from tests.data.folders import write_broken, write_image
+from tests.data.class_folders import write_broken, write_image
 
 
 def test_the_table_has_a_line_per_image(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from convattn.runs.detections import DetectionPrediction, FoundObject
 from convattn.runs.predictions import ClassPrediction, Guess, Original, Prediction
 from convattn.runs.rle import encode_mask
 from convattn.runs.segmentations import SegmentationPrediction
-from tests.data.folders import write_image
+from tests.data.class_folders import write_image
 
 SIZE = (12, 10)
 

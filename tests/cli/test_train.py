@@ -10,7 +10,7 @@ import pytest
 
 from convattn.cli import main
 from tests.cli.command import convattn, start
-from tests.data.folders import write_classes
+from tests.data.class_folders import write_classes
 
 
 def test_a_run_ends_with_the_next_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

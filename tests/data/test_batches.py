@@ -24,7 +24,7 @@ from convattn.data import (
     train_loader,
 )
 from convattn.data.images import BrokenImageError
-from tests.data.folders import write_broken, write_image
+from tests.data.class_folders import write_broken, write_image
 
 # Of the batches below as they have always been: a resumed training depends on them.
 DIGEST = "f3ff8c0d3828b27a62806c41083a5aa1f0f3ad021b5b823ce755b322ec72d93e"

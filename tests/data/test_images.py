@@ -14,7 +14,7 @@ from convattn.data.images import (
     to_8bit,
     to_channels,
 )
-from tests.data.folders import write_broken, write_image
+from tests.data.class_folders import write_broken, write_image
 
 
 @pytest.mark.parametrize(

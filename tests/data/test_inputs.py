@@ -9,8 +9,8 @@ from PIL import Image
 
 from convattn.data import BrokenImageError, find_inputs, load_image
 from convattn.data.inputs import Ranges
+from tests.data.class_folders import write_image
 from tests.data.deep_files import write_png
-from tests.data.folders import write_image
 
 RANGES: Ranges = {"integer": (0.0, 65535.0), "float": None}
 BYTES = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)

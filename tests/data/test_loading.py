@@ -26,7 +26,7 @@ from convattn.data import (
 )
 from convattn.data.loading import EpochSampler, SampleKey
 from convattn.data.source import ArrayImages
-from tests.data.folders import write_broken, write_image
+from tests.data.class_folders import write_broken, write_image
 
 PREPROCESS = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
 TRANSFORM = ImageOnly(

@@ -10,7 +10,7 @@ from torchvision.ops import masks_to_boxes
 
 from convattn.data import DataSource, Targets, offered_targets, open_dataset
 from convattn.data.scenes import write_scenes
-from tests.data.folders import write_classes
+from tests.data.class_folders import write_classes
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from convattn.data import BrokenFile, BrokenImageError, ImageSet, find_broken, open_dataset, reread
-from tests.data.folders import write_broken, write_classes, write_image
+from tests.data.class_folders import write_broken, write_classes, write_image
 from tests.terminals import Terminal
 
 

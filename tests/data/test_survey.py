@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from convattn.data import BrokenImageError, Survey, find_broken, open_dataset
+from tests.data.class_folders import write_classes, write_image
 from tests.data.deep_files import write_png, write_tiff
-from tests.data.folders import write_classes, write_image
 
 
 def ramp(high: float, kind: str, low: float = 0) -> np.ndarray:

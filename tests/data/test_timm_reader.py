@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from convattn.data import open_dataset
-from tests.data.folders import write_classes
+from tests.data.class_folders import write_classes
 
 
 def write_mnist(root: Path) -> None:

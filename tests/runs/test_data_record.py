@@ -14,7 +14,7 @@ from convattn.data import DataSource, ImageSet, Subset, open_dataset
 from convattn.runs.data_record import DataRecord
 from convattn.runs.files import DamagedFileError
 from convattn.runs.folder import RunFolder
-from tests.data.folders import write_broken, write_classes, write_image
+from tests.data.class_folders import write_broken, write_classes, write_image
 
 
 def opened(folder: Path) -> DataSource:

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from convattn.data import find_inputs
 from convattn.runs.predictions import ClassPrediction, Guess, Original
-from tests.data.folders import write_image
+from tests.data.class_folders import write_image
 
 RANGES = {"integer": None, "float": None}
 

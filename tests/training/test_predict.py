@@ -17,7 +17,7 @@ from convattn.runs.predictions import ClassPrediction, Guess, Prediction
 from convattn.training.config import RunConfig
 from convattn.training.predict import Predictions, ready, split
 from convattn.training.task import Task
-from tests.data.folders import write_broken
+from tests.data.class_folders import write_broken
 
 CPU = torch.device("cpu")
 CARD = ModelCard("mean", {}, (), Preprocess((3, 4, 4), (0.0,) * 3, (1.0,) * 3), task="brightness")

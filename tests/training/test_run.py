@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from convattn.cli import main
 from convattn.tasks.classification import load_checkpoint, resume, train
 from convattn.tasks.table import write_report
-from tests.data.folders import write_classes, write_image
+from tests.data.class_folders import write_classes, write_image
 from tests.tasks.classification.runs import silent, tiny, write_colors, written
 
 pytestmark = pytest.mark.slow  # trainings of seconds each

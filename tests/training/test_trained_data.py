@@ -14,7 +14,7 @@ import torch
 from convattn.data import DataSource, ImageSet, open_dataset
 from convattn.tasks.classification import evaluate, load_checkpoint, load_config, resume, train
 from convattn.training.trained_data import held_out_part
-from tests.data.folders import write_broken, write_classes
+from tests.data.class_folders import write_broken, write_classes
 from tests.tasks.classification.runs import silent, timeless, tiny, weights, write_colors, written
 
 pytestmark = pytest.mark.slow  # trainings of seconds each

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from convattn.data.padding import IGNORED
+from convattn.data.joint.padding import IGNORED
 
 _VALUES = 256  # of a mask
 

@@ -20,7 +20,7 @@ from convattn.data import (
     joint_eval_transform,
     joint_train_transform,
 )
-from convattn.data.padding import IGNORED, collate_padded, stack_masks
+from convattn.data.joint.padding import IGNORED, collate_padded, stack_masks
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import Column
 from convattn.runs.segmentations import SegmentationPrediction

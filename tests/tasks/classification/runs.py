@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convattn.tasks.classification import TrainConfig, load_config
-from tests.data.folders import write_classes
+from tests.data.class_folders import write_classes
 
 TINY: dict[str, Any] = {
     "model": "test_vit",

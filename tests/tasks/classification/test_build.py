@@ -15,7 +15,7 @@ from convattn.runs.weights import save_weights
 from convattn.tasks.classification import load_config
 from convattn.tasks.classification.build import build_model
 from convattn.tasks.classification.config import TrainConfig
-from tests.data.folders import write_classes
+from tests.data.class_folders import write_classes
 from tests.tasks.classification.runs import tiny
 
 NAMES = ("Größe", "Grund", "klein")

@@ -18,7 +18,7 @@ from convattn.tasks.classification import Checkpoint, TrainResult, evaluate, loa
 from convattn.tasks.classification.evaluation import ClassResult, Evaluation, summarise
 from convattn.training.evaluate import _speed
 from convattn.training.evaluation import Found
-from tests.data.folders import write_broken, write_classes
+from tests.data.class_folders import write_broken, write_classes
 
 
 class Constant(nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from convattn.tasks.classification import TrainResult, evaluate, load_checkpoint, predict
-from tests.data.folders import write_broken, write_classes, write_image
+from tests.data.class_folders import write_broken, write_classes, write_image
 
 
 def test_images_and_folders_are_classified_in_order(

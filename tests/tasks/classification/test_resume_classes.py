@@ -13,7 +13,7 @@ import torch
 
 from convattn.runs.weights import read_ckpt, save_weights
 from convattn.tasks.classification import load_checkpoint, resume, train
-from tests.data.folders import write_classes, write_image
+from tests.data.class_folders import write_classes, write_image
 from tests.tasks.classification.runs import STILL, silent, tiny, weights, write_colors
 
 

@@ -23,7 +23,7 @@ from convattn.tasks.classification import (
     load_config,
     train,
 )
-from tests.data.folders import write_broken
+from tests.data.class_folders import write_broken
 from tests.tasks.classification.runs import (
     STILL,
     rows,

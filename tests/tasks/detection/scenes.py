@@ -10,7 +10,7 @@ from PIL import Image
 
 from convattn.tasks.detection.config import DetectionConfig
 from convattn.tasks.table import load_config
-from tests.data.object_files import annotation, write_coco
+from tests.data.objects.object_files import annotation, write_coco
 
 COLOURS = {3: (220, 40, 40), 7: (40, 200, 40), 18: (40, 60, 220)}  # by the ids of the categories
 TINY: dict[str, Any] = {

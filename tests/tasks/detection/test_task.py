@@ -132,6 +132,26 @@ def test_a_run_opens_its_data_again(finished: tuple[TrainResult, str]) -> None:
     assert again.mask_map == pytest.approx(result.evaluation.mask_map, abs=1e-6)
 
 
+def test_classes_of_other_data_are_matched_by_name(
+    finished: tuple[TrainResult, str], tmp_path: Path
+) -> None:
+    root = write_scenes(tmp_path)
+    other = {3: 30, 7: 20, 18: 10}  # the order of the ids is reversed
+    for part in ("train2017", "val2017"):
+        file = root / "annotations" / f"instances_{part}.json"
+        content = json.loads(file.read_text())
+        for entry in content["categories"]:
+            entry["id"] = other[entry["id"]]
+        for entry in content["annotations"]:
+            entry["category_id"] = other[entry["category_id"]]
+        file.write_text(json.dumps(content))
+    data = open_dataset(f"coco:{root}", targets="instances")
+    assert data.class_names == ("owl", "dog", "cat")
+    found = evaluate(finished[0].run_dir, f"coco:{root}", workers=0, device="cpu")
+    assert found.class_names == ["cat", "dog", "owl"]
+    assert found.map == pytest.approx(finished[0].evaluation.map, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_result(
     finished: tuple[TrainResult, str], scenes: Path

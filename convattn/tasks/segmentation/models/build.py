@@ -9,7 +9,7 @@ from timm.layers import LayerNorm, LayerNorm2d
 from torch import nn
 
 from convattn.checks import check_choice, check_positive, check_rate
-from convattn.data.padding import IGNORED
+from convattn.data.joint.padding import IGNORED
 from convattn.models.dense import feature_extractor
 from convattn.models.feature_pyramid import MapBackbone
 from convattn.tasks.segmentation.models.fcn import FCNHead

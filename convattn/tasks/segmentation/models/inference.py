@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_choice, check_positive
-from convattn.data.padding import IGNORED, PAD_TO, padded_size
+from convattn.data.joint.padding import IGNORED, PAD_TO, padded_size
 
 Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B, K, H, W)
 

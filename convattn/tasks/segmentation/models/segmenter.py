@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from convattn.data.padding import IGNORED
+from convattn.data.joint.padding import IGNORED
 from convattn.models.dense import DenseModel
 from convattn.models.feature_pyramid import MapBackbone
 from convattn.tasks.segmentation.models.inference import Inference

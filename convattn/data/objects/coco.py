@@ -1,0 +1,380 @@
+"""COCO's annotation files: boxes of objects, and masks as polygons and run lengths."""
+
+from __future__ import annotations
+
+import gc
+import json as json_format
+import math
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convattn.data.objects.cache import index_path
+from convattn.data.objects.coco_layout import find_images, find_json, pair
+from convattn.data.objects.images import ObjectPart, ObjectReader
+from convattn.data.objects.index import (
+    BEYOND,
+    ROUNDING,
+    Box,
+    EntryError,
+    IndexBuilder,
+    MaskData,
+    ObjectIndex,
+    clean_polygons,
+)
+from convattn.data.objects.run_lengths import compressed, run_lengths_problem
+from convattn.data.problems import Problem, UnusableDataError
+from convattn.data.scan import image_sizes
+from convattn.data.source import DataSource, relative_name
+from convattn.names import shown
+
+_LARGEST_SIDE = 2**31 - 1
+_LARGEST_NUMBER = 2**62
+_CORNERS_SHARE = 1 / 3  # of the boxes leave their image where corners stand for width and height
+_CORNERS_FIT = 0.95
+
+
+def open_coco(
+    path: str | Path,
+    *,
+    json: str | Sequence[str] | None = None,
+    images: str | Sequence[str] | None = None,
+    masks: bool = False,
+    class_names: Sequence[str] | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    max_broken: float = 0.01,
+    held_out: Collection[str] | None = None,
+    known_broken: Collection[str] = (),
+    check: bool = True,
+    value_range: Sequence[float] | None = None,
+) -> DataSource:
+    """Open a data set in COCO's format.
+
+    ``annotations/instances_train2017.json`` and ``instances_val2017.json`` are found, with images
+    in ``train2017/`` or ``images/train2017/``; other years and other usual names too. Of a single
+    annotation file, a part of the images is held out. Classes are numbered in the order of the ids
+    of the categories, which may have gaps; categories without objects are classes too.
+
+    Args:
+        path: the folder.
+        json: the annotation file, or those of training and validation, relative to the folder.
+        images: the folder of the images, or those of training and validation, relative to the
+            folder.
+        masks: whether targets have masks.
+        class_names: number the classes as in this list.
+        val_fraction: the share held out where there is one annotation file.
+        split_seed: seed of that split.
+        max_broken: the share of images, and of objects, with problems that may be left out.
+        held_out: relative names of the images to hold out where there is one annotation file; by
+            default a new split is made.
+        known_broken: relative names of images that are left out without being read.
+        check: whether to decode all images; of large data sets headers of some are read.
+        value_range: of float and deep images, the values that become 0 and 255.
+
+    Returns:
+        A `DataSource`; ``problems`` names what was left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder, annotation file or folder of images.
+        UnusableDataError: an annotation file is broken, too many images or objects have problems.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {shown(root)}; coco:DIR needs one")
+    files = find_json(root, json)
+    folders = pair("images", images, root) if images is not None else [None]
+    jsons = [file for file in files[:2] if file is not None]
+    if len(folders) > len(jsons):
+        raise ValueError(f"images={images} names two folders, but there is one annotation file")
+    folders = folders * len(jsons) if len(folders) == 1 else folders
+    parts = [read_part(root, file, folder) for file, folder in zip(jsons, folders, strict=True)]
+    top = _top(root, [part.folder for part in parts])
+    parts = [replace(part, file=relative_name(part.file, top)) for part in parts]
+    reader = ObjectReader(f"coco:{path}", top, masks, max_broken, known_broken, check)
+    reader.notes += files[2]
+    return reader.read(
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
+        class_names=class_names,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        held_out=held_out,
+        value_range=value_range,
+    )
+
+
+def read_part(root: Path, file: Path, images: str | None) -> ObjectPart:
+    """Return the images and objects of an annotation file.
+
+    Args:
+        root: the folder of the data set.
+        file: the annotation file.
+        images: the folder of the images; by default it is found.
+    """
+    cached = index_path("coco", [file])
+    index = ObjectIndex.load(cached)
+    if index is None:
+        with _no_collection():
+            index, is_complete = _Parser(root, file, images).parse()
+        if is_complete:
+            index = index.stored(cached)
+    folder, _ = find_images(root, file, index.names(), images)
+    return ObjectPart(index, str(folder), str(file))
+
+
+def _top(root: Path, folders: Sequence[str]) -> str:
+    """Return the folder that relative names start from: that of the data, if it has the images."""
+    try:
+        below = os.path.commonpath([root.absolute(), *map(os.path.abspath, folders)])
+    except ValueError:  # several drives
+        return str(root)
+    is_below = below == str(root.absolute())
+    return str(root) if is_below else os.path.commonpath(list(map(os.path.abspath, folders)))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Read millions of lists without the garbage collector, which would look at them again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Parser:
+    """Reads an annotation file."""
+
+    def __init__(self, root: Path, file: Path, images: str | None) -> None:
+        self.root, self.file, self.images = root, file, images
+        self.built = IndexBuilder()
+        self.sizes: list[tuple[int, int]] = []
+        self.rows: dict[Any, int] = {}
+        self.labels: dict[Any, int] = {}
+        self.corners: list[tuple[str, Box]] = []
+        self.as_corners = 0
+
+    def parse(self) -> tuple[ObjectIndex, bool]:
+        """Return the index, and whether all of it comes from the file and not from the images."""
+        content = self._content()
+        names = self._read_categories(content["categories"])
+        is_complete = self._read_images(content["images"])
+        self._read_annotations(content["annotations"])
+        self._check_corners()
+        return self.built.build(names, [*self.labels]), is_complete
+
+    def _content(self) -> dict[str, list[Any]]:
+        try:
+            content = json_format.loads(self.file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise self._unusable("", f"the file is not JSON: {error}") from error
+        except OSError as error:
+            raise self._unusable("", f"the file cannot be read: {error.strerror}") from error
+        if isinstance(content, list):
+            raise self._unusable(
+                "", "the file holds a list, as results do: expected images, annotations, categories"
+            )
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content, dict) or not isinstance(content.get(key), list):
+                raise self._unusable("", f"the file has no list {key!r}")
+        return dict(content)
+
+    def _unusable(self, entry: str, reason: str) -> UnusableDataError:
+        name = relative_name(str(self.file), str(self.root))
+        problem = Problem(name, entry, reason)
+        return UnusableDataError(f"{shown(self.file)}: {shown(reason)}", [problem])
+
+    def _read_categories(self, categories: Sequence[Any]) -> list[str]:
+        """Return the names of the classes; ids become numbers in the order of the ids."""
+        found: dict[Any, str] = {}
+        for place, category in enumerate(categories):
+            key, name = _get(category, "id"), _get(category, "name")
+            entry = f"category {shown(key)}" if key is not None else f"category at {place}"
+            if not isinstance(name, str) or not isinstance(key, int | str):
+                self._problem(entry, "the category has no id and name")
+            elif key in found:
+                self._problem(entry, f"duplicate id: category {shown(found[key])!r} has it too")
+            else:
+                found[key] = name
+        if not found:
+            raise self._unusable("", "the file has no categories")
+        keys = sorted(found, key=lambda key: (isinstance(key, str), key))
+        self.labels = {key: number for number, key in enumerate(keys)}
+        return self._unique([(key, found[key]) for key in keys])
+
+    def _unique(self, categories: Sequence[tuple[Any, str]]) -> list[str]:
+        """Return names of which no two are the same, such as "cell" and "cell (id 1)"."""
+        names: list[str] = []
+        for key, name in categories:
+            if name in names:
+                self.built.notes.append(
+                    f"two categories are called {shown(name)!r}; the second is class "
+                    f"'{shown(name)} (id {shown(key)})'"
+                )
+                name = f"{name} (id {key})"
+            names.append(name)
+        return names
+
+    def _read_images(self, images: Sequence[Any]) -> bool:
+        unsized = []
+        for place, image in enumerate(images):
+            key, name = _get(image, "id"), _get(image, "file_name")
+            entry = f"image {shown(key)}" if key is not None else f"image at {place}"
+            if not isinstance(name, str) or not name or not isinstance(key, int | str):
+                self._image_problem(entry, "the image has no id and file_name")
+            elif key in self.rows:
+                self._image_problem(entry, f"duplicate id: two images have it, here {shown(name)}")
+            else:
+                size = _side(_get(image, "width")), _side(_get(image, "height"))
+                is_known = min(size) > 0
+                number = (
+                    key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else len(self.rows)
+                )
+                name = name.replace("\\", "/")  # the file may come from Windows
+                row = self.built.add_image(name, size if is_known else (0, 0), number)
+                self.rows[key] = row
+                self.sizes.append(size)
+                if not is_known:
+                    unsized.append((row, name))
+        return self._read_sizes(unsized)
+
+    def _read_sizes(self, unsized: Sequence[tuple[int, str]]) -> bool:
+        """Read sizes that the file does not say from the images."""
+        if not unsized:
+            return True
+        folder, _ = find_images(self.root, self.file, [name for _, name in unsized], self.images)
+        sizes = image_sizes([str(folder / name) for _, name in unsized])
+        for (row, _), size in zip(unsized, sizes, strict=True):
+            self.sizes[row] = size
+            self.built.set_size(row, size)
+        return False
+
+    def _read_annotations(self, annotations: Sequence[Any]) -> None:
+        seen: set[Any] = set()
+        self.built.entries = len(annotations)
+        for place, annotation in enumerate(annotations):
+            key = _get(annotation, "id")
+            entry = f"annotation {shown(key)}" if key is not None else f"annotation at {place}"
+            try:
+                if not isinstance(annotation, dict):
+                    raise EntryError("the annotation is not an object of JSON")
+                if isinstance(key, int | str):
+                    if key in seen:
+                        raise EntryError("duplicate id: an earlier annotation has it too")
+                    seen.add(key)
+                is_number = isinstance(key, int) and abs(key) < _LARGEST_NUMBER
+                self._read_annotation(annotation, entry, key if is_number else place)
+            except EntryError as error:
+                self._problem(entry, str(error))
+
+    def _read_annotation(self, found: dict[str, Any], entry: str, number: int) -> None:
+        row = _looked_up(self.rows, found.get("image_id"))
+        if row is None:
+            raise EntryError(f"no such image: image_id {shown(found.get('image_id'))}")
+        label = _looked_up(self.labels, found.get("category_id"))
+        if label is None:
+            raise EntryError(f"unknown class: category_id {shown(found.get('category_id'))}")
+        size = self.sizes[row]
+        if min(size) <= 0:
+            raise EntryError("the size of the image is not known")
+        problems: list[str] = []
+        mask = self._mask(found.get("segmentation"), size, problems)
+        box = self._box(found, size, mask, entry)
+        self.built.mask_problems += [Problem("", entry, why) for why in problems]
+        area: Any = found.get("area")
+        self.built.add_object(
+            row,
+            label,
+            box,
+            entry=number,
+            crowd=found.get("iscrowd") in (1, True),
+            area=area if _is_number(area) and 0 <= area < _LARGEST_NUMBER else math.nan,
+            mask=mask,
+            has_broken_mask=bool(problems),
+        )
+
+    def _box(
+        self, found: dict[str, Any], size: tuple[int, int], mask: MaskData | None, entry: str
+    ) -> Box:
+        box = found.get("bbox")
+        if box is None and isinstance(mask, list) and mask:
+            x = [value for part in mask for value in part[::2]]
+            y = [value for part in mask for value in part[1::2]]
+            return self.built.clean_box((min(x), min(y), max(x), max(y)), size)
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise EntryError(f"bbox is not x, y, width, height: {str(box)[:60]}")
+        x1, y1, width, height = box
+        corners = (x1, y1, width, height)
+        fits = x1 < width <= size[0] + ROUNDING and y1 < height <= size[1] + ROUNDING
+        self.as_corners += fits
+        try:
+            return self.built.clean_box((x1, y1, x1 + width, y1 + height), size)
+        except EntryError as error:
+            if fits and str(error).startswith(BEYOND):
+                self.corners.append((entry, corners))
+            raise
+
+    def _check_corners(self) -> None:
+        """Raise an error if the boxes are corners where width and height are meant."""
+        total = self.built.entries
+        leaving = len(self.corners)
+        if leaving <= total * _CORNERS_SHARE or self.as_corners < total * _CORNERS_FIT:
+            return
+        reason = "bbox is x1, y1, x2, y2 instead of x, y, width, height"
+        name = relative_name(str(self.file), str(self.root))
+        problems = [
+            Problem(name, entry, f"{reason}: {', '.join(f'{side:g}' for side in box)}")
+            for entry, box in self.corners
+        ]
+        raise UnusableDataError(
+            f"{shown(self.file)}: {leaving:,} of {total:,} boxes lie beyond their image as x, y, "
+            f"width, height, and nearly all fit as x1, y1, x2, y2, such as {shown(problems[0])}; "
+            "write bbox = [x1, y1, x2 - x1, y2 - y1] into the file",
+            problems,
+        )
+
+    def _mask(self, found: Any, size: tuple[int, int], problems: list[str]) -> MaskData | None:
+        """Return the mask, None if there is none; problems of it are added to ``problems``."""
+        if found is None or found == []:
+            return None
+        if isinstance(found, list):
+            if not isinstance(found[0], list) and all(map(_is_number, found)):
+                found = [found]  # one polygon without the outer list
+            return clean_polygons(found, size, problems.append)
+        if why := run_lengths_problem(found, size):
+            problems.append(why)
+            return None
+        return compressed(found, size)
+
+    def _problem(self, entry: str, reason: str) -> None:
+        self.built.problems.append(Problem("", entry, reason))
+
+    def _image_problem(self, entry: str, reason: str) -> None:
+        self.built.image_problems.append(Problem("", entry, reason))
+
+
+def _get(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _looked_up(table: dict[Any, int], key: Any) -> int | None:
+    return table.get(key) if isinstance(key, int | str | float) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < _LARGEST_NUMBER
+
+
+def _side(value: Any) -> int:
+    """Return a width or height, 0 if it is none."""
+    if not _is_number(value) or not 0 < value <= _LARGEST_SIDE or value != int(value):
+        return 0
+    return int(value)

@@ -1,0 +1,465 @@
+"""Data sets of objects with boxes and masks, from the indexes of their annotation files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from convattn.data.folders.classes import ClassNumbers, UnknownClassesError
+from convattn.data.folders.split import split_by_name, stratified_split
+from convattn.data.images import (
+    BrokenImageError,
+    ImageInfo,
+    load_sized,
+    other_size,
+    upright_size,
+)
+from convattn.data.objects.index import (
+    NO_MASK,
+    POLYGONS,
+    RUN_LENGTHS,
+    ObjectIndex,
+)
+from convattn.data.problems import NoMasksError, Problem, UnusableDataError, check_entries
+from convattn.data.scan import DECODE_AT_MOST, find_broken
+from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
+from convattn.data.survey import Survey, apply_value_range, spread
+from convattn.data.value_range import ValueRange
+from convattn.names import counted, did_you_mean, listed, shown
+
+_HEADERS_OF = 1_000  # of large data sets the headers of so many images are read at the start
+CANNOT_BE_READ = "the image cannot be read"
+
+
+class ObjectImages(ImageSet):
+    """Image files with objects.
+
+    Args:
+        index: the images and their objects.
+        rows: which images of the index.
+        folder: the folder that the names of the images start from.
+        numbers: for each class of the index, its number in the data set.
+        masks: whether targets have masks; objects without one are then left out.
+        value_range: see `load_image`.
+    """
+
+    def __init__(
+        self,
+        index: ObjectIndex,
+        rows: np.ndarray,
+        folder: str,
+        numbers: np.ndarray,
+        *,
+        masks: bool = False,
+        value_range: ValueRange | None = None,
+    ) -> None:
+        self._index = index
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self._folder = folder
+        self._numbers = numbers
+        self._masks = masks
+        self._value_range = value_range
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> Image.Image:
+        """Read the file; an image has the size that its annotations say, or it is broken."""
+        size = self._index.size(int(self._rows[index]))
+        return load_sized(self.path(index), size, self._value_range)
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Return the objects of an image.
+
+        Returns:
+            ``boxes`` (N, 4) in pixels, `BoundingBoxes` XYXY; ``labels`` (N,), class numbers from 0;
+            ``crowd`` (N,), objects that count neither as found nor as missed; ``area`` (N,) in
+            pixels; ``masks`` (N, H, W) of zeros and ones, if the data set was opened with masks;
+            ``image_id``, a number.
+        """
+        row = int(self._rows[index])
+        width, height = self._index.size(row)
+        chosen = self._chosen(row)
+        column = self._index.column
+        boxes = column("boxes").reshape(-1, 4)[chosen]
+        area = column("area")[chosen]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.from_numpy(boxes), format="XYXY", canvas_size=(height, width)
+            ),
+            "labels": torch.from_numpy(self._numbers[column("label")[chosen]]),
+            "crowd": torch.from_numpy(column("crowd")[chosen].astype(bool)),
+        }
+        own = sides[:, 0] * sides[:, 1]
+        if self._masks:
+            masks = self._index.masks(chosen.tolist(), (width, height))
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+            own = masks.sum((1, 2), dtype=np.float32)
+        target["area"] = torch.from_numpy(np.where(np.isnan(area), own, area))
+        target["image_id"] = int(column("image_id")[row])
+        return target
+
+    def path(self, index: int) -> str:
+        """Return the file's path."""
+        return os.path.join(self._folder, self._index.name(int(self._rows[index])))
+
+    def scaled(self, value_range: ValueRange | None) -> ObjectImages:
+        """Return the same images with another ``value_range``."""
+        return ObjectImages(
+            self._index,
+            self._rows,
+            self._folder,
+            self._numbers,
+            masks=self._masks,
+            value_range=value_range,
+        )
+
+    def _chosen(self, row: int) -> np.ndarray:
+        """Return the numbers of the objects of an image."""
+        place = self._index.objects(row)
+        numbers = np.arange(place.start, place.stop)
+        if not self._masks:
+            return numbers
+        kinds = self._index.column("mask_kind")[place]
+        return numbers[(kinds == POLYGONS) | (kinds == RUN_LENGTHS)]
+
+
+@dataclass(frozen=True)
+class ObjectPart:
+    """A part of a data set, such as the training part.
+
+    Args:
+        index: its images and objects.
+        folder: the folder that the names of the images start from.
+        file: the annotation file, relative to the root of the data set; "" if each image has one.
+        noun: what an entry of an object is called.
+        label_file: returns the annotation file for the name of an image, where each image has one.
+    """
+
+    index: ObjectIndex
+    folder: str
+    file: str = ""
+    noun: str = "annotation"
+    label_file: Callable[[str], str] = str
+
+    @property
+    def title(self) -> str:
+        """The file or the folder, for messages."""
+        return shown(self.file or self.folder)
+
+
+@dataclass
+class ObjectReader:
+    """Makes a `DataSource` of the parts of a data set.
+
+    Args:
+        name: of the data set, as for `open_dataset`.
+        root: the folder that the files' relative names start from.
+        masks: whether targets have masks.
+        max_broken: the share of images, and of objects, that may be left out.
+        known_broken: relative names of images that are left out without being read.
+        check: whether to decode the images; else their headers are read.
+    """
+
+    name: str
+    root: str
+    masks: bool = False
+    max_broken: float = 0.01
+    known_broken: Collection[str] = ()
+    check: bool = True
+    survey: Survey = field(default_factory=Survey)
+    problems: list[Problem] = field(default_factory=list)
+    broken: list[BrokenFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def read(
+        self,
+        train: ObjectPart,
+        val: ObjectPart | None,
+        *,
+        class_names: Sequence[str] | None = None,
+        default_names: Sequence[str] = (),
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        held_out: Collection[str] | None = None,
+        value_range: Sequence[float] | None = None,
+    ) -> DataSource:
+        """Return the data set.
+
+        Args:
+            train: the part to learn from.
+            val: the part held out; None holds out some images of ``train``.
+            class_names: the classes of a trained model, in the order of their numbers.
+            default_names: the classes without ``class_names``; by default those of ``train``.
+            val_fraction: the share held out of ``train``.
+            split_seed: seed of that split.
+            held_out: relative names of the images to hold out of ``train``; by default a new split
+                is made.
+            value_range: of float and deep images, the values that become 0 and 255.
+
+        Raises:
+            UnusableDataError: too many images or objects have problems, or no image is left.
+            UnknownClassesError: objects are of a class that is not in ``class_names``.
+        """
+        parts = [train] if val is None else [train, val]
+        self._check_masks(parts)
+        names = tuple(class_names or default_names or train.index.facts.class_names)
+        numbers = [self._numbers(part, names, given=class_names is not None) for part in parts]
+        total = sum(len(part.index) for part in parts)
+        rows = [self._readable(part, total) for part in parts]
+        self._check_objects(parts)
+        if val is not None:
+            self._note_both(parts, rows)
+        else:
+            rows = self._split(train, rows[0], val_fraction, split_seed, held_out)
+            parts, numbers = [train, train], numbers * 2
+        self._check_left(rows, parts)
+        sets = [
+            ObjectImages(part.index, chosen, part.folder, number, masks=self.masks)
+            for part, chosen, number in zip(parts, rows, numbers, strict=True)
+        ]
+        source = DataSource(
+            name=self.name,
+            class_names=names,
+            train=sets[0],
+            val=sets[1],
+            split_here=val is None,
+            broken=tuple(self.broken),
+            root=self.root,
+            notes=tuple(self.notes),
+            category_ids=_category_ids(parts[-1], numbers[-1], len(names)),
+            problems=tuple(self.problems),
+        )
+        return apply_value_range(source, self.survey, value_range)
+
+    def _check_masks(self, parts: Sequence[ObjectPart]) -> None:
+        for part in parts:
+            if self.masks and part.index.num_objects and not part.index.has_masks:
+                raise NoMasksError(
+                    f"{part.title} of {shown(self.name)} has no masks of objects, only boxes: "
+                    "choose a method that learns boxes, or give annotations with polygons"
+                )
+
+    def _numbers(self, part: ObjectPart, names: Sequence[str], *, given: bool) -> np.ndarray:
+        """Return the number of each class of a part; -1 for unknown classes without objects."""
+        own = part.index.facts.class_names
+        found = ClassNumbers(names).match(own)
+        used = np.unique(part.index.column("label")).tolist()
+        unknown = [own[label] for label in used if found[own[label]] is None]
+        if unknown:
+            where = "the model's classes" if given else "the training part"
+            raise UnknownClassesError(
+                f"{part.title} has classes that are not in {where}: {listed(unknown)}"
+                f"{did_you_mean(unknown[0], names)} Known are {listed(list(names))}"
+            )
+        numbers = [found[name] for name in own]
+        return np.array([-1 if n is None else n for n in numbers], dtype=np.int64)
+
+    def _readable(self, part: ObjectPart, total: int) -> np.ndarray:
+        """Return the rows of the images that can be read; the others are added to the problems."""
+        names = part.index.names()
+        left, known = self._known(part, names)
+        broken = {row: BrokenFile(self._path(part, names[row]), _BEFORE) for row in known}
+        missing = [row for row in left if not self._exists(part, names[row])]
+        why = "the image is missing" + (f": {part.title} names it" if part.file else "")
+        broken |= {row: BrokenFile(self._path(part, names[row]), why) for row in missing}
+        gone = set(missing)
+        left = [row for row in left if row not in gone]
+        if missing and not left:
+            self._raise_all_missing(part, [names[row] for row in missing], why)
+        broken |= self._unreadable(part, left, names, large=total > DECODE_AT_MOST)
+        found = [broken[row] for row in sorted(broken)]
+        self.broken += found
+        self._add_images(part, found, len(names))
+        return np.array([row for row in left if row not in broken], dtype=np.int64)
+
+    def _known(self, part: ObjectPart, names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the rows of the images that are read, and of those that could not be read before.
+
+        The paths of a hundred thousand images take a second, so they are made only if needed.
+        """
+        if not self.known_broken:
+            return list(range(len(names))), []
+        relative = [self._relative(part, name) for name in names]
+        return split_by_name(relative, self.known_broken)[:2]
+
+    def _unreadable(
+        self, part: ObjectPart, rows: Sequence[int], names: Sequence[str], *, large: bool
+    ) -> dict[int, BrokenFile]:
+        rows = spread(rows, _HEADERS_OF) if large else rows
+        paths = [self._path(part, names[row]) for row in rows]
+
+        def misfit(index: int, info: ImageInfo) -> str:
+            size = part.index.size(rows[index])
+            if size in (info.size, _upright(paths[index], info.size, size)):
+                return ""
+            return other_size(info.size, size)
+
+        decode = None if self.check and not large else False
+        found = find_broken(paths, self.survey, decode=decode, misfit=misfit)
+        files = {file.path: file for file in found}
+        return {row: files[p] for row, p in zip(rows, paths, strict=True) if p in files}
+
+    def _add_images(self, part: ObjectPart, broken: Sequence[BrokenFile], total: int) -> None:
+        """Add the problems of images, and raise an error if there are too many."""
+        own = [self._placed(part, p) for p in part.index.facts.image_problems]
+        found = [
+            Problem(relative_name(file.path, self.root), "", image_reason(file.reason))
+            for file in broken
+            if file.reason is not _BEFORE
+        ]
+        self.problems += [*own, *found]
+        total += len(own)
+        self.notes += check_entries([*own, *found], total, self.max_broken, self.name, "image")
+
+    def _check_objects(self, parts: Sequence[ObjectPart]) -> None:
+        """Add the problems of objects, and raise an error if there are too many."""
+        found = [problem for part in parts for problem in self._object_problems(part)]
+        self.problems += found
+        entries = sum(part.index.facts.entries for part in parts)
+        self.notes += check_entries(found, entries, self.max_broken, self.name)
+        if clipped := sum(part.index.facts.clipped for part in parts):
+            reach = "box reaches" if clipped == 1 else "boxes reach"
+            self.notes.append(
+                f"{clipped:,} {reach} beyond the image by at most a pixel: clipped at its border"
+            )
+        self.notes += [note for part in parts for note in part.index.facts.notes]
+
+    def _object_problems(self, part: ObjectPart) -> Iterator[Problem]:
+        facts = part.index.facts
+        yield from (self._placed(part, problem) for problem in facts.problems)
+        if not self.masks:
+            return
+        yield from (self._placed(part, problem) for problem in facts.mask_problems)
+        column = part.index.column
+        for number in np.flatnonzero(column("mask_kind") == NO_MASK).tolist():
+            row = int(np.searchsorted(column("first"), number, side="right")) - 1
+            file = part.file or part.label_file(part.index.name(row))
+            entry = f"{part.noun} {column('entry')[number]}"
+            yield Problem(file, entry, "the object has no mask")
+
+    def _placed(self, part: ObjectPart, problem: Problem) -> Problem:
+        return problem if problem.file else replace(problem, file=part.file)
+
+    def _split(
+        self,
+        part: ObjectPart,
+        rows: np.ndarray,
+        fraction: float,
+        seed: int,
+        held_out: Collection[str] | None,
+    ) -> list[np.ndarray]:
+        """Return the rows to learn from and those held out."""
+        if held_out is None:
+            return [
+                rows[i] for i in stratified_split([0] * len(rows), fraction=fraction, seed=seed)
+            ]
+        names = [self._relative(part, part.index.name(int(row))) for row in rows]
+        kept, held, gone = split_by_name(names, held_out)
+        broken = {relative_name(file.path, self.root) for file in self.broken}
+        gone = [name for name in gone if name not in broken]
+        if held_out and not held:
+            raise ValueError(
+                f"{shown(self.root)} holds none of the {len(held_out):,} images that were held "
+                f"out, such as {listed(gone, 1)}; give the folder that holds them"
+            )
+        if gone:
+            are = "is" if len(gone) == 1 else "are"
+            self.notes.append(
+                f"{len(gone):,} of {counted(len(held_out), 'image')} that were held out {are} no "
+                f"longer in {shown(self.root)}: {listed(gone)}"
+            )
+        return [rows[kept], rows[held]]
+
+    def _note_both(self, parts: Sequence[ObjectPart], rows: Sequence[np.ndarray]) -> None:
+        """Add a sentence on images that are learnt from and held out."""
+        train, val = (
+            {os.path.join(part.folder, part.index.name(row)) for row in chosen.tolist()}
+            for part, chosen in zip(parts, rows, strict=True)
+        )
+        if both := sorted(train & val):
+            are = "is an image" if len(both) == 1 else "are images"
+            names = [relative_name(path, self.root) for path in both]
+            self.notes.append(
+                f"{len(both):,} of {counted(len(val), 'held-out image')} {are} to learn from too: "
+                f"{listed(names, 3)}"
+            )
+
+    def _check_left(self, rows: Sequence[np.ndarray], parts: Sequence[ObjectPart]) -> None:
+        for chosen, part, what in zip(rows, parts, ("learn from", "hold out"), strict=True):
+            if not len(chosen):
+                raise UnusableDataError(
+                    f"{part.title} of {shown(self.name)} has no image to {what}", self.problems
+                )
+
+    def _raise_all_missing(self, part: ObjectPart, missing: Sequence[str], why: str) -> None:
+        missing = [self._relative(part, name) for name in missing]
+        self.problems += [Problem(name, "", why) for name in missing]
+        raise UnusableDataError(
+            f"none of the {counted(len(missing), 'image')} of {part.title} is there: "
+            f"{listed(missing, 3)} in {shown(self.root)}; give the folder of the images with "
+            "images=FOLDER",
+            self.problems,
+        )
+
+    def _relative(self, part: ObjectPart, name: str) -> str:
+        return relative_name(self._path(part, name), self.root)
+
+    @staticmethod
+    def _path(part: ObjectPart, name: str) -> str:
+        return os.path.join(part.folder, name)
+
+    def _exists(self, part: ObjectPart, name: str) -> bool:
+        if name in self._listing(part.folder):
+            return True
+        path = self._path(part, name)
+        folder, file = os.path.split(path)
+        return file in self._listing(folder) or os.path.isfile(path)
+
+    def _listing(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder; one listing is faster than many questions."""
+        if folder not in self._listings:
+            try:
+                with os.scandir(folder) as found:
+                    self._listings[folder] = {entry.name for entry in found if entry.is_file()}
+            except OSError:
+                self._listings[folder] = set()
+        return self._listings[folder]
+
+    def __post_init__(self) -> None:
+        self._listings: dict[str, set[str]] = {}
+
+
+def _category_ids(part: ObjectPart, numbers: np.ndarray, count: int) -> tuple[int | str, ...]:
+    """Return the id of each class in a part, () if the part does not have all classes."""
+    pairs = zip(numbers.tolist(), part.index.facts.category_ids, strict=False)
+    ids = {number: identity for number, identity in pairs if number >= 0}
+    return tuple(ids[number] for number in range(count)) if len(ids) == count else ()
+
+
+_BEFORE = "it was unreadable before"
+_MISMATCH = other_size((0, 0), (0, 0)).partition(":")[0]
+
+
+def image_reason(reason: str) -> str:
+    """Return the reason of a `Problem` for that of a `BrokenFile`."""
+    known = reason.startswith(("the image is missing", "the mask ", _MISMATCH))
+    return reason if known else f"{CANNOT_BE_READ}: {reason}"
+
+
+def _upright(path: str, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the upright image, of which the header is read only if it matters."""
+    if size != stored[::-1]:
+        return stored
+    try:
+        return upright_size(path)
+    except BrokenImageError:
+        return stored

@@ -1,0 +1,219 @@
+"""The format of Ultralytics YOLO: a text file with boxes or polygons for each image."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convattn.data.objects.cache import index_path
+from convattn.data.objects.images import ObjectPart, ObjectReader
+from convattn.data.objects.index import EntryError, IndexBuilder, ObjectIndex, clean_polygons
+from convattn.data.objects.yolo_layout import YoloFile, label_file, read_yaml
+from convattn.data.problems import Problem, UnusableDataError
+from convattn.data.scan import image_sizes
+from convattn.data.source import DataSource, relative_name
+from convattn.names import counted, shown
+
+_IN_PIXELS = 2.0  # a coordinate that is larger is no share of the image
+
+
+def open_yolo(
+    path: str | Path,
+    *,
+    masks: bool = False,
+    class_names: Sequence[str] | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    max_broken: float = 0.01,
+    held_out: Collection[str] | None = None,
+    known_broken: Collection[str] = (),
+    check: bool = True,
+    value_range: Sequence[float] | None = None,
+    train_split: str = "train",
+    val_split: str = "validation",
+) -> DataSource:
+    """Open a data set in the format of Ultralytics YOLO.
+
+    Its YAML file has ``path``, ``train``, ``val`` and ``names``. The labels of
+    ``images/train/1.jpg`` are in ``labels/train/1.txt``: a line for each object, with the number of
+    its class and the box (centre, width, height) or the polygon (x, y, x, y, ...), as shares of the
+    width and height of the image. An image without such a file has no objects.
+
+    Args:
+        path: the YAML file, or the folder that holds it.
+        masks: whether targets have masks, which polygons give.
+        class_names: number the classes as in this list.
+        val_fraction: see `open_coco`.
+        split_seed: see `open_coco`.
+        max_broken: see `open_coco`.
+        held_out: see `open_coco`.
+        known_broken: see `open_coco`.
+        check: see `open_coco`.
+        value_range: see `open_coco`.
+        train_split: key of the part to learn from.
+        val_split: key of the part held out.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no folder that it names.
+        UnusableDataError: the YAML file is not usable, or too many images or objects have problems.
+    """
+    file = read_yaml(Path(path).expanduser())
+    names = [name for name in file.choose(train_split, val_split) if name]
+    notes = []
+    if names[1:] == ["test"] and val_split != "test":
+        notes.append(
+            "test is held out in place of a validation part: the best epoch is chosen on it"
+        )
+    images = [file.images(name) for name in names]
+    root = _root(file, images)
+    parts = [_part(file, name, found, root) for name, found in zip(names, images, strict=True)]
+    reader = ObjectReader(f"yolo:{path}", root, masks, max_broken, known_broken, check, notes=notes)
+    return reader.read(
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
+        class_names=class_names,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        held_out=held_out,
+        value_range=value_range,
+    )
+
+
+def _root(file: YoloFile, images: Sequence[Sequence[str]]) -> str:
+    """Return the folder that holds all images: that of the YAML file, or one above the images."""
+    beside = str(file.path.parent.absolute())
+    paths = [path for found in images for path in found]
+    if all(path.startswith(os.path.join(beside, "")) for path in paths):
+        return beside
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # several drives
+        return beside
+
+
+def _part(file: YoloFile, name: str, images: Sequence[str], root: str) -> ObjectPart:
+    title = file.values[name] if isinstance(file.values[name], str) else name
+    if not images:
+        raise UnusableDataError(f"{shown(file.path)}: {name}: {shown(title)} has no images")
+    labels = [label_file(image) for image in images]
+    cached = index_path(f"yolo {name} {root}", [file.path, *images, *labels])
+    index = ObjectIndex.load(cached)
+    if index is None:
+        index = _Parser(file, root).parse(images, labels, title).stored(cached)
+
+    def label_name(image: str) -> str:
+        return relative_name(label_file(os.path.join(root, image)), root)
+
+    return ObjectPart(index, root, noun="line", label_file=label_name)
+
+
+@dataclass
+class _Parser:
+    """Reads the labels of the images of a part."""
+
+    file: YoloFile
+    root: str
+    built: IndexBuilder = field(default_factory=IndexBuilder)
+
+    def parse(self, images: Sequence[str], labels: Sequence[str], title: str) -> ObjectIndex:
+        """Return the index of the images."""
+        without = 0
+        sizes = image_sizes(images)
+        for image, label, size in zip(images, labels, sizes, strict=True):
+            name = relative_name(label, self.root)
+            try:
+                with open(label, "rb") as opened:
+                    text = opened.read().decode("utf-8-sig")
+            except FileNotFoundError:
+                text = ""
+                without += 1
+            except UnicodeDecodeError as error:
+                self._image_problem(name, f"the file is not text: {error.reason}")
+                continue
+            except OSError as error:
+                self._image_problem(name, f"the file cannot be read: {error.strerror}")
+                continue
+            row = self.built.add_image(relative_name(image, self.root), size, len(self.built))
+            self._read(row, name, text, size)
+        if without == len(images):
+            raise ValueError(
+                f"{shown(self.file.path)}: no file of labels for any of "
+                f"{counted(len(images), 'image')} in {shown(title)}, such as {shown(labels[0])}"
+            )
+        if without:
+            has = "has" if without == 1 else "have"
+            self.built.notes.append(
+                f"{without:,} of {counted(len(images), 'image')} in {shown(title)} {has} no file "
+                "of labels: no objects"
+            )
+        return self.built.build(self.file.class_names)
+
+    def _image_problem(self, file: str, reason: str) -> None:
+        self.built.image_problems.append(Problem(file, "", reason))
+
+    def _read(self, row: int, file: str, text: str, size: tuple[int, int]) -> None:
+        seen: set[tuple[str, ...]] = set()
+        if min(size) <= 0:  # the image is broken, which the reader says
+            return
+        for number, line in enumerate(text.splitlines(), 1):
+            words = tuple(line.split())
+            if not words:
+                continue
+            self.built.entries += 1
+            try:
+                if words in seen:
+                    raise EntryError("duplicate entry: an earlier line is the same")
+                seen.add(words)
+                self._object(row, number, words, size)
+            except EntryError as error:
+                self.built.problems.append(Problem(file, f"line {number}", str(error)))
+
+    def _object(self, row: int, number: int, words: tuple[str, ...], size: tuple[int, int]) -> None:
+        label = self._label(words[0])
+        values = [_number(word) for word in words[1:]]
+        if len(values) < 4:
+            raise EntryError(
+                f"a line is neither a box (5 numbers) nor a polygon (7 or more): {len(words)}"
+            )
+        if len(values) % 2:
+            raise EntryError(f"a polygon has an odd number of coordinates: {len(values)}")
+        if any(math.isfinite(value) and abs(value) > _IN_PIXELS for value in values):
+            raise EntryError("coordinates are in pixels: they must be shares of the image, 0 to 1")
+        x = [value * size[0] for value in values[::2]]
+        y = [value * size[1] for value in values[1::2]]
+        if len(values) == 4:
+            box = (x[0] - x[1] / 2, y[0] - y[1] / 2, x[0] + x[1] / 2, y[0] + y[1] / 2)
+            self.built.add_object(row, label, self.built.clean_box(box, size), entry=number)
+            return
+        points = [value for pair in zip(x, y, strict=True) for value in pair]
+        box = self.built.clean_box((min(x), min(y), max(x), max(y)), size)
+        problems: list[str] = []
+        polygons = clean_polygons([points], size, problems.append)
+        if problems:
+            raise EntryError(problems[0])
+        self.built.add_object(row, label, box, entry=number, mask=polygons)
+
+    def _label(self, word: str) -> int:
+        try:
+            value = float(word)  # some programs write 0.0
+        except ValueError:
+            value = math.nan
+        if not value.is_integer():
+            raise EntryError(f"the class is not a whole number: '{shown(word)}'")
+        label = int(value)
+        if not 0 <= label < len(self.file.class_names):
+            raise EntryError(
+                f"the class is beyond the list: {label}, and names has "
+                f"{len(self.file.class_names)} classes"
+            )
+        return label
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise EntryError(f"a coordinate is not a number: '{shown(word)}'") from None
