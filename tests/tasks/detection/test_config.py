@@ -55,6 +55,7 @@ def test_the_recipes_of_the_papers(
     assert (found.epochs, found.lr_batch, found.warmup_steps) == (epochs, 16, 500)
     assert (found.short_side, found.long_side) == (800, 1333)
     assert found.norm_maps is ("swin" in model)
+    assert found.batch_norm == ("sync" if "swin" in model else "eval")
 
 
 def test_the_recipes_of_the_papers_need_weights() -> None:
