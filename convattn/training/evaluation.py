@@ -20,7 +20,7 @@ class Found:
         targets: for each batch, the targets of the same images.
         numbers: the indices of the images in the data set.
         broken: relative names or paths of the images that could not be read.
-        split: "val", "train" or "all".
+        split: "val", "train", "all", or the name of another part, such as "test".
         images_per_second: speed of loading, transforms and model, without the first batch.
         parameters: number of parameters of the model.
         notes: sentences on the data and on how images were read.
@@ -43,7 +43,7 @@ class TaskEvaluation(ABC):
     Args:
         model: name of the model.
         data: name of the data set.
-        split: "val", "train" or "all".
+        split: "val", "train", "all", or the name of another part, such as "test".
         images: number of readable images.
         images_per_second: speed of loading, transforms and model, without the first batch.
         parameters: number of parameters of the model.

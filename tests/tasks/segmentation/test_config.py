@@ -65,6 +65,9 @@ def test_wrong_settings_are_named(settings, message):
 def test_a_file_of_classes_is_found_from_other_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config(classes="names.txt").classes == str(tmp_path / "names.txt")
+    (tmp_path / "streets").mkdir()
+    (tmp_path / "streets" / "names.txt").touch()
+    assert config(classes="names.txt", data="masks:streets").classes == "names.txt"
     assert config(classes=["sky", "road"]).classes == ("sky", "road")
 
 
