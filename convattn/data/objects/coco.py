@@ -16,7 +16,6 @@ from convattn.data.objects.cache import index_path
 from convattn.data.objects.coco_layout import find_images, find_json, pair
 from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import (
-    BEYOND,
     ROUNDING,
     Box,
     EntryError,
@@ -284,8 +283,10 @@ class _Parser:
         if min(size) <= 0:
             raise EntryError("the size of the image is not known")
         problems: list[str] = []
-        mask = self._mask(found.get("segmentation"), size, problems)
-        box = self._box(found, size, mask, entry)
+        cut: list[str] = []
+        mask = self._mask(found.get("segmentation"), size, problems, cut)
+        box = self._box(found, size, mask, entry, cut)
+        self.built.cut += [Problem("", entry, why) for why in cut]
         self.built.mask_problems += [Problem("", entry, why) for why in problems]
         area: Any = found.get("area")
         self.built.add_object(
@@ -300,25 +301,28 @@ class _Parser:
         )
 
     def _box(
-        self, found: dict[str, Any], size: tuple[int, int], mask: MaskData | None, entry: str
+        self,
+        found: dict[str, Any],
+        size: tuple[int, int],
+        mask: MaskData | None,
+        entry: str,
+        cut: list[str],
     ) -> Box:
+        """Return the box; the reason is added to ``cut`` if it leaves the image."""
         box = found.get("bbox")
         if box is None and isinstance(mask, list) and mask:
             x = [value for part in mask for value in part[::2]]
             y = [value for part in mask for value in part[1::2]]
-            return self.built.clean_box((min(x), min(y), max(x), max(y)), size)
+            return self.built.clean_box((min(x), min(y), max(x), max(y)), size, cut.append)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise EntryError(f"bbox is not x, y, width, height: {str(box)[:60]}")
         x1, y1, width, height = box
-        corners = (x1, y1, width, height)
-        fits = x1 < width <= size[0] + ROUNDING and y1 < height <= size[1] + ROUNDING
-        self.as_corners += fits
-        try:
-            return self.built.clean_box((x1, y1, x1 + width, y1 + height), size)
-        except EntryError as error:
-            if fits and str(error).startswith(BEYOND):
-                self.corners.append((entry, corners))
-            raise
+        x2, y2, right, bottom = x1 + width, y1 + height, size[0] + ROUNDING, size[1] + ROUNDING
+        if x1 < width <= right and y1 < height <= bottom:
+            self.as_corners += 1
+            if x2 > right or y2 > bottom:
+                self.corners.append((entry, (x1, y1, width, height)))
+        return self.built.clean_box((x1, y1, x2, y2), size, cut.append)
 
     def _check_corners(self) -> None:
         """Raise an error if the boxes are corners where width and height are meant."""
@@ -339,14 +343,20 @@ class _Parser:
             problems,
         )
 
-    def _mask(self, found: Any, size: tuple[int, int], problems: list[str]) -> MaskData | None:
-        """Return the mask, None if there is none; problems of it are added to ``problems``."""
+    def _mask(
+        self, found: Any, size: tuple[int, int], problems: list[str], cut: list[str]
+    ) -> MaskData | None:
+        """Return the mask, None if there is none.
+
+        Reasons are added to ``problems`` if parts of it cannot be used, to ``cut`` if parts leave
+        the image.
+        """
         if found is None or found == []:
             return None
         if isinstance(found, list):
             if not isinstance(found[0], list) and all(map(_is_number, found)):
                 found = [found]  # one polygon without the outer list
-            return clean_polygons(found, size, problems.append)
+            return clean_polygons(found, size, problems.append, cut.append)
         if why := run_lengths_problem(found, size):
             problems.append(why)
             return None

@@ -160,12 +160,12 @@ class _Parser:
         for number, entry in enumerate(tree.iter("object"), 1):
             self.built.entries += 1
             try:
-                self.found.append(self._object(entry, row, number, size))
+                self.found.append(self._object(entry, file, row, number, size))
             except EntryError as error:
                 self.built.problems.append(Problem(file, f"object {number}", str(error)))
 
     def _object(
-        self, entry: ElementTree.Element, row: int, number: int, size: tuple[int, int]
+        self, entry: ElementTree.Element, file: str, row: int, number: int, size: tuple[int, int]
     ) -> _Object:
         name = nfc((entry.findtext("name") or "").strip())
         if not name:
@@ -180,7 +180,10 @@ class _Parser:
         elif min(size) <= 0:
             raise EntryError("the size of the image is not known")
         crowd = (entry.findtext("difficult") or "").strip() == "1"
-        return _Object(row, number, name, self.built.clean_box(corners, size), crowd)
+        cut: list[str] = []
+        box_in_image = self.built.clean_box(corners, size, cut.append)
+        self.built.cut += [Problem(file, f"object {number}", why) for why in cut]
+        return _Object(row, number, name, box_in_image, crowd)
 
 
 def _number(box: ElementTree.Element, side: str) -> float:

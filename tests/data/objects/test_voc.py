@@ -117,8 +117,9 @@ def test_a_fixed_list_of_classes(tmp_path: Path) -> None:
         (voc_object(box=(4, 4, 4, 9)), "the box has no area: x 4 to 4, y 4 to 9"),
         (voc_object(box=(9, 4, 4, 9)), "the box has no area: x 9 to 4, y 4 to 9"),
         (
-            voc_object(box=(4, 4, 50, 9)),
-            "the box lies beyond the image: x 3 to 50, y 3 to 9, in an image of 40 x 30 pixels",
+            voc_object(box=(34, 4, 50, 9)),
+            "most of the box lies beyond the image: x 33 to 50, y 3 to 9, in an image of 40 x 30 "
+            "pixels",
         ),
         (voc_object(box=(4, 4, "nan", 9)), "a number is NaN or infinite: x 4 to nan, y 4 to 9"),
         (voc_object(box=(4, "", 9, 9)), "a coordinate is not a number: ymin ''"),
@@ -134,6 +135,15 @@ def test_an_object_with_a_problem_is_named_and_left_out(
     assert source.problems == (Problem("Annotations/a.xml", "object 2", reason),)
     assert len(source.train.target(0)["boxes"]) == 1
     assert "1 of 3 objects is left out" in source.notes[0]
+
+
+def test_a_box_of_which_half_lies_in_the_image_is_cut_and_used(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": {"a": [voc_object(box=(4, 4, 50, 9))]}, "val": part("b")})
+    source = open_voc(tmp_path, max_broken=0.0)
+    assert source.train.target(0)["boxes"].tolist() == [[3, 3, 40, 9]]
+    assert [(problem.file, problem.entry, problem.kind) for problem in source.problems] == [
+        ("Annotations/a.xml", "object 1", "the box is cut at the edge of the image")
+    ]
 
 
 def test_an_image_with_a_broken_or_missing_file_is_left_out(tmp_path: Path) -> None:

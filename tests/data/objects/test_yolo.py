@@ -163,8 +163,9 @@ def test_no_labels_at_all_are_an_error(tmp_path: Path) -> None:
         ("0 0.5 x 0.2 0.2", "a coordinate is not a number: 'x'"),
         ("0 20 15 8 6", "coordinates are in pixels: they must be shares of the image, 0 to 1"),
         (
-            "0 0.9 0.5 0.4 0.2",
-            "the box lies beyond the image: x 28 to 44, y 12 to 18, in an image of 40 x 30 pixels",
+            "0 1.1 0.5 0.4 0.8",
+            "most of the box lies beyond the image: x 36 to 52, y 3 to 27, in an image of 40 x 30 "
+            "pixels",
         ),
         ("1 0.5 0.5 0.25 0.4", "duplicate entry: an earlier line is the same"),
     ],
@@ -175,6 +176,39 @@ def test_a_line_with_a_problem_is_named_and_left_out(
     source = open_yolo(write_yolo(tmp_path, parts(BOX + line)))
     assert source.problems == (Problem("labels/train/a.txt", "line 2", reason),)
     assert len(source.train.target(0)["boxes"]) == 1
+
+
+def test_boxes_and_polygons_of_which_half_lies_in_the_image_are_cut_and_used(
+    tmp_path: Path,
+) -> None:
+    lines = "0 1 0.5 0.4 0.8\n1 0.8 0.1 1.1 0.1 1.1 0.9 0.8 0.9\n"
+    source = open_yolo(write_yolo(tmp_path, parts(lines, SHAPE)), max_broken=0.0)
+    assert np.allclose(source.train.target(0)["boxes"], [[32, 3, 40, 27], [32, 3, 40, 27]])
+    assert [(problem.entry, problem.kind) for problem in source.problems] == [
+        ("line 1", "the box is cut at the edge of the image"),
+        ("line 2", "a polygon is cut at the edge of the image"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 {x1} {y1} {x2} {y2}",
+        "0 {x1} {y1} {width} {height}",
+    ],
+)
+def test_corners_in_place_of_centres_are_found_by_the_files_as_a_whole(
+    tmp_path: Path, line: str
+) -> None:
+    random = np.random.default_rng(0)
+    lines = []
+    for _ in range(40):
+        x1, y1, width, height = random.uniform(0, 0.5, 4)
+        values = {"x1": x1, "y1": y1, "x2": x1 + width, "y2": y1 + height}
+        lines.append(line.format(**values, width=width, height=height))
+    file = write_yolo(tmp_path, parts("\n".join(lines)))
+    with pytest.raises(UnusableDataError, match=r"fit as x1, y1, .*centre"):
+        open_yolo(file)
 
 
 def test_a_box_beside_polygons_has_no_mask(tmp_path: Path) -> None:
