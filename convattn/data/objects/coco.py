@@ -6,6 +6,7 @@ import gc
 import json as json_format
 import math
 import os
+import posixpath
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convattn.data.objects.cache import index_path
-from convattn.data.objects.coco_layout import find_images, find_json, pair
+from convattn.data.objects.coco_layout import find_images, find_json, names_on_disk, pair
 from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import (
     ROUNDING,
@@ -155,7 +156,9 @@ class _Parser:
         self.built = IndexBuilder()
         self.sizes: list[tuple[int, int]] = []
         self.rows: dict[Any, int] = {}
+        self.left_out: set[Any] = set()  # ids of images
         self.labels: dict[Any, int] = {}
+        self.category_ids: list[int | str] = []
         self.corners: list[tuple[str, Box]] = []
         self.as_corners = 0
 
@@ -166,7 +169,8 @@ class _Parser:
         is_complete = self._read_images(content["images"])
         self._read_annotations(content["annotations"])
         self._check_corners()
-        return self.built.build(names, [*self.labels]), is_complete
+        self._note_groups(content["categories"], names)
+        return self.built.build(names, self.category_ids), is_complete
 
     def _content(self) -> dict[str, list[Any]]:
         try:
@@ -192,19 +196,24 @@ class _Parser:
     def _read_categories(self, categories: Sequence[Any]) -> list[str]:
         """Return the names of the classes; ids become numbers in the order of the ids."""
         found: dict[Any, str] = {}
+        given: dict[Any, int | str] = {}
         for place, category in enumerate(categories):
-            key, name = _get(category, "id"), _get(category, "name")
-            entry = f"category {shown(key)}" if key is not None else f"category at {place}"
-            if not isinstance(name, str) or not isinstance(key, int | str):
+            identity, name = _get(category, "id"), _get(category, "name")
+            key = _id(identity)
+            entry = _entry("category", identity, place)
+            name = str(name) if type(name) is int else name
+            if not isinstance(name, str) or not name or key is None:
                 self._problem(entry, "the category has no id and name")
             elif key in found:
                 self._problem(entry, f"duplicate id: category {shown(found[key])!r} has it too")
             else:
                 found[key] = name
+                given[key] = identity if isinstance(identity, str) else key
         if not found:
             raise self._unusable("", "the file has no categories")
         keys = sorted(found, key=lambda key: (isinstance(key, str), key))
         self.labels = {key: number for number, key in enumerate(keys)}
+        self.category_ids = [given[key] for key in keys]
         return self._unique([(key, found[key]) for key in keys])
 
     def _unique(self, categories: Sequence[tuple[Any, str]]) -> list[str]:
@@ -222,26 +231,39 @@ class _Parser:
 
     def _read_images(self, images: Sequence[Any]) -> bool:
         unsized = []
-        for place, image in enumerate(images):
-            key, name = _get(image, "id"), _get(image, "file_name")
-            entry = f"image {shown(key)}" if key is not None else f"image at {place}"
-            if not isinstance(name, str) or not name or not isinstance(key, int | str):
+        names = [_file_name(image) for image in images]
+        known = [name for name in names if name]
+        changed, note = names_on_disk(self.root, self.file, known, self.images)
+        self.built.notes += [note] if note else []
+        first: dict[str, str] = {}
+        for place, (image, name) in enumerate(zip(images, names, strict=True)):
+            identity = _get(image, "id")
+            key = _id(identity)
+            entry = _entry("image", identity, place)
+            if not name or key is None:
                 self._image_problem(entry, "the image has no id and file_name")
+                self.left_out |= {key} - {None}
             elif key in self.rows:
                 self._image_problem(entry, f"duplicate id: two images have it, here {shown(name)}")
+            elif name in first:
+                self._image_problem(
+                    entry, f"duplicate file name: {first[name]} is {shown(name)} too"
+                )
+                self.left_out.add(key)
             else:
+                first[name] = entry
                 size = _side(_get(image, "width")), _side(_get(image, "height"))
                 is_known = min(size) > 0
                 number = (
                     key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else len(self.rows)
                 )
-                name = name.replace("\\", "/")  # the file may come from Windows
+                name = changed.get(name, name)
                 row = self.built.add_image(name, size if is_known else (0, 0), number)
                 self.rows[key] = row
                 self.sizes.append(size)
                 if not is_known:
                     unsized.append((row, name))
-        return self._read_sizes(unsized)
+        return self._read_sizes(unsized) and not changed
 
     def _read_sizes(self, unsized: Sequence[tuple[int, str]]) -> bool:
         """Read sizes that the file does not say from the images."""
@@ -258,25 +280,28 @@ class _Parser:
         seen: set[Any] = set()
         self.built.entries = len(annotations)
         for place, annotation in enumerate(annotations):
-            key = _get(annotation, "id")
-            entry = f"annotation {shown(key)}" if key is not None else f"annotation at {place}"
+            identity = _get(annotation, "id")
+            key = _id(identity)
+            entry = _entry("annotation", identity, place)
             try:
                 if not isinstance(annotation, dict):
                     raise EntryError("the annotation is not an object of JSON")
-                if isinstance(key, int | str):
+                if key is not None:
                     if key in seen:
                         raise EntryError("duplicate id: an earlier annotation has it too")
                     seen.add(key)
-                is_number = isinstance(key, int) and abs(key) < _LARGEST_NUMBER
-                self._read_annotation(annotation, entry, key if is_number else place)
+                number = key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else place
+                self._read_annotation(annotation, entry, number)
             except EntryError as error:
                 self._problem(entry, str(error))
 
     def _read_annotation(self, found: dict[str, Any], entry: str, number: int) -> None:
-        row = _looked_up(self.rows, found.get("image_id"))
+        image = _id(found.get("image_id"))
+        row = self.rows.get(image)
         if row is None:
-            raise EntryError(f"no such image: image_id {shown(found.get('image_id'))}")
-        label = _looked_up(self.labels, found.get("category_id"))
+            gone = "its image is left out" if image in self.left_out else "no such image"
+            raise EntryError(f"{gone}: image_id {shown(found.get('image_id'))}")
+        label = self.labels.get(_id(found.get("category_id")))
         if label is None:
             raise EntryError(f"unknown class: category_id {shown(found.get('category_id'))}")
         size = self.sizes[row]
@@ -294,8 +319,8 @@ class _Parser:
             label,
             box,
             entry=number,
-            crowd=found.get("iscrowd") in (1, True),
-            area=area if _is_number(area) and 0 <= area < _LARGEST_NUMBER else math.nan,
+            crowd=found.get("iscrowd") in (1, "1"),
+            area=area if _is_number(area) and 0 < area < _LARGEST_NUMBER else math.nan,
             mask=mask,
             has_broken_mask=bool(problems),
         )
@@ -362,6 +387,17 @@ class _Parser:
             return None
         return compressed(found, size)
 
+    def _note_groups(self, categories: Sequence[Any], names: Sequence[str]) -> None:
+        """Add a note on categories without objects that are the supercategory of others."""
+        above = [_get(category, "supercategory") for category in categories]
+        used = self.built.labels()
+        for number, name in enumerate(names):
+            if name in above and number not in used:
+                self.built.notes.append(
+                    f"category {shown(name)!r} has no objects, it is the supercategory of others: "
+                    "it is a class too; delete it from the file if it shall be none"
+                )
+
     def _problem(self, entry: str, reason: str) -> None:
         self.built.problems.append(Problem("", entry, reason))
 
@@ -373,8 +409,32 @@ def _get(entry: Any, key: str) -> Any:
     return entry.get(key) if isinstance(entry, dict) else None
 
 
-def _looked_up(table: dict[Any, int], key: Any) -> int | None:
-    return table.get(key) if isinstance(key, int | str | float) else None
+def _entry(kind: str, identity: Any, place: int) -> str:
+    return f"{kind} at {place}" if identity is None else f"{kind} {shown(identity)}"
+
+
+def _id(value: Any) -> int | str | None:
+    """Return an id in the form that is compared: 7.0 and "7" are 7; None if it is no id."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str):
+        return None
+    is_number = value.isascii() and value.isdecimal() and len(value) < 19
+    return int(value) if is_number and (value[0] != "0" or value == "0") else value
+
+
+def _file_name(image: Any) -> str:
+    """Return the name of an image's file with "/" between folders, "" if there is none."""
+    name = _get(image, "file_name")
+    if not isinstance(name, str) or not name:
+        return ""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no file has such a name
+        return ""
+    return posixpath.normpath(name.replace("\\", "/"))  # the file may come from Windows
 
 
 def _is_number(value: Any) -> bool:

@@ -423,8 +423,12 @@ class ObjectReader:
         self.problems += [Problem(name, "", why) for name in missing]
         raise UnusableDataError(
             f"none of the {counted(len(missing), 'image')} of {part.title} is there: "
-            f"{listed(missing, 3)} in {shown(self.root)}; give the folder of the images with "
-            "images=FOLDER",
+            f"{listed(missing, 3)} in {shown(self.root)}; "
+            + (
+                "give the folder of the images with images=FOLDER"
+                if part.file
+                else "give the folder that holds both the images and their annotations"
+            ),
             self.problems,
         )
 

@@ -289,6 +289,10 @@ class IndexBuilder:
         add["mask_first"](first)
         add["mask_end"](end)
 
+    def labels(self) -> set[int]:
+        """Return the numbers of the classes that have objects."""
+        return set(self._columns["label"])
+
     def build(
         self, class_names: Sequence[str], category_ids: Sequence[int | str] = ()
     ) -> ObjectIndex:

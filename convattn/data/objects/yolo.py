@@ -47,7 +47,8 @@ def open_yolo(
     Its YAML file has ``path``, ``train``, ``val`` and ``names``. The labels of
     ``images/train/1.jpg`` are in ``labels/train/1.txt``: a line for each object, with the number of
     its class and the box (centre, width, height) or the polygon (x, y, x, y, ...), as shares of the
-    width and height of the image. An image without such a file has no objects.
+    width and height of the image. Of labels of poses (``kpt_shape``) the boxes are read. An image
+    without such a file has no objects.
 
     Args:
         path: the YAML file, or the folder that holds it.
@@ -160,6 +161,11 @@ class _Parser:
             )
         return self.built.build(self.file.class_names)
 
+    @property
+    def has_points(self) -> bool:
+        """Whether each box is followed by the points of a pose."""
+        return bool(self.file.values.get("kpt_shape"))
+
     def _check_centres(self, title: str) -> None:
         """Raise an error if the numbers of the boxes are corners where centres are meant."""
         x, y, width, height = np.array(self.boxes).reshape(-1, 4).T
@@ -214,6 +220,13 @@ class _Parser:
         if len(values) < 4:
             raise EntryError(
                 f"a line is neither a box (5 numbers) nor a polygon (7 or more): {len(words)}"
+            )
+        if self.has_points:
+            values = values[:4]  # the box, before the points of a pose
+        if len(values) == 5:
+            raise EntryError(
+                "a line has a box and one more number: 6 numbers; delete the last one if it is the "
+                "score of a prediction"
             )
         if len(values) % 2:
             raise EntryError(f"a polygon has an odd number of coordinates: {len(values)}")

@@ -217,6 +217,8 @@ def test_a_few_boxes_beyond_the_image_are_not_taken_for_corners(tmp_path: Path) 
     [
         ({"id": 1}, "image 1", "duplicate id: two images have it, here 0002.jpg"),
         ({"file_name": None}, "image 2", "the image has no id and file_name"),
+        ({"file_name": "\ud800.jpg"}, "image 2", "the image has no id and file_name"),
+        ({"file_name": "./0001.jpg"}, "image 2", "duplicate file name: image 1 is 0001.jpg too"),
     ],
 )
 def test_an_image_entry_with_a_problem_is_named(
@@ -229,6 +231,16 @@ def test_an_image_entry_with_a_problem_is_named(
     source = open_all(tmp_path)
     assert source.problems == (Problem(JSON, entry, reason),)
     assert len(source.train) + len(source.val) == 3
+
+
+def test_an_annotation_of_an_image_that_is_left_out_says_so(tmp_path: Path) -> None:
+    images = images_of(4)
+    images[1]["file_name"] = "0001.jpg"
+    write_coco(tmp_path, [annotation(1, 2)], images=images)
+    assert [problem.reason for problem in open_all(tmp_path).problems] == [
+        "duplicate file name: image 1 is 0001.jpg too",
+        "its image is left out: image_id 2",
+    ]
 
 
 def test_missing_and_broken_images_and_those_of_another_size_are_named(tmp_path: Path) -> None:
