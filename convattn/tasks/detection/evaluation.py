@@ -177,6 +177,7 @@ def summarise(
     """Compute the metrics from found and true objects."""
     every: list[Objects] = [one for batch in found.outputs for one in batch]
     outputs = [finite(one) for one in every]
+    failed = sum(one is not other for one, other in zip(every, outputs, strict=True))
     targets: list[Objects] = [one for batch in found.targets for one in batch]
     has_masks = any(one["masks"] for one in targets)
     values = average_precision(outputs, targets, masks=has_masks, curves=True)
@@ -197,10 +198,7 @@ def summarise(
         images_per_second=found.images_per_second,
         parameters=found.parameters,
         broken=found.broken,
-        notes=[
-            *found.notes,
-            *nan_notes(sum(a is not b for a, b in zip(every, outputs, strict=True))),
-        ],
+        notes=[*found.notes, *nan_notes(failed)],
         epoch=card.epoch,
         per_class=_per_class(names, targets, values, prefixes),
         curves=_curves(names, values, ""),
