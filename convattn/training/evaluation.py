@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from convattn.names import counted
 from convattn.runs.folder import RunFolder
 
 
@@ -34,6 +35,12 @@ class Found:
     images_per_second: float
     parameters: int
     notes: list[str]
+
+
+def nan_notes(images: int) -> list[str]:
+    """Return a sentence on the images for which a model computed NaN, none for 0."""
+    text = f"the model computed NaN for {counted(images, 'image')}, which count as all wrong"
+    return [text] if images else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ class Found(TypedDict):
         labels: (N,), class numbers from 0.
         masks: (N, 1, 28, 28), probabilities on a grid over the box; None without masks.
         size: width and height of the image.
-        finite: whether the model computed no NaN, with which it finds no objects.
     """
 
     boxes: Tensor
@@ -32,7 +31,6 @@ class Found(TypedDict):
     labels: Tensor
     masks: Tensor | None
     size: tuple[int, int]
-    finite: bool
 
 
 class Objects(TypedDict):
@@ -76,7 +74,6 @@ def found_objects(
         labels=objects["labels"],
         masks=objects.get("masks"),
         size=size,
-        finite=bool(objects["finite"]),
     )
 
 
@@ -92,6 +89,14 @@ def kept_found(found: Found) -> Objects:
         masks=_pasted(found),
         image_id=0,
     )
+
+
+def finite(objects: Objects) -> Objects:
+    """Return the found objects, none of an image for which the model computed NaN."""
+    if objects["scores"].isfinite().all():
+        return objects
+    tensors = {key: value[:0] for key, value in objects.items() if isinstance(value, Tensor)}
+    return Objects(**{**objects, **tensors, "masks": []})  # type: ignore[typeddict-item]
 
 
 def kept_target(target: Mapping[str, Any]) -> Objects:

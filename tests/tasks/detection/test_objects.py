@@ -16,7 +16,6 @@ def pasted(box: list[float], mask: Tensor, size: tuple[int, int] = (60, 50)) -> 
         "scores": torch.ones(1),
         "labels": torch.zeros(1, dtype=torch.int64),
         "masks": mask[None, None],
-        "finite": torch.tensor(True),
     }
     return decode_mask(kept_found(found_objects(objects, size[::-1], size))["masks"][0])
 

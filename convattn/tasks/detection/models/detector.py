@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -105,9 +106,9 @@ class Detector(DenseModel):
         Returns:
             In training mode the losses by name. In evaluation mode for each image a dictionary of
             ``boxes`` (N, 4), clipped to the image; ``scores`` (N,), the highest first; ``labels``
-            (N,); ``finite``, whether the feature maps have no NaN, with which no object is found;
-            and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid over
-            the box.
+            (N,); and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid
+            over the box. An image for which the model computes NaN has one object with the score
+            NaN.
 
         Raises:
             ValueError: training mode without targets, targets or sizes that do not fit the images,
@@ -116,7 +117,8 @@ class Detector(DenseModel):
         check_map(images, "images")
         batch = ImageList(images, _checked_sizes(images, sizes))
         if not self.training:
-            return self._found(batch, self.backbone(images))
+            features = self.backbone(images)
+            return self._marked(self.detect(batch, features), features, batch.image_sizes)
         if targets is None:
             raise ValueError(
                 f"{type(self).__name__} in training mode needs targets; call .eval() to detect "
@@ -125,14 +127,41 @@ class Detector(DenseModel):
         objects = prepare_targets(targets, images, self.num_classes, masks=self.has_masks)
         return self.losses(batch, self.backbone(images), objects)
 
-    def _found(self, images: ImageList, features: dict[str, Tensor]) -> list[Objects]:
-        """Return the objects found in each image, and whether its feature maps are finite."""
-        finite = torch.stack([m.isfinite().flatten(1).all(1) for m in features.values()]).all(0)
-        found = self.detect(images, features)
-        return [
-            {**objects, "finite": is_finite}
-            for objects, is_finite in zip(found, finite, strict=True)
-        ]
+    def _marked(
+        self, found: list[Objects], features: Mapping[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[Objects]:
+        """Return the objects of each image, or one with the score NaN if a number is not finite.
+
+        NaN is above no limit of a score: without this mark, such images would have no objects.
+        """
+        doubtful = [number for number, objects in enumerate(found) if _is_doubtful(objects)]
+        if not doubtful:
+            return found
+        is_broken = not all(_is_finite(p) for p in self.parameters())
+        for number in doubtful:
+            if is_broken or not all(_is_finite(x[number]) for x in features.values()):
+                found[number] = self._not_a_number(sizes[number], features)
+        return found
+
+    def _not_a_number(self, size: tuple[int, int], features: Mapping[str, Tensor]) -> Objects:
+        like = next(iter(features.values()))
+        height, width = size
+        objects = {
+            "boxes": like.new_tensor([[0.0, 0.0, width, height]]),
+            "scores": like.new_full((1,), math.nan),
+            "labels": torch.zeros(1, dtype=torch.int64, device=like.device),
+        }
+        masks = {"masks": like.new_full((1, 1, 28, 28), math.nan)} if self.has_masks else {}
+        return {**objects, **masks}
+
+
+def _is_doubtful(objects: Objects) -> bool:
+    """Return whether there are no objects, or a number is NaN or infinite."""
+    return not len(objects["scores"]) or not all(_is_finite(x) for x in objects.values())
+
+
+def _is_finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
 
 
 def _checked_sizes(
