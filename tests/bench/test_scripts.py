@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import backbones, common, loading, ops, scaling, training
+from benchmarks import backbones, common, dense, loading, ops, scaling, training
 from benchmarks.common import Options
 from benchmarks.flex import sliding_window_flex
 from convattn.bench.cases import Built, Case, Group
@@ -22,7 +22,13 @@ from convattn.bench.record import read_document
 from convattn.ops import sliding_window_attention
 from tests.tolerances import TOLERANCE
 
-SCRIPTS = {"ops": ops, "backbones": backbones, "training": training, "scaling": scaling}
+SCRIPTS = {
+    "ops": ops,
+    "backbones": backbones,
+    "training": training,
+    "scaling": scaling,
+    "dense": dense,
+}
 
 
 def run(script: str, *words: str) -> int:
@@ -38,7 +44,10 @@ def only(name: str, *cases: str) -> Any:
 @pytest.mark.parametrize(
     "script",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ops", "backbones", "scaling")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ops", "backbones", "scaling", "dense")
+        ),
         "training",
     ],
 )
