@@ -92,6 +92,16 @@ def test_every_script_has_a_plan_for_every_device(script):
         assert "flex" not in [case.name for group in cpu for case in group.cases]
 
 
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn"])
+def test_detectors_of_the_benchmark_find_objects(method):
+    subject = dense.Subject(
+        "detection", method, "glnet_nano", (64, 96), False, "cpu", "float32", (("channels", 16),)
+    )
+    found = dense._evaluation(subject).call()[0]
+    assert len(found["boxes"]) > 10
+    assert set(found["labels"].tolist()) == {0}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_case_can_be_pickled(script):
     options = Options("cuda", ("bfloat16",), 8, compile=False, quick=False, apart=True)
