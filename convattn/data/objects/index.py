@@ -30,7 +30,7 @@ _OF_OBJECTS = (
 
 Box = tuple[float, float, float, float]
 # The parts of a polygon mask, or the compressed run lengths of a mask of the image's size.
-MaskData = list[list[float]] | bytes
+MaskData = Sequence[Sequence[float]] | bytes
 
 
 class EntryError(ValueError):
@@ -297,7 +297,7 @@ class IndexBuilder:
         self, class_names: Sequence[str], category_ids: Sequence[int | str] = ()
     ) -> ObjectIndex:
         """Return the index, its objects in the order of the images."""
-        found = {name: np.array(column) for name, column in self._columns.items()}
+        found = {name: np.asarray(column) for name, column in self._columns.items()}
         found["boxes"] = found["boxes"].reshape(-1, 4)
         order = np.argsort(found["image"], kind="stable")
         for name in (*_OF_OBJECTS, "boxes"):
@@ -373,16 +373,16 @@ def clean_polygons(
     size: tuple[int, int],
     report: Callable[[str], None],
     report_cut: Callable[[str], None],
-) -> list[list[float]]:
+) -> list[Sequence[float]]:
     """Return the parts of a polygon mask that can be used, as far as they lie in the image.
 
     Args:
-        parts: lists of x, y, x, y, ... in pixels.
+        parts: lists or arrays of x, y, x, y, ... in pixels.
         size: width and height of the image.
         report: is called with the reason why a part cannot be used.
         report_cut: is called with the reason why a part is cut.
     """
-    kept = []
+    kept: list[Sequence[float]] = []
     for part in parts:
         if why := _why_no_polygon(part):
             report(why)
@@ -426,7 +426,7 @@ def _area(part: Sequence[float]) -> float:
 
 def _why_no_polygon(part: Any) -> str:
     """Return why a value is no list of the coordinates of a polygon, "" if it is one."""
-    if not isinstance(part, list):
+    if not isinstance(part, list | array):
         return f"a polygon is not a list of coordinates: {str(part)[:40]}"
     if len(part) % 2:
         return f"a polygon has an odd number of coordinates: {len(part)}"

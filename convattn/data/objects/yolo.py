@@ -234,7 +234,7 @@ class _Parser:
             raise EntryError("coordinates are in pixels: they must be shares of the image, 0 to 1")
         x = [value * size[0] for value in values[::2]]
         y = [value * size[1] for value in values[1::2]]
-        polygons: list[list[float]] = []
+        polygons: list[Sequence[float]] = []
         problems: list[str] = []
         cut: list[str] = []
         if len(values) == 4:
@@ -245,7 +245,7 @@ class _Parser:
             polygons = clean_polygons([points], size, problems.append, cut.append)
             if problems:
                 raise EntryError(problems[0])
-            x, y = polygons[0][::2], polygons[0][1::2]
+            x, y = list(polygons[0][::2]), list(polygons[0][1::2])
             box = (min(x), min(y), max(x), max(y))
         box = self.built.clean_box(box, size, cut.append)
         self.built.cut += [Problem(file, f"line {number}", why) for why in cut]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import unicodedata
 from pathlib import Path
 from typing import Literal
@@ -289,3 +290,16 @@ def test_images_of_equal_names_in_missing_folders_are_not_confused(tmp_path: Pat
     write_coco(tmp_path, [annotation(1, 2)], images=images, pictures=False)
     with pytest.raises(ValueError, match="none of the 2 images"):
         open_coco(tmp_path)
+
+
+def test_reading_a_file_needs_little_more_memory_than_its_text(tmp_path: Path) -> None:
+    points = (np.random.default_rng(0).random((500, 200)) * 29).round(2)
+    found = [annotation(n, 1, segmentation=[part.tolist()]) for n, part in enumerate(points)]
+    file = write_coco(tmp_path, found)
+    tracemalloc.start()
+    try:
+        open_coco(tmp_path, "instances", held_out=["train2017/0004.jpg"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * file.stat().st_size
