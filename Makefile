@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --dist=worksteal --durations
 help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
 	@echo "make demo-detect    generate pictures, train a detector, find objects (up to 10 minutes)"
-	@echo "make demo-segment   generate pictures, train a segmenter, find the class of each pixel (10 minutes)"
+	@echo "make demo-segment   generate pictures, train a segmenter, find the class of each pixel (up to 10 minutes)"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
 	@echo "make processors   operator and layer tests with fewer processor instructions, and without a compiler"
