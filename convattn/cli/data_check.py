@@ -16,7 +16,8 @@ HELP = "list all problems of a data set"
 DESCRIPTION = """Read all annotations and decode all images of a data set, and list the problems:
 by their reasons, with the first examples of each. The exit status is 1 if there are problems.
 
-Training leaves such images and objects out, up to the share max_broken."""
+Training leaves such images and objects out, up to the share max_broken; boxes and polygons that
+reach beyond their image are cut at its edge if at least half of them lies in it."""
 EPILOG = """examples:
   convattn data check coco:coco2017
   convattn data check coco:data json=train.json,val.json images=photos

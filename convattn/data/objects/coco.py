@@ -186,7 +186,11 @@ class _Parser:
             )
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise self._unusable("", f"the file has no list {key!r}")
+                raise self._unusable(
+                    "",
+                    f"the file has no list {key!r}: COCO's format has the lists images, "
+                    "annotations and categories in one file for all images",
+                )
         return dict(content)
 
     def _unusable(self, entry: str, reason: str) -> UnusableDataError:

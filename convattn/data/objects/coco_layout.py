@@ -13,6 +13,7 @@ from convattn.names import listed, shown
 
 _OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _HELD_OUT = ("val", "dev", "eval", "test")  # in the order of preference
+_MOST_FILES = 10  # annotation files; if there are more, each belongs to one image
 _TRIED = 50  # images that are looked for in each folder
 
 
@@ -166,6 +167,12 @@ def _found_json(root: Path) -> tuple[Path, Path | None, list[str]]:
         return files[0], None, []
     roles = {path: _role(path) for path in files}
     train = [path for path, role in roles.items() if role == "train"]
+    if not train and len(files) > _MOST_FILES:
+        raise ValueError(
+            f"{shown(root)} has {len(files):,} JSON files, such as {shown(_name(root, files[0]))}, "
+            "and COCO's format has one for all images: export the data in this format, or give the "
+            "file with json=FILE"
+        )
     if len(train) != 1:
         raise ValueError(
             f"{shown(root)} has {listed([_name(root, path) for path in files])}: which of them is "

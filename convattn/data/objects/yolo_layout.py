@@ -147,7 +147,10 @@ def _yaml_of(folder: Path) -> Path:
             return folder / name
     found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if not found:
-        raise FileNotFoundError(f"{shown(folder)} has no data.yaml; give yolo:FILE.yaml")
+        raise FileNotFoundError(
+            f"{shown(folder)} has no data.yaml: write one with train: FOLDER of the images and "
+            "names: the list of the classes, or give yolo:FILE.yaml"
+        )
     if len(found) > 1:
         names = listed([path.name for path in found])
         raise ValueError(f"{shown(folder)} has several YAML files, {names}: give yolo:FILE.yaml")

@@ -334,3 +334,14 @@ def test_more_broken_objects_than_allowed_are_an_error(tmp_path: Path) -> None:
 def test_problems_are_the_same_when_the_index_is_read_again(tmp_path: Path) -> None:
     write_coco(tmp_path, [annotation(1, 1), annotation(1, 2)])
     assert open_all(tmp_path).problems == open_all(tmp_path).problems != ()
+
+
+def test_a_folder_of_a_file_for_each_image_asks_for_an_export(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.json").write_text('{"shapes": []}')
+    with pytest.raises(
+        ValueError, match=r"12 JSON files, such as 0\.json, and COCO's format has one"
+    ):
+        open_all(tmp_path)
+    with pytest.raises(UnusableDataError, match="COCO's format has the lists images, annotations"):
+        open_all(tmp_path, json="0.json")

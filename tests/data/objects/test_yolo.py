@@ -343,3 +343,8 @@ def test_numbers_as_other_programs_write_them(tmp_path: Path) -> None:
     source = open_yolo(write_yolo(tmp_path, parts(text)))
     assert source.train.target(0)["boxes"].tolist() == [[15, 9, 25, 21]]
     assert source.problems == ()
+
+
+def test_a_folder_without_a_yaml_file_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no data\.yaml: write one with train: FOLDER"):
+        open_yolo(tmp_path)
