@@ -420,7 +420,8 @@ class _Training:
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
         classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
-        total = "" if config.steps is None else f"{config.steps:,} updates in "
+        updates = self.plan.epochs * self.plan.updates_per_epoch
+        total = "" if config.steps is None else f"{updates:,} updates in "
         lines = [
             f"run       {self.folder.path}",
             f"model     {named_model(self.card)}, {parameters:,} parameters, input "

@@ -157,6 +157,10 @@ def test_options_of_a_prediction_replace_those_of_the_card():
     assert by_card != other
     with pytest.raises(ValueError, match="window must be a multiple of 32"):
         predicted(loaded, window=50)
+    with pytest.raises(ValueError, match="window_stride has no effect on whole images"):
+        predicted(loaded, inference="whole", window_stride=32)
+    with pytest.raises(ValueError, match="unknown inference 'slid'; did you mean 'slide'"):
+        predicted(loaded, inference="slid")
 
 
 def test_nan_is_an_error_of_the_prediction_and_wrong_in_the_evaluation():
