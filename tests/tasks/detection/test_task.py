@@ -386,7 +386,7 @@ def test_images_keep_their_ratio_without_a_fixed_input(scenes: Path) -> None:
     changes = {"short_side": 64, "long_side": 96, "short_sides": [48, 64]}
     settings = {key: value for key, value in TINY.items() if key not in ("img_size", "scale")}
     settings |= {"data": f"coco:{scenes}", "method": "retinanet", **changes}
-    config = load_config("detection", None, settings)
+    config: Any = load_config("detection", None, settings)
     task = Detection(config, open_dataset(config.data, **data_options(config)))
     model = task.build()
     loaded = Checkpoint(model.model, model.card, Path("test"))

@@ -237,6 +237,6 @@ def test_recipe_may_have_settings_of_another_method(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("pool_scales: [1, 2]\nhead_channels: 8\n")
     for method, own in (("semantic_fpn", "head_channels"), ("upernet", "pool_scales")):
-        config = load_config("segmentation", recipe, {**TINY, "method": method})
+        config: Any = load_config("segmentation", recipe, {**TINY, "method": method})
         arguments = Segmentation(config, scenes()).build().card.model_args
         assert {"head_channels", "pool_scales"} & {*arguments} == {own}

@@ -167,3 +167,20 @@ def test_layer_groups_of_a_detector_end_with_neck_and_heads():
     rest = {name for name in layers if not name.startswith("backbone.body.")}
     assert {name for name, i in layers.items() if i == last} == rest
     assert {"backbone.fpn.inner_blocks.0.0.weight", "rpn.head.cls_logits.weight"} <= rest
+
+
+@pytest.mark.slow
+def test_compilation_does_not_depend_on_the_objects():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = small("faster_rcnn", "acmix_resnet_nano").train()
+    model.compile(backend=count)
+    model(images(), targets(), SIZES)
+    first = len(graphs)
+    assert first > 0
+    model(images(), [target([[4, 4, 40, 40]], [1], size) for size in SIZES], SIZES)
+    assert len(graphs) == first
