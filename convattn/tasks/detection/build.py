@@ -14,6 +14,9 @@ from convattn.tasks.detection.models import Detector, build_detector, method_arg
 from convattn.training.config import data_options
 from convattn.training.dense import build_dense, check_forward, model_settings, start_from
 
+# Settings that have no effect with img_size.
+_SIZES = ("short_side", "long_side", "short_sides", "crop_sides", "crop_range")
+
 
 def build_model(
     config: DetectionConfig, source: DataSource
@@ -33,6 +36,7 @@ def build_model(
             fit it, or ``init`` is a checkpoint of another model.
     """
     in_chans = config.in_chans or source.in_chans
+    _check_sizes(config)
     settings = model_settings(config, MODEL_SETTINGS, method_arguments(config.method))
     build = partial(
         build_detector,
@@ -88,6 +92,22 @@ def _build(card: ModelCard, num_classes: int) -> Detector:
     return build_detector(
         card.method, card.model, num_classes, in_chans=in_chans, **card.model_args
     )
+
+
+def _check_sizes(config: DetectionConfig) -> None:
+    """Raise `ValueError` if the user gave a size that has no effect."""
+    given = {key: getattr(config, key) for key in _SIZES if key in config.model_fields_set}
+    words = [f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given.items() if v]
+    if config.img_size and words:
+        raise ValueError(
+            f"img_size={config.img_size} and {words[0]} contradict each other: with img_size, "
+            "images are fitted into a square; leave one out, or set img_size=null"
+        )
+    if not config.img_size and "scale" in config.model_fields_set:
+        raise ValueError(
+            f"scale={list(config.scale)} needs img_size; without it, short_sides=[480,640,800] "
+            "chooses the size of a training image"
+        )
 
 
 def _preprocess(model: Detector, config: DetectionConfig, in_chans: int) -> Preprocess:

@@ -18,6 +18,7 @@ from convattn.runs.confusion import Confusion
 from convattn.runs.detections import SHOWN_SCORE
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
+from convattn.tasks.detection.config import MASK_METHODS
 from convattn.tasks.detection.matching import match
 from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
 from convattn.tasks.detection.objects import Objects, finite
@@ -179,7 +180,7 @@ def summarise(
     outputs = [finite(one) for one in every]
     failed = sum(one is not other for one, other in zip(every, outputs, strict=True))
     targets: list[Objects] = [one for batch in found.targets for one in batch]
-    has_masks = any(one["masks"] for one in targets)
+    has_masks = card.method in MASK_METHODS and any(one["masks"] for one in targets)
     values = average_precision(outputs, targets, masks=has_masks, curves=True)
     names = list(data.class_names)
     prefixes = [PREFIXES[kind] for kind in KINDS if kind == "bbox" or has_masks]

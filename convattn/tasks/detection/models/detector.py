@@ -77,6 +77,10 @@ class Detector(DenseModel):
         """Return the module that adds levels to the pyramid; None for one pooled level."""
         return None
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone with its pyramid: the work of the heads depends on the objects."""
+        self.backbone.compile(*args, **kwargs)
+
     def losses(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Objects]
     ) -> dict[str, Tensor]:

@@ -180,3 +180,20 @@ def test_maps_of_the_backbone_may_be_normed():
     assert names == {f"backbone.norms.{i}.{end}" for i in range(3) for end in ("weight", "bias")}
     plain = small("retinanet", "acmix_swin_nano").state_dict()
     assert not any(name.startswith("backbone.norms.") for name in plain)
+
+
+@pytest.mark.slow
+def test_compilation_does_not_depend_on_the_objects():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = small("faster_rcnn", "acmix_resnet_nano").train()
+    model.compile(backend=count)
+    model(images(), targets(), SIZES)
+    first = len(graphs)
+    assert first > 0
+    model(images(), [target([[4, 4, 40, 40]], [1], size) for size in SIZES], SIZES)
+    assert len(graphs) == first
