@@ -125,8 +125,10 @@ def record(folder: Path, part: str, output: Path = RESULTS, workers: int | None 
         raise ValueError(f"{folder} is not a finished run: it has no configuration or no metrics")
     loaded = load_checkpoint(folder)
     card = loaded.card
-    if part in ("val", "train"):
-        found = evaluate(loaded, split=part, workers=workers)
+    if part == "train":
+        found = evaluate(loaded, split="train", workers=workers)
+    elif part == "val":
+        found = evaluate(loaded, split="val", workers=workers)
     else:
         source = open_for(card, card.data, **{**card.data_options, "val_split": part})
         found = evaluate(loaded, source, split="val", workers=workers)
