@@ -227,6 +227,16 @@ def test_predictions_are_in_pixels_of_the_image(
     assert small.draw().size[0] > 0
 
 
+def test_an_image_for_which_the_model_computes_nan_is_an_error(scenes: Path) -> None:
+    for method in METHODS:
+        _, loaded = built(scenes, method)
+        images = torch.rand(2, 3, 64, 64)
+        images[1] = torch.nan
+        with torch.inference_mode():
+            found = Detection.predict(loaded.model.eval(), images, [(64, 48)] * 2, loaded.card)
+        assert [f.error for f in found] == ["", "the model computed NaN for this image"]
+
+
 def test_few_large_images_are_computed_at_a_time(
     finished: tuple[TrainResult, str], scenes: Path
 ) -> None:
