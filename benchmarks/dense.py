@@ -77,7 +77,7 @@ def _comparisons(
     options: Options, dtype: str, train: bool
 ) -> Iterator[tuple[str, dict[str, Subject]]]:
     """Yield a title, and subjects by the names that the tables have."""
-    how = {"train": train, "device": options.device, "dtype": dtype}
+    how: dict[str, Any] = {"train": train, "device": options.device, "dtype": dtype}
     if options.quick:
         networks, box, square = ("resnet10t", "glnet_nano"), (64, 96), (64, 64)
         narrow: tuple[tuple[str, Any], ...] = (("channels", 16),)
@@ -170,7 +170,7 @@ def _find_objects(model: nn.Module) -> None:
     Heads of masks compute the objects that were found: those of a new network would have no work.
     """
     for name, layer in model.named_modules():
-        bias = getattr(layer, "bias", None)
+        bias: Any = getattr(layer, "bias", None)
         if name.endswith("cls_score"):
             bias[1] += _LIKELY  # 0 is the background
         elif name.endswith("classification_head.cls_logits"):

@@ -117,19 +117,17 @@ def record(folder: Path, part: str, output: Path = RESULTS, workers: int | None 
     Raises:
         ValueError: the run is not finished, or the data has no such part.
     """
-    from convattn.tasks.table import evaluate, load_checkpoint
-    from convattn.training.trained_data import open_for
+    from convattn.tasks.table import evaluate
 
     run = read_run(folder)
     if not run.settings or not run.epochs:
         raise ValueError(f"{folder} is not a finished run: it has no configuration or no metrics")
-    loaded = load_checkpoint(folder)
-    card = loaded.card
-    if part in ("val", "train"):
-        found = evaluate(loaded, split=part, workers=workers)
+    if part == "train":
+        found = evaluate(folder, split="train", workers=workers)
+    elif part == "val":
+        found = evaluate(folder, split="val", workers=workers)
     else:
-        source = open_for(card, card.data, **{**card.data_options, "val_split": part})
-        found = evaluate(loaded, source, split="val", workers=workers)
+        found = evaluate(folder, split="val", workers=workers, val_split=part)
     result = result_of(run, {**found.to_dict(), "split": part})
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{run.name}.json"

@@ -97,7 +97,8 @@ def test_detectors_of_the_benchmark_find_objects(method):
     subject = dense.Subject(
         "detection", method, "glnet_nano", (64, 96), False, "cpu", "float32", (("channels", 16),)
     )
-    found = dense._evaluation(subject).call()[0]
+    call: Any = dense._evaluation(subject).call
+    found = call()[0]
     assert len(found["boxes"]) > 10
     assert set(found["labels"].tolist()) == {0}
 
