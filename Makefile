@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -q -n auto --maxprocesses=8 --dist=worksteal --durations
 help:
 	@echo "make demo   train a GLNet on handwritten digits, evaluate it, predict, write a report"
 	@echo "make demo-detect    generate pictures, train a detector, find objects (up to 10 minutes)"
-	@echo "make demo-segment   generate pictures, train a segmenter, find the class of each pixel (10 minutes)"
+	@echo "make demo-segment   generate pictures, train a segmenter, find the class of each pixel (up to 10 minutes)"
 	@echo "make test   everything CI checks: style, types, import rules, all tests"
 	@echo "make quick  the tests without the slow ones"
 	@echo "make processors   operator and layer tests with fewer processor instructions, and without a compiler"
@@ -71,9 +71,9 @@ MODELS := *nano
 timm: $(READY)
 	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
 
-# Takes about twenty minutes on an otherwise idle machine. OPTIONS='--device cuda' on a GPU.
+# Takes about forty minutes on an otherwise idle machine. OPTIONS='--device cuda' on a GPU.
 bench: $(RUNS)
-	@for script in ops backbones training scaling; do \
+	@for script in ops backbones training scaling dense; do \
 	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done
 	@$(BIN)/python -m benchmarks.page --write
 

@@ -13,10 +13,12 @@ DESCRIPTION = """Write pictures of textured shapes, with boxes and masks, as a d
 
 Shapes of eight classes lie over noise and over the photographs of scikit-learn and scikit-image;
 they hide one another and cast shadows. Pictures held out lie over photographs that no training
-picture has. The same arguments give the same files on every machine."""
+picture has. With --easy, each picture has one to three large objects and no shapes without a class.
+The same arguments give the same files on every machine."""
 EPILOG = """examples:
   convattn data scenes --out scenes --format coco
   convattn data scenes --out scenes --format folder --count 2000 --size 256
+  convattn data scenes --out scenes --easy --size 96
 
 formats:
   coco      boxes and masks of objects, in a JSON file
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val", metavar="N", help="pictures held out [a quarter of --count]")
     parser.add_argument("--size", metavar="S", default="192", help="width and height [192]")
     parser.add_argument("--seed", metavar="K", default="0", help="another seed: others [0]")
+    parser.add_argument("--easy", action="store_true", help="few and large objects in each picture")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,14 +58,17 @@ def run(args: argparse.Namespace) -> int:
     val = max(1, count // 4) if args.val is None else _whole("--val", args.val, 1, 10_000_000)
     size = _whole("--size", args.size, MIN_SIZE, MAX_SIZE)
     seed = _whole("--seed", args.seed, 0, 2**63 - 1)
+    if args.easy and args.format == "classes":
+        raise ValueError("--easy is not for --format classes: its pictures have one large object")
     folder = Path(args.out).expanduser()
     _check_new(folder)
     make_folder("--out", str(folder))
     from convattn.data.scenes import write_scenes  # imports torch
 
-    write_scenes(folder, args.format, count=count, val=val, size=size, seed=seed)
+    write_scenes(folder, args.format, count=count, val=val, size=size, seed=seed, easy=args.easy)
     print(
-        f"{shown(folder)}: {count:,} training pictures and {val:,} held out\n\n"
+        f"{shown(folder)}: {count:,} training pictures and {val:,} held out"
+        f"{', with few and large objects (--easy)' if args.easy else ''}\n\n"
         f"Next:\n  convattn train {FORMATS[args.format].format(as_word(folder))} img_size={size}"
     )
     return 0

@@ -52,6 +52,21 @@ def test_the_seed_changes_the_scenes(tmp_path: Path) -> None:
     assert (tmp_path / "0" / file).read_text() != (tmp_path / "1" / file).read_text()
 
 
+def test_easy_pictures_have_few_and_large_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path), "--easy", "--count", "24", "--val", "1", "--size", "64"]
+    assert main(["data", "scenes", *words]) == 0
+    assert "1 held out, with few and large objects (--easy)\n" in capsys.readouterr().out
+    content = json.loads((tmp_path / "annotations" / "instances_train2017.json").read_text())
+    counts = [0] * 24
+    places = {image["id"]: place for place, image in enumerate(content["images"])}
+    for entry in content["annotations"]:
+        counts[places[entry["image_id"]]] += 1
+    assert set(counts) == {1, 2, 3}
+    assert all(max(entry["bbox"][2:]) > 10 for entry in content["annotations"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -63,6 +78,7 @@ def test_the_seed_changes_the_scenes(tmp_path: Path) -> None:
         (["--out", "x", "--count", "0"], "--count 0: give a whole number from 1 to"),
         (["--out", "x", "--val=-1"], "--val -1: give a whole number from 1 to"),
         (["--out", "x", "--size", "32"], "--size 32: give a whole number from 64 to 4,096"),
+        (["--out", "x", "--format", "classes", "--easy"], "--easy is not for --format classes"),
         (["--out", "x", "--seed", "1.5"], "--seed 1.5: give a whole number from 0 to"),
     ],
 )

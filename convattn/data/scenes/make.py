@@ -9,6 +9,7 @@ from convattn.data.scenes.scene import CLASS_NAMES, Scene
 
 MIN_SIZE, MAX_SIZE = 64, 4096
 _CROWDS = 12  # one scene of so many has a crowd
+_EASY_MOST = 3  # objects of an easy scene
 
 
 def make_scene(
@@ -19,6 +20,7 @@ def make_scene(
     held_out: bool = False,
     most: int = 6,
     crowds: bool = False,
+    easy: bool = False,
 ) -> Scene:
     """Make a scene; the same arguments give the same pixels on every machine.
 
@@ -29,6 +31,7 @@ def make_scene(
         held_out: whether the scene lies over photographs that training scenes never lie over.
         most: of objects. One scene of 32 has none.
         crowds: whether some scenes have a crowd: a group of small shapes that is one object.
+        easy: whether a scene has one to three large objects, and neither other shapes nor crowds.
 
     Raises:
         ValueError: a number is out of range.
@@ -36,6 +39,10 @@ def make_scene(
     check_number("most", most, 1, 50)
     rng = _random(index, size, seed, 2 * int(held_out))
     painter = Painter(rng, size, held_out)
+    if easy:
+        for _ in range(1 + int(rng.integers(min(most, _EASY_MOST)))):
+            painter.add(int(rng.integers(len(CLASS_NAMES))), size // 6, size * 3 // 8)
+        return painter.finish()
     if crowds and not rng.integers(_CROWDS):
         painter.add_crowd()
     for _ in range(int(rng.integers(4))):

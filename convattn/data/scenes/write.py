@@ -36,6 +36,7 @@ def write_scenes(
     val: int = 100,
     size: int = 192,
     seed: int = 0,
+    easy: bool = False,
 ) -> None:
     """Write scenes as a data set.
 
@@ -47,6 +48,7 @@ def write_scenes(
         val: of pictures held out; they lie over other photographs.
         size: width and height.
         seed: other seeds give other scenes.
+        easy: whether scenes have few and large objects, as `make_scene`; not for "classes".
 
     Raises:
         FileExistsError: the folder has files already.
@@ -57,16 +59,17 @@ def write_scenes(
     check_number("val", val, 1, MOST)
     with filling(Path(folder)) as hidden, Progress("writing scenes", count + val) as progress:
         for part, number in (("train", count), ("val", val)):
-            make = partial(_make, format, size=size, seed=seed, held_out=part == "val")
+            make = partial(_make, format, size=size, seed=seed, held_out=part == "val", easy=easy)
             WRITERS[format](hidden, part, _counted(map(make, range(number)), progress))
 
 
-def _make(format: str, index: int, *, size: int, seed: int, held_out: bool) -> Scene:
+def _make(format: str, index: int, *, size: int, seed: int, held_out: bool, easy: bool) -> Scene:
     """Make one scene for a format."""
     if format == "classes":
         label = index % len(CLASS_NAMES)
         return make_portrait(index, label, size=size, seed=seed, held_out=held_out)
-    return make_scene(index, size=size, seed=seed, held_out=held_out, crowds=format == "coco")
+    crowds = format == "coco"
+    return make_scene(index, size=size, seed=seed, held_out=held_out, crowds=crowds, easy=easy)
 
 
 def _counted(scenes: Iterable[Scene], progress: Progress) -> Iterator[Scene]:

@@ -45,9 +45,10 @@ def test_a_scene_depends_on_each_argument() -> None:
         make_scene(3, seed=1),
         make_scene(3, held_out=True),
         make_scene(3, size=200),
+        make_scene(3, easy=True),
         make_portrait(3, 0),
     ]
-    assert len({digest(scene) for scene in [make_scene(3), *others]}) == 6
+    assert len({digest(scene) for scene in [make_scene(3), *others]}) == 7
     assert digest(make_scene(3)) == digest(make_scene(3))
 
 
