@@ -12,7 +12,7 @@ from examples.demo import new_run, print_report, show
 
 SCENES = "--format coco --easy --count 2400 --val 150 --size 96"
 TRAINING = (
-    "--method retinanet --model xvolution_resnet_nano --recipe small img_size=96 epochs=20 "
+    "--method retinanet --model xvolution_resnet_nano --recipe small img_size=96 epochs=24 "
     "channels=64 head_depth=1 anchor_scale=3 lr=3e-3 warmup_steps=60 ema=false channels_last=true "
     "scale=[0.8,1.25] color_jitter=0"
 )
@@ -27,7 +27,7 @@ def main() -> None:
     show(f"train {TRAINING} --data coco:{scenes} --name {run_dir.name}")
     show(f"eval {run_dir}")
     unseen = " ".join(map(str, sorted((scenes / "val2017").iterdir())[:DRAWN]))
-    show(f"predict {run_dir} {unseen} --output {run_dir / 'pictures'}")
+    show(f"predict {run_dir} {unseen} --score 0.4 --output {run_dir / 'pictures'}")
     print_report(run_dir)
 
 
