@@ -71,9 +71,9 @@ MODELS := *nano
 timm: $(READY)
 	@$(BIN)/python -m tests.models.timm_suite '$(MODELS)'
 
-# Takes about twenty minutes on an otherwise idle machine. OPTIONS='--device cuda' on a GPU.
+# Takes about forty minutes on an otherwise idle machine. OPTIONS='--device cuda' on a GPU.
 bench: $(RUNS)
-	@for script in ops backbones training scaling; do \
+	@for script in ops backbones training scaling dense; do \
 	  $(BIN)/python -m benchmarks.$$script $(OPTIONS) || exit; done
 	@$(BIN)/python -m benchmarks.page --write
 

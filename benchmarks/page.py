@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 from benchmarks.paths import reasons
 from benchmarks.tables import (
+    dense_tables,
     describe,
     network_tables,
     operator_table,
@@ -26,7 +27,7 @@ from benchmarks.tables import (
 from benchmarks.targets import Document
 from convattn.bench.record import read_document
 
-SCRIPTS = ("ops", "backbones", "training", "scaling")
+SCRIPTS = ("ops", "backbones", "training", "scaling", "dense")
 DOCS = Path(__file__).parents[1] / "docs"
 _HERE = Path(__file__).parent
 Machines = dict[str, dict[str, Document]]  # name of the machine -> script -> result
@@ -121,6 +122,16 @@ def _machine(name: str, found: dict[str, Document]) -> str:
     if "training" in found:
         parts += ["### One training step", network_tables(found["training"])]
         parts += [describe(found["training"])]
+    if "dense" in found:
+        parts += [
+            "### Detectors and segmenters",
+            "One image. Mask R-CNN and UperNet have the sizes of the papers, the small detectors "
+            "those of the recipe `small`. The networks have random weights, and every detector "
+            "finds 100 objects. Batch norms of a training step use stored statistics, since there "
+            "is only one image.",
+            dense_tables(found["dense"]),
+            describe(found["dense"]),
+        ]
     if "scaling" in found:
         parts += [
             "### Time and memory per pixel",

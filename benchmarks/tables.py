@@ -65,6 +65,29 @@ def network_tables(document: Document) -> str:
     return "\n\n".join(parts)
 
 
+def dense_tables(document: Document) -> str:
+    """Return a table of the detectors and segmenters of each group."""
+    parts = []
+    for group in document["groups"]:
+        rows = [
+            (
+                f"`{name}`",
+                _number(run["images"] / run["summary"]["median"]),
+                _spread(run),
+                f"{run['parameters'] / 1e6:.1f} M",
+                macs_text(run["macs"]) if run["macs"] else "-",
+                size_text(run["memory_bytes"]),
+                _first_peer(name, group),
+            )
+            for name, run in group["runs"].items()
+        ]
+        head = ("", "images/s", "quartiles", "parameters", "multiply-adds", "peak memory")
+        errors = [f"{name}: {error}" for name, error in group["errors"].items()]
+        text = table((*head, "speed against the 1x above"), rows)
+        parts.append("\n\n".join([f"**{group['name']}**", text, *errors]))
+    return "\n\n".join(parts)
+
+
 def operator_table(document: Document) -> str:
     """Return a row for every operator and shape: the reference, "auto", and the other paths."""
     rows, errors = [], []

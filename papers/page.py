@@ -9,13 +9,11 @@ It takes a minute.
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +29,8 @@ from convattn.models import (
     list_models,
     paper_rows,
 )
+from papers.dense import detection_section, segmentation_section
+from papers.tables import markdown_table, read_rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 _HERE = Path(__file__).parent
@@ -96,6 +96,8 @@ def page() -> str:
         parts.append("\n\n".join(part for part in text if part))
     parts.append(f"## ACmix's ablations\n\n{_ablations()}")
     parts.append(f"## X-volution's results\n\n{_xvolution()}")
+    parts.append(f"## Detection\n\n{detection_section()}")
+    parts.append(f"## Segmentation\n\n{segmentation_section()}")
     parts.append(f"## Checkpoints\n\n{_checkpoints()}")
     parts.append(f"## Figures that differ\n\n{_figures_that_differ()}")
     parts.append(f"## What the networks compute\n\n{_networks()}")
@@ -129,7 +131,7 @@ def explained_in_vain() -> list[str]:
 
 def ablation_rows() -> list[dict[str, str]]:
     """Return the rows of ACmix's ablations: figures, our model and its changed arguments."""
-    return _rows(_HERE / "ablations.csv")
+    return read_rows(_HERE / "ablations.csv")
 
 
 def _printed() -> Iterator[tuple[str, Figures, Published]]:
@@ -182,12 +184,12 @@ def _family_table(names: Sequence[str]) -> str:
     papers = {row.name: row for row in paper_rows()}
     if not any(name in papers for name in names):
         lines = [(f"`{name}`", *_own(_figures(name))) for name in names]
-        return _table(("model", "parameters", "multiply-adds"), lines)
+        return markdown_table(("model", "parameters", "multiply-adds"), lines)
     head = (
         *("model", "paper's name", "parameters", "published code", "paper"),
         *("multiply-adds", "paper", "difference", "top-1", "training", "see"),
     )
-    return _table(head, [_family_row(name, papers.get(name)) for name in names])
+    return markdown_table(head, [_family_row(name, papers.get(name)) for name in names])
 
 
 def _family_row(name: str, paper: PaperRow | None) -> tuple[str, ...]:
@@ -234,16 +236,18 @@ def _ablations() -> str:
         *("top-1", "images/s", "see"),
     )
     source = ablation_rows()[0]["source"]
-    return f"{source}. `mix` and `shift` are keywords of the models.\n\n{_table(head, lines)}"
+    return (
+        f"{source}. `mix` and `shift` are keywords of the models.\n\n{markdown_table(head, lines)}"
+    )
 
 
 def _xvolution() -> str:
-    rows = _rows(_HERE / "xvolution.csv")
+    rows = read_rows(_HERE / "xvolution.csv")
     keys = ("task", "method", "backbone", "attention", "metric", "value")
     lines = [
         (_names([row["name"]] if row["name"] else []), *(row[k] for k in keys)) for row in rows
     ]
-    return f"{rows[0]['source']}.\n\n{_table(('model', *keys), lines)}"
+    return f"{rows[0]['source']}.\n\n{markdown_table(('model', *keys), lines)}"
 
 
 def _checkpoints() -> str:
@@ -254,7 +258,7 @@ def _checkpoints() -> str:
     return (
         "`convattn.load_official(model, PATH)` loads them strictly: no weight may be missing or "
         "unexpected. The file may have the weights under another key, or be the state dict.\n\n"
-        + _table(("models", "under the key", "published"), lines)
+        + markdown_table(("models", "under the key", "published"), lines)
     )
 
 
@@ -263,12 +267,12 @@ def _figures_that_differ() -> str:
         (str(number), _names(entry["models"]), entry["figure"], *_three(entry))
         for number, entry in enumerate(differences()["figures"], start=1)
     ]
-    return _table(("", "models", "figure", *_THREE_READINGS), lines)
+    return markdown_table(("", "models", "figure", *_THREE_READINGS), lines)
 
 
 def _networks() -> str:
     lines = [(entry["topic"], *_three(entry)) for entry in differences()["networks"]]
-    return _table(("", *_THREE_READINGS), lines)
+    return markdown_table(("", *_THREE_READINGS), lines)
 
 
 def _numbers(key: str, paper: Published) -> str:
@@ -297,7 +301,7 @@ def _figures(key: str) -> Figures:
 
 @cache
 def _published(name: str) -> Published:
-    row = next(row for row in _rows(_TABLE) if row["name"] == name)
+    row = next(row for row in read_rows(_TABLE) if row["name"] == name)
     return Published(row["params_m"], row["macs_g"])
 
 
@@ -305,10 +309,6 @@ def _published(name: str) -> Published:
 def differences() -> dict[str, Any]:
     """Return the entries of differences.yaml: figures, networks and checkpoints."""
     return yaml.safe_load((_HERE / "differences.yaml").read_text(encoding="utf-8"))
-
-
-def _rows(table: Traversable) -> list[dict[str, str]]:
-    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
 def _of_ablation(row: dict[str, str]) -> Published:
@@ -330,11 +330,6 @@ def _names(keys: Iterable[str]) -> str:
 
 def _three(entry: dict[str, str]) -> tuple[str, ...]:
     return entry["paper"], entry["code"], entry["ours"]
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

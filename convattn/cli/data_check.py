@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from convattn.cli.data_settings import read_settings
 from convattn.cli.output import print_json
 from convattn.names import check_choice, counted, shown
 
@@ -15,7 +16,8 @@ HELP = "list all problems of a data set"
 DESCRIPTION = """Read all annotations and decode all images of a data set, and list the problems:
 by their reasons, with the first examples of each. The exit status is 1 if there are problems.
 
-Training leaves such images and objects out, up to the share max_broken."""
+Training leaves such images and objects out, up to the share max_broken; boxes and polygons that
+reach beyond their image are cut at its edge if at least half of them lies in it."""
 EPILOG = """examples:
   convattn data check coco:coco2017
   convattn data check coco:data json=train.json,val.json images=photos
@@ -28,9 +30,6 @@ data:
 
 settings:
   json, images, classes, ignored, train_split, val_split, root and download, as in training"""
-_SETTINGS = (
-    "json", "images", "classes", "ignored", "train_split", "val_split", "root", "download",
-)  # fmt: skip
 _TARGETS = ("classes", "boxes", "instances", "segments")
 _EXAMPLES = 3
 
@@ -49,12 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.targets is not None:
         check_choice("targets", args.targets, _TARGETS)
-    settings: dict[str, Any] = dict(map(_setting, args.settings))
-    if "ignored" in settings:
-        settings["ignored"] = _number("ignored", settings["ignored"])
-    if "download" in settings:
-        check_choice("download", settings["download"], ("true", "false"))
-        settings["download"] = settings["download"] == "true"
+    settings = read_settings(args.settings, "images=photos")
     from convattn.data.check import check_dataset  # imports torch
 
     found = check_dataset(args.data, targets=args.targets, **settings)
@@ -63,20 +57,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(found))
     return 1 if found.problems else 0
-
-
-def _setting(word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not equals or not value:
-        raise ValueError(f"{shown(word)!r} is no setting: write NAME=VALUE, such as images=photos")
-    check_choice("setting", name, _SETTINGS)
-    return name, value
-
-
-def _number(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ValueError(f"{name}={shown(value)} must be a whole number")
-    return int(value)
 
 
 def _table(found: CheckedData) -> str:

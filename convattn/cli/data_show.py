@@ -134,7 +134,9 @@ def _config(args: argparse.Namespace, targets: str) -> RunConfig:
     from convattn.training.settings import parse_overrides
 
     task = task_of_method(args.method) if args.method else TASKS[targets]
-    given = {"data": args.data, **parse_overrides(args.settings, config_of(task))}
+    # The pages need no weights, which recipes ask for.
+    given = {"data": args.data, "from_scratch": True}
+    given |= parse_overrides(args.settings, config_of(task))
     methods = [args.method] if args.method else [*methods_of(task)]
     settings = [{**given, "method": method} for method in methods] or [given]
     for values in settings:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convattn.cli.data_settings import read_settings
 from convattn.cli.output import make_folder, print_json
 from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
 from convattn.names import check_choice, shown
@@ -15,19 +16,25 @@ if TYPE_CHECKING:
 
 HELP = "evaluate a checkpoint"
 DESCRIPTION = """Evaluate a checkpoint on labelled images: the metrics of its task, such as top-1
-accuracy, loss and accuracy per class, and images per second."""
-EPILOG = """example:
+accuracy, average precision or mean IoU, results per class, and images per second."""
+EPILOG = """examples:
   convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
+  convattn eval runs/upernet-streets-1 val_split=test
+  convattn eval runs/mask_rcnn-coco-1 json=annotations/test.json images=test
 
-Without --data, the data is the held-out images of the training. With a folder that has no train/
-and val/, it is all images of the folder, unless the model was trained on that folder. --split
-chooses the images."""
+Without --data, the data is that of the training, and the images are its held-out images. With
+other data that has no held-out part, they are all images. --split chooses the images.
+
+settings:
+  json, images, classes, ignored, train_split, val_split, root and download, as in training;
+  val_split and json choose another part of the data of the training"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
-    parser.add_argument("--data", help="digits, folder:PATH or timm:NAME [as in training]")
+    parser.add_argument("settings", nargs="*", metavar="setting", help="such as val_split=test")
+    parser.add_argument("--data", help="such as folder:DIR, coco:DIR or masks:DIR [the training's]")
     parser.add_argument("--split", default="auto", help="auto, val, train or all [auto]")
     parser.add_argument("--workers", type=int, help="loading processes [chosen by the data]")
     parser.add_argument(
@@ -39,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     _check(args)
+    chosen = read_settings(args.settings, "val_split=test")
+    if args.value_range is not None:
+        chosen["value_range"] = args.value_range
     from convattn.tasks.table import evaluate
 
-    chosen = {} if args.value_range is None else {"value_range": args.value_range}
     found = evaluate(
         args.checkpoint,
         args.data,
@@ -74,7 +83,7 @@ def _check(args: argparse.Namespace) -> None:
 def _table(found: TaskEvaluation) -> str:
     rows = [
         ("model", f"{shown(found.model)}, {found.parameters:,} parameters"),
-        ("data", f"{shown(found.data)} ({found.split}), {found.images:,} images"),
+        ("data", f"{shown(found.data)} ({shown(found.split)}), {found.images:,} images"),
         *found.headline(),
         ("speed", f"{found.images_per_second:,.0f} images/s"),
     ]

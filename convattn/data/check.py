@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
+from torchvision.tv_tensors import Mask
+
 from convattn.data.images import BrokenImageError
+from convattn.data.joint.padding import IGNORED
 from convattn.data.named import offered_targets, open_dataset
 from convattn.data.objects.images import image_reason
 from convattn.data.problems import COMMAND, NoMasksError, Problem, UnusableDataError
 from convattn.data.scan import in_order
+from convattn.data.segments.class_values import unused_classes
 from convattn.data.source import DataSource, ImageSet, Targets, relative_name
 
 
@@ -101,13 +106,14 @@ def _check(name: str, targets: str, options: dict[str, Any]) -> CheckedData:
         notes = (str(error).partition("\n")[0],)
         return CheckedData(name, [targets], problems=error.problems, notes=notes)
     found = _Found(source, with_targets=targets in ("segments", "classes"))
+    unused = unused_classes(source.class_names, found.used) if found.used else ""
     return CheckedData(
         name,
         [targets],
         found.images,
         source.class_names,
         tuple(dict.fromkeys((*source.problems, *found.problems))),
-        tuple(note for note in source.notes if COMMAND not in note),
+        tuple(note for note in (*source.notes, unused) if note and COMMAND not in note),
     )
 
 
@@ -140,6 +146,7 @@ class _Found:
     with_targets: bool
     images: int = 0
     problems: list[Problem] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         known = {problem.file for problem in self.source.problems}
@@ -150,6 +157,9 @@ class _Found:
                 self.problems.append(Problem(name, "", image_reason(file.reason)))
         for part in (self.source.train, self.source.val):
             self._read(part)
+        if self.used and len(self.used) < 2 <= self.source.num_classes:
+            reason = "the masks have fewer than two classes: see `ignored` and the class numbers"
+            self.problems.append(Problem(self.source.name, "", reason))
 
     def _read(self, part: ImageSet) -> None:
         def problem(index: int) -> Problem | None:
@@ -159,7 +169,7 @@ class _Found:
                 return Problem(self._name(error), "", image_reason(error.reason))
             try:
                 if self.with_targets:
-                    part.target(index)
+                    self._add_classes(part.target(index))
             except BrokenImageError as error:
                 return Problem(self._name(error), "", _target_reason(error.reason))
             return None
@@ -169,6 +179,11 @@ class _Found:
                 self.images += 1
             else:
                 self.problems.append(found)
+
+    def _add_classes(self, target: Any) -> None:
+        if isinstance(target, Mask):
+            self.used.update(np.unique(target.numpy()).tolist())
+            self.used.discard(IGNORED)
 
     def _name(self, error: BrokenImageError) -> str:
         return relative_name(error.path, self.source.root)

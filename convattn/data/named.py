@@ -25,6 +25,12 @@ _KNOWN = (
     "digits, folder:PATH, timm:NAME (such as timm:torch/cifar10), coco:DIR, yolo:FILE.yaml, "
     "voc:DIR, ade20k:DIR, masks:DIR"
 )
+# How parts are chosen in formats that do not take train_split and val_split.
+_WITHOUT_PARTS = {
+    "digits": "a part of the images is held out",
+    "folder": "the part is held out that a folder such as val/ or test/ has",
+    "coco": "json=TRAIN.json,VAL.json chooses the annotation files",
+}
 _LACKS = {
     "classes": "no class for a whole image",
     "boxes": "no boxes of objects",
@@ -95,6 +101,8 @@ def open_dataset(
     """
     check_choice("targets", targets, get_args(Targets))
     kind, colon, rest = name.partition(":")
+    if kind in _WITHOUT_PARTS:
+        _check_no_parts(name, kind, train_split, val_split)
     if name == "digits":
         if targets != "classes":
             raise ValueError(_no_targets("digits", targets))
@@ -146,6 +154,19 @@ def _reader(kind: str, targets: str) -> Callable[..., DataSource]:
     module, _, function = _FORMATS[kind][targets].partition(":")
     reader: Callable[..., DataSource] = getattr(import_module(f"convattn.data.{module}"), function)
     return reader
+
+
+def _check_no_parts(name: str, kind: str, train_split: str, val_split: str) -> None:
+    """Raise `ValueError` if a part is chosen by name."""
+    for option, split, usual in (
+        ("train_split", train_split, ("train",)),
+        ("val_split", val_split, ("validation", "val")),
+    ):
+        if split not in usual:
+            raise ValueError(
+                f"{option}={shown(split)}: {shown(name)} has no parts with names; "
+                f"{_WITHOUT_PARTS[kind]}"
+            )
 
 
 def _no_targets(kind: str, targets: str) -> str:

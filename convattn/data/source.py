@@ -156,7 +156,8 @@ class DataSource:
         notes: what was decided about the data set as a whole, one sentence each, such as which
             folders were passed over; shown where a training or an evaluation starts.
         category_ids: the ids of the classes in an annotation file, () where classes have no ids.
-        problems: problems of images and of entries of annotation files, which were left out.
+        problems: problems of images and of entries of annotation files. Those were left out, except
+            objects that were cut at the edge of their image.
     """
 
     name: str

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.layers import LayerNorm2d
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -49,13 +50,15 @@ class MapBackbone(nn.Module):
 class PyramidBackbone(MapBackbone):
     """A backbone that returns feature maps, followed by a feature pyramid.
 
-    ``{"0": P_0, "1": P_1, ...} = FPN(body(x))``, the form of torchvision's ``BackboneWithFPN``.
+    ``{"0": P_0, "1": P_1, ...} = FPN(norm(body(x)))``, the form of torchvision's
+    ``BackboneWithFPN``.
 
     Args:
         body: a feature extractor that timm builds with ``features_only=True``.
         out_channels: channels of every level of the pyramid.
         extra_blocks: a module that adds levels; None adds one pooled level, "pool".
         norm_layer: the norm after each convolution of the pyramid; None for no norm.
+        norm_maps: whether each map of the backbone gets a LayerNorm.
 
     Shape:
         (B, in_chans, H, W) to a dictionary of (B, out_channels, H_i, W_i), the largest map first.
@@ -68,9 +71,13 @@ class PyramidBackbone(MapBackbone):
         *,
         extra_blocks: ExtraFPNBlock | None = None,
         norm_layer: Callable[..., nn.Module] | None = None,
+        norm_maps: bool = False,
     ) -> None:
         super().__init__(body)
         check_positive("out_channels", out_channels)
+        self.norms = nn.ModuleList(
+            LayerNorm2d(width) if norm_maps else nn.Identity() for width in self.channels
+        )
         self.fpn = FeaturePyramidNetwork(
             self.channels,
             out_channels,
@@ -78,6 +85,10 @@ class PyramidBackbone(MapBackbone):
             norm_layer=norm_layer,
         )
         self.out_channels = out_channels
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Map images (B, in_chans, H, W) to the maps (B, C_i, H_i, W_i), each after its norm."""
+        return [norm(m) for norm, m in zip(self.norms, super().maps(x), strict=True)]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images (B, in_chans, H, W) to the levels of the pyramid."""

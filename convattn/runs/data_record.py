@@ -170,21 +170,24 @@ class _Known:
         parts = (source.train, source.val)
         self._paths = [part.path(index) for part in parts for index in range(len(part))]
         names = [relative_name(path, source.root) for path in self._paths]
+        own = {name: index for index, name in enumerate(names[: len(source.train)])}
         where = {name: index for index, name in enumerate(names)}
         known = {*record.train_files, *record.held_out}
         # A copy of a folder on another system may have names in another Unicode form.
         forms = {nfc(name): where[name] for name in where.keys() - known}
 
-        def find(files: Sequence[str]) -> tuple[list[int], list[str]]:
+        def find(files: Sequence[str], where: Mapping[str, int]) -> tuple[list[int], list[str]]:
             found = {name: where[name] if name in where else forms.get(nfc(name)) for name in files}
             gone = [name for name, index in found.items() if index is None and name not in broken]
             return [index for index in found.values() if index is not None], gone
 
         broken = {relative_name(file.path, source.root) for file in source.broken}
-        self.train, self.train_gone = find(record.train_files)
-        self.held_out, self.held_out_gone = find(record.held_out)
-        used, skipped = {*self.train, *self.held_out}, set(map(nfc, record.broken))
-        others = (name for index, name in enumerate(names) if index not in used)
+        # An image of both parts may have other objects in each of them.
+        self.train, self.train_gone = find(record.train_files, {**where, **own})
+        self.held_out, self.held_out_gone = find(record.held_out, where)
+        used = {names[index] for index in (*self.train, *self.held_out)}
+        skipped = set(map(nfc, record.broken))
+        others = (name for name in dict.fromkeys(names) if name not in used)
         self.added = [name for name in others if nfc(name) not in skipped]
 
     def train_digest(self) -> str:

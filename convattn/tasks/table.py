@@ -279,7 +279,8 @@ def evaluate(
         workers: loading processes.
         device: "auto" takes a GPU if there is one.
         max_broken: the largest share of unreadable images that is skipped without an error.
-        **data_options: further arguments of `open_dataset`.
+        **data_options: further arguments of `open_dataset`; ``val_split``, ``train_split``,
+            ``json`` and ``images`` choose another part of the data of the training.
 
     Returns:
         The task's `TaskEvaluation`, such as `Evaluation`.

@@ -81,8 +81,8 @@ class RunConfig(BaseModel):
     data: str = setting(..., "digits, folder:PATH or timm:NAME")
     root: str | None = setting(None, "timm data sets: folder that holds them")
     download: bool = setting(False, "timm data sets: download missing files")
-    train_split: str = setting("train", "timm data sets: name of the training split")
-    val_split: str = setting("validation", "timm data sets: name of the validation split")
+    train_split: str = setting("train", "data sets in parts: name of the part to learn from")
+    val_split: str = setting("validation", "data sets in parts: name of the held-out part")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
         0.2, "folders without a validation split: share of the images that is held out"
     )

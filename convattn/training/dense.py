@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,30 @@ def build_dense(
         text = f"pretrained weights of {config.model} loaded into the backbone; all else is new"
         notes.insert(0, text)
     return model, arguments, notes
+
+
+def model_settings(
+    config: RunConfig, names: Sequence[str], known: Collection[str]
+) -> dict[str, Any]:
+    """Return the arguments of a method's model that the configuration sets.
+
+    Args:
+        config: has the settings; those that are None keep the default of the method.
+        names: settings that are arguments of some method's model.
+        known: arguments that this method's model has; other settings of a recipe are left out.
+
+    Raises:
+        ValueError: the user gave a setting that the method does not have.
+    """
+    values = {key: value for key in names if (value := getattr(config, key)) is not None}
+    for key, value in values.items():
+        if key not in known and key in config.model_fields_set:
+            text = shown(list(value) if isinstance(value, tuple) else value)
+            raise ValueError(
+                f"{getattr(config, 'method', config.task)} has no setting {key}, which "
+                f"{key}={text} sets; leave it out"
+            )
+    return {key: value for key, value in values.items() if key in known}
 
 
 @torch.no_grad()

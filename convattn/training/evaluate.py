@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,6 +34,8 @@ from convattn.training.trained import Checkpoint, folder_data, run_of
 from convattn.training.trained_data import is_same, open_for, range_notes
 
 Split = Literal["auto", "train", "val", "all"]
+# The options of `open_dataset` that choose images, and their defaults.
+_PARTS = {"json": None, "images": None, "train_split": "train", "val_split": "validation"}
 
 
 def evaluate(
@@ -52,14 +56,17 @@ def evaluate(
     ``console`` shows the progress, by default standard error.
     """
     check_choice("split", split, ("auto", "train", "val", "all"))
-    trained_on = isinstance(data, DataSource) and is_same(data.name, loaded.card.data)
-    if not isinstance(data, DataSource):
-        options = {**data_options, "max_broken": max_broken}
-        data, trained_on = open_data(loaded, data, options)
-    elif loaded.card.value_range is not None and loaded.card.value_range != data.value_range:
-        data = data.scaled(loaded.card.value_range)
+    if isinstance(data, DataSource):
+        trained_on = is_same(data.name, loaded.card.data)
+        scale = loaded.card.value_range
+        if scale is not None and scale != data.value_range:
+            data = data.scaled(scale)
+        opened = OpenedData(data, trained_on)
+    else:
+        opened = open_data(loaded, data, {**data_options, "max_broken": max_broken})
+    data = opened.source
     check_classes(loaded, data)
-    images, part = _choose(data, split, trained_on)
+    images, part = _choose(opened, split)
     place = best_device(device)
     loader = eval_loader(
         images,
@@ -137,13 +144,26 @@ def _chosen(values: Any, keep: Tensor) -> Any:
     return [value for value, kept in zip(values, keep.tolist(), strict=True) if kept]
 
 
-def open_data(
-    loaded: Checkpoint, name: str | None, options: dict[str, Any]
-) -> tuple[DataSource, bool]:
-    """Open a data set; return it, and whether the model was trained on it.
+@dataclass(frozen=True)
+class OpenedData:
+    """Data for an evaluation.
+
+    Args:
+        source: the data set.
+        trained_on: whether its parts are those of the training.
+        held_out: name of the held-out part.
+    """
+
+    source: DataSource
+    trained_on: bool
+    held_out: str = "val"
+
+
+def open_data(loaded: Checkpoint, name: str | None, options: dict[str, Any]) -> OpenedData:
+    """Open a data set.
 
     The data of a run, also in a folder that was moved, has only the images that the run used for
-    training and validation.
+    training and validation, unless the options choose another part of it.
 
     Args:
         loaded: the model.
@@ -160,20 +180,47 @@ def open_data(
         before = dict(card.data_options)
         # Unreadable images that the training skipped are no error in the evaluation.
         given["max_broken"] = max(before.get("max_broken", 0.0), options.get("max_broken", 0.0))
+        held_out = _held_out_name({**before, "json": None, **options})
+        if _is_other_part(before, options):
+            return OpenedData(open_for(card, name, **{**before, **given}), False, held_out)
         source = open_for(card, name, **{**before, **(record.options() if record else {}), **given})
-        return (record.restore(source) if record else source), True
-    source = open_for(card, name, **given)
-    if record and record.is_of(source):
-        return record.restore(source), True
-    return source, False
+        return OpenedData(record.restore(source) if record else source, True, held_out)
+    source, held_out = open_for(card, name, **given), _held_out_name(options)
+    if record and not _is_other_part({}, options) and record.is_of(source):
+        return OpenedData(record.restore(source), True, held_out)
+    return OpenedData(source, False, held_out)
 
 
-def _choose(data: DataSource, split: Split, trained_on: bool) -> tuple[ImageSet, str]:
-    if split == "auto":
-        split = "all" if data.split_here and not trained_on else "val"
-    if split == "all":
-        return Joined(data.train, data.val), split
-    return (data.train if split == "train" else data.val), split
+def _is_other_part(before: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Return whether options choose other images of the data than those of the training."""
+    return any(
+        options.get(key) is not None
+        and _part_name(options[key]) != _part_name(before.get(key) or default)
+        for key, default in _PARTS.items()
+    )
+
+
+def _part_name(name: Any) -> Any:
+    """Return the name of a part, the same one for the usual names of the validation part."""
+    return "val" if name in ("val", "validation") else name
+
+
+def _held_out_name(options: Mapping[str, Any]) -> str:
+    """Return the name of the held-out part, or of its annotation file."""
+    if json := options.get("json"):
+        last = json.split(",")[-1] if isinstance(json, str) else json[-1]
+        return Path(last.strip()).name
+    return str(_part_name(options.get("val_split") or "val"))
+
+
+def _choose(data: OpenedData, split: Split) -> tuple[ImageSet, str]:
+    """Return the images of a split, and its name."""
+    source = data.source
+    is_whole = split == "auto" and source.split_here and not data.trained_on
+    if split == "all" or is_whole:
+        name = data.held_out if is_whole and data.held_out != "val" else "all"
+        return Joined(source.train, source.val), name
+    return (source.train, split) if split == "train" else (source.val, data.held_out)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from convattn.names import counted
 from convattn.runs.folder import RunFolder
 
 
@@ -20,7 +21,7 @@ class Found:
         targets: for each batch, the targets of the same images.
         numbers: the indices of the images in the data set.
         broken: relative names or paths of the images that could not be read.
-        split: "val", "train" or "all".
+        split: "val", "train", "all", or the name of another part, such as "test".
         images_per_second: speed of loading, transforms and model, without the first batch.
         parameters: number of parameters of the model.
         notes: sentences on the data and on how images were read.
@@ -36,6 +37,12 @@ class Found:
     notes: list[str]
 
 
+def nan_notes(images: int) -> list[str]:
+    """Return a sentence on the images for which a model computed NaN, none for 0."""
+    text = f"the model computed NaN for {counted(images, 'image')}, which count as all wrong"
+    return [text] if images else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskEvaluation(ABC):
     """The metrics of a model on a set of images; shares are in 0..1.
@@ -43,7 +50,7 @@ class TaskEvaluation(ABC):
     Args:
         model: name of the model.
         data: name of the data set.
-        split: "val", "train" or "all".
+        split: "val", "train", "all", or the name of another part, such as "test".
         images: number of readable images.
         images_per_second: speed of loading, transforms and model, without the first batch.
         parameters: number of parameters of the model.

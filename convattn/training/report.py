@@ -71,7 +71,7 @@ def _pictures(task: type[Task[Any]], run_dir: Path, source: DataSource | None) -
     """Return the held-out images, and what the best model predicts for them."""
     best = load_trained(task, run_dir)
     if source is None:
-        source, _ = open_data(best, None, {"max_broken": 1.0})
+        source = open_data(best, None, {"max_broken": 1.0}).source
     images, card = source.val, best.card
     # The numbers of images change when files are added to a folder; their paths do not.
     numbers = {images.path(number): number for number in range(len(images))}

@@ -55,6 +55,7 @@ from convattn.training.trainer import (
     model_threads,
     own_random_numbers,
     quiet_lightning,
+    sync_left_out,
 )
 
 
@@ -221,7 +222,10 @@ class _Training:
             )
         self.is_new = folder is None
         with quiet_lightning():  # raises before the folder is created
-            make_trainer(config, Path(config.runs))
+            trial = make_trainer(config, Path(config.runs))
+        if left_out := sync_left_out(config, trial):
+            self.notes.append(left_out)
+            config = config.model_copy(update={"batch_norm": "train"})
         self.folder = folder or self._new_folder()
         with self._discarding(), quiet_lightning():
             self.trainer = make_trainer(config, self.folder.path)
@@ -420,7 +424,8 @@ class _Training:
         factor = rate_factor(config, self.data.images_per_update)
         scaled = "" if factor == 1 else f" ({config.lr:g} x {factor:.3g} for this batch size)"
         classes = f"{len(self.card.class_names)} classes, " if self.card.class_names else ""
-        total = "" if config.steps is None else f"{config.steps:,} updates in "
+        updates = self.plan.epochs * self.plan.updates_per_epoch
+        total = "" if config.steps is None else f"{updates:,} updates in "
         lines = [
             f"run       {self.folder.path}",
             f"model     {named_model(self.card)}, {parameters:,} parameters, input "

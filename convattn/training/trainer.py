@@ -77,6 +77,21 @@ def make_trainer(config: RunConfig, folder: Path) -> pl.Trainer:
         raise ValueError(device_error(config, error)) from error
 
 
+def sync_left_out(config: RunConfig, trainer: pl.Trainer) -> str:
+    """Return a note if batch norms cannot be synchronised, as a recipe asks for, else "".
+
+    Raises:
+        ValueError: the user asked for it.
+    """
+    device = trainer.strategy.root_device.type
+    if config.batch_norm != "sync" or trainer.world_size == 1 or device == "cuda":
+        return ""
+    reason = f"PyTorch synchronises batch norms on GPUs only, not on {device}"
+    if "batch_norm" in config.model_fields_set:
+        raise ValueError(f"batch_norm=sync: {reason}; set batch_norm=train")
+    return f"batch_norm=sync is left out: {reason}"
+
+
 def _cluster() -> list[Any]:
     """Return SLURM's environment without Lightning's own checkpoints and requeueing."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -18,7 +18,14 @@ from benchmarks.networks import CONVNEXT, DEIT, RESNET, SWIN
 from benchmarks.page import DOCS, SCRIPTS, load, page
 from benchmarks.paths import SITUATIONS, path_rows, reasons
 from benchmarks.pictures import accuracy_figure, scaling_figure
-from benchmarks.tables import describe, network_tables, operator_table, scaling_table, top1
+from benchmarks.tables import (
+    dense_tables,
+    describe,
+    network_tables,
+    operator_table,
+    scaling_table,
+    top1,
+)
 from benchmarks.targets import TARGETS, pixel_costs, target_rows, verdict
 from convattn.bench.floor import Peak
 from convattn.bench.record import new_document, to_json
@@ -271,13 +278,30 @@ def test_tables_have_the_measured_values():
     assert len(scaling_table(made["scaling"]).splitlines()) == 2 + 2
 
 
+def test_table_of_detectors_has_speed_memory_and_errors():
+    made = documents()["dense"]
+    runs = {
+        SWIN: run(2.0, images=1, parameters=48_000_000),
+        "glnet_stl": run(1.0, images=1, parameters=50_000_000, macs=None),
+    }
+    made["groups"] = [group("Mask R-CNN, training step, float32", runs)]
+    made["groups"][0]["errors"] = {"glnet_4g": "out of memory"}
+    text = dense_tables(made)
+    assert text.startswith("**Mask R-CNN, training step, float32**\n")
+    assert f"| `{SWIN}` | 0.50 | 0.50 - 0.50 | 48.0 M | 32.00 G | 1.0 MiB | 1x |" in text
+    assert "| `glnet_stl` | 1.00 | 1.00 - 1.00 | 50.0 M | - | 1.0 MiB | 2.00x (2.00" in text
+    assert text.endswith("glnet_4g: out of memory")
+    assert text in page({"cpu-a-b": {"dense": made}})
+
+
 def test_the_page_has_a_section_per_machine_and_names_missing_results(tmp_path: Path):
     for script, document in documents().items():
         (tmp_path / f"cpu-a-b-{script}.json").write_text(to_json(document))
     machines = load(tmp_path)
     assert set(machines) == {"cpu-a-b"}
     text = page(machines)
-    assert "Not measured on this machine yet: `python -m benchmarks.training`." in text
+    missing = ", ".join(f"`python -m benchmarks.{script}`" for script in ("training", "dense"))
+    assert f"Not measured on this machine yet: {missing}." in text
     assert "images/performance-cpu-a-b-scaling.png" in text
     assert "--device cuda" in text
 

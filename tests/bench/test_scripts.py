@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import backbones, common, loading, ops, scaling, training
+from benchmarks import backbones, common, dense, loading, ops, scaling, training
 from benchmarks.common import Options
 from benchmarks.flex import sliding_window_flex
 from convattn.bench.cases import Built, Case, Group
@@ -22,7 +22,13 @@ from convattn.bench.record import read_document
 from convattn.ops import sliding_window_attention
 from tests.tolerances import TOLERANCE
 
-SCRIPTS = {"ops": ops, "backbones": backbones, "training": training, "scaling": scaling}
+SCRIPTS = {
+    "ops": ops,
+    "backbones": backbones,
+    "training": training,
+    "scaling": scaling,
+    "dense": dense,
+}
 
 
 def run(script: str, *words: str) -> int:
@@ -38,7 +44,10 @@ def only(name: str, *cases: str) -> Any:
 @pytest.mark.parametrize(
     "script",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ops", "backbones", "scaling")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ops", "backbones", "scaling", "dense")
+        ),
         "training",
     ],
 )
@@ -81,6 +90,17 @@ def test_every_script_has_a_plan_for_every_device(script):
         flex = [group for group in gpu if "flex" in [case.name for case in group.cases]]
         assert len(flex) == 4 * 2 * 2
         assert "flex" not in [case.name for group in cpu for case in group.cases]
+
+
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn"])
+def test_detectors_of_the_benchmark_find_objects(method):
+    subject = dense.Subject(
+        "detection", method, "glnet_nano", (64, 96), False, "cpu", "float32", (("channels", 16),)
+    )
+    call: Any = dense._evaluation(subject).call
+    found = call()[0]
+    assert len(found["boxes"]) > 10
+    assert set(found["labels"].tolist()) == {0}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

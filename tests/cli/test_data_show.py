@@ -95,6 +95,12 @@ def test_classes_of_folders_are_shown_too(
     assert capsys.readouterr().out.startswith("class  images\n")
 
 
+def test_a_recipe_that_asks_for_weights_shows_data_without_them(tmp_path: Path) -> None:
+    data = coco(tmp_path / "coco")
+    words = (f"coco:{data}", "--out", tmp_path / "pages", "--method", "mask_rcnn")
+    assert show(*words, "--recipe", "coco_1x") == 0
+
+
 @pytest.mark.slow
 def test_augmented_images_are_those_of_a_training(tmp_path: Path) -> None:
     data = coco(tmp_path / "coco")

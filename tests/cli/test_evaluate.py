@@ -39,7 +39,7 @@ def test_json_and_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["gone"], "there is no checkpoint or run folder gone"),
         (["RUN", "--data", "digits"], "has 2 classes ('blue', 'red'), but digits has 10"),
         (["RUN", "--split", "alll"], "unknown split 'alll'; did you mean 'all'"),
-        (["RUN", "extra"], "convattn eval takes no argument 'extra'"),
+        (["RUN", "extra"], "'extra' is no setting: write NAME=VALUE, such as val_split=test"),
         (["RUN", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["RUN", "--output", "/dev/null/new"], "--output /dev/null/new: cannot write there"),
     ],

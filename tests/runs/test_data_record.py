@@ -15,6 +15,7 @@ from convattn.runs.data_record import DataRecord
 from convattn.runs.files import DamagedFileError
 from convattn.runs.folder import RunFolder
 from tests.data.class_folders import write_broken, write_classes, write_image
+from tests.data.objects.object_files import annotation, images_of, write_coco
 
 
 def opened(folder: Path) -> DataSource:
@@ -89,6 +90,25 @@ def test_an_own_held_out_part_is_restored_too(tmp_path: Path) -> None:
         "2 images were added to folder",
         "1 image that was held out is no longer in folder",
     ]
+
+
+def test_an_image_of_both_parts_keeps_the_objects_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVATTN_CACHE", str(tmp_path / "cache"))
+    write_coco(tmp_path, [annotation(1, 1)], part="train", count=2)
+    found = [annotation(1, 2), annotation(2, 2)]
+    write_coco(tmp_path, found, part="val", images=images_of(2, 2), pictures=False)
+    shutil.copy(tmp_path / "train" / "0001.jpg", tmp_path / "train" / "0003.jpg")
+
+    def opened_boxes() -> DataSource:
+        return open_dataset(f"coco:{tmp_path}", targets="boxes", images="train")
+
+    restored = DataRecord.of(opened_boxes()).restore(opened_boxes())
+    parts = (restored.train, restored.val)
+    counts = [[len(part.target(i)["boxes"]) for i in range(len(part))] for part in parts]
+    assert counts == [[1, 0], [2, 0]]
+    assert restored.notes == opened_boxes().notes
 
 
 def test_a_held_out_part_that_vanished_is_an_error(tmp_path: Path) -> None:

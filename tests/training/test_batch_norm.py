@@ -10,7 +10,7 @@ from torch import nn
 from convattn.models import create_model
 from convattn.tasks.classification import load_checkpoint, train
 from convattn.training.batch_norm import set_batch_norm
-from convattn.training.trainer import make_trainer
+from convattn.training.trainer import make_trainer, sync_left_out
 from tests.tasks.classification.runs import silent, tiny, write_colors
 
 
@@ -78,3 +78,16 @@ def test_synchronised_norms_keep_their_activations(tmp_path: Path) -> None:
 def test_norms_are_not_synchronised_without_the_setting(tmp_path: Path) -> None:
     config = tiny(tmp_path, accelerator="cpu", devices=2, strategy="ddp")
     assert vars(make_trainer(config, tmp_path).strategy)["_layer_sync"] is None
+
+
+def test_norms_are_not_synchronised_on_several_processors(tmp_path: Path) -> None:
+    write_colors(tmp_path, 8)
+    settings = {"batch_norm": "sync", "accelerator": "cpu", "devices": 2, "strategy": "ddp_fork"}
+    config = tiny(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"sync: PyTorch .* GPUs only.*batch_norm=train"):
+        train(config, console=silent())
+    of_recipe = type(config).model_construct({"devices"}, **dict(config))
+    note = sync_left_out(of_recipe, make_trainer(config, tmp_path))
+    assert note.startswith("batch_norm=sync is left out: ")
+    alone = tiny(tmp_path, **{**settings, "devices": 1})
+    assert sync_left_out(alone, make_trainer(alone, tmp_path)) == ""

@@ -157,7 +157,7 @@ def test_a_run_in_updates_has_epochs_of_equal_length(tmp_path: Path) -> None:
     console = silent()
     result = train(Brightness, config, console=console)
     assert [row["step"] for row in rows(result.run_dir)] == ["3", "6", "9"]
-    assert "training  8 updates in 3 epochs of 3 batches of 4 images" in written(console)
+    assert "training  9 updates in 3 epochs of 3 batches of 4 images" in written(console)
     short = train(Brightness, brightness(tmp_path, steps=4, name="short"), console=silent())
     assert [row["step"] for row in rows(short.run_dir)] == ["2", "4"]
 

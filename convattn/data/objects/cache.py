@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MAGIC = b"convattn-index\n"
 _ALIGNMENT = 64
 _LENGTH = 16  # hexadecimal digits of the header's length

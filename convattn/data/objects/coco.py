@@ -6,6 +6,8 @@ import gc
 import json as json_format
 import math
 import os
+import posixpath
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from convattn.data.objects.cache import index_path
-from convattn.data.objects.coco_layout import find_images, find_json, pair
+from convattn.data.objects.coco_layout import find_images, find_json, names_on_disk, pair
 from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import (
-    BEYOND,
     ROUNDING,
     Box,
     EntryError,
@@ -31,6 +32,7 @@ from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource, relative_name
 from convattn.names import shown
 
+_LOOKED_FOR = 50  # images of a stored index
 _LARGEST_SIDE = 2**31 - 1
 _LARGEST_NUMBER = 2**62
 _CORNERS_SHARE = 1 / 3  # of the boxes leave their image where corners stand for width and height
@@ -117,13 +119,20 @@ def read_part(root: Path, file: Path, images: str | None) -> ObjectPart:
     """
     cached = index_path("coco", [file])
     index = ObjectIndex.load(cached)
-    if index is None:
+    if index is None or not _has_images(root, file, index, images):
         with _no_collection():
             index, is_complete = _Parser(root, file, images).parse()
         if is_complete:
             index = index.stored(cached)
     folder, _ = find_images(root, file, index.names(), images)
     return ObjectPart(index, str(folder), str(file))
+
+
+def _has_images(root: Path, file: Path, index: ObjectIndex, images: str | None) -> bool:
+    """Return whether one of the first images is there; else they may now have other names."""
+    names = [index.name(row) for row in range(min(_LOOKED_FOR, len(index)))]
+    folder = find_images(root, file, names, images)[0]
+    return not names or any(os.path.isfile(folder / name) for name in names)
 
 
 def _top(root: Path, folders: Sequence[str]) -> str:
@@ -156,7 +165,9 @@ class _Parser:
         self.built = IndexBuilder()
         self.sizes: list[tuple[int, int]] = []
         self.rows: dict[Any, int] = {}
+        self.left_out: set[Any] = set()  # ids of images
         self.labels: dict[Any, int] = {}
+        self.category_ids: list[int | str] = []
         self.corners: list[tuple[str, Box]] = []
         self.as_corners = 0
 
@@ -164,14 +175,15 @@ class _Parser:
         """Return the index, and whether all of it comes from the file and not from the images."""
         content = self._content()
         names = self._read_categories(content["categories"])
-        is_complete = self._read_images(content["images"])
-        self._read_annotations(content["annotations"])
+        is_complete = self._read_images(content.pop("images"))
+        self._read_annotations(content.pop("annotations"))
         self._check_corners()
-        return self.built.build(names, [*self.labels]), is_complete
+        self._note_groups(content["categories"], names)
+        return self.built.build(names, self.category_ids), is_complete
 
     def _content(self) -> dict[str, list[Any]]:
         try:
-            content = json_format.loads(self.file.read_bytes())
+            content = json_format.loads(_text(self.file), object_hook=_compact)
         except (ValueError, RecursionError) as error:
             raise self._unusable("", f"the file is not JSON: {error}") from error
         except OSError as error:
@@ -182,7 +194,11 @@ class _Parser:
             )
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise self._unusable("", f"the file has no list {key!r}")
+                raise self._unusable(
+                    "",
+                    f"the file has no list {key!r}: COCO's format has the lists images, "
+                    "annotations and categories in one file for all images",
+                )
         return dict(content)
 
     def _unusable(self, entry: str, reason: str) -> UnusableDataError:
@@ -193,19 +209,24 @@ class _Parser:
     def _read_categories(self, categories: Sequence[Any]) -> list[str]:
         """Return the names of the classes; ids become numbers in the order of the ids."""
         found: dict[Any, str] = {}
+        given: dict[Any, int | str] = {}
         for place, category in enumerate(categories):
-            key, name = _get(category, "id"), _get(category, "name")
-            entry = f"category {shown(key)}" if key is not None else f"category at {place}"
-            if not isinstance(name, str) or not isinstance(key, int | str):
+            identity, name = _get(category, "id"), _get(category, "name")
+            key = _id(identity)
+            entry = _entry("category", identity, place)
+            name = str(name) if type(name) is int else name
+            if not isinstance(name, str) or not name or key is None:
                 self._problem(entry, "the category has no id and name")
             elif key in found:
                 self._problem(entry, f"duplicate id: category {shown(found[key])!r} has it too")
             else:
                 found[key] = name
+                given[key] = identity if isinstance(identity, str) else key
         if not found:
             raise self._unusable("", "the file has no categories")
         keys = sorted(found, key=lambda key: (isinstance(key, str), key))
         self.labels = {key: number for number, key in enumerate(keys)}
+        self.category_ids = [given[key] for key in keys]
         return self._unique([(key, found[key]) for key in keys])
 
     def _unique(self, categories: Sequence[tuple[Any, str]]) -> list[str]:
@@ -223,26 +244,45 @@ class _Parser:
 
     def _read_images(self, images: Sequence[Any]) -> bool:
         unsized = []
-        for place, image in enumerate(images):
-            key, name = _get(image, "id"), _get(image, "file_name")
-            entry = f"image {shown(key)}" if key is not None else f"image at {place}"
-            if not isinstance(name, str) or not name or not isinstance(key, int | str):
+        names = [_file_name(image) for image in images]
+        known = [name for name in names if name]
+        changed, note = names_on_disk(self.root, self.file, known, self.images)
+        self.built.notes += [note] if note else []
+        first: dict[str, str] = {}
+        for place, (image, name) in enumerate(zip(images, names, strict=True)):
+            identity = _get(image, "id")
+            key = _id(identity)
+            entry = _entry("image", identity, place)
+            if not name or key is None:
                 self._image_problem(entry, "the image has no id and file_name")
+                self.left_out |= {key} - {None}
             elif key in self.rows:
                 self._image_problem(entry, f"duplicate id: two images have it, here {shown(name)}")
+            elif name in first:
+                self._image_problem(
+                    entry, f"duplicate file name: {first[name]} is {shown(name)} too"
+                )
+                self.left_out.add(key)
             else:
+                first[name] = entry
                 size = _side(_get(image, "width")), _side(_get(image, "height"))
                 is_known = min(size) > 0
                 number = (
                     key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else len(self.rows)
                 )
-                name = name.replace("\\", "/")  # the file may come from Windows
+                name = changed.get(name, name)
                 row = self.built.add_image(name, size if is_known else (0, 0), number)
                 self.rows[key] = row
                 self.sizes.append(size)
                 if not is_known:
                     unsized.append((row, name))
-        return self._read_sizes(unsized)
+        is_found = all(map(str.isascii, known)) or self._are_found(known)
+        return self._read_sizes(unsized) and not changed and is_found
+
+    def _are_found(self, names: Sequence[str]) -> bool:
+        """Return whether the images whose names have several Unicode forms are there."""
+        folder = find_images(self.root, self.file, names, self.images)[0]
+        return all(name.isascii() or os.path.isfile(folder / name) for name in names)
 
     def _read_sizes(self, unsized: Sequence[tuple[int, str]]) -> bool:
         """Read sizes that the file does not say from the images."""
@@ -255,37 +295,44 @@ class _Parser:
             self.built.set_size(row, size)
         return False
 
-    def _read_annotations(self, annotations: Sequence[Any]) -> None:
+    def _read_annotations(self, annotations: list[Any]) -> None:
+        """Add the objects; ``annotations`` is emptied, as a large file needs gigabytes."""
         seen: set[Any] = set()
         self.built.entries = len(annotations)
         for place, annotation in enumerate(annotations):
-            key = _get(annotation, "id")
-            entry = f"annotation {shown(key)}" if key is not None else f"annotation at {place}"
+            annotations[place] = None
+            identity = _get(annotation, "id")
+            key = _id(identity)
+            entry = _entry("annotation", identity, place)
             try:
                 if not isinstance(annotation, dict):
                     raise EntryError("the annotation is not an object of JSON")
-                if isinstance(key, int | str):
+                if key is not None:
                     if key in seen:
                         raise EntryError("duplicate id: an earlier annotation has it too")
                     seen.add(key)
-                is_number = isinstance(key, int) and abs(key) < _LARGEST_NUMBER
-                self._read_annotation(annotation, entry, key if is_number else place)
+                number = key if isinstance(key, int) and abs(key) < _LARGEST_NUMBER else place
+                self._read_annotation(annotation, entry, number)
             except EntryError as error:
                 self._problem(entry, str(error))
 
     def _read_annotation(self, found: dict[str, Any], entry: str, number: int) -> None:
-        row = _looked_up(self.rows, found.get("image_id"))
+        image = _id(found.get("image_id"))
+        row = self.rows.get(image)
         if row is None:
-            raise EntryError(f"no such image: image_id {shown(found.get('image_id'))}")
-        label = _looked_up(self.labels, found.get("category_id"))
+            gone = "its image is left out" if image in self.left_out else "no such image"
+            raise EntryError(f"{gone}: image_id {shown(found.get('image_id'))}")
+        label = self.labels.get(_id(found.get("category_id")))
         if label is None:
             raise EntryError(f"unknown class: category_id {shown(found.get('category_id'))}")
         size = self.sizes[row]
         if min(size) <= 0:
             raise EntryError("the size of the image is not known")
         problems: list[str] = []
-        mask = self._mask(found.get("segmentation"), size, problems)
-        box = self._box(found, size, mask, entry)
+        cut: list[str] = []
+        mask = self._mask(found.get("segmentation"), size, problems, cut)
+        box = self._box(found, size, mask, entry, cut)
+        self.built.cut += [Problem("", entry, why) for why in cut]
         self.built.mask_problems += [Problem("", entry, why) for why in problems]
         area: Any = found.get("area")
         self.built.add_object(
@@ -293,32 +340,35 @@ class _Parser:
             label,
             box,
             entry=number,
-            crowd=found.get("iscrowd") in (1, True),
-            area=area if _is_number(area) and 0 <= area < _LARGEST_NUMBER else math.nan,
+            crowd=found.get("iscrowd") in (1, "1"),
+            area=area if _is_number(area) and 0 < area < _LARGEST_NUMBER else math.nan,
             mask=mask,
             has_broken_mask=bool(problems),
         )
 
     def _box(
-        self, found: dict[str, Any], size: tuple[int, int], mask: MaskData | None, entry: str
+        self,
+        found: dict[str, Any],
+        size: tuple[int, int],
+        mask: MaskData | None,
+        entry: str,
+        cut: list[str],
     ) -> Box:
+        """Return the box; the reason is added to ``cut`` if it leaves the image."""
         box = found.get("bbox")
         if box is None and isinstance(mask, list) and mask:
             x = [value for part in mask for value in part[::2]]
             y = [value for part in mask for value in part[1::2]]
-            return self.built.clean_box((min(x), min(y), max(x), max(y)), size)
+            return self.built.clean_box((min(x), min(y), max(x), max(y)), size, cut.append)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise EntryError(f"bbox is not x, y, width, height: {str(box)[:60]}")
         x1, y1, width, height = box
-        corners = (x1, y1, width, height)
-        fits = x1 < width <= size[0] + ROUNDING and y1 < height <= size[1] + ROUNDING
-        self.as_corners += fits
-        try:
-            return self.built.clean_box((x1, y1, x1 + width, y1 + height), size)
-        except EntryError as error:
-            if fits and str(error).startswith(BEYOND):
-                self.corners.append((entry, corners))
-            raise
+        x2, y2, right, bottom = x1 + width, y1 + height, size[0] + ROUNDING, size[1] + ROUNDING
+        if x1 < width <= right and y1 < height <= bottom:
+            self.as_corners += 1
+            if x2 > right or y2 > bottom:
+                self.corners.append((entry, (x1, y1, width, height)))
+        return self.built.clean_box((x1, y1, x2, y2), size, cut.append)
 
     def _check_corners(self) -> None:
         """Raise an error if the boxes are corners where width and height are meant."""
@@ -339,18 +389,35 @@ class _Parser:
             problems,
         )
 
-    def _mask(self, found: Any, size: tuple[int, int], problems: list[str]) -> MaskData | None:
-        """Return the mask, None if there is none; problems of it are added to ``problems``."""
+    def _mask(
+        self, found: Any, size: tuple[int, int], problems: list[str], cut: list[str]
+    ) -> MaskData | None:
+        """Return the mask, None if there is none.
+
+        Reasons are added to ``problems`` if parts of it cannot be used, to ``cut`` if parts leave
+        the image.
+        """
         if found is None or found == []:
             return None
         if isinstance(found, list):
-            if not isinstance(found[0], list) and all(map(_is_number, found)):
+            if all(map(_is_number, found)):
                 found = [found]  # one polygon without the outer list
-            return clean_polygons(found, size, problems.append)
+            return clean_polygons(found, size, problems.append, cut.append)
         if why := run_lengths_problem(found, size):
             problems.append(why)
             return None
         return compressed(found, size)
+
+    def _note_groups(self, categories: Sequence[Any], names: Sequence[str]) -> None:
+        """Add a note on categories without objects that are the supercategory of others."""
+        above = [_get(category, "supercategory") for category in categories]
+        used = self.built.labels()
+        for number, name in enumerate(names):
+            if name in above and number not in used:
+                self.built.notes.append(
+                    f"category {shown(name)!r} has no objects, it is the supercategory of others: "
+                    "it is a class too; delete it from the file if it shall be none"
+                )
 
     def _problem(self, entry: str, reason: str) -> None:
         self.built.problems.append(Problem("", entry, reason))
@@ -359,12 +426,60 @@ class _Parser:
         self.built.image_problems.append(Problem("", entry, reason))
 
 
+def _text(path: Path) -> str:
+    """Return the text of a JSON file; its bytes are freed before the text is parsed."""
+    content = path.read_bytes()
+    return content.decode(json_format.detect_encoding(content), "surrogatepass")
+
+
+def _compact(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with arrays as polygons, which need a fourth of the memory of lists."""
+    found = entry.get("segmentation")
+    if isinstance(found, list):
+        entry["segmentation"] = [_floats(part) for part in found]
+    return entry
+
+
+def _floats(part: Any) -> Any:
+    """Return a list of numbers as an array; other values as they are."""
+    if type(part) is not list:
+        return part
+    try:
+        return array("d", part)
+    except (TypeError, OverflowError):  # the problem is named later
+        return part
+
+
 def _get(entry: Any, key: str) -> Any:
     return entry.get(key) if isinstance(entry, dict) else None
 
 
-def _looked_up(table: dict[Any, int], key: Any) -> int | None:
-    return table.get(key) if isinstance(key, int | str | float) else None
+def _entry(kind: str, identity: Any, place: int) -> str:
+    return f"{kind} at {place}" if identity is None else f"{kind} {shown(identity)}"
+
+
+def _id(value: Any) -> int | str | None:
+    """Return an id in the form that is compared: 7.0 and "7" are 7; None if it is no id."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str):
+        return None
+    is_number = value.isascii() and value.isdecimal() and len(value) < 19
+    return int(value) if is_number and (value[0] != "0" or value == "0") else value
+
+
+def _file_name(image: Any) -> str:
+    """Return the name of an image's file with "/" between folders, "" if there is none."""
+    name = _get(image, "file_name")
+    if not isinstance(name, str) or not name:
+        return ""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no file has such a name
+        return ""
+    return posixpath.normpath(name.replace("\\", "/"))  # the file may come from Windows
 
 
 def _is_number(value: Any) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from convattn.data.folders.layout import role_of
 from convattn.names import listed, shown
 
 _OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _HELD_OUT = ("val", "dev", "eval", "test")  # in the order of preference
+_MOST_FILES = 10  # annotation files; if there are more, each belongs to one image
 _TRIED = 50  # images that are looked for in each folder
 
 
@@ -75,9 +78,59 @@ def find_images(
     tried = list(names[:_TRIED])
 
     def hits(folder: Path) -> int:
-        return sum((folder / name).is_file() for name in tried)
+        return sum(bool(_as_on_disk(folder, name)) for name in tried)
 
     return max(folders, key=hits), [shown(folder) for folder in folders]
+
+
+def names_on_disk(
+    root: Path, json: Path, names: Sequence[str], images: str | None
+) -> tuple[dict[str, str], str]:
+    """Return the names of the image files whose names in an annotation file are others.
+
+    A name may be in another Unicode form. If no image has the path that the file gives, as after an
+    export with the paths of another computer, images are found by their names without folders.
+
+    Args:
+        root: the folder of the data set.
+        json: the annotation file.
+        names: the file names in it.
+        images: see `find_images`.
+
+    Returns:
+        The names on the disk by the names in the file, for those that differ; and a sentence if
+        folders are ignored, else "".
+    """
+    found = _renamed(find_images(root, json, names, images)[0], names)
+    bare = {name: PurePosixPath(name).name for name in names}
+    if any(found.values()) or all(bare[name] == name for name in names):
+        return {old: new for old, new in found.items() if new and new != old}, ""
+    if max(Counter(map(_plain, bare.values())).values()) > 1:
+        return {}, ""
+    folder = find_images(root, json, list(bare.values()), images)[0]
+    others = _renamed(folder, bare.values())
+    changed = {name: others[bare[name]] for name in names if others[bare[name]]}
+    if not changed:
+        return {}, ""
+    first = next(iter(changed))
+    return changed, (
+        f"no image has the path that the file gives, such as {shown(first)}: images are found by "
+        f"their names without folders, such as {shown(folder / changed[first])}"
+    )
+
+
+def _renamed(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: _as_on_disk(folder, name) for name in names}
+
+
+def _as_on_disk(folder: Path, name: str) -> str:
+    """Return the name of a file in the Unicode form on the disk, "" if there is no such file."""
+    forms = [name] if name.isascii() else [name, _plain(name), unicodedata.normalize("NFD", name)]
+    return next((form for form in forms if os.path.isfile(os.path.join(folder, form))), "")
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _words(stem: str) -> list[str]:
@@ -114,6 +167,12 @@ def _found_json(root: Path) -> tuple[Path, Path | None, list[str]]:
         return files[0], None, []
     roles = {path: _role(path) for path in files}
     train = [path for path, role in roles.items() if role == "train"]
+    if not train and len(files) > _MOST_FILES:
+        raise ValueError(
+            f"{shown(root)} has {len(files):,} JSON files, such as {shown(_name(root, files[0]))}, "
+            "and COCO's format has one for all images: export the data in this format, or give the "
+            "file with json=FILE"
+        )
     if len(train) != 1:
         raise ValueError(
             f"{shown(root)} has {listed([_name(root, path) for path in files])}: which of them is "

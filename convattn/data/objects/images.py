@@ -27,7 +27,13 @@ from convattn.data.objects.index import (
     RUN_LENGTHS,
     ObjectIndex,
 )
-from convattn.data.problems import NoMasksError, Problem, UnusableDataError, check_entries
+from convattn.data.problems import (
+    COMMAND,
+    NoMasksError,
+    Problem,
+    UnusableDataError,
+    check_entries,
+)
 from convattn.data.scan import DECODE_AT_MOST, find_broken
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
 from convattn.data.survey import Survey, apply_value_range, spread
@@ -326,12 +332,24 @@ class ObjectReader:
         self.problems += found
         entries = sum(part.index.facts.entries for part in parts)
         self.notes += check_entries(found, entries, self.max_broken, self.name)
+        self._add_cut(parts)
         if clipped := sum(part.index.facts.clipped for part in parts):
             reach = "box reaches" if clipped == 1 else "boxes reach"
             self.notes.append(
                 f"{clipped:,} {reach} beyond the image by at most a pixel: clipped at its border"
             )
         self.notes += [note for part in parts for note in part.index.facts.notes]
+
+    def _add_cut(self, parts: Sequence[ObjectPart]) -> None:
+        """Add the objects that are cut at the edge of the image; they are used."""
+        cut = [self._placed(part, problem) for part in parts for problem in part.index.facts.cut]
+        self.problems += cut
+        if places := list(dict.fromkeys(problem.place for problem in cut)):
+            reach, are = ("reaches", "is") if len(places) == 1 else ("reach", "are")
+            self.notes.append(
+                f"{counted(len(places), 'object')} {reach} beyond the image and {are} cut at its "
+                f"edge, such as {shown(places[0])}; {COMMAND} {shown(self.name)}` lists all of them"
+            )
 
     def _object_problems(self, part: ObjectPart) -> Iterator[Problem]:
         facts = part.index.facts
@@ -405,8 +423,12 @@ class ObjectReader:
         self.problems += [Problem(name, "", why) for name in missing]
         raise UnusableDataError(
             f"none of the {counted(len(missing), 'image')} of {part.title} is there: "
-            f"{listed(missing, 3)} in {shown(self.root)}; give the folder of the images with "
-            "images=FOLDER",
+            f"{listed(missing, 3)} in {shown(self.root)}; "
+            + (
+                "give the folder of the images with images=FOLDER"
+                if part.file
+                else "give the folder that holds both the images and their annotations"
+            ),
             self.problems,
         )
 

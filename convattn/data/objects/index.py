@@ -17,6 +17,7 @@ from convattn.data.problems import Problem
 
 NO_MASK, POLYGONS, RUN_LENGTHS, BROKEN_MASK = range(4)
 ROUNDING = 1.0  # pixels by which a box may reach beyond its image: it is clipped
+_LEAST_INSIDE = 0.5  # share of an area in the image, below which a box or polygon is left out
 _SMALLEST = 1e-3  # pixels: a shorter side has no length in float32
 _TYPES = {
     "name_ends": "q", "width": "i", "height": "i", "image_id": "q",
@@ -29,7 +30,7 @@ _OF_OBJECTS = (
 
 Box = tuple[float, float, float, float]
 # The parts of a polygon mask, or the compressed run lengths of a mask of the image's size.
-MaskData = list[list[float]] | bytes
+MaskData = Sequence[Sequence[float]] | bytes
 
 
 class EntryError(ValueError):
@@ -45,6 +46,8 @@ class IndexFacts:
         problems: one for each entry that was left out.
         mask_problems: problems of masks of objects whose box can be used.
         image_problems: problems of images that were left out.
+        cut: one for each box or polygon that leaves its image by more than `ROUNDING`, and of which
+            the part in the image is kept.
         clipped: number of boxes that were clipped by at most `ROUNDING`.
         entries: number of objects in the files, with those that were left out.
         notes: sentences on the files as a whole.
@@ -55,6 +58,7 @@ class IndexFacts:
     problems: tuple[Problem, ...] = ()
     mask_problems: tuple[Problem, ...] = ()
     image_problems: tuple[Problem, ...] = ()
+    cut: tuple[Problem, ...] = ()
     clipped: int = 0
     entries: int = 0
     notes: tuple[str, ...] = ()
@@ -77,7 +81,7 @@ class IndexFacts:
         return IndexFacts(**found)
 
 
-_PROBLEMS = ("problems", "mask_problems", "image_problems")
+_PROBLEMS = ("problems", "mask_problems", "image_problems", "cut")
 
 
 class ObjectIndex:
@@ -208,6 +212,7 @@ class IndexBuilder:
     problems: list[Problem] = field(default_factory=list)
     mask_problems: list[Problem] = field(default_factory=list)
     image_problems: list[Problem] = field(default_factory=list)
+    cut: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     clipped: int = 0
     entries: int = 0
@@ -284,11 +289,15 @@ class IndexBuilder:
         add["mask_first"](first)
         add["mask_end"](end)
 
+    def labels(self) -> set[int]:
+        """Return the numbers of the classes that have objects."""
+        return set(self._columns["label"])
+
     def build(
         self, class_names: Sequence[str], category_ids: Sequence[int | str] = ()
     ) -> ObjectIndex:
         """Return the index, its objects in the order of the images."""
-        found = {name: np.array(column) for name, column in self._columns.items()}
+        found = {name: np.asarray(column) for name, column in self._columns.items()}
         found["boxes"] = found["boxes"].reshape(-1, 4)
         order = np.argsort(found["image"], kind="stable")
         for name in (*_OF_OBJECTS, "boxes"):
@@ -303,6 +312,7 @@ class IndexBuilder:
             tuple(self.problems),
             tuple(self.mask_problems),
             tuple(self.image_problems),
+            tuple(self.cut),
             self.clipped,
             self.entries,
             tuple(self.notes),
@@ -310,15 +320,18 @@ class IndexBuilder:
         )
         return ObjectIndex(facts, found)
 
-    def clean_box(self, box: Box, size: tuple[int, int]) -> Box:
-        """Return a box within its image; one that reaches beyond it by rounding is clipped.
+    def clean_box(self, box: Box, size: tuple[int, int], report: Callable[[str], None]) -> Box:
+        """Return the part of a box that lies in its image.
 
         Args:
             box: x1, y1, x2, y2 in pixels.
             size: width and height of the image.
+            report: is called with the reason if the box reaches beyond the image by more than
+                `ROUNDING` and is cut.
 
         Raises:
-            EntryError: the box has no area, lies beyond the image, or has NaN or infinity.
+            EntryError: the box has no area, more than half of it lies beyond the image, or it has
+                NaN or infinity.
         """
         x1, y1, x2, y2 = box
         width, height = size
@@ -327,16 +340,20 @@ class IndexBuilder:
         if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
             return box
         clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-        is_outside = min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < _SMALLEST
         if not all(map(math.isfinite, box)):
             raise EntryError(f"{NOT_FINITE}: {_sides(box)}")
-        if max(-x1, -y1, x2 - width, y2 - height) > ROUNDING or is_outside:
-            raise EntryError(f"{BEYOND}: {_sides(box)}, in an image of {width} x {height} pixels")
-        self.clipped += 1
+        sides = clipped[2] - clipped[0], clipped[3] - clipped[1]
+        details = f"{_sides(box)}, in an image of {width} x {height} pixels"
+        is_cut = max(-x1, -y1, x2 - width, y2 - height) > ROUNDING
+        share = sides[0] / (x2 - x1) * (sides[1] / (y2 - y1))
+        if min(sides) < _SMALLEST or (is_cut and share < _LEAST_INSIDE):
+            raise EntryError(f"most of the box lies beyond the image: {details}")
+        if is_cut:
+            report(f"the box is cut at the edge of the image: {details}")
+        self.clipped += not is_cut
         return clipped
 
 
-BEYOND = "the box lies beyond the image"
 NOT_FINITE = "a number is NaN or infinite"
 
 
@@ -352,27 +369,64 @@ def _sides(box: Iterable[float]) -> str:
 
 
 def clean_polygons(
-    parts: Sequence[Any], size: tuple[int, int], report: Callable[[str], None]
-) -> list[list[float]]:
-    """Return the parts of a polygon mask that can be used.
+    parts: Sequence[Any],
+    size: tuple[int, int],
+    report: Callable[[str], None],
+    report_cut: Callable[[str], None],
+) -> list[Sequence[float]]:
+    """Return the parts of a polygon mask that can be used, as far as they lie in the image.
 
     Args:
-        parts: lists of x, y, x, y, ... in pixels.
+        parts: lists or arrays of x, y, x, y, ... in pixels.
         size: width and height of the image.
         report: is called with the reason why a part cannot be used.
+        report_cut: is called with the reason why a part is cut.
     """
-    kept = []
+    kept: list[Sequence[float]] = []
     for part in parts:
-        if why := _why_no_polygon(part, size):
+        if why := _why_no_polygon(part):
             report(why)
-        else:
+            continue
+        x, y = part[::2], part[1::2]
+        far = max(-min(x), -min(y), max(x) - size[0], max(y) - size[1])
+        if far <= ROUNDING:
             kept.append(part)
+            continue
+        found = _cut(part, size)
+        if len(found) < 6 or not _area(found) >= _LEAST_INSIDE * _area(part):  # with NaN
+            report(f"most of a polygon lies beyond the image: it reaches {far:g} pixels beyond")
+            continue
+        report_cut(f"a polygon is cut at the edge of the image: it reaches {far:g} pixels beyond")
+        kept.append(found)
     return kept
 
 
-def _why_no_polygon(part: Any, size: tuple[int, int]) -> str:
-    """Return why a list of coordinates is no polygon in an image, "" if it is one."""
-    if not isinstance(part, list):
+def _cut(part: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """Return the part of a polygon in an image, [] if there is none."""
+    points = list(zip(part[::2], part[1::2], strict=True))
+    for axis, sign, edge in ((0, -1, 0), (0, 1, size[0]), (1, -1, 0), (1, 1, size[1])):
+        kept: list[tuple[float, float]] = []
+        for start, end in zip(points[-1:] + points[:-1], points, strict=True):
+            beyond = [sign * (point[axis] - edge) for point in (start, end)]
+            if (beyond[0] > 0) != (beyond[1] > 0):
+                way = beyond[0] / (beyond[0] - beyond[1])
+                other = start[1 - axis] + way * (end[1 - axis] - start[1 - axis])
+                kept.append((other, edge) if axis else (edge, other))
+            if beyond[1] <= 0:
+                kept.append(end)
+        points = kept
+    return [float(side) for point in points for side in point]
+
+
+def _area(part: Sequence[float]) -> float:
+    x, y = part[::2], part[1::2]
+    pairs = zip(x, [*y[1:], y[0]], [*x[1:], x[0]], y, strict=True)
+    return abs(sum(x1 * y2 - x2 * y1 for x1, y2, x2, y1 in pairs)) / 2
+
+
+def _why_no_polygon(part: Any) -> str:
+    """Return why a value is no list of the coordinates of a polygon, "" if it is one."""
+    if not isinstance(part, list | array):
         return f"a polygon is not a list of coordinates: {str(part)[:40]}"
     if len(part) % 2:
         return f"a polygon has an odd number of coordinates: {len(part)}"
@@ -383,8 +437,4 @@ def _why_no_polygon(part: Any, size: tuple[int, int]) -> str:
             return f"{NOT_FINITE}: in a polygon"
     except (TypeError, OverflowError):
         return "a polygon has a coordinate that is not a number"
-    x, y = part[::2], part[1::2]
-    far = max(-min(x), -min(y), max(x) - size[0], max(y) - size[1])
-    if far > ROUNDING:
-        return f"a polygon lies beyond the image: by {far:g} pixels"
     return ""

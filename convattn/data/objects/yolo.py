@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from convattn.data.objects.cache import index_path
 from convattn.data.objects.images import ObjectPart, ObjectReader
@@ -18,6 +21,10 @@ from convattn.data.source import DataSource, relative_name
 from convattn.names import counted, shown
 
 _IN_PIXELS = 2.0  # a coordinate that is larger is no share of the image
+_ROUNDING = 0.01  # share of the image by which a box may reach beyond it
+_FEW = 5  # boxes that leave their image in any data
+_LEAVING = 1 / 3  # share of the boxes that leave their image where other numbers are meant
+_FITTING = 0.95  # share of the boxes that then lie in it if the numbers are read in another way
 
 
 def open_yolo(
@@ -40,7 +47,8 @@ def open_yolo(
     Its YAML file has ``path``, ``train``, ``val`` and ``names``. The labels of
     ``images/train/1.jpg`` are in ``labels/train/1.txt``: a line for each object, with the number of
     its class and the box (centre, width, height) or the polygon (x, y, x, y, ...), as shares of the
-    width and height of the image. An image without such a file has no objects.
+    width and height of the image. Of labels of poses (``kpt_shape``) the boxes are read. An image
+    without such a file has no objects.
 
     Args:
         path: the YAML file, or the folder that holds it.
@@ -117,6 +125,7 @@ class _Parser:
     file: YoloFile
     root: str
     built: IndexBuilder = field(default_factory=IndexBuilder)
+    boxes: array[float] = field(default_factory=lambda: array("d"))
 
     def parse(self, images: Sequence[str], labels: Sequence[str], title: str) -> ObjectIndex:
         """Return the index of the images."""
@@ -143,6 +152,7 @@ class _Parser:
                 f"{shown(self.file.path)}: no file of labels for any of "
                 f"{counted(len(images), 'image')} in {shown(title)}, such as {shown(labels[0])}"
             )
+        self._check_centres(title)
         if without:
             has = "has" if without == 1 else "have"
             self.built.notes.append(
@@ -150,6 +160,37 @@ class _Parser:
                 "of labels: no objects"
             )
         return self.built.build(self.file.class_names)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether each box is followed by the points of a pose."""
+        return bool(self.file.values.get("kpt_shape"))
+
+    def _check_centres(self, title: str) -> None:
+        """Raise an error if the numbers of the boxes are corners where centres are meant."""
+        x, y, width, height = np.array(self.boxes).reshape(-1, 4).T
+        total = len(x)
+        low, high = (
+            np.minimum(x - width / 2, y - height / 2),
+            np.maximum(x + width / 2, y + height / 2),
+        )
+        leaving = np.count_nonzero((low < -_ROUNDING) | (high > 1 + _ROUNDING))
+        if leaving <= max(_FEW, total * _LEAVING):
+            return
+        right, bottom = x + width, y + height
+        others = {
+            "x1, y1, x2, y2": (x < width)
+            & (y < height)
+            & (np.maximum(width, height) <= 1 + _ROUNDING),
+            "x1, y1, width, height": (np.maximum(right, bottom) <= 1 + _ROUNDING),
+        }
+        for meant, fits in others.items():
+            if np.count_nonzero(fits) >= total * _FITTING:
+                raise UnusableDataError(
+                    f"{shown(self.file.path)}: {leaving:,} of {total:,} boxes in "
+                    f"{shown(title)} reach beyond their image, and nearly all fit as {meant}: "
+                    "write the centre, the width and the height (x, y, width, height) of each box"
+                )
 
     def _image_problem(self, file: str, reason: str) -> None:
         self.built.image_problems.append(Problem(file, "", reason))
@@ -167,16 +208,25 @@ class _Parser:
                 if words in seen:
                     raise EntryError("duplicate entry: an earlier line is the same")
                 seen.add(words)
-                self._object(row, number, words, size)
+                self._object(row, file, number, words, size)
             except EntryError as error:
                 self.built.problems.append(Problem(file, f"line {number}", str(error)))
 
-    def _object(self, row: int, number: int, words: tuple[str, ...], size: tuple[int, int]) -> None:
+    def _object(
+        self, row: int, file: str, number: int, words: tuple[str, ...], size: tuple[int, int]
+    ) -> None:
         label = self._label(words[0])
         values = [_number(word) for word in words[1:]]
         if len(values) < 4:
             raise EntryError(
                 f"a line is neither a box (5 numbers) nor a polygon (7 or more): {len(words)}"
+            )
+        if self.has_points:
+            values = values[:4]  # the box, before the points of a pose
+        if len(values) == 5:
+            raise EntryError(
+                "a line has a box and one more number: 6 numbers; delete the last one if it is the "
+                "score of a prediction"
             )
         if len(values) % 2:
             raise EntryError(f"a polygon has an odd number of coordinates: {len(values)}")
@@ -184,16 +234,21 @@ class _Parser:
             raise EntryError("coordinates are in pixels: they must be shares of the image, 0 to 1")
         x = [value * size[0] for value in values[::2]]
         y = [value * size[1] for value in values[1::2]]
-        if len(values) == 4:
-            box = (x[0] - x[1] / 2, y[0] - y[1] / 2, x[0] + x[1] / 2, y[0] + y[1] / 2)
-            self.built.add_object(row, label, self.built.clean_box(box, size), entry=number)
-            return
-        points = [value for pair in zip(x, y, strict=True) for value in pair]
-        box = self.built.clean_box((min(x), min(y), max(x), max(y)), size)
+        polygons: list[Sequence[float]] = []
         problems: list[str] = []
-        polygons = clean_polygons([points], size, problems.append)
-        if problems:
-            raise EntryError(problems[0])
+        cut: list[str] = []
+        if len(values) == 4:
+            self.boxes.extend(values)
+            box = (x[0] - x[1] / 2, y[0] - y[1] / 2, x[0] + x[1] / 2, y[0] + y[1] / 2)
+        else:
+            points = [value for pair in zip(x, y, strict=True) for value in pair]
+            polygons = clean_polygons([points], size, problems.append, cut.append)
+            if problems:
+                raise EntryError(problems[0])
+            x, y = list(polygons[0][::2]), list(polygons[0][1::2])
+            box = (min(x), min(y), max(x), max(y))
+        box = self.built.clean_box(box, size, cut.append)
+        self.built.cut += [Problem(file, f"line {number}", why) for why in cut]
         self.built.add_object(row, label, box, entry=number, mask=polygons)
 
     def _label(self, word: str) -> int:

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
 from convattn.data.images import is_image_file
 from convattn.data.problems import Problem, UnusableDataError
-from convattn.names import listed, natural_key, shown
+from convattn.names import listed, natural_key, nfc, shown
 
 _PARTS = ("train", "val", "test")
+_ABOVE = 3  # folders that the paths in a list may start from: its own, and those above
 _USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -89,13 +91,14 @@ class YoloFile:
 
     def _bases(self) -> list[Path]:
         """Return the folders that entries may start from, the usual one first."""
-        given = self.values.get("path")
+        given = str(self.values.get("path") or "").replace("\\", "/")
         beside = self.path.parent
-        bases = [beside / Path(str(given)).expanduser(), Path(str(given))] if given else []
+        bases = [beside / Path(given).expanduser(), Path(given)] if given else []
         return list(dict.fromkeys(base.absolute() for base in (*bases, beside)))
 
     def _places(self, entry: str) -> list[Path]:
         """Return the existing paths that an entry may mean; "../" may stand too much."""
+        entry = entry.replace("\\", "/")  # the file may come from Windows
         names = [entry, *([entry[3:]] if entry.startswith("../") else [])]
         places = [base / Path(name).expanduser() for name in names for base in self._bases()]
         return [place for place in places if place.exists()]
@@ -124,9 +127,18 @@ def read_yaml(path: Path) -> YoloFile:
 
 
 def label_file(image: str) -> str:
-    """Return the path of the labels of an image: in the last folder "images", now "labels"."""
-    stem = os.path.splitext(image)[0] + ".txt"
-    return f"{os.sep}labels{os.sep}".join(stem.rsplit(f"{os.sep}images{os.sep}", 1))
+    """Return the path of the labels of an image: in the last folder "images", now "labels".
+
+    It may be in another Unicode form, or have the ending ".TXT".
+    """
+    stem = os.path.splitext(image)[0]
+    stem = f"{os.sep}labels{os.sep}".join(stem.rsplit(f"{os.sep}images{os.sep}", 1))
+    usual = f"{stem}.txt"
+    if os.path.isfile(usual):
+        return usual
+    names = [stem, *(() if stem.isascii() else (nfc(stem), normalize("NFD", stem)))]
+    others = [f"{name}{ending}" for name in names for ending in (".txt", ".TXT")]
+    return next(filter(os.path.isfile, others), usual)
 
 
 def _yaml_of(folder: Path) -> Path:
@@ -135,7 +147,10 @@ def _yaml_of(folder: Path) -> Path:
             return folder / name
     found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if not found:
-        raise FileNotFoundError(f"{shown(folder)} has no data.yaml; give yolo:FILE.yaml")
+        raise FileNotFoundError(
+            f"{shown(folder)} has no data.yaml: write one with train: FOLDER of the images and "
+            "names: the list of the classes, or give yolo:FILE.yaml"
+        )
     if len(found) > 1:
         names = listed([path.name for path in found])
         raise ValueError(f"{shown(folder)} has several YAML files, {names}: give yolo:FILE.yaml")
@@ -143,7 +158,7 @@ def _yaml_of(folder: Path) -> Path:
 
 
 def _names(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
-    names = values.get("names")
+    names, count = values.get("names"), values.get("nc")
     if names is None and isinstance(values.get("nc"), int) and values["nc"] > 0:
         return tuple(str(number) for number in range(values["nc"]))
     if names is None:
@@ -154,6 +169,13 @@ def _names(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
         found = _numbered(path, names)
     else:
         raise _unusable(path, f"names must be a list or a mapping of numbers, not {names!r}")
+    wrong = next((name for name in found if isinstance(name, bool | None | dict | list)), "")
+    if wrong != "":
+        raise _unusable(
+            path, f"names has {wrong!r}, which is no text: write names such as yes and no in quotes"
+        )
+    if isinstance(count, int) and count != len(found):
+        raise _unusable(path, f"names has {len(found)} classes, but nc is {count}: correct one")
     if not found or len(set(map(str, found))) < len(found):
         raise _unusable(path, f"names must be different names: {listed(list(map(str, found)))}")
     return tuple(map(str, found))
@@ -163,7 +185,11 @@ def _numbered(path: Path, names: Mapping[Any, Any]) -> list[Any]:
     keys = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
     if set(keys) != set(range(len(keys))):
         numbers = ", ".join(map(str, keys))
-        raise _unusable(path, f"names has the numbers {numbers}: expected 0 to {len(keys) - 1}")
+        raise _unusable(
+            path,
+            f"names has the numbers {numbers}: expected 0 to {len(keys) - 1}; give each number up "
+            "to the greatest one a name, such as unused",
+        )
     return [keys[number] for number in range(len(keys))]
 
 
@@ -185,6 +211,8 @@ def _images_at(place: Path) -> Iterator[str]:
 def _listed_images(file: Path) -> Iterator[str]:
     """Yield the images that a text file lists, relative to its folder."""
     text = file.read_bytes().decode("utf-8", "surrogateescape").lstrip("\ufeff")
-    for line in map(str.strip, text.splitlines()):
-        if line:
-            yield os.path.normpath(os.path.join(file.parent.absolute(), line))
+    lines = [line.strip().replace("\\", "/") for line in text.splitlines() if line.strip()]
+    bases = [file.parent.absolute(), *file.parent.absolute().parents][:_ABOVE]
+    base = next((b for b in bases if lines and (b / lines[0]).is_file()), bases[0])
+    for line in lines:
+        yield os.path.normpath(os.path.join(base, line))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,17 @@ class ClassValues:
         return f"the classes have the values {ranges(self.values)}, ignored is {self.ignored}"
 
 
+def unused_classes(names: Sequence[str], used: Collection[int]) -> str:
+    """Return a sentence on the classes that no pixel has, "" if there are none.
+
+    Args:
+        names: of the classes.
+        used: the numbers of the classes that occur.
+    """
+    unused = [name for number, name in enumerate(names) if number not in used]
+    return f"no pixel of the masks has the class {listed(unused)}" if unused else ""
+
+
 def ranges(values: Sequence[int]) -> str:
     """Return sorted values as text, such as "0 to 10 and 13"."""
     groups: list[list[int]] = []
@@ -129,7 +140,9 @@ def read_class_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read class names from {shown(path)}: {error}") from error
+        raise ValueError(
+            f"cannot read class names from {shown(path)}: {error}; the file must be UTF-8 text"
+        ) from error
     lines = [line.strip() for line in text.rstrip().splitlines()]
     names = [line.partition(":")[0].strip() for line in lines if not line.startswith("#")]
     names = [name for name in names if name not in _UNUSED]

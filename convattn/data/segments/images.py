@@ -18,7 +18,7 @@ from convattn.data.images import BrokenImageError, ImageInfo, load_sized, uprigh
 from convattn.data.objects.images import image_reason
 from convattn.data.problems import Problem, UnusableDataError, check_entries
 from convattn.data.scan import DECODE_AT_MOST, find_broken, in_order
-from convattn.data.segments.class_values import ClassValues, ranges
+from convattn.data.segments.class_values import ClassValues, ranges, unused_classes
 from convattn.data.segments.mask_files import MaskInfo, check_mask, load_mask, mask_size, values_in
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
 from convattn.data.survey import Survey, apply_value_range, spread
@@ -169,8 +169,11 @@ class SegmentReader:
         decode = classes is None or (self.check and not large)
         masks = [self._inspect(part, decode=decode, few=large and not decode) for part in parts]
         if classes is None:
+            self._check_masks(parts, masks)
             classes = self._numbered(parts, masks, ignored)
         self._check_values(parts, masks, classes)
+        if decode and class_names is None:
+            self._check_used(masks, classes)
         rows = [self._usable(*pair, large) for pair in zip(parts, masks, strict=True)]
         total = sum(len(part.images) for part in parts)
         self.notes += check_entries(self.problems, total, self.max_broken, self.name, "image")
@@ -216,6 +219,45 @@ class SegmentReader:
             f"is {shown(os.path.basename(part.images[0]))} here{spare}",
             self.problems,
         )
+
+    def _check_masks(
+        self,
+        parts: Sequence[SegmentPart],
+        masks: Sequence[dict[int, MaskInfo | BrokenImageError]],
+    ) -> None:
+        """Raise an error if too many masks cannot be read, before their values are judged."""
+        found = [
+            Problem(relative_name(part.masks[row], self.root), "", info.reason)
+            for part, infos in zip(parts, masks, strict=True)
+            for row, info in infos.items()
+            if isinstance(info, BrokenImageError)
+        ]
+        total = sum(map(len, masks))
+        if found and len(found) == total:
+            raise UnusableDataError(
+                f"no mask of {shown(self.name)} can be used: {shown(found[0])}", found
+            )
+        check_entries(found, total, self.max_broken, self.name, "mask")
+
+    def _check_used(
+        self, masks: Sequence[dict[int, MaskInfo | BrokenImageError]], classes: ClassValues
+    ) -> None:
+        """Add a note on the classes that no pixel has.
+
+        Raises:
+            UnusableDataError: all pixels are of one class, or have none.
+        """
+        found = _values([info for infos in masks for info in infos.values()])
+        used = {number for number, value in enumerate(classes.values) if value in found}
+        if found and len(used) < 2 <= len(classes.names):
+            raise UnusableDataError(
+                f"the masks of {shown(self.name)} hold the values {ranges(sorted(found))}, but "
+                f"{classes.text}: fewer than two classes occur. Save masks with the class numbers "
+                "0, 1, 2, ..., or give the value without a class with ignored=VALUE",
+                self.problems,
+            )
+        if unused := unused_classes(classes.names, used):
+            self.notes.append(unused)
 
     def _numbered(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from convattn.data.objects.voc_layout import VocPart, find_parts, find_root, images_by_stem
+from convattn.data.images import is_image_file
+from convattn.data.objects.voc_layout import VocPart, files_by_stem, find_parts, find_root
 from convattn.data.segments.class_values import ClassValues, find_class_list, read_class_list
 from convattn.data.segments.images import SegmentPart, SegmentReader
 from convattn.data.source import DataSource
@@ -66,7 +67,7 @@ def open_voc_segments(
     root = find_root(Path(path).expanduser(), _MASKS)
     if not (root / _IMAGES).is_dir():
         raise FileNotFoundError(f"{shown(root)} has no folder {_IMAGES}")
-    images, masks = images_by_stem(root / _IMAGES), images_by_stem(root / _MASKS)
+    images, masks = (files_by_stem(root / name, is_image_file) for name in (_IMAGES, _MASKS))
     first, second, notes = find_parts(root, _LISTS, list(masks), train_split, val_split)
     train = _part(root, first, images, masks)
     val = None if second is None else _part(root, second, images, masks)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from convattn.data import DataSource, JointAugment, Preprocess, padded_size, preprocess_for
-from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.tasks.detection.config import MODEL_SETTINGS, DetectionConfig
 from convattn.tasks.detection.models import Detector, build_detector, method_arguments
 from convattn.training.config import data_options
-from convattn.training.dense import build_dense, check_forward, start_from
+from convattn.training.dense import build_dense, check_forward, model_settings, start_from
+
+# Settings that have no effect with img_size.
+_SIZES = ("short_side", "long_side", "short_sides", "crop_sides", "crop_range")
 
 
 def build_model(
@@ -35,7 +36,8 @@ def build_model(
             fit it, or ``init`` is a checkpoint of another model.
     """
     in_chans = config.in_chans or source.in_chans
-    settings = _model_settings(config)
+    _check_sizes(config)
+    settings = model_settings(config, MODEL_SETTINGS, method_arguments(config.method))
     build = partial(
         build_detector,
         config.method,
@@ -92,21 +94,20 @@ def _build(card: ModelCard, num_classes: int) -> Detector:
     )
 
 
-def _model_settings(config: DetectionConfig) -> dict[str, Any]:
-    """Return the arguments of the detector that the configuration sets.
-
-    Raises:
-        ValueError: the user gave a setting that the method does not have.
-    """
-    known = method_arguments(config.method)
-    values = {key: getattr(config, key) for key in MODEL_SETTINGS}
-    for key, value in values.items():
-        if key not in known and key in config.model_fields_set and value is not None:
-            raise ValueError(
-                f"{config.method} has no setting {key}, which {key}={shown(value)} sets; leave it "
-                "out"
-            )
-    return {key: value for key, value in values.items() if value is not None and key in known}
+def _check_sizes(config: DetectionConfig) -> None:
+    """Raise `ValueError` if the user gave a size that has no effect."""
+    given = {key: getattr(config, key) for key in _SIZES if key in config.model_fields_set}
+    words = [f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given.items() if v]
+    if config.img_size and words:
+        raise ValueError(
+            f"img_size={config.img_size} and {words[0]} contradict each other: with img_size, "
+            "images are fitted into a square; leave one out, or set img_size=null"
+        )
+    if not config.img_size and "scale" in config.model_fields_set:
+        raise ValueError(
+            f"scale={list(config.scale)} needs img_size; without it, short_sides=[480,640,800] "
+            "chooses the size of a training image"
+        )
 
 
 def _preprocess(model: Detector, config: DetectionConfig, in_chans: int) -> Preprocess:

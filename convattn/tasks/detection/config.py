@@ -22,7 +22,7 @@ from convattn.training.config import (
 MASK_METHODS = ("mask_rcnn", "cascade_mask_rcnn")
 # Settings that are arguments of a method's model. Those that are None keep the method's default.
 MODEL_SETTINGS = (
-    "channels", "head_depth", "head_width", "box_head", "anchor_scale", "proposals",
+    "channels", "norm_maps", "head_depth", "head_width", "box_head", "anchor_scale", "proposals",
     "train_proposals", "candidates", "train_candidates", "samples", "rpn_samples", "score", "nms",
     "detections",
 )  # fmt: skip
@@ -61,6 +61,9 @@ class DetectionConfig(_CocoFiles):
     # Model
     channels: Count | None = setting(
         None, "channels of the feature pyramid and of the heads; default: 256"
+    )
+    norm_maps: bool | None = setting(
+        None, "a LayerNorm on each map of the backbone; default: false"
     )
     head_depth: Count | None = setting(None, "3x3 convolutions of a head; default: 4")
     head_width: Count | None = setting(

@@ -18,10 +18,11 @@ from convattn.runs.confusion import Confusion
 from convattn.runs.detections import SHOWN_SCORE
 from convattn.runs.files import write_json
 from convattn.runs.rle import Rle
+from convattn.tasks.detection.config import MASK_METHODS
 from convattn.tasks.detection.matching import match
 from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
-from convattn.tasks.detection.objects import Objects
-from convattn.training.evaluation import Found, TaskEvaluation
+from convattn.tasks.detection.objects import Objects, finite
+from convattn.training.evaluation import Found, TaskEvaluation, nan_notes
 
 RESULTS = "detections.json"  # the found objects as COCO results
 _MAX_ROWS = 40  # rows of the table of classes
@@ -175,9 +176,11 @@ def summarise(
     card: ModelCard, data: DataSource, images: ImageSet, found: Found
 ) -> DetectionEvaluation:
     """Compute the metrics from found and true objects."""
-    outputs: list[Objects] = [one for batch in found.outputs for one in batch]
+    every: list[Objects] = [one for batch in found.outputs for one in batch]
+    outputs = [finite(one) for one in every]
+    failed = sum(one is not other for one, other in zip(every, outputs, strict=True))
     targets: list[Objects] = [one for batch in found.targets for one in batch]
-    has_masks = any(one["masks"] for one in targets)
+    has_masks = card.method in MASK_METHODS and any(one["masks"] for one in targets)
     values = average_precision(outputs, targets, masks=has_masks, curves=True)
     names = list(data.class_names)
     prefixes = [PREFIXES[kind] for kind in KINDS if kind == "bbox" or has_masks]
@@ -196,7 +199,7 @@ def summarise(
         images_per_second=found.images_per_second,
         parameters=found.parameters,
         broken=found.broken,
-        notes=found.notes,
+        notes=[*found.notes, *nan_notes(failed)],
         epoch=card.epoch,
         per_class=_per_class(names, targets, values, prefixes),
         curves=_curves(names, values, ""),

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 
-from convattn.tasks.detection.objects import Objects
+from convattn.tasks.detection.objects import Objects, finite
 
 # Names of torchmetrics, and those of the columns and of the evaluation.
 _NAMES = {
@@ -59,7 +59,7 @@ class DetectionMeter(Metric):
 
     def update(self, outputs: Sequence[Objects], targets: Sequence[Objects]) -> None:
         """Add the found and the true objects of images."""
-        self.found += outputs
+        self.found += map(finite, outputs)
         self.targets += targets
 
     def reset(self) -> None:

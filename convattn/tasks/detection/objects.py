@@ -91,6 +91,14 @@ def kept_found(found: Found) -> Objects:
     )
 
 
+def finite(objects: Objects) -> Objects:
+    """Return the found objects, none of an image for which the model computed NaN."""
+    if objects["scores"].isfinite().all():
+        return objects
+    tensors = {key: value[:0] for key, value in objects.items() if isinstance(value, Tensor)}
+    return Objects(**{**objects, **tensors, "masks": []})  # type: ignore[typeddict-item]
+
+
 def kept_target(target: Mapping[str, Any]) -> Objects:
     """Return the true objects of an image on the CPU."""
     labels = _plain(target["labels"])

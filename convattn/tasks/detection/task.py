@@ -53,7 +53,7 @@ class Detection(Task[DetectionConfig]):
     images_at_once = 4
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
-        "head_depth", "head_width", "box_head", "anchor_scale",
+        "norm_maps", "head_depth", "head_width", "box_head", "anchor_scale",
     )  # fmt: skip
 
     @classmethod
@@ -169,10 +169,14 @@ class Detection(Task[DetectionConfig]):
             ValueError: ``score`` or ``nms`` is out of range.
         """
         _check_limits(model, score, nms)
-        found = cls.outputs(model, images, sizes, card)
         shown = SHOWN_SCORE if score is None else score
         return [
-            replace(_prediction(_limited(f, score, nms), card), shown_score=shown) for f in found
+            replace(_prediction(_limited(found, score, nms), card), shown_score=shown)
+            if found["scores"].isfinite().all()
+            else DetectionPrediction(
+                path="", size=found["size"], error="the model computed NaN for this image"
+            )
+            for found in cls.outputs(model, images, sizes, card)
         ]
 
     def meter(self, card: ModelCard) -> Metric:
@@ -231,9 +235,6 @@ def _limited(found: Found, score: float | None, nms: float | None) -> Found:
 
 
 def _prediction(found: Found, card: ModelCard) -> DetectionPrediction:
-    size = found["size"]
-    if not found["scores"].isfinite().all():
-        return DetectionPrediction(path="", size=size, error="the model computed NaN")
     kept = kept_found(found)
     masks: Sequence[Rle | None] = kept["masks"] or [None] * len(kept["labels"])
     rows = zip(
@@ -249,4 +250,4 @@ def _prediction(found: Found, card: ModelCard) -> DetectionPrediction:
         )
         for label, score, box, mask in rows
     )
-    return DetectionPrediction(path="", size=size, objects=objects)
+    return DetectionPrediction(path="", size=found["size"], objects=objects)

@@ -13,7 +13,12 @@ from convattn.runs.card import ModelCard
 from convattn.tasks.segmentation.config import SegmentationConfig
 from convattn.tasks.segmentation.models import Segmenter, build_segmenter
 from convattn.training.config import data_options
-from convattn.training.dense import build_dense, check_forward, start_from
+from convattn.training.dense import build_dense, check_forward, model_settings, start_from
+
+MODEL_SETTINGS = (
+    "channels", "head_channels", "pool_scales", "dropout", "auxiliary", "norm_maps",
+)  # fmt: skip
+_METHOD_OF = {"head_channels": "semantic_fpn", "pool_scales": "upernet"}  # of no other method
 
 
 def build_model(
@@ -85,13 +90,10 @@ def _model_settings(config: SegmentationConfig, source: DataSource) -> dict[str,
             f"ignored_classes={list(config.ignored_classes)} are all classes of the data "
             f"({listed(names, 5)}); leave at least one class"
         )
+    known = [key for key in MODEL_SETTINGS if _METHOD_OF.get(key, config.method) == config.method]
+    settings = model_settings(config, MODEL_SETTINGS, known)
     return {
-        "channels": config.channels,
-        "head_channels": config.head_channels,
-        "pool_scales": list(config.pool_scales),
-        "dropout": config.dropout,
-        "auxiliary": config.auxiliary,
-        "norm_maps": config.norm_maps,
+        **{key: list(x) if isinstance(x, tuple) else x for key, x in settings.items()},
         "ignored": sorted({names.index(name) for name in config.ignored_classes}),
         "inference": {
             "mode": config.inference,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from convattn.training.config import (
     Count,
@@ -16,6 +16,7 @@ from convattn.training.config import (
     RunConfig,
     Share,
     ShareBelowOne,
+    path_of,
     setting,
 )
 
@@ -105,9 +106,14 @@ class SegmentationConfig(RunConfig):
 
     @field_validator("classes")
     @classmethod
-    def _absolute_file(cls, classes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        """Make a path absolute, for a resumed run in another working directory."""
-        return str(Path(classes).expanduser().absolute()) if isinstance(classes, str) else classes
+    def _absolute_file(
+        cls, classes: str | tuple[str, ...] | None, info: ValidationInfo
+    ) -> str | tuple[str, ...] | None:
+        """Make a path absolute, for a resumed run elsewhere, unless it starts from the data."""
+        folder = path_of(info.data.get("data", ""))
+        if not isinstance(classes, str) or (folder and (folder / classes).is_file()):
+            return classes
+        return str(Path(classes).expanduser().absolute())
 
     @property
     def targets(self) -> str:

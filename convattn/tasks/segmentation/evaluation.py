@@ -15,7 +15,7 @@ from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
 from convattn.tasks.segmentation.counts import confusion_of, metrics_of
-from convattn.training.evaluation import Found, TaskEvaluation
+from convattn.training.evaluation import Found, TaskEvaluation, nan_notes
 
 _MAX_ROWS = 40  # rows of the table of classes
 _MAX_PAIRS = 5  # rows of the table of confused classes
@@ -159,9 +159,10 @@ def summarise(
     counts: list[Tensor] = [pairs for batch in found.outputs for pairs in batch]
     confusions = (confusion_of(pairs, classes, ignored) for pairs in counts)
     total = torch.zeros(classes, classes + 1, dtype=torch.int64)
-    rows = []
+    rows, failed = [], 0
     for number, confusion in zip(found.numbers, confusions, strict=True):
         total += confusion
+        failed += bool(confusion[:, classes].any())
         image = metrics_of(confusion)
         shares = (_share(image.mean_iou), _share(image.pixel_accuracy))
         rows.append(ImageIoU(number, images.path(number), *shares))
@@ -190,7 +191,7 @@ def summarise(
         broken=found.broken,
         worst=sorted(known, key=lambda row: (row.mean_iou or 0.0, row.index))[:_MAX_WORST],
         predictions=rows,
-        notes=found.notes,
+        notes=[*found.notes, *nan_notes(failed)],
         epoch=card.epoch,
     )
 

@@ -45,19 +45,9 @@ class Segmentation(Task[SegmentationConfig]):
     report_numbers = NUMBERS
     images_at_once = 4
     fixed = (
-        "method",
-        "classes",
-        "ignored",
-        "in_chans",
-        "img_size",
-        "crop",
-        "channels",
-        "head_channels",
-        "pool_scales",
-        "auxiliary",
-        "norm_maps",
-        "ignored_classes",
-    )
+        "method", "classes", "ignored", "in_chans", "img_size", "crop", "short_side", "long_side",
+        "channels", "head_channels", "pool_scales", "auxiliary", "norm_maps", "ignored_classes",
+    )  # fmt: skip
 
     @classmethod
     def columns(cls, method: str) -> tuple[Column, ...]:
@@ -133,12 +123,29 @@ class Segmentation(Task[SegmentationConfig]):
         window_stride: int | None = None,
         flip: bool | None = None,
     ) -> list[SegmentationPrediction]:
-        """Return the class of each pixel of each image; None stands for the value of the card."""
+        """Return the class of each pixel of each image.
+
+        Args:
+            model: see `Task.predict`.
+            images: see `Task.predict`.
+            sizes: see `Task.predict`.
+            card: see `Task.predict`.
+            inference: "whole" or "slide"; by default, as all options, that of the training.
+            window: slide: height and width of a window, a multiple of 32.
+            window_stride: slide: distance of two windows.
+            flip: whether to average with the result of the mirrored image.
+
+        Raises:
+            ValueError: an option is out of range, or is for windows where there are none.
+        """
         given = {"mode": inference, "window": window, "stride": window_stride, "flip": flip}
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
         if "window" in changes:
             changes.setdefault("stride", None)
         how = replace(inference_of(model), **changes)
+        if how.mode != "slide" and (window, window_stride) != (None, None):
+            name = "window_stride" if window is None else "window"
+            raise ValueError(f"{name} has no effect on whole images: set inference=slide too")
         masks = _masks(model, images, sizes, card, how)
         return [_prediction(mask, size, card) for mask, size in zip(masks, sizes, strict=True)]
 

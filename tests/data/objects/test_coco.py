@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -198,12 +201,130 @@ def test_two_entries_of_one_broken_image_are_both_left_out(tmp_path: Path) -> No
 
 
 def test_images_of_a_large_data_set_are_not_decoded_at_the_start(tmp_path: Path) -> None:
-    images = [{**image, "file_name": "a.jpg"} for image in images_of(20_001)]
+    images = images_of(20_001)
     write_coco(tmp_path, [annotation(1, 7)], images=images, pictures=False)
-    path = write_picture(tmp_path / "train2017" / "a.jpg")
+    path = write_picture(tmp_path / "a.jpg")
+    (tmp_path / "train2017").mkdir()
+    for image in images:
+        (tmp_path / "train2017" / image["file_name"]).symlink_to(path)
     path.write_bytes(path.read_bytes()[:-100])
     source = open_coco(tmp_path)
     assert source.problems == ()
     assert source.typical_size == SIZE
     with pytest.raises(BrokenImageError, match="the file is cut off"):
         source.train.image(0)
+
+
+@pytest.mark.parametrize("area", [0, -3, None, "9"])
+def test_an_area_that_the_file_lacks_is_that_of_the_box(tmp_path: Path, area: object) -> None:
+    write_coco(tmp_path, [annotation(1, 1, area=area)])
+    write_coco(tmp_path, [], part="val2017", first=100, count=2)
+    assert open_coco(tmp_path).train.target(0)["area"].tolist() == [80]
+
+
+def test_ids_may_be_written_as_texts_and_as_floats(tmp_path: Path) -> None:
+    categories = [{"id": "10", "name": "dog"}, {"id": "2", "name": "cat"}, {"id": "x", "name": "o"}]
+    images = images_of(4)
+    images[0]["id"], images[1]["id"], images[2]["id"] = "1", 2.0, "007"
+    found = [
+        annotation(1, 1, category_id=2, iscrowd="1"),
+        annotation(2, 2, category_id=10.0),
+        annotation(3, 7, image_id="007", category_id="x"),
+    ]
+    write_coco(tmp_path, found, images=images, categories=categories)
+    write_coco(tmp_path, [], part="val2017", first=100, count=2, categories=categories)
+    source = open_coco(tmp_path)
+    assert source.class_names == ("cat", "dog", "o")
+    targets = [source.train.target(i) for i in range(3)]
+    assert [target["labels"].tolist() for target in targets] == [[0], [1], [2]]
+    assert [target["image_id"] for target in targets[:2]] == [1, 2]
+    assert targets[0]["crowd"].tolist() == [True]
+    assert source.category_ids == ("2", "10", "x")
+    assert source.problems == ()
+
+
+def test_a_group_of_categories_without_objects_is_named(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 1, "name": "red", "supercategory": "cells"},
+    ]
+    write_coco(tmp_path, [annotation(1, 1, category_id=1)], categories=categories)
+    source = open_coco(tmp_path)
+    assert source.class_names == ("cells", "red")
+    assert "category 'cells' has no objects, it is the supercategory of others" in source.notes[0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_unicode_form_are_found(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    name = "größe ü.jpg"
+    write_coco(tmp_path, [])
+    write_picture(tmp_path / "train2017" / unicodedata.normalize(form, name))
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    for other in forms:
+        images = images_of(4)
+        images[0]["file_name"] = unicodedata.normalize(other, name)
+        write_coco(tmp_path, [annotation(1, 1)], images=images, pictures=False)
+        source = open_coco(tmp_path, held_out=["train2017/0004.jpg"])
+        assert source.problems == ()
+        assert source.train.image(0).size == SIZE
+
+
+@pytest.mark.parametrize("prefix", ["C:\\data\\upload\\", "/data/upload/1/", "../upload/"])
+def test_images_with_paths_of_another_computer_are_found_by_their_names(
+    tmp_path: Path, prefix: str
+) -> None:
+    write_coco(tmp_path, [])
+    images = [{**image, "file_name": prefix + image["file_name"]} for image in images_of(4)]
+    write_coco(tmp_path, [annotation(1, 2)], images=images, pictures=False)
+    source = open_coco(tmp_path, held_out=["train2017/0004.jpg"])
+    assert [len(source.train.target(i)["boxes"]) for i in range(3)] == [0, 1, 0]
+    assert source.train.image(1).size == SIZE
+    assert "images are found by their names without folders" in source.notes[0]
+
+
+def test_images_of_equal_names_in_missing_folders_are_not_confused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "train2017" / "0001.jpg")
+    images = [{**image, "file_name": f"{image['id']}/0001.jpg"} for image in images_of(2)]
+    write_coco(tmp_path, [annotation(1, 2)], images=images, pictures=False)
+    with pytest.raises(ValueError, match="none of the 2 images"):
+        open_coco(tmp_path)
+
+
+def test_reading_a_file_needs_little_more_memory_than_its_text(tmp_path: Path) -> None:
+    points = (np.random.default_rng(0).random((500, 200)) * 29).round(2)
+    found = [annotation(n, 1, segmentation=[part.tolist()]) for n, part in enumerate(points)]
+    file = write_coco(tmp_path, found)
+    tracemalloc.start()
+    try:
+        open_coco(tmp_path, "instances", held_out=["train2017/0004.jpg"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * file.stat().st_size
+
+
+def test_images_that_come_later_under_another_name_are_found(tmp_path: Path) -> None:
+    images = [{**image, "file_name": f"C:/data/{image['file_name']}"} for image in images_of(3)]
+    images += [{**images_of(1, 4)[0], "file_name": "C:/data/ü.jpg"}]
+    write_coco(tmp_path, [annotation(1, 2)], images=images, pictures=False)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_coco(tmp_path)
+    for image in images_of(3):
+        write_picture(tmp_path / "train2017" / image["file_name"])
+    source = open_coco(tmp_path, max_broken=0.5, held_out=["train2017/0003.jpg"])
+    assert [len(source.train.target(i)["boxes"]) for i in range(2)] == [0, 1]
+    write_picture(tmp_path / "train2017" / unicodedata.normalize("NFD", "ü.jpg"))
+    source = open_coco(tmp_path, held_out=["train2017/0003.jpg"])
+    assert len(source.train) == 3
+
+
+def test_a_stored_index_is_not_used_if_none_of_its_images_is_there(tmp_path: Path) -> None:
+    images = [{**image, "file_name": f"sub/{image['file_name']}"} for image in images_of(4)]
+    write_coco(tmp_path, [annotation(1, 2)], images=images)
+    assert len(open_coco(tmp_path, held_out=["train2017/sub/0004.jpg"]).train) == 3
+    (tmp_path / "train2017" / "sub").rename(tmp_path / "photos")
+    (tmp_path / "train2017").rmdir()
+    source = open_coco(tmp_path, images="photos", held_out=["photos/0004.jpg"])
+    assert [len(source.train.target(i)["boxes"]) for i in range(3)] == [0, 1, 0]

@@ -42,12 +42,14 @@ def without(key: str, **values: Any) -> dict[str, Any]:
         (annotation(5, 1, bbox=[4, 4, -3, 9]), "the box has no area: x 4 to 1, y 4 to 13"),
         (annotation(5, 1, bbox=[4, 4, 1e-9, 9]), "the box has no area: x 4 to 4, y 4 to 13"),
         (
-            annotation(5, 1, bbox=[30, 4, 12, 9]),
-            "the box lies beyond the image: x 30 to 42, y 4 to 13, in an image of 40 x 30 pixels",
+            annotation(5, 1, bbox=[30, 4, 21, 9]),
+            "most of the box lies beyond the image: x 30 to 51, y 4 to 13, in an image of 40 x 30 "
+            "pixels",
         ),
         (
             annotation(5, 1, bbox=[40, 4, 0.5, 9]),
-            "the box lies beyond the image: x 40 to 40.5, y 4 to 13, in an image of 40 x 30 pixels",
+            "most of the box lies beyond the image: x 40 to 40.5, y 4 to 13, in an image of 40 x "
+            "30 pixels",
         ),
         (
             annotation(5, 1, bbox=[float("nan"), 4, 5, 9]),
@@ -94,7 +96,14 @@ RUNS = {"size": [30, 40], "counts": [1200]}
         ([[1, 1, 5, 5, 9, float("nan")]], "a number is NaN or infinite: in a polygon"),
         ([[1, 1, 5, 5, 9, "9"]], "a polygon has a coordinate that is not a number"),
         (["abc"], "a polygon is not a list of coordinates: abc"),
-        ([[1, 1, 50, 5, 9, 9]], "a polygon lies beyond the image: by 10 pixels"),
+        (
+            [[30, 1, 60, 1, 60, 9, 30, 9]],
+            "most of a polygon lies beyond the image: it reaches 20 pixels beyond",
+        ),
+        (
+            [[1e200, 1, 1e201, 1, 60, 9, 30, 9]],
+            "most of a polygon lies beyond the image: it reaches 1e+201 pixels beyond",
+        ),
         ("abc", "the mask is neither a list of polygons nor run lengths with size and counts"),
         (
             {**RUNS, "size": [40, 30]},
@@ -152,6 +161,35 @@ def test_boxes_beyond_the_image_by_rounding_are_clipped_and_counted(tmp_path: Pa
     assert "2 boxes reach beyond the image by at most a pixel" in source.notes[0]
 
 
+def test_a_box_of_which_half_lies_in_the_image_is_cut_and_used(tmp_path: Path) -> None:
+    boxes = [[30, 4, 20, 9], [2, 3, 5, 5]]
+    write_coco(tmp_path, [annotation(n, 1, bbox=box) for n, box in enumerate(boxes)])
+    source = open_all(tmp_path, max_broken=0.0)
+    target = source.train.target(0)
+    assert target["boxes"].tolist() == [[30, 4, 40, 13], [2, 3, 7, 8]]
+    assert [(problem.entry, problem.kind) for problem in source.problems] == [
+        ("annotation 0", "the box is cut at the edge of the image")
+    ]
+    assert (
+        f"1 object reaches beyond the image and is cut at its edge, such as {JSON}"
+        in (source.notes[0])
+    )
+
+
+def test_a_polygon_of_which_half_lies_in_the_image_is_cut_and_used(tmp_path: Path) -> None:
+    shape = [30, 5, 49, 5, 49, 12, 30, 12]
+    write_coco(tmp_path, [annotation(1, 1, bbox=[30, 5, 19, 7], segmentation=[shape])])
+    source = open_all(tmp_path, "instances", max_broken=0.0)
+    mask = source.train.target(0)["masks"][0]
+    assert mask[5:12, 30:].all()
+    assert int(mask.sum()) == 70
+    assert [problem.kind for problem in source.problems] == [
+        "a polygon is cut at the edge of the image",
+        "the box is cut at the edge of the image",
+    ]
+    assert "1 object reaches beyond" in source.notes[0]
+
+
 def test_corners_in_place_of_width_and_height_are_found_by_the_file_as_a_whole(
     tmp_path: Path,
 ) -> None:
@@ -166,9 +204,12 @@ def test_corners_in_place_of_width_and_height_are_found_by_the_file_as_a_whole(
 
 
 def test_a_few_boxes_beyond_the_image_are_not_taken_for_corners(tmp_path: Path) -> None:
-    boxes = [[2, 2, 9, 9], [10, 10, 4, 4], [25, 5, 10, 20], [5, 18, 30, 10], [20, 3, 38, 9]]
+    boxes = [[2, 2, 9, 9], [10, 10, 4, 4], [25, 5, 10, 20], [5, 18, 30, 10], [20, 3, 41, 9]]
     write_coco(tmp_path, [annotation(n, 1, bbox=box) for n, box in enumerate(boxes)])
-    assert [problem.entry for problem in open_all(tmp_path).problems] == ["annotation 4"]
+    source = open_all(tmp_path)
+    assert [(problem.entry, problem.kind) for problem in source.problems] == [
+        ("annotation 4", "most of the box lies beyond the image")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +217,8 @@ def test_a_few_boxes_beyond_the_image_are_not_taken_for_corners(tmp_path: Path) 
     [
         ({"id": 1}, "image 1", "duplicate id: two images have it, here 0002.jpg"),
         ({"file_name": None}, "image 2", "the image has no id and file_name"),
+        ({"file_name": "\ud800.jpg"}, "image 2", "the image has no id and file_name"),
+        ({"file_name": "./0001.jpg"}, "image 2", "duplicate file name: image 1 is 0001.jpg too"),
     ],
 )
 def test_an_image_entry_with_a_problem_is_named(
@@ -188,6 +231,16 @@ def test_an_image_entry_with_a_problem_is_named(
     source = open_all(tmp_path)
     assert source.problems == (Problem(JSON, entry, reason),)
     assert len(source.train) + len(source.val) == 3
+
+
+def test_an_annotation_of_an_image_that_is_left_out_says_so(tmp_path: Path) -> None:
+    images = images_of(4)
+    images[1]["file_name"] = "0001.jpg"
+    write_coco(tmp_path, [annotation(1, 2)], images=images)
+    assert [problem.reason for problem in open_all(tmp_path).problems] == [
+        "duplicate file name: image 1 is 0001.jpg too",
+        "its image is left out: image_id 2",
+    ]
 
 
 def test_missing_and_broken_images_and_those_of_another_size_are_named(tmp_path: Path) -> None:
@@ -281,3 +334,14 @@ def test_more_broken_objects_than_allowed_are_an_error(tmp_path: Path) -> None:
 def test_problems_are_the_same_when_the_index_is_read_again(tmp_path: Path) -> None:
     write_coco(tmp_path, [annotation(1, 1), annotation(1, 2)])
     assert open_all(tmp_path).problems == open_all(tmp_path).problems != ()
+
+
+def test_a_folder_of_a_file_for_each_image_asks_for_an_export(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.json").write_text('{"shapes": []}')
+    with pytest.raises(
+        ValueError, match=r"12 JSON files, such as 0\.json, and COCO's format has one"
+    ):
+        open_all(tmp_path)
+    with pytest.raises(UnusableDataError, match="COCO's format has the lists images, annotations"):
+        open_all(tmp_path, json="0.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from convattn.data import DataSource, Problem, UnusableDataError, open_dataset
 from tests.data.class_folders import write_broken
-from tests.data.objects.object_files import SIZE, voc_object, write_voc
+from tests.data.objects.object_files import SIZE, voc_object, write_picture, write_voc
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +118,9 @@ def test_a_fixed_list_of_classes(tmp_path: Path) -> None:
         (voc_object(box=(4, 4, 4, 9)), "the box has no area: x 4 to 4, y 4 to 9"),
         (voc_object(box=(9, 4, 4, 9)), "the box has no area: x 9 to 4, y 4 to 9"),
         (
-            voc_object(box=(4, 4, 50, 9)),
-            "the box lies beyond the image: x 3 to 50, y 3 to 9, in an image of 40 x 30 pixels",
+            voc_object(box=(34, 4, 50, 9)),
+            "most of the box lies beyond the image: x 33 to 50, y 3 to 9, in an image of 40 x 30 "
+            "pixels",
         ),
         (voc_object(box=(4, 4, "nan", 9)), "a number is NaN or infinite: x 4 to nan, y 4 to 9"),
         (voc_object(box=(4, "", 9, 9)), "a coordinate is not a number: ymin ''"),
@@ -134,6 +136,15 @@ def test_an_object_with_a_problem_is_named_and_left_out(
     assert source.problems == (Problem("Annotations/a.xml", "object 2", reason),)
     assert len(source.train.target(0)["boxes"]) == 1
     assert "1 of 3 objects is left out" in source.notes[0]
+
+
+def test_a_box_of_which_half_lies_in_the_image_is_cut_and_used(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": {"a": [voc_object(box=(4, 4, 50, 9))]}, "val": part("b")})
+    source = open_voc(tmp_path, max_broken=0.0)
+    assert source.train.target(0)["boxes"].tolist() == [[3, 3, 40, 9]]
+    assert [(problem.file, problem.entry, problem.kind) for problem in source.problems] == [
+        ("Annotations/a.xml", "object 1", "the box is cut at the edge of the image")
+    ]
 
 
 def test_an_image_with_a_broken_or_missing_file_is_left_out(tmp_path: Path) -> None:
@@ -189,3 +200,118 @@ def test_a_renamed_image_is_found_again(tmp_path: Path) -> None:
     open_voc(tmp_path)
     (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "a.jpeg")
     assert open_voc(tmp_path).train.path(0).endswith("a.jpeg")
+
+
+def write_pair(root: Path, image: str, annotation: str, more: str = "") -> None:
+    write_picture(root / image)
+    (root / annotation).parent.mkdir(parents=True, exist_ok=True)
+    (root / annotation).write_text(f"<annotation>{more}{voc_object()}</annotation>")
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations"),
+    [
+        ("", ""),
+        ("images/", "annotations/"),
+        ("JPEGImages/", "Annotations/"),
+        ("images/more/", "annotations/more/"),
+        ("JPEGImages/more/", "Annotations/more/"),
+    ],
+)
+def test_annotations_in_a_folder_of_their_own_or_beside_the_images(
+    tmp_path: Path, images: str, annotations: str
+) -> None:
+    for name in "abcd":
+        write_pair(tmp_path, f"{images}{name}.JPG", f"{annotations}{name}.XML")
+    source = open_voc(tmp_path, held_out=[f"{images}d.JPG"])
+    assert held_out(source) == [f"{images}d.JPG"]
+    assert source.train.image(0).size == SIZE
+    assert [len(source.train.target(i)["boxes"]) for i in range(3)] == [1, 1, 1]
+    assert source.problems == ()
+
+
+@pytest.mark.parametrize("images", ["train/", "train/images/", "images/train/"])
+def test_folders_are_the_parts_where_there_are_no_lists(tmp_path: Path, images: str) -> None:
+    for folder in ("train", "valid", "test"):
+        place = images.replace("train", folder)
+        write_pair(tmp_path, f"{place}a.jpg", f"{place.replace('images', 'labels')}a.xml")
+    source = open_voc(tmp_path)
+    assert (len(source.train), source.split_here) == (1, False)
+    assert held_out(source) == [f"{images.replace('train', 'valid')}a.jpg"]
+    assert held_out(open_voc(tmp_path, val_split="test"))[0].endswith("a.jpg")
+    with pytest.raises(ValueError, match=r"val_split=more: .* has no such folder; it has 'train'"):
+        open_voc(tmp_path, val_split="more")
+
+
+def test_images_without_an_annotation_are_counted(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": part("a", "b")}, lists=False)
+    write_picture(tmp_path / "JPEGImages" / "c.jpg")
+    notes = " ".join(open_voc(tmp_path).notes)
+    assert "1 image has no XML file and is not used, such as JPEGImages/c.jpg" in notes
+
+
+def test_namespaces_are_ignored(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": part("a"), "val": part("b")})
+    file = tmp_path / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<annotation>", '<annotation xmlns="http://x.org/">'))
+    assert len(open_voc(tmp_path).train.target(0)["boxes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            '<!DOCTYPE a [<!ENTITY b "b">]><annotation>&b;</annotation>',
+            "the file defines entities: remove <!DOCTYPE ...> from it",
+        ),
+        (
+            "<annotations><image/></annotations>",
+            "the file is no annotation in VOC's format: its root is <annotations> instead of "
+            "<annotation>",
+        ),
+    ],
+)
+def test_xml_that_is_no_annotation_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    write_voc(tmp_path, {"train": part("a", "c"), "val": part("b")})
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    assert open_voc(tmp_path).problems == (Problem("Annotations/a.xml", "", reason),)
+
+
+def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
+    more = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    write_voc(tmp_path, {"train": {"a": [voc_object("cat", more=more)]}, "val": part("b")})
+    source = open_voc(tmp_path)
+    assert source.class_names == ("cat",)
+    assert source.problems == ()
+
+
+@pytest.mark.parametrize("line", ["a b -1", "a b.jpg", "a b", "JPEGImages/a b.jpg"])
+def test_names_in_lists_may_have_spaces_flags_and_endings(tmp_path: Path, line: str) -> None:
+    write_voc(tmp_path, {"train": part("a b"), "val": part("d")})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"{line}\n")
+    source = open_voc(tmp_path)
+    assert source.problems == ()
+    assert source.train.path(0).endswith("/a b.jpg")
+
+
+def test_names_in_another_unicode_form_are_found(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": part(unicodedata.normalize("NFD", "ü"))})
+    write_voc(tmp_path, {"train": part("ü"), "val": part("d")})
+    (tmp_path / "JPEGImages" / "ü.jpg").unlink()
+    assert open_voc(tmp_path).problems == ()
+
+
+def test_of_two_images_of_one_name_the_annotated_one_is_used(tmp_path: Path) -> None:
+    write_pair(tmp_path, "JPEGImages/a.jpg", "Annotations/a.xml", "<filename>a.jpg</filename>")
+    write_pair(tmp_path, "JPEGImages/b.jpg", "Annotations/b.xml", "<filename>gone.jpg</filename>")
+    write_picture(tmp_path / "JPEGImages" / "a.png")
+    source = open_voc(tmp_path, held_out=["JPEGImages/b.jpg"])
+    assert source.train.path(0).endswith("a.jpg")
+
+
+def test_all_images_missing_asks_for_the_folder_of_both(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": part("a"), "val": part("b")})
+    for name in "ab":
+        (tmp_path / "JPEGImages" / f"{name}.jpg").unlink()
+    with pytest.raises(UnusableDataError, match="the folder that holds both the images and"):
+        open_voc(tmp_path)

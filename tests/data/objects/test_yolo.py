@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,18 @@ def test_names_are_a_list_or_numbered(tmp_path: Path, names: Any) -> None:
         (None, "has no names"),
         ({0: "x", 2: "z"}, "names has the numbers 0, 2"),
         ("cat", "names must be a list"),
+        ([True, False, "x"], "names has True, which is no text: write names such as yes and no in"),
+        (["a", None], "names has None, which is no text"),
     ],
 )
 def test_names_that_are_not_usable_are_an_error(tmp_path: Path, names: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_yolo(write_yolo(tmp_path, parts(), names))
+
+
+def test_another_number_of_names_than_nc_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names has 3 classes, but nc is 2"):
+        open_yolo(write_yolo(tmp_path, parts(), nc=2))
 
 
 def test_nc_gives_numbers_as_names(tmp_path: Path) -> None:
@@ -156,15 +164,21 @@ def test_no_labels_at_all_are_an_error(tmp_path: Path) -> None:
         ("0.5 0.5 0.5 0.2 0.2", "the class is not a whole number: '0.5'"),
         ("cat 0.5 0.5 0.2 0.2", "the class is not a whole number: 'cat'"),
         ("0 0.5 0.5 0.2", "a line is neither a box (5 numbers) nor a polygon (7 or more): 4"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "a polygon has an odd number of coordinates: 5"),
+        (
+            "0 0.5 0.5 0.2 0.2 0.9",
+            "a line has a box and one more number: 6 numbers; delete the last one if it is the "
+            "score of a prediction",
+        ),
+        ("# 0 0.5 0.5 0.2 0.2", "the class is not a whole number: '#'"),
         ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "a polygon has an odd number of coordinates: 7"),
         ("0 0.5 0.5 0 0.2", "the box has no area: x 20 to 20, y 12 to 18"),
         ("0 0.5 nan 0.2 0.2", "a number is NaN or infinite: x 16 to 24, y nan to nan"),
         ("0 0.5 x 0.2 0.2", "a coordinate is not a number: 'x'"),
         ("0 20 15 8 6", "coordinates are in pixels: they must be shares of the image, 0 to 1"),
         (
-            "0 0.9 0.5 0.4 0.2",
-            "the box lies beyond the image: x 28 to 44, y 12 to 18, in an image of 40 x 30 pixels",
+            "0 1.1 0.5 0.4 0.8",
+            "most of the box lies beyond the image: x 36 to 52, y 3 to 27, in an image of 40 x 30 "
+            "pixels",
         ),
         ("1 0.5 0.5 0.25 0.4", "duplicate entry: an earlier line is the same"),
     ],
@@ -175,6 +189,39 @@ def test_a_line_with_a_problem_is_named_and_left_out(
     source = open_yolo(write_yolo(tmp_path, parts(BOX + line)))
     assert source.problems == (Problem("labels/train/a.txt", "line 2", reason),)
     assert len(source.train.target(0)["boxes"]) == 1
+
+
+def test_boxes_and_polygons_of_which_half_lies_in_the_image_are_cut_and_used(
+    tmp_path: Path,
+) -> None:
+    lines = "0 1 0.5 0.4 0.8\n1 0.8 0.1 1.1 0.1 1.1 0.9 0.8 0.9\n"
+    source = open_yolo(write_yolo(tmp_path, parts(lines, SHAPE)), max_broken=0.0)
+    assert np.allclose(source.train.target(0)["boxes"], [[32, 3, 40, 27], [32, 3, 40, 27]])
+    assert [(problem.entry, problem.kind) for problem in source.problems] == [
+        ("line 1", "the box is cut at the edge of the image"),
+        ("line 2", "a polygon is cut at the edge of the image"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 {x1} {y1} {x2} {y2}",
+        "0 {x1} {y1} {width} {height}",
+    ],
+)
+def test_corners_in_place_of_centres_are_found_by_the_files_as_a_whole(
+    tmp_path: Path, line: str
+) -> None:
+    random = np.random.default_rng(0)
+    lines = []
+    for _ in range(40):
+        x1, y1, width, height = random.uniform(0, 0.5, 4)
+        values = {"x1": x1, "y1": y1, "x2": x1 + width, "y2": y1 + height}
+        lines.append(line.format(**values, width=width, height=height))
+    file = write_yolo(tmp_path, parts("\n".join(lines)))
+    with pytest.raises(UnusableDataError, match=r"fit as x1, y1, .*centre"):
+        open_yolo(file)
 
 
 def test_a_box_beside_polygons_has_no_mask(tmp_path: Path) -> None:
@@ -252,3 +299,52 @@ def test_images_elsewhere_do_not_confuse_the_index(tmp_path: Path) -> None:
     source = open_yolo(file)
     assert source.train.path(0) == expected
     assert source.val.path(0) == str(picture)
+
+
+def test_paths_with_backslashes(tmp_path: Path) -> None:
+    file = write_yolo(
+        tmp_path / "set", parts(), train="..\\images\\train", val="list.txt", path=".\\"
+    )
+    (tmp_path / "set" / "list.txt").write_text("images\\val\\b.jpg\n")
+    source = open_yolo(file)
+    assert (len(source.train), len(source.val)) == (1, 1)
+    assert source.problems == ()
+
+
+def test_paths_in_a_list_may_start_from_a_folder_above(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path / "set", parts(), train="train.txt")
+    (tmp_path / "set" / "train.txt").write_text("set/images/train/a.jpg\n")
+    assert len(open_yolo(file).train.target(0)["boxes"]) == 1
+
+
+def test_labels_in_another_unicode_form_and_with_an_ending_in_capitals(tmp_path: Path) -> None:
+    images: dict[str, str | None] = {"ü": BOX, unicodedata.normalize("NFD", "ö"): BOX, "c": BOX}
+    file = write_yolo(tmp_path, {"train": images, "val": {"d": BOX}})
+    labels = tmp_path / "labels" / "train"
+    (labels / "ü.txt").rename(labels / unicodedata.normalize("NFD", "ü.txt"))
+    (labels / unicodedata.normalize("NFD", "ö.txt")).rename(labels / "ö.txt")
+    (labels / "c.txt").rename(labels / "c.TXT")
+    source = open_yolo(file)
+    assert [len(source.train.target(i)["boxes"]) for i in range(3)] == [1, 1, 1]
+    assert source.notes == ()
+
+
+def test_the_boxes_of_poses_are_read(tmp_path: Path) -> None:
+    line = "1 0.5 0.5 0.25 0.4 0.1 0.1 2 0.9 0.9 2\n"
+    source = open_yolo(write_yolo(tmp_path, parts(line, line), kpt_shape=[2, 3]))
+    assert source.train.target(0)["boxes"].tolist() == [[15, 9, 25, 21]]
+    line = "1 0.5 0.5 0.25 0.4 0.1 0.1 0.9 0.9\n"
+    source = open_yolo(write_yolo(tmp_path, parts(line, line), kpt_shape=[2, 2]))
+    assert source.train.target(0)["boxes"].tolist() == [[15, 9, 25, 21]]
+
+
+def test_numbers_as_other_programs_write_them(tmp_path: Path) -> None:
+    text = "\ufeff1.0\t0.5 5e-1  0.25 0.4   \r\n\r\n"
+    source = open_yolo(write_yolo(tmp_path, parts(text)))
+    assert source.train.target(0)["boxes"].tolist() == [[15, 9, 25, 21]]
+    assert source.problems == ()
+
+
+def test_a_folder_without_a_yaml_file_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no data\.yaml: write one with train: FOLDER"):
+        open_yolo(tmp_path)

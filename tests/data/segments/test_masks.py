@@ -432,3 +432,32 @@ def test_a_wrong_list_of_classes_is_named(tmp_path: Path, text: str, named: str)
 def test_a_wrong_ignored_value_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ignored=256"):
         open_masks(tmp_path, ignored=256)
+
+
+def test_masks_of_0_and_255_with_a_list_of_two_classes_are_an_error(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pair(tmp_path, f"images/{number}.jpg", f"masks/{number}.png", (0, 255))
+    with pytest.raises(ValueError, match=r"values 0 and 255, but .* fewer than two classes occur"):
+        open_masks(tmp_path, classes=["background", "cell"])
+    found = check_dataset(f"masks:{tmp_path}", classes=["background", "cell"])
+    assert [problem.kind for problem in found.problems] == ["the masks have fewer than two classes"]
+    assert "no pixel of the masks has the class 'cell'" in found.notes
+
+
+def test_classes_that_no_pixel_has_are_named(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pair(tmp_path, f"images/{number}.jpg", f"masks/{number}.png", (0, 1))
+    source = open_masks(tmp_path, classes=["sky", "road", "car"])
+    assert source.notes == ("no pixel of the masks has the class 'car'",)
+
+
+def test_masks_in_colours_without_a_list_of_classes_say_so(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pair(tmp_path, f"images/{number}.jpg")
+        write_image(tmp_path / f"masks/{number}.png", Image.new("RGB", SIZE, (0, 128, 0)))
+    with pytest.raises(
+        ValueError, match=r"no mask of .* can be used: .*mask is in colours: mode RGB"
+    ):
+        open_masks(tmp_path)
+    found = check_dataset(f"masks:{tmp_path}")
+    assert [problem.kind for problem in found.problems] == ["the mask is in colours"] * 3

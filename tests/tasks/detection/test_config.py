@@ -39,8 +39,8 @@ def test_every_recipe_fits_every_method_and_model(recipe: str, method: str) -> N
 @pytest.mark.parametrize(
     ("model", "opt", "lr", "decay"),
     [
-        ("acmix_resnet50", "sgd", 1e-2, 1e-4),
-        ("acmix_san19", "sgd", 1e-2, 1e-4),
+        ("acmix_resnet50", "momentum", 1e-2, 1e-4),
+        ("acmix_san19", "momentum", 1e-2, 1e-4),
         ("acmix_pvt_tiny", "adamw", 1e-4, 1e-4),
         ("acmix_swin_tiny", "adamw", 1e-4, 0.05),
         ("glnet_4g", "adamw", 1e-4, 0.05),
@@ -54,6 +54,8 @@ def test_the_recipes_of_the_papers(
     assert (found.opt, found.lr, found.weight_decay) == (opt, lr, decay)
     assert (found.epochs, found.lr_batch, found.warmup_steps) == (epochs, 16, 500)
     assert (found.short_side, found.long_side) == (800, 1333)
+    assert found.norm_maps is ("swin" in model)
+    assert found.batch_norm == ("sync" if "swin" in model else "eval")
 
 
 def test_the_recipes_of_the_papers_need_weights() -> None:

@@ -30,7 +30,7 @@ from convattn.training.evaluate import evaluate as engine_evaluate
 from convattn.training.run import TrainResult
 from convattn.training.trained import Checkpoint
 from tests.tasks.classification.runs import rows, silent, timeless, weights, written
-from tests.tasks.detection.scenes import tiny, write_scenes
+from tests.tasks.detection.scenes import TINY, tiny, write_scenes
 
 BACKBONES = (
     "glnet_nano",
@@ -227,6 +227,16 @@ def test_predictions_are_in_pixels_of_the_image(
     assert small.draw().size[0] > 0
 
 
+def test_an_image_for_which_the_model_computes_nan_is_an_error(scenes: Path) -> None:
+    for method in METHODS:
+        _, loaded = built(scenes, method)
+        images = torch.rand(2, 3, 64, 64)
+        images[1] = torch.nan
+        with torch.inference_mode():
+            found = Detection.predict(loaded.model.eval(), images, [(64, 48)] * 2, loaded.card)
+        assert [f.error for f in found] == ["", "the model computed NaN for this image"]
+
+
 def test_few_large_images_are_computed_at_a_time(
     finished: tuple[TrainResult, str], scenes: Path
 ) -> None:
@@ -383,8 +393,13 @@ def test_batches_of_one_image_and_a_length_in_updates(scenes: Path) -> None:
 
 
 def test_images_keep_their_ratio_without_a_fixed_input(scenes: Path) -> None:
-    changes = {"img_size": None, "short_side": 64, "long_side": 96, "short_sides": [48, 64]}
-    task, loaded = built(scenes, "retinanet", **changes)
+    changes = {"short_side": 64, "long_side": 96, "short_sides": [48, 64]}
+    settings = {key: value for key, value in TINY.items() if key not in ("img_size", "scale")}
+    settings |= {"data": f"coco:{scenes}", "method": "retinanet", **changes}
+    config: Any = load_config("detection", None, settings)
+    task = Detection(config, open_dataset(config.data, **data_options(config)))
+    model = task.build()
+    loaded = Checkpoint(model.model, model.card, Path("test"))
     preprocess = loaded.card.preprocess
     assert preprocess.input_size == (3, 64, 96)
     assert preprocess.resized((64, 48)) == (64, 85)
@@ -392,3 +407,26 @@ def test_images_keep_their_ratio_without_a_fixed_input(scenes: Path) -> None:
         training_batch(task, loaded, 0)["target"][0]["boxes"].canvas_size[0] for _ in range(9)
     }
     assert heights == {48, 64}
+
+
+def test_masks_of_the_data_are_no_matter_for_a_method_without_masks(scenes: Path) -> None:
+    _, loaded = built(scenes, "retinanet", score=0.001)
+    source = open_dataset(f"coco:{scenes}", targets="instances")
+    found = evaluate(loaded, source, workers=0, device="cpu")
+    assert not found.has_masks
+    assert found.map >= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"short_side": 300}, "img_size=64 and short_side=300 contradict each other"),
+        ({"crop_sides": [40, 60]}, r"img_size=64 and crop_sides=\[40, 60\] contradict each other"),
+        ({"img_size": None, "scale": [0.5, 1]}, r"scale=\[0.5, 1.0\] needs img_size"),
+    ],
+)
+def test_a_size_without_an_effect_is_an_error(
+    changes: dict[str, Any], message: str, scenes: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        built(scenes, "retinanet", **changes)

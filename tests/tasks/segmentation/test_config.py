@@ -24,12 +24,23 @@ def test_recipes_are_listed():
      ("ade20k_160k", 160_000, 16, 6e-5, 0.01)],
 )  # fmt: skip
 def test_recipes_of_the_papers(recipe, steps, batch, lr, decay):
-    found = config(recipe)
+    found = config(recipe, model="acmix_pvt_tiny", init="weights.pth")
     assert (found.steps, found.batch_size, found.lr, found.weight_decay) == (
         steps, batch, lr, decay,
     )  # fmt: skip
+    assert (found.lr_batch, found.batch_norm) == (batch, "sync")
     assert (found.crop_side, found.sides, found.scale) == (512, (512, 2048), (0.5, 2.0))
     assert (found.sched, found.cat_max_ratio, found.photometric) == ("poly", 0.75, True)
+
+
+def test_learning_rate_of_glnets_is_that_of_their_paper():
+    assert config("ade20k_80k", model="glnet_4g", init="weights.pth").lr == 2e-4
+
+
+@pytest.mark.parametrize("recipe", ["ade20k_40k", "ade20k_80k", "ade20k_160k"])
+def test_recipes_of_the_papers_need_weights(recipe):
+    with pytest.raises(ValueError, match="from_scratch=false needs weights to start from"):
+        config(recipe)
 
 
 def test_size_of_the_images_follows_img_size():
@@ -65,6 +76,9 @@ def test_wrong_settings_are_named(settings, message):
 def test_a_file_of_classes_is_found_from_other_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config(classes="names.txt").classes == str(tmp_path / "names.txt")
+    (tmp_path / "streets").mkdir()
+    (tmp_path / "streets" / "names.txt").touch()
+    assert config(classes="names.txt", data="masks:streets").classes == "names.txt"
     assert config(classes=["sky", "road"]).classes == ("sky", "road")
 
 

@@ -157,6 +157,10 @@ def test_options_of_a_prediction_replace_those_of_the_card():
     assert by_card != other
     with pytest.raises(ValueError, match="window must be a multiple of 32"):
         predicted(loaded, window=50)
+    with pytest.raises(ValueError, match="window_stride has no effect on whole images"):
+        predicted(loaded, inference="whole", window_stride=32)
+    with pytest.raises(ValueError, match="unknown inference 'slid'; did you mean 'slide'"):
+        predicted(loaded, inference="slid")
 
 
 def test_nan_is_an_error_of_the_prediction_and_wrong_in_the_evaluation():
@@ -215,3 +219,24 @@ def test_crop_may_have_any_size_and_batches_one_image():
     assert isinstance(target, Tensor)
     assert (target[40:] == 255).all()
     assert task.losses(loaded.model.train(), batch, 0).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "text"),
+    [
+        ("semantic_fpn", {"pool_scales": [1, 2]}, r"pool_scales=\[1, 2\]"),
+        ("upernet", {"head_channels": 8}, "head_channels=8"),
+    ],
+)
+def test_setting_of_another_method_is_an_error(method, settings, text):
+    with pytest.raises(ValueError, match=f"{method} has no setting .*, which {text} sets"):
+        Segmentation(tiny(method=method, **settings), scenes()).build()
+
+
+def test_recipe_may_have_settings_of_another_method(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("pool_scales: [1, 2]\nhead_channels: 8\n")
+    for method, own in (("semantic_fpn", "head_channels"), ("upernet", "pool_scales")):
+        config: Any = load_config("segmentation", recipe, {**TINY, "method": method})
+        arguments = Segmentation(config, scenes()).build().card.model_args
+        assert {"head_channels", "pool_scales"} & {*arguments} == {own}

@@ -95,5 +95,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished):
     assert [row["train_loss"] for row in rows(half)] == [
         row["train_loss"] for row in rows(folder / "runs" / "run")
     ]
+    with pytest.raises(ValueError, match="short_side cannot change"):
+        resume(half, overrides={"short_side": 32}, console=silent())
     with pytest.raises(ValueError, match="channels cannot change"):
         resume(half, overrides={"channels": 8}, console=silent())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
@@ -25,6 +27,8 @@ class Detector(DenseModel):
         num_classes: number of classes, without the background.
         in_chans: channels of the image.
         channels: channels of the feature pyramid and of the convolutions of the heads.
+        norm_maps: whether each map of the backbone gets a LayerNorm, as in Swin Transformer's
+            detectors.
         score: objects with a lower score are left out.
         nms: of two objects of a class whose IoU is higher, the one with the lower score is left
             out.
@@ -46,6 +50,7 @@ class Detector(DenseModel):
         *,
         in_chans: int = 3,
         channels: int = 256,
+        norm_maps: bool = False,
         score: float = 0.05,
         nms: float = 0.5,
         detections: int = 100,
@@ -60,7 +65,8 @@ class Detector(DenseModel):
         arguments = dict(in_chans=in_chans, **(backbone_args or {}))
         body: Any = feature_extractor(model, levels=self.levels, **arguments)
         extra = self.extra_levels(body.feature_info.channels()[-1], channels)
-        super().__init__(PyramidBackbone(body, channels, extra_blocks=extra), model, arguments)
+        backbone = PyramidBackbone(body, channels, extra_blocks=extra, norm_maps=norm_maps)
+        super().__init__(backbone, model, arguments)
         self.num_classes = num_classes
         self.score = score
         self.nms = nms
@@ -70,6 +76,10 @@ class Detector(DenseModel):
     def extra_levels(last_channels: int, channels: int) -> ExtraFPNBlock | None:
         """Return the module that adds levels to the pyramid; None for one pooled level."""
         return None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone with its pyramid: the work of the heads depends on the objects."""
+        self.backbone.compile(*args, **kwargs)
 
     def losses(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Objects]
@@ -101,7 +111,8 @@ class Detector(DenseModel):
             In training mode the losses by name. In evaluation mode for each image a dictionary of
             ``boxes`` (N, 4), clipped to the image; ``scores`` (N,), the highest first; ``labels``
             (N,); and ``masks`` (N, 1, 28, 28), if the method has masks: probabilities on a grid
-            over the box.
+            over the box. An image for which the model computes NaN has one object with the score
+            NaN.
 
         Raises:
             ValueError: training mode without targets, targets or sizes that do not fit the images,
@@ -110,7 +121,8 @@ class Detector(DenseModel):
         check_map(images, "images")
         batch = ImageList(images, _checked_sizes(images, sizes))
         if not self.training:
-            return self.detect(batch, self.backbone(images))
+            features = self.backbone(images)
+            return self._marked(self.detect(batch, features), features, batch.image_sizes)
         if targets is None:
             raise ValueError(
                 f"{type(self).__name__} in training mode needs targets; call .eval() to detect "
@@ -118,6 +130,42 @@ class Detector(DenseModel):
             )
         objects = prepare_targets(targets, images, self.num_classes, masks=self.has_masks)
         return self.losses(batch, self.backbone(images), objects)
+
+    def _marked(
+        self, found: list[Objects], features: Mapping[str, Tensor], sizes: list[tuple[int, int]]
+    ) -> list[Objects]:
+        """Return the objects of each image, or one with the score NaN if a number is not finite.
+
+        NaN is above no limit of a score: without this mark, such images would have no objects.
+        """
+        doubtful = [number for number, objects in enumerate(found) if _is_doubtful(objects)]
+        if not doubtful:
+            return found
+        is_broken = not all(_is_finite(p) for p in self.parameters())
+        for number in doubtful:
+            if is_broken or not all(_is_finite(x[number]) for x in features.values()):
+                found[number] = self._not_a_number(sizes[number], features)
+        return found
+
+    def _not_a_number(self, size: tuple[int, int], features: Mapping[str, Tensor]) -> Objects:
+        like = next(iter(features.values()))
+        height, width = size
+        objects = {
+            "boxes": like.new_tensor([[0.0, 0.0, width, height]]),
+            "scores": like.new_full((1,), math.nan),
+            "labels": torch.zeros(1, dtype=torch.int64, device=like.device),
+        }
+        masks = {"masks": like.new_full((1, 1, 28, 28), math.nan)} if self.has_masks else {}
+        return {**objects, **masks}
+
+
+def _is_doubtful(objects: Objects) -> bool:
+    """Return whether there are no objects, or a number is NaN or infinite."""
+    return not len(objects["scores"]) or not all(_is_finite(x) for x in objects.values())
+
+
+def _is_finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
 
 
 def _checked_sizes(

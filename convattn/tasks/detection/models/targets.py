@@ -36,8 +36,7 @@ def prepare_targets(
             f"there must be a target for each image, got {len(targets)} for {len(images)}"
         )
     prepared = [
-        _prepare(target, _named(target, i), images.device, masks)
-        for i, target in enumerate(targets)
+        _prepare(target, _named(target, i), images, masks) for i, target in enumerate(targets)
     ]
     _check_values(targets, prepared, num_classes)
     return prepared
@@ -58,8 +57,9 @@ def _named(target: Mapping[str, Any], index: int) -> str:
 
 
 def _prepare(
-    target: Mapping[str, Any], image: str, device: torch.device, masks: bool
+    target: Mapping[str, Any], image: str, images: Tensor, masks: bool
 ) -> dict[str, Tensor]:
+    device = images.device
     missing = [k for k in ("boxes", "labels", *(["masks"] if masks else [])) if k not in target]
     if missing:
         raise ValueError(f"the target of {image} has no {missing[0]!r}")
@@ -90,6 +90,12 @@ def _prepare(
             raise ValueError(
                 f"{image} has masks of shape {tuple(every.shape)}, and its {len(labels)} labels "
                 f"need ({len(labels)}, height, width)"
+            )
+        (height, width), (most_rows, most_columns) = every.shape[1:], images.shape[2:]
+        if height > most_rows or width > most_columns:
+            raise ValueError(
+                f"{image} has masks of {height} x {width} pixels, more than the input of "
+                f"{most_rows} x {most_columns}; resize them with the image"
             )
         objects["masks"] = every[~ignored]
     return objects

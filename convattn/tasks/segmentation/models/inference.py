@@ -44,7 +44,7 @@ class Inference:
     pixels: int = 2**20
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, MODES)
+        check_choice("inference", self.mode, MODES)
         check_positive("window", self.window)
         check_positive("stride", self.step)
         check_positive("pixels", self.pixels)

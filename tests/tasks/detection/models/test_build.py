@@ -167,3 +167,33 @@ def test_layer_groups_of_a_detector_end_with_neck_and_heads():
     rest = {name for name in layers if not name.startswith("backbone.body.")}
     assert {name for name, i in layers.items() if i == last} == rest
     assert {"backbone.fpn.inner_blocks.0.0.weight", "rpn.head.cls_logits.weight"} <= rest
+
+
+def test_maps_of_the_backbone_may_be_normed():
+    model = small("retinanet", "acmix_swin_nano", norm_maps=True).eval()
+    with torch.no_grad():
+        for each in model.backbone.maps(images()):
+            torch.testing.assert_close(
+                each.mean(1), torch.zeros_like(each[:, 0]), rtol=0, atol=1e-5
+            )
+    names = {name for name in model.state_dict() if name.startswith("backbone.norms.")}
+    assert names == {f"backbone.norms.{i}.{end}" for i in range(3) for end in ("weight", "bias")}
+    plain = small("retinanet", "acmix_swin_nano").state_dict()
+    assert not any(name.startswith("backbone.norms.") for name in plain)
+
+
+@pytest.mark.slow
+def test_compilation_does_not_depend_on_the_objects():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = small("faster_rcnn", "acmix_resnet_nano").train()
+    model.compile(backend=count)
+    model(images(), targets(), SIZES)
+    first = len(graphs)
+    assert first > 0
+    model(images(), [target([[4, 4, 40, 40]], [1], size) for size in SIZES], SIZES)
+    assert len(graphs) == first

@@ -41,6 +41,7 @@ def change(key: str, value: Any) -> list[dict[str, Any]]:
         (change("labels", None), "the target of image 0 .* has no 'labels'"),
         (change("masks", None), "the target of image 0 .* has no 'masks'"),
         (change("masks", torch.zeros(1, 64, 90)), r"masks of shape \(1, 64, 90\)"),
+        (change("masks", torch.zeros(2, 65, 90)), "image 0 .* masks of 65 x 90 .* of 64 x 96"),
         (change("crowd", torch.zeros(1)), r"crowd of shape \(1,\), and its 2 labels need \(2,\)"),
         (targets()[:1], "a target for each image, got 1 for 2"),
     ],

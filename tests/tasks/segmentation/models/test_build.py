@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,20 +21,19 @@ BACKBONES = (
     "acmix_san_nano",
     "xvolution_resnet_nano",
 )
-# Method, backbone, millions of parameters and billions of multiply-adds for an image of 512x2048
-# and 150 classes in the tables of ACmix (CVPR 2022), the parameters with the auxiliary head.
-SWIN = {"img_size": (512, 2048)}
-PUBLISHED = [
-    ("semantic_fpn", "pvt_tiny", {}, 17, 158),
-    ("semantic_fpn", "acmix_pvt_tiny", {}, 17, 160),
-    ("semantic_fpn", "pvt_small", {}, 28, 225),
-    ("semantic_fpn", "acmix_pvt_small", {}, 29, 228),
-    ("upernet", "swin_tiny_patch4_window7_224", SWIN, 60, 945),
-    ("upernet", "acmix_swin_tiny", {}, 60, 950),
-    ("upernet", "swin_small_patch4_window7_224", SWIN, 81, 1038),
-    ("upernet", "acmix_swin_small", {}, 81, 1043),
-]
+# The figures are for images of 512x2048 and 150 classes, the parameters with the auxiliary head.
+TABLE = Path(__file__).parents[4] / "papers" / "segmentation.csv"
+with TABLE.open(newline="", encoding="utf-8") as _file:
+    ROWS = list(csv.DictReader(_file))
+# Windows are counted one by one, so that a large image takes long; the number of multiply-adds
+# grows with the area, but for 0.04 % in the pyramid pooling.
 SLOW = ("acmix_swin_tiny", "acmix_swin_small")
+
+
+def segmenter_of(row: dict[str, str]) -> Any:
+    arguments = {"img_size": (512, 2048)} if row["backbone"].startswith("swin") else {}
+    with torch.device("meta"):
+        return build_segmenter(row["method"], row["backbone"], 150, backbone_args=arguments)
 
 
 def tiny(method: str, backbone: str = "glnet_nano", classes: int = 3, **arguments) -> Any:
@@ -67,27 +69,36 @@ def test_logits_have_the_size_of_the_image(method):
         assert model(torch.rand(1, 3, 70, 45)).shape == (1, 3, 70, 45)
 
 
-@pytest.mark.parametrize(("method", "backbone", "arguments", "millions", "_"), PUBLISHED)
-def test_parameters_are_those_of_the_tables(method, backbone, arguments, millions, _):
-    with torch.device("meta"):
-        model: Any = build_segmenter(method, backbone, 150, backbone_args=arguments)
+def each_row(slow: Sequence[str] = ()) -> Any:
+    marks = [[pytest.mark.slow] if row["backbone"] in slow else [] for row in ROWS]
+    names = [f"{row['method']}-{row['backbone']}" for row in ROWS]
+    params = [pytest.param(r, marks=m, id=n) for r, m, n in zip(ROWS, marks, names, strict=True)]
+    return pytest.mark.parametrize("row", params)
+
+
+@each_row()
+def test_parameters_are_those_of_the_tables(row):
+    model = segmenter_of(row)
     count = sum(p.numel() for p in model.parameters())
-    if backbone == "acmix_swin_small":  # the table seems to have it without the auxiliary head
+    assert count / 1e6 == pytest.approx(float(row["params_m"]), abs=0.01)
+    if row["backbone"] == "acmix_swin_small":  # the paper seems to leave the auxiliary head out
         count -= sum(p.numel() for p in model.auxiliary.parameters())
-    assert round(count / 1e6) == millions
+    if row["paper_params_m"]:
+        assert f"{count / 1e6:.0f}" == row["paper_params_m"]
 
 
-@pytest.mark.parametrize(
-    ("method", "backbone", "arguments", "billions"), [(*row[:3], row[4]) for row in PUBLISHED]
-)
-def test_multiply_adds_are_the_papers_to_within_5_percent(method, backbone, arguments, billions):
-    with torch.device("meta"):
-        model = build_segmenter(method, backbone, 150, backbone_args=arguments)
-    # Windows are counted one by one, so that a large image takes long; the number grows with the
-    # area, but for 0.04 % in the pyramid pooling.
-    size = (224, 224) if backbone in SLOW else (512, 2048)
-    count = count_macs(model, (3, *size)) * (512 * 2048) / (size[0] * size[1])
-    assert count / 1e9 == pytest.approx(billions, rel=0.05)
+@each_row(slow=("acmix_swin_tiny", "acmix_swin_small", "glnet_9g", "glnet_16g"))
+def test_multiply_adds_are_those_of_the_table(row):
+    size = (224, 224) if row["backbone"] in SLOW else (512, 2048)
+    count = count_macs(segmenter_of(row), (3, *size)) * (512 * 2048) / (size[0] * size[1])
+    assert count / 1e9 == pytest.approx(float(row["counted_g"]), rel=5e-4)
+
+
+def test_figures_of_the_table_are_the_papers_to_within_5_percent():
+    published = [row for row in ROWS if row["paper_g"]]
+    assert [row["method"] for row in published] == 4 * ["semantic_fpn"] + 4 * ["upernet"]
+    for row in published:
+        assert float(row["counted_g"]) == pytest.approx(float(row["paper_g"]), rel=0.05)
 
 
 def test_defaults_are_the_sizes_of_the_papers():
