@@ -15,12 +15,9 @@ def conv_norm_act(in_channels: int, channels: int, kernel_size: int) -> nn.Seque
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """Return the 1x1 convolution that computes the logits of each position.
-
-    Its weights have PyTorch's initial values. With the usual standard deviation of 0.01 a small
-    Semantic FPN needs about twice as many of its first updates from scratch for the same loss.
-    """
+    """Return the 1x1 convolution that computes the logits of each position."""
     layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # it has a bias
     return layer
 
