@@ -12,8 +12,8 @@ from torchvision.tv_tensors import Mask
 from convattn.data.images import BrokenImageError
 from convattn.data.joint.padding import IGNORED
 from convattn.data.named import offered_targets, open_dataset
-from convattn.data.objects.images import image_reason
 from convattn.data.problems import COMMAND, NoMasksError, Problem, UnusableDataError
+from convattn.data.reading import image_reason
 from convattn.data.scan import in_order
 from convattn.data.segments.class_values import unused_classes
 from convattn.data.source import DataSource, ImageSet, Targets, relative_name

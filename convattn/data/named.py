@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 from convattn.data.digits import open_digits
+from convattn.data.reading import Reading
 from convattn.data.source import DataSource, Targets
 from convattn.names import check_choice, shown
 
@@ -21,6 +22,19 @@ _FORMATS: dict[str, dict[str, str]] = {
     "ade20k": {"segments": "segments.ade20k:open_ade20k"},
     "masks": {"segments": "segments.masks:open_masks"},
 }
+_PARTS = ("train_split", "val_split")
+# The options of each format besides those of `Reading`.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "folder": (),
+    "timm": ("root", "download", "value_range", *_PARTS),
+    "coco": ("masks", "json", "images"),
+    "yolo": ("masks", *_PARTS),
+    "voc": _PARTS,
+    "ade20k": _PARTS,
+    "masks": ("classes", "ignored", *_PARTS),
+}
+# The options that are an error for all formats but one.
+_ONLY = {"masks": ("classes", "ignored"), "coco": ("json", "images")}
 _KNOWN = (
     "digits, folder:PATH, timm:NAME (such as timm:torch/cifar10), coco:DIR, yolo:FILE.yaml, "
     "voc:DIR, ade20k:DIR, masks:DIR"
@@ -112,36 +126,33 @@ def open_dataset(
         raise ValueError(f"unknown data {name!r}{hint} Known: {_KNOWN}")
     if targets not in _FORMATS[kind]:
         raise ValueError(_no_targets(kind, targets))
-    splits: dict[str, Any] = {"train_split": train_split, "val_split": val_split}
-    if kind == "timm":
-        return _reader(kind, targets)(
-            rest, root=root, download=download, value_range=value_range, **splits
-        )
     options: dict[str, Any] = {
-        "class_names": class_names,
-        "val_fraction": val_fraction,
-        "split_seed": split_seed,
-        "max_broken": max_broken,
-        "held_out": held_out,
-        "known_broken": known_broken,
-        "check": check,
+        "masks": targets == "instances",
+        "json": json,
+        "images": images,
+        "classes": classes,
+        "ignored": ignored,
+        "root": root,
+        "download": download,
+        "train_split": train_split,
+        "val_split": val_split,
         "value_range": value_range,
     }
-    if kind in ("coco", "yolo"):
-        options["masks"] = targets == "instances"
-    if kind not in ("folder", "coco"):
-        options |= splits
-    if kind == "masks":
-        options |= {"classes": classes, "ignored": 255 if ignored is None else ignored}
-    elif classes is not None or ignored is not None:
-        raise ValueError(
-            f"classes= and ignored= are for masks:DIR; {shown(name)} does not use them"
-        )
-    if kind == "coco":
-        options |= {"json": json, "images": images}
-    elif json is not None or images is not None:
-        raise ValueError(f"json= and images= are for coco:DIR; {shown(name)} does not use them")
-    return _reader(kind, targets)(rest, **options)
+    own = _own_options(name, kind, options)
+    reader = _reader(kind, targets)
+    if kind == "timm":
+        return reader(rest, **own)
+    reading = Reading(
+        class_names=class_names,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        max_broken=max_broken,
+        held_out=held_out,
+        known_broken=known_broken,
+        check=check,
+        value_range=value_range,
+    )
+    return reader(rest, **vars(reading)) if kind == "folder" else reader(rest, reading, **own)
 
 
 def offered_targets(name: str) -> tuple[str, ...]:
@@ -154,6 +165,21 @@ def _reader(kind: str, targets: str) -> Callable[..., DataSource]:
     module, _, function = _FORMATS[kind][targets].partition(":")
     reader: Callable[..., DataSource] = getattr(import_module(f"convattn.data.{module}"), function)
     return reader
+
+
+def _own_options(name: str, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a format that are given.
+
+    Raises:
+        ValueError: an option is given that only another format has.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    for other, (first, second) in _ONLY.items():
+        if other != kind and (first in given or second in given):
+            raise ValueError(
+                f"{first}= and {second}= are for {other}:DIR; {shown(name)} does not use them"
+            )
+    return {option: given[option] for option in _OPTIONS[kind] if option in given}
 
 
 def _check_no_parts(name: str, kind: str, train_split: str, val_split: str) -> None:

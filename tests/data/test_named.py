@@ -43,6 +43,8 @@ def test_files_of_annotations_are_for_coco_alone(tmp_path: Path) -> None:
     write_classes(tmp_path, {"blue": 3, "red": 3})
     with pytest.raises(ValueError, match="json= and images= are for coco:DIR"):
         open_dataset(f"folder:{tmp_path}", json="a.json")
+    with pytest.raises(ValueError, match="json= and images= are for coco:DIR; timm:torch/cifar10"):
+        open_dataset("timm:torch/cifar10", root=tmp_path, json="a.json")
 
 
 def test_the_targets_of_each_format() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convattn.data.folders.classes import ClassNumbers, UnknownClassesError
 from convattn.data.folders.listing import Level, Listing, list_images, read_level
-from convattn.data.folders.split import split_by_name, stratified_split
+from convattn.data.folders.split import split_as_before, split_by_name, stratified_split
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, relative_name
 from convattn.data.survey import Survey
@@ -144,35 +144,8 @@ def split_files_as_before(
     held_out: Collection[str],
     reader: PartReader,
 ) -> tuple[LabelledFiles, LabelledFiles, list[str]]:
-    """Hold out the images of an earlier split; all others, new ones too, are learnt from.
-
-    Args:
-        files: the readable images.
-        broken: the unreadable images.
-        held_out: relative names of the images that were held out.
-        reader: of the data set.
-
-    Returns:
-        The files to learn from, those held out, and a sentence on those that are gone.
-
-    Raises:
-        ValueError: none of the held-out images is there.
-    """
-    root = shown(reader.root)
-    paths = [*files.paths, *(file.path for file in broken)]
-    kept, held, gone = split_by_name([reader.name(path) for path in paths], held_out)
-    if held_out and not held:
-        raise ValueError(
-            f"{root} holds none of the {len(held_out):,} images that were held out, such as "
-            f"{listed(gone, 1)}; give the folder that holds them"
-        )
-    train, val = (
-        files.select([i for i in indices if i < len(files.paths)]) for indices in (kept, held)
-    )
-    notes = []
-    if gone:
-        notes.append(
-            f"{len(gone):,} of {counted(len(held_out), 'image')} that were held out "
-            f"{'is' if len(gone) == 1 else 'are'} no longer in {root}: {listed(gone)}"
-        )
-    return train, val, notes
+    """Return the files to learn from, those held out, and notes, see `split_as_before`."""
+    names = [reader.name(path) for path in files.paths]
+    gone = [reader.name(file.path) for file in broken]
+    kept, held, notes = split_as_before(names, gone, held_out, shown(reader.root))
+    return files.select(kept), files.select(held), notes

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from convattn.names import nfc
+from convattn.names import counted, listed, nfc
 
 
 def stratified_split(
@@ -64,6 +64,41 @@ def split_by_name(
     for index, name in enumerate(names):
         parts[name in found].append(index)
     return *parts, [name for name in held_out if name in missing]
+
+
+def split_as_before(
+    names: Sequence[str], broken: Sequence[str], held_out: Collection[str], root: str
+) -> tuple[list[int], list[int], list[str]]:
+    """Hold out the images of an earlier split; all others, new ones too, are learnt from.
+
+    Args:
+        names: relative names of the readable images.
+        broken: those of the unreadable images.
+        held_out: those of the images that were held out.
+        root: the folder of the data set, for messages.
+
+    Returns:
+        Two sorted lists of indices of ``names``, to learn from and held out, and sentences on the
+        images that are gone.
+
+    Raises:
+        ValueError: none of the held-out images is there.
+    """
+    kept, held, gone = split_by_name([*names, *broken], held_out)
+    if held_out and not held:
+        raise ValueError(
+            f"{root} holds none of the {len(held_out):,} images that were held out, such as "
+            f"{listed(gone, 1)}; give the folder that holds them"
+        )
+    notes = []
+    if gone:
+        are = "is" if len(gone) == 1 else "are"
+        notes.append(
+            f"{len(gone):,} of {counted(len(held_out), 'image')} that were held out {are} no "
+            f"longer in {root}: {listed(gone)}"
+        )
+    kept, held = ([i for i in indices if i < len(names)] for indices in (kept, held))
+    return kept, held, notes
 
 
 def _shares(members: dict[int, list[int]], fraction: float) -> dict[int, int]:

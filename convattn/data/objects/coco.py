@@ -8,7 +8,7 @@ import math
 import os
 import posixpath
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from convattn.data.objects.index import (
 )
 from convattn.data.objects.run_lengths import compressed, run_lengths_problem
 from convattn.data.problems import Problem, UnusableDataError
+from convattn.data.reading import Reading
 from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource, relative_name
 from convattn.names import shown
@@ -41,18 +42,11 @@ _CORNERS_FIT = 0.95
 
 def open_coco(
     path: str | Path,
+    reading: Reading,
     *,
     json: str | Sequence[str] | None = None,
     images: str | Sequence[str] | None = None,
     masks: bool = False,
-    class_names: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_broken: float = 0.01,
-    held_out: Collection[str] | None = None,
-    known_broken: Collection[str] = (),
-    check: bool = True,
-    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open a data set in COCO's format.
 
@@ -63,19 +57,11 @@ def open_coco(
 
     Args:
         path: the folder.
+        reading: how it is read.
         json: the annotation file, or those of training and validation, relative to the folder.
         images: the folder of the images, or those of training and validation, relative to the
             folder.
         masks: whether targets have masks.
-        class_names: number the classes as in this list.
-        val_fraction: the share held out where there is one annotation file.
-        split_seed: seed of that split.
-        max_broken: the share of images, and of objects, with problems that may be left out.
-        held_out: relative names of the images to hold out where there is one annotation file; by
-            default a new split is made.
-        known_broken: relative names of images that are left out without being read.
-        check: whether to decode all images; of large data sets headers of some are read.
-        value_range: of float and deep images, the values that become 0 and 255.
 
     Returns:
         A `DataSource`; ``problems`` names what was left out.
@@ -96,17 +82,8 @@ def open_coco(
     parts = [read_part(root, file, folder) for file, folder in zip(jsons, folders, strict=True)]
     top = _top(root, [part.folder for part in parts])
     parts = [replace(part, file=relative_name(part.file, top)) for part in parts]
-    reader = ObjectReader(f"coco:{path}", top, masks, max_broken, known_broken, check)
-    reader.notes += files[2]
-    return reader.read(
-        parts[0],
-        parts[1] if len(parts) > 1 else None,
-        class_names=class_names,
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        held_out=held_out,
-        value_range=value_range,
-    )
+    reader = ObjectReader(f"coco:{path}", top, reading, files[2], masks=masks)
+    return reader.read(*parts)
 
 
 def read_part(root: Path, file: Path, images: str | None) -> ObjectPart:

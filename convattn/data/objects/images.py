@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from convattn.data.folders.classes import ClassNumbers, UnknownClassesError
-from convattn.data.folders.split import split_by_name, stratified_split
 from convattn.data.images import (
     BrokenImageError,
     ImageInfo,
@@ -34,14 +33,12 @@ from convattn.data.problems import (
     UnusableDataError,
     check_entries,
 )
+from convattn.data.reading import BEFORE, HEADERS_OF, SourceReader, image_reason
 from convattn.data.scan import DECODE_AT_MOST, find_broken
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
-from convattn.data.survey import Survey, apply_value_range, spread
+from convattn.data.survey import spread
 from convattn.data.value_range import ValueRange
 from convattn.names import counted, did_you_mean, listed, shown
-
-_HEADERS_OF = 1_000  # of large data sets the headers of so many images are read at the start
-CANNOT_BE_READ = "the image cannot be read"
 
 
 class ObjectImages(ImageSet):
@@ -159,111 +156,80 @@ class ObjectPart:
     @property
     def title(self) -> str:
         """The file or the folder, for messages."""
-        return shown(self.file or self.folder)
+        return self.file or self.folder
 
 
 @dataclass
-class ObjectReader:
+class ObjectReader(SourceReader):
     """Makes a `DataSource` of the parts of a data set.
 
     Args:
-        name: of the data set, as for `open_dataset`.
-        root: the folder that the files' relative names start from.
         masks: whether targets have masks.
-        max_broken: the share of images, and of objects, that may be left out.
-        known_broken: relative names of images that are left out without being read.
-        check: whether to decode the images; else their headers are read.
     """
 
-    name: str
-    root: str
     masks: bool = False
-    max_broken: float = 0.01
-    known_broken: Collection[str] = ()
-    check: bool = True
-    survey: Survey = field(default_factory=Survey)
-    problems: list[Problem] = field(default_factory=list)
-    broken: list[BrokenFile] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def read(
         self,
         train: ObjectPart,
-        val: ObjectPart | None,
+        val: ObjectPart | None = None,
         *,
-        class_names: Sequence[str] | None = None,
         default_names: Sequence[str] = (),
-        val_fraction: float = 0.2,
-        split_seed: int = 0,
-        held_out: Collection[str] | None = None,
-        value_range: Sequence[float] | None = None,
     ) -> DataSource:
         """Return the data set.
 
         Args:
             train: the part to learn from.
             val: the part held out; None holds out some images of ``train``.
-            class_names: the classes of a trained model, in the order of their numbers.
-            default_names: the classes without ``class_names``; by default those of ``train``.
-            val_fraction: the share held out of ``train``.
-            split_seed: seed of that split.
-            held_out: relative names of the images to hold out of ``train``; by default a new split
-                is made.
-            value_range: of float and deep images, the values that become 0 and 255.
+            default_names: the classes where none are given; by default those of ``train``.
 
         Raises:
             UnusableDataError: too many images or objects have problems, or no image is left.
-            UnknownClassesError: objects are of a class that is not in ``class_names``.
+            UnknownClassesError: objects are of a class that is not among the given ones.
         """
         parts = [train] if val is None else [train, val]
         self._check_masks(parts)
-        names = tuple(class_names or default_names or train.index.facts.class_names)
-        numbers = [self._numbers(part, names, given=class_names is not None) for part in parts]
+        names = tuple(self.reading.class_names or default_names or train.index.facts.class_names)
+        numbers = [self._numbers(part, names) for part in parts]
         total = sum(len(part.index) for part in parts)
         rows = [self._readable(part, total) for part in parts]
         self._check_objects(parts)
         if val is not None:
             self._note_both(parts, rows)
         else:
-            rows = self._split(train, rows[0], val_fraction, split_seed, held_out)
+            rows = self.split(rows[0], lambda row: self._relative(train, train.index.name(row)))
             parts, numbers = [train, train], numbers * 2
-        self._check_left(rows, parts)
         sets = [
             ObjectImages(part.index, chosen, part.folder, number, masks=self.masks)
             for part, chosen, number in zip(parts, rows, numbers, strict=True)
         ]
-        source = DataSource(
-            name=self.name,
-            class_names=names,
-            train=sets[0],
-            val=sets[1],
+        return self.source(
+            [part.title for part in parts],
+            sets,
+            names,
             split_here=val is None,
-            broken=tuple(self.broken),
-            root=self.root,
-            notes=tuple(self.notes),
             category_ids=_category_ids(parts[-1], numbers[-1], len(names)),
-            problems=tuple(self.problems),
         )
-        return apply_value_range(source, self.survey, value_range)
 
     def _check_masks(self, parts: Sequence[ObjectPart]) -> None:
         for part in parts:
             if self.masks and part.index.num_objects and not part.index.has_masks:
                 raise NoMasksError(
-                    f"{part.title} of {shown(self.name)} has no masks of objects, only boxes: "
-                    "choose a method that learns boxes, or give annotations with polygons"
+                    f"{shown(part.title)} of {shown(self.name)} has no masks of objects, only "
+                    "boxes: choose a method that learns boxes, or give annotations with polygons"
                 )
 
-    def _numbers(self, part: ObjectPart, names: Sequence[str], *, given: bool) -> np.ndarray:
+    def _numbers(self, part: ObjectPart, names: Sequence[str]) -> np.ndarray:
         """Return the number of each class of a part; -1 for unknown classes without objects."""
         own = part.index.facts.class_names
         found = ClassNumbers(names).match(own)
         used = np.unique(part.index.column("label")).tolist()
         unknown = [own[label] for label in used if found[own[label]] is None]
         if unknown:
+            given = self.reading.class_names is not None
             where = "the model's classes" if given else "the training part"
             raise UnknownClassesError(
-                f"{part.title} has classes that are not in {where}: {listed(unknown)}"
+                f"{shown(part.title)} has classes that are not in {where}: {listed(unknown)}"
                 f"{did_you_mean(unknown[0], names)} Known are {listed(list(names))}"
             )
         numbers = [found[name] for name in own]
@@ -272,10 +238,10 @@ class ObjectReader:
     def _readable(self, part: ObjectPart, total: int) -> np.ndarray:
         """Return the rows of the images that can be read; the others are added to the problems."""
         names = part.index.names()
-        left, known = self._known(part, names)
-        broken = {row: BrokenFile(self._path(part, names[row]), _BEFORE) for row in known}
+        left, known = self.unread(len(names), lambda row: self._relative(part, names[row]))
+        broken = {row: BrokenFile(self._path(part, names[row]), BEFORE) for row in known}
         missing = [row for row in left if not self._exists(part, names[row])]
-        why = "the image is missing" + (f": {part.title} names it" if part.file else "")
+        why = "the image is missing" + (f": {shown(part.title)} names it" if part.file else "")
         broken |= {row: BrokenFile(self._path(part, names[row]), why) for row in missing}
         gone = set(missing)
         left = [row for row in left if row not in gone]
@@ -287,20 +253,10 @@ class ObjectReader:
         self._add_images(part, found, len(names))
         return np.array([row for row in left if row not in broken], dtype=np.int64)
 
-    def _known(self, part: ObjectPart, names: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the rows of the images that are read, and of those that could not be read before.
-
-        The paths of a hundred thousand images take a second, so they are made only if needed.
-        """
-        if not self.known_broken:
-            return list(range(len(names))), []
-        relative = [self._relative(part, name) for name in names]
-        return split_by_name(relative, self.known_broken)[:2]
-
     def _unreadable(
         self, part: ObjectPart, rows: Sequence[int], names: Sequence[str], *, large: bool
     ) -> dict[int, BrokenFile]:
-        rows = spread(rows, _HEADERS_OF) if large else rows
+        rows = spread(rows, HEADERS_OF) if large else rows
         paths = [self._path(part, names[row]) for row in rows]
 
         def misfit(index: int, info: ImageInfo) -> str:
@@ -309,7 +265,7 @@ class ObjectReader:
                 return ""
             return other_size(info.size, size)
 
-        decode = None if self.check and not large else False
+        decode = None if self.reading.check and not large else False
         found = find_broken(paths, self.survey, decode=decode, misfit=misfit)
         files = {file.path: file for file in found}
         return {row: files[p] for row, p in zip(rows, paths, strict=True) if p in files}
@@ -320,18 +276,20 @@ class ObjectReader:
         found = [
             Problem(relative_name(file.path, self.root), "", image_reason(file.reason))
             for file in broken
-            if file.reason is not _BEFORE
+            if file.reason is not BEFORE
         ]
         self.problems += [*own, *found]
         total += len(own)
-        self.notes += check_entries([*own, *found], total, self.max_broken, self.name, "image")
+        self.notes += check_entries(
+            [*own, *found], total, self.reading.max_broken, self.name, "image"
+        )
 
     def _check_objects(self, parts: Sequence[ObjectPart]) -> None:
         """Add the problems of objects, and raise an error if there are too many."""
         found = [problem for part in parts for problem in self._object_problems(part)]
         self.problems += found
         entries = sum(part.index.facts.entries for part in parts)
-        self.notes += check_entries(found, entries, self.max_broken, self.name)
+        self.notes += check_entries(found, entries, self.reading.max_broken, self.name)
         self._add_cut(parts)
         if clipped := sum(part.index.facts.clipped for part in parts):
             reach = "box reaches" if clipped == 1 else "boxes reach"
@@ -367,36 +325,6 @@ class ObjectReader:
     def _placed(self, part: ObjectPart, problem: Problem) -> Problem:
         return problem if problem.file else replace(problem, file=part.file)
 
-    def _split(
-        self,
-        part: ObjectPart,
-        rows: np.ndarray,
-        fraction: float,
-        seed: int,
-        held_out: Collection[str] | None,
-    ) -> list[np.ndarray]:
-        """Return the rows to learn from and those held out."""
-        if held_out is None:
-            return [
-                rows[i] for i in stratified_split([0] * len(rows), fraction=fraction, seed=seed)
-            ]
-        names = [self._relative(part, part.index.name(int(row))) for row in rows]
-        kept, held, gone = split_by_name(names, held_out)
-        broken = {relative_name(file.path, self.root) for file in self.broken}
-        gone = [name for name in gone if name not in broken]
-        if held_out and not held:
-            raise ValueError(
-                f"{shown(self.root)} holds none of the {len(held_out):,} images that were held "
-                f"out, such as {listed(gone, 1)}; give the folder that holds them"
-            )
-        if gone:
-            are = "is" if len(gone) == 1 else "are"
-            self.notes.append(
-                f"{len(gone):,} of {counted(len(held_out), 'image')} that were held out {are} no "
-                f"longer in {shown(self.root)}: {listed(gone)}"
-            )
-        return [rows[kept], rows[held]]
-
     def _note_both(self, parts: Sequence[ObjectPart], rows: Sequence[np.ndarray]) -> None:
         """Add a sentence on images that are learnt from and held out."""
         train, val = (
@@ -411,18 +339,11 @@ class ObjectReader:
                 f"{listed(names, 3)}"
             )
 
-    def _check_left(self, rows: Sequence[np.ndarray], parts: Sequence[ObjectPart]) -> None:
-        for chosen, part, what in zip(rows, parts, ("learn from", "hold out"), strict=True):
-            if not len(chosen):
-                raise UnusableDataError(
-                    f"{part.title} of {shown(self.name)} has no image to {what}", self.problems
-                )
-
     def _raise_all_missing(self, part: ObjectPart, missing: Sequence[str], why: str) -> None:
         missing = [self._relative(part, name) for name in missing]
         self.problems += [Problem(name, "", why) for name in missing]
         raise UnusableDataError(
-            f"none of the {counted(len(missing), 'image')} of {part.title} is there: "
+            f"none of the {counted(len(missing), 'image')} of {shown(part.title)} is there: "
             f"{listed(missing, 3)} in {shown(self.root)}; "
             + (
                 "give the folder of the images with images=FOLDER"
@@ -465,16 +386,6 @@ def _category_ids(part: ObjectPart, numbers: np.ndarray, count: int) -> tuple[in
     pairs = zip(numbers.tolist(), part.index.facts.category_ids, strict=False)
     ids = {number: identity for number, identity in pairs if number >= 0}
     return tuple(ids[number] for number in range(count)) if len(ids) == count else ()
-
-
-_BEFORE = "it was unreadable before"
-_MISMATCH = other_size((0, 0), (0, 0)).partition(":")[0]
-
-
-def image_reason(reason: str) -> str:
-    """Return the reason of a `Problem` for that of a `BrokenFile`."""
-    known = reason.startswith(("the image is missing", "the mask ", _MISMATCH))
-    return reason if known else f"{CANNOT_BE_READ}: {reason}"
 
 
 def _upright(path: str, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

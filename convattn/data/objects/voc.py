@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -21,6 +21,7 @@ from convattn.data.objects.voc_layout import (
     find_parts,
 )
 from convattn.data.problems import Problem
+from convattn.data.reading import Reading
 from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource
 from convattn.names import counted, nfc, shown
@@ -31,15 +32,8 @@ _LISTS = "ImageSets/Main"
 
 def open_voc_boxes(
     path: str | Path,
+    reading: Reading,
     *,
-    class_names: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_broken: float = 0.01,
-    held_out: Collection[str] | None = None,
-    known_broken: Collection[str] = (),
-    check: bool = True,
-    value_range: Sequence[float] | None = None,
     train_split: str = "train",
     val_split: str = "validation",
 ) -> DataSource:
@@ -54,15 +48,7 @@ def open_voc_boxes(
 
     Args:
         path: the folder, or one that holds VOC2012 or VOCdevkit/VOC2012.
-        class_names: number the classes as in this list; by default the names in the XML files,
-            sorted.
-        val_fraction: see `open_coco`.
-        split_seed: see `open_coco`.
-        max_broken: see `open_coco`.
-        held_out: see `open_coco`.
-        known_broken: see `open_coco`.
-        check: see `open_coco`.
-        value_range: see `open_coco`.
+        reading: how it is read.
         train_split: name of the list to learn from.
         val_split: name of the list that is held out.
 
@@ -78,24 +64,8 @@ def open_voc_boxes(
     train = _part(files, first)
     val = None if second is None else _part(files, second)
     names = {name for part in (train, val) if part for name in part.index.facts.class_names}
-    reader = ObjectReader(
-        f"voc:{path}",
-        str(root),
-        max_broken=max_broken,
-        known_broken=known_broken,
-        check=check,
-        notes=notes,
-    )
-    return reader.read(
-        train,
-        val,
-        class_names=class_names,
-        default_names=sorted(names),
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        held_out=held_out,
-        value_range=value_range,
-    )
+    reader = ObjectReader(f"voc:{path}", str(root), reading, notes)
+    return reader.read(train, val, default_names=sorted(names))
 
 
 def _without_annotations(files: VocFiles) -> list[str]:

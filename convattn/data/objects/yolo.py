@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import EntryError, IndexBuilder, ObjectIndex, clean_polygons
 from convattn.data.objects.yolo_layout import YoloFile, label_file, read_yaml
 from convattn.data.problems import Problem, UnusableDataError
+from convattn.data.reading import Reading
 from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource, relative_name
 from convattn.names import counted, shown
@@ -29,16 +30,9 @@ _FITTING = 0.95  # share of the boxes that then lie in it if the numbers are rea
 
 def open_yolo(
     path: str | Path,
+    reading: Reading,
     *,
     masks: bool = False,
-    class_names: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_broken: float = 0.01,
-    held_out: Collection[str] | None = None,
-    known_broken: Collection[str] = (),
-    check: bool = True,
-    value_range: Sequence[float] | None = None,
     train_split: str = "train",
     val_split: str = "validation",
 ) -> DataSource:
@@ -52,15 +46,8 @@ def open_yolo(
 
     Args:
         path: the YAML file, or the folder that holds it.
+        reading: how it is read.
         masks: whether targets have masks, which polygons give.
-        class_names: number the classes as in this list.
-        val_fraction: see `open_coco`.
-        split_seed: see `open_coco`.
-        max_broken: see `open_coco`.
-        held_out: see `open_coco`.
-        known_broken: see `open_coco`.
-        check: see `open_coco`.
-        value_range: see `open_coco`.
         train_split: key of the part to learn from.
         val_split: key of the part held out.
 
@@ -78,16 +65,7 @@ def open_yolo(
     images = [file.images(name) for name in names]
     root = _root(file, images)
     parts = [_part(file, name, found, root) for name, found in zip(names, images, strict=True)]
-    reader = ObjectReader(f"yolo:{path}", root, masks, max_broken, known_broken, check, notes=notes)
-    return reader.read(
-        parts[0],
-        parts[1] if len(parts) > 1 else None,
-        class_names=class_names,
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        held_out=held_out,
-        value_range=value_range,
-    )
+    return ObjectReader(f"yolo:{path}", root, reading, notes, masks=masks).read(*parts)
 
 
 def _root(file: YoloFile, images: Sequence[Sequence[str]]) -> str:

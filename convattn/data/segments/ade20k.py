@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from convattn.data.reading import Reading
 from convattn.data.segments.class_values import ClassValues
 from convattn.data.segments.images import SegmentReader
 from convattn.data.segments.mask_layout import read_parts
@@ -19,17 +19,10 @@ _INFO = "objectInfo150.txt"
 
 def open_ade20k(
     path: str | Path,
+    reading: Reading,
     *,
     train_split: str = "training",
     val_split: str = "validation",
-    class_names: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_broken: float = 0.01,
-    held_out: Collection[str] | None = None,
-    known_broken: Collection[str] = (),
-    check: bool = True,
-    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open ADE20K: ``images/training``, ``annotations/training``, and the same of ``validation``.
 
@@ -38,16 +31,9 @@ def open_ade20k(
 
     Args:
         path: the folder, or the folder that holds ``ADEChallengeData2016``.
-        train_split: see `open_masks`, as for all other arguments.
+        reading: how it is read.
+        train_split: the part to learn from.
         val_split: the part held out.
-        class_names: the classes of a model in the order of their numbers.
-        val_fraction: the share held out if there is no validation part.
-        split_seed: seed of that split.
-        max_broken: the share of images that may be left out before it is an error.
-        held_out: relative names of the images to hold out if there is no validation part.
-        known_broken: relative names of images that are left out without being read.
-        check: whether to decode images and masks, of large folders the headers only.
-        value_range: of float and deep images, the values that become 0 and 255.
 
     Returns:
         A `DataSource` with a mask of class numbers as the target of each image.
@@ -61,18 +47,8 @@ def open_ade20k(
     if (root / _FOLDER).is_dir():
         root = root / _FOLDER
     train, val, notes = read_parts(root, train_split, val_split)
-    reader = SegmentReader(f"ade20k:{path}", str(root), max_broken, known_broken, check)
-    reader.notes += notes
-    return reader.read(
-        train,
-        val,
-        ClassValues.of_list(_names(root / _INFO), ignored=0, first=1),
-        class_names=class_names,
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        held_out=held_out,
-        value_range=value_range,
-    )
+    classes = ClassValues.of_list(_names(root / _INFO), ignored=0, first=1)
+    return SegmentReader(f"ade20k:{path}", str(root), reading, notes).read(train, val, classes)
 
 
 def _names(file: Path) -> list[str]:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from convattn.data.folders.parts import LabelledFiles, PartReader, split_files_as_before
-from convattn.data.folders.split import split_by_name, stratified_split
 from convattn.data.images import BrokenImageError, ImageInfo, load_sized, upright_size
-from convattn.data.objects.images import image_reason
 from convattn.data.problems import Problem, UnusableDataError, check_entries
+from convattn.data.reading import BEFORE, HEADERS_OF, SourceReader, image_reason
 from convattn.data.scan import DECODE_AT_MOST, find_broken, in_order
 from convattn.data.segments.class_values import ClassValues, ranges, unused_classes
 from convattn.data.segments.mask_files import MaskInfo, check_mask, load_mask, mask_size, values_in
 from convattn.data.source import BrokenFile, DataSource, ImageSet, relative_name
-from convattn.data.survey import Survey, apply_value_range, spread
+from convattn.data.survey import spread
 from convattn.data.value_range import ValueRange
 from convattn.names import shown
-
-_HEADERS_OF = 1_000  # of large data sets the headers of so many files are read at the start
-_BEFORE = "it was unreadable before"
 
 
 class SegmentImages(ImageSet):
@@ -110,26 +104,8 @@ class SegmentPart:
 
 
 @dataclass
-class SegmentReader:
-    """Makes a `DataSource` of the parts of a data set.
-
-    Args:
-        name: of the data set, as for `open_dataset`.
-        root: the folder that the files' relative names start from.
-        max_broken: the share of images that may be left out.
-        known_broken: relative names of images that are left out without being read.
-        check: whether to decode images and masks; else their headers are read.
-    """
-
-    name: str
-    root: str
-    max_broken: float = 0.01
-    known_broken: Collection[str] = ()
-    check: bool = True
-    survey: Survey = field(default_factory=Survey)
-    problems: list[Problem] = field(default_factory=list)
-    broken: list[BrokenFile] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+class SegmentReader(SourceReader):
+    """Makes a `DataSource` of the parts of a data set."""
 
     def read(
         self,
@@ -138,11 +114,6 @@ class SegmentReader:
         classes: ClassValues | None,
         *,
         ignored: int = 255,
-        class_names: Sequence[str] | None = None,
-        val_fraction: float = 0.2,
-        split_seed: int = 0,
-        held_out: Collection[str] | None = None,
-        value_range: Sequence[float] | None = None,
     ) -> DataSource:
         """Return the data set.
 
@@ -151,22 +122,17 @@ class SegmentReader:
             val: the part held out; None holds out some images of ``train``.
             classes: the classes; None if they have no names, only numbers.
             ignored: the value without a class, for classes without names.
-            class_names: the classes of a model in the order of their numbers.
-            val_fraction: the share held out of ``train``.
-            split_seed: seed of that split.
-            held_out: relative names of the images to hold out of ``train``; by default a new split
-                is made.
-            value_range: of float and deep images, the values that become 0 and 255.
 
         Raises:
             UnusableDataError: too many images or masks have problems, or no image is left.
-            UnknownClassesError: there is a class that is not in ``class_names``.
+            UnknownClassesError: there is a class that is not among the given ones.
         """
+        class_names = self.reading.class_names
         if classes is None and class_names is not None:
             classes = ClassValues.of_classes(class_names, ignored)
         parts = [train] if val is None else [train, val]
         large = sum(len(part.images) for part in parts) > DECODE_AT_MOST
-        decode = classes is None or (self.check and not large)
+        decode = classes is None or (self.reading.check and not large)
         masks = [self._inspect(part, decode=decode, few=large and not decode) for part in parts]
         if classes is None:
             self._check_masks(parts, masks)
@@ -176,24 +142,37 @@ class SegmentReader:
             self._check_used(masks, classes)
         rows = [self._usable(*pair, large) for pair in zip(parts, masks, strict=True)]
         total = sum(len(part.images) for part in parts)
-        self.notes += check_entries(self.problems, total, self.max_broken, self.name, "image")
+        self.notes += check_entries(
+            self.problems, total, self.reading.max_broken, self.name, "image"
+        )
         self._add_spare(parts)
         if val is None:
-            rows = self._split(train, rows[0], val_fraction, split_seed, held_out)
+            rows = self.split(rows[0], lambda row: relative_name(train.images[row], self.root))
             parts = [train, train]
-        return self._source(parts, rows, classes, class_names, val is None, value_range)
+        table = classes.table(classes.numbers(class_names))
+        sets = []
+        for part, chosen in zip(parts, rows, strict=True):
+            images, masked = ([paths[row] for row in chosen] for paths in (part.images, part.masks))
+            sets.append(SegmentImages(images, masked, table, classes.known, classes.text))
+        return self.source(
+            [part.title for part in parts],
+            sets,
+            class_names or classes.names,
+            split_here=val is None,
+        )
 
     def _inspect(
         self, part: SegmentPart, *, decode: bool, few: bool
     ) -> dict[int, MaskInfo | BrokenImageError]:
         """Return what is known of the masks of the images that are not left out at once."""
-        names = [relative_name(path, self.root) for path in part.images]
-        rows, known, _ = split_by_name(names, self.known_broken)
-        self.broken += [BrokenFile(part.images[row], _BEFORE) for row in known]
+        rows, known = self.unread(
+            len(part.images), lambda row: relative_name(part.images[row], self.root)
+        )
+        self.broken += [BrokenFile(part.images[row], BEFORE) for row in known]
         rows = [row for row in rows if self._has_mask(part, row)]
         if part.images and not rows and not known:
             self._raise_no_mask(part)
-        read = set(spread(rows, _HEADERS_OF) if few else rows)
+        read = set(spread(rows, HEADERS_OF) if few else rows)
 
         def inspect(row: int) -> MaskInfo | BrokenImageError:
             try:
@@ -237,7 +216,7 @@ class SegmentReader:
             raise UnusableDataError(
                 f"no mask of {shown(self.name)} can be used: {shown(found[0])}", found
             )
-        check_entries(found, total, self.max_broken, self.name, "mask")
+        check_entries(found, total, self.reading.max_broken, self.name, "mask")
 
     def _check_used(
         self, masks: Sequence[dict[int, MaskInfo | BrokenImageError]], classes: ClassValues
@@ -325,7 +304,7 @@ class SegmentReader:
                     why = _unknown_values(sorted(unknown), classes.text)
                     infos[row] = BrokenImageError(path, why)
                     problems.append(Problem(relative_name(path, self.root), "", why))
-        if len(problems) > self.max_broken * total:
+        if len(problems) > self.reading.max_broken * total:
             marks = "marks" if len(wrong) == 1 else "mark"
             raise UnusableDataError(
                 f"{len(problems):,} of {total:,} masks of {shown(self.name)} hold values that are "
@@ -351,7 +330,7 @@ class SegmentReader:
         def misfit(index: int, info: ImageInfo) -> str:
             return _misfit(paths[index], info.size, sizes[read[index]])
 
-        decode = None if self.check and not large else False
+        decode = None if self.reading.check and not large else False
         broken = {f.path: f for f in find_broken(paths, self.survey, decode=decode, misfit=misfit)}
         for row, path in zip(read, paths, strict=True):
             if path in broken:
@@ -372,56 +351,6 @@ class SegmentReader:
         if spare:
             masks = "1 mask has" if len(spare) == 1 else f"{len(spare):,} masks have"
             self.notes.append(f"{masks} no image, such as {shown(spare[0])}")
-
-    def _split(
-        self,
-        part: SegmentPart,
-        rows: np.ndarray,
-        fraction: float,
-        seed: int,
-        held_out: Collection[str] | None,
-    ) -> list[np.ndarray]:
-        """Return the rows to learn from and those held out."""
-        if held_out is None:
-            kept, held = stratified_split([0] * len(rows), fraction=fraction, seed=seed)
-            return [rows[kept], rows[held]]
-        files = LabelledFiles([part.images[row] for row in rows], rows.tolist())
-        reader = PartReader(Path(self.root))
-        train, val, notes = split_files_as_before(files, self.broken, held_out, reader)
-        self.notes += notes
-        return [np.array(files.labels, dtype=np.int64) for files in (train, val)]
-
-    def _source(
-        self,
-        parts: Sequence[SegmentPart],
-        rows: Sequence[np.ndarray],
-        classes: ClassValues,
-        class_names: Sequence[str] | None,
-        split_here: bool,
-        value_range: Sequence[float] | None,
-    ) -> DataSource:
-        table = classes.table(classes.numbers(class_names))
-        sets = []
-        for part, chosen, what in zip(parts, rows, ("learn from", "hold out"), strict=True):
-            if not len(chosen):
-                raise UnusableDataError(
-                    f"{shown(part.title)} of {shown(self.name)} has no image to {what}",
-                    self.problems,
-                )
-            images, masks = ([paths[row] for row in chosen] for paths in (part.images, part.masks))
-            sets.append(SegmentImages(images, masks, table, classes.known, classes.text))
-        source = DataSource(
-            name=self.name,
-            class_names=tuple(class_names or classes.names),
-            train=sets[0],
-            val=sets[1],
-            split_here=split_here,
-            broken=tuple(self.broken),
-            root=self.root,
-            notes=tuple(self.notes),
-            problems=tuple(self.problems),
-        )
-        return apply_value_range(source, self.survey, value_range)
 
 
 _OTHER_SIZE = "the mask has another size than its image"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from convattn.data.images import is_image_file
 from convattn.data.objects.voc_layout import VocPart, files_by_stem, find_parts, find_root
+from convattn.data.reading import Reading
 from convattn.data.segments.class_values import ClassValues, find_class_list, read_class_list
 from convattn.data.segments.images import SegmentPart, SegmentReader
 from convattn.data.source import DataSource
@@ -23,17 +24,10 @@ _MASKS, _IMAGES, _LISTS = "SegmentationClass", "JPEGImages", "ImageSets/Segmenta
 
 def open_voc_segments(
     path: str | Path,
+    reading: Reading,
     *,
     train_split: str = "train",
     val_split: str = "validation",
-    class_names: Sequence[str] | None = None,
-    val_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_broken: float = 0.01,
-    held_out: Collection[str] | None = None,
-    known_broken: Collection[str] = (),
-    check: bool = True,
-    value_range: Sequence[float] | None = None,
 ) -> DataSource:
     """Open the segmentation of a data set in the format of Pascal VOC.
 
@@ -44,17 +38,10 @@ def open_voc_segments(
 
     Args:
         path: the folder, or one that holds ``VOCdevkit/VOC2012`` or ``VOC2012``.
+        reading: how it is read.
         train_split: the list of the images to learn from.
         val_split: the list of the images that are held out; by default that of the validation part
             or, if there is none, of the test part.
-        class_names: the classes of a model in the order of their numbers.
-        val_fraction: the share held out if there is no list of the validation part.
-        split_seed: seed of that split.
-        max_broken: the share of images that may be left out before it is an error.
-        held_out: relative names of the images to hold out if there is no validation part.
-        known_broken: relative names of images that are left out without being read.
-        check: whether to decode images and masks, of large folders the headers only.
-        value_range: of float and deep images, the values that become 0 and 255.
 
     Returns:
         A `DataSource` with a mask of class numbers as the target of each image.
@@ -71,18 +58,8 @@ def open_voc_segments(
     first, second, notes = find_parts(root, _LISTS, list(masks), train_split, val_split)
     train = _part(root, first, images, masks)
     val = None if second is None else _part(root, second, images, masks)
-    reader = SegmentReader(f"voc:{path}", str(root), max_broken, known_broken, check)
-    reader.notes += notes
-    return reader.read(
-        train,
-        val,
-        ClassValues.of_list(_names(root), ignored=255),
-        class_names=class_names,
-        val_fraction=val_fraction,
-        split_seed=split_seed,
-        held_out=held_out,
-        value_range=value_range,
-    )
+    classes = ClassValues.of_list(_names(root), ignored=255)
+    return SegmentReader(f"voc:{path}", str(root), reading, notes).read(train, val, classes)
 
 
 def _part(

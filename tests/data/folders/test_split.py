@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convattn.data.folders.split import split_by_name, stratified_split
+from convattn.data.folders.split import split_as_before, split_by_name, stratified_split
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=80)
 FRACTIONS = st.floats(0.05, 0.9)
@@ -59,3 +59,13 @@ def test_a_name_in_another_unicode_form_counts_where_the_exact_name_is_missing()
     assert split_by_name([decomposed], [composed]) == ([], [0], [])
     assert split_by_name([composed, decomposed], [composed]) == ([1], [0], [])
     assert split_by_name([composed, decomposed], [decomposed]) == ([0], [1], [])
+
+
+def test_images_that_were_held_out_before_are_held_out_if_they_can_be_read() -> None:
+    names, broken = ["1.png", "2.png", "3.png"], ["4.png"]
+    kept, held, notes = split_as_before(names, broken, ["2.png", "4.png", "5.png"], "pets")
+    assert (kept, held) == ([0, 2], [1])
+    assert notes == ["1 of 3 images that were held out is no longer in pets: '5.png'"]
+    assert split_as_before(names, broken, ["4.png"], "pets") == ([0, 1, 2], [], [])
+    with pytest.raises(ValueError, match="pets holds none of the 1 images that were held out"):
+        split_as_before(names, broken, ["5.png"], "pets")

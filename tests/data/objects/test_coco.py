@@ -13,7 +13,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from convattn.data import BrokenImageError, DataSource, open_dataset
+from convattn.data import BrokenImageError, DataSource, UnusableDataError, open_dataset
 from tests.data.objects.object_files import SIZE, annotation, images_of, write_coco, write_picture
 
 
@@ -76,6 +76,14 @@ def test_held_out_names_hold_out_the_same_images(tmp_path: Path) -> None:
     assert names == ["train2017/0002.jpg", "train2017/0003.jpg"]
     with pytest.raises(ValueError, match="holds none of the 1 images that were held out"):
         open_coco(tmp_path, held_out=["gone.jpg"])
+
+
+def test_unreadable_held_out_images_are_not_said_to_be_gone(tmp_path: Path) -> None:
+    write_coco(tmp_path, [annotation(1, 1)])
+    name = "train2017/0002.jpg"
+    (tmp_path / name).write_bytes(b"this is not an image")
+    with pytest.raises(UnusableDataError, match="has no image to hold out"):
+        open_coco(tmp_path, held_out=[name], max_broken=0.5)
 
 
 SQUARE = [5, 5, 15, 5, 15, 12, 5, 12]

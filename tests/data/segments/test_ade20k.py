@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from convattn.data import IGNORED, UnusableDataError
-from convattn.data.segments.ade20k import open_ade20k
+from convattn.data import IGNORED, DataSource, UnusableDataError, open_dataset
 from tests.data.segments.mask_folders import write_pair
+
+
+def open_ade20k(root: Path, **options: Any) -> DataSource:
+    return open_dataset(f"ade20k:{root}", targets="segments", **options)
 
 
 def write(root: Path, values: tuple[int, ...] = (0, 1, 150)) -> None:

@@ -20,13 +20,18 @@ from torchvision.tv_tensors import Mask
 from convattn.data import (
     IGNORED,
     BrokenImageError,
+    DataSource,
     UnknownClassesError,
     UnusableDataError,
     open_dataset,
 )
 from convattn.data.check import check_dataset
-from convattn.data.segments.masks import open_masks
 from tests.data.segments.mask_folders import SIZE, write_image, write_pair, write_parts
+
+
+def open_masks(root: Path, **options: Any) -> DataSource:
+    return open_dataset(f"masks:{root}", targets="segments", **options)
+
 
 NAMES = ("sky", "road", "car")
 

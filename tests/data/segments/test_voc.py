@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from convattn.data import IGNORED
-from convattn.data.segments.voc import open_voc_segments
+from convattn.data import IGNORED, DataSource, open_dataset
 from tests.data.segments.mask_folders import write_pair
+
+
+def open_voc_segments(root: Path, **options: Any) -> DataSource:
+    return open_dataset(f"voc:{root}", targets="segments", **options)
 
 
 def write(root: Path, values: Sequence[int] = (0, 20, 255), count: int = 5) -> None:
