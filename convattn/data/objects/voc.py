@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from convattn.data.objects.cache import index_path
-from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import Box, EntryError, IndexBuilder, ObjectIndex
+from convattn.data.objects.reader import ObjectPart, ObjectReader
 from convattn.data.objects.voc_layout import (
     ANNOTATIONS,
     IMAGES,

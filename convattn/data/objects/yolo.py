@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from convattn.data.objects.cache import index_path
-from convattn.data.objects.images import ObjectPart, ObjectReader
 from convattn.data.objects.index import EntryError, IndexBuilder, ObjectIndex, clean_polygons
+from convattn.data.objects.reader import ObjectPart, ObjectReader
 from convattn.data.objects.yolo_layout import YoloFile, label_file, read_yaml
 from convattn.data.problems import Problem, UnusableDataError
 from convattn.data.reading import Reading

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convattn.data.folders.layout import role_of, unwrap
 from convattn.data.folders.listing import list_images, passed_over, read_level
-from convattn.data.segments.images import SegmentPart
+from convattn.data.segments.reader import SegmentPart
 from convattn.data.source import relative_name
 from convattn.names import listed, nfc, shown
 

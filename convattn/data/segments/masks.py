@@ -8,8 +8,8 @@ from pathlib import Path
 from convattn.data.folders.layout import unwrap
 from convattn.data.reading import Reading
 from convattn.data.segments.class_values import ClassValues, find_class_list, read_class_list
-from convattn.data.segments.images import SegmentReader
 from convattn.data.segments.mask_layout import read_parts
+from convattn.data.segments.reader import SegmentReader
 from convattn.data.source import DataSource
 from convattn.names import shown
 

@@ -9,7 +9,7 @@ from convattn.data.images import is_image_file
 from convattn.data.objects.voc_layout import VocPart, files_by_stem, find_parts, find_root
 from convattn.data.reading import Reading
 from convattn.data.segments.class_values import ClassValues, find_class_list, read_class_list
-from convattn.data.segments.images import SegmentPart, SegmentReader
+from convattn.data.segments.reader import SegmentPart, SegmentReader
 from convattn.data.source import DataSource
 from convattn.names import shown
 
