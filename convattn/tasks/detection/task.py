@@ -154,9 +154,7 @@ class Detection(DenseTask[DetectionConfig]):
         return [
             replace(_prediction(_limited(found, score, nms), card), shown_score=shown)
             if found["scores"].isfinite().all()
-            else DetectionPrediction(
-                path="", size=found["size"], error="the model computed NaN for this image"
-            )
+            else DetectionPrediction.of_nan(found["size"])
             for found in cls.outputs(model, images, sizes, card)
         ]
 

@@ -173,9 +173,7 @@ def _masks(
 
 def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:
     if (mask == IGNORED).any():
-        return SegmentationPrediction(
-            path="", size=size, error="the model computed NaN for this image"
-        )
+        return SegmentationPrediction.of_nan(size)
     return SegmentationPrediction(
         path="", size=size, class_names=card.class_names, mask=mask.cpu().numpy()
     )

@@ -80,4 +80,5 @@ def test_images_of_one_padded_size_are_a_group_without_the_padding_of_the_batch(
     }
     assert groups == {(2, 3, 64, 32): [0, 2], (1, 3, 32, 96): [1]}
     [(_, first), _] = padded_groups(batch["image"], sizes)
-    assert first[1, :, :, 0].eq(3).all() and first[1, :, :, 1:].eq(0).all()
+    assert first[1, :, :, 0].eq(3).all()
+    assert first[1, :, :, 1:].eq(0).all()
