@@ -41,6 +41,11 @@ def check_sizes(config: DetectionConfig) -> None:
             f"scale={list(config.scale)} needs img_size; without it, short_sides=[480,640,800] "
             "chooses the size of a training image"
         )
+    if not config.crop_sides and "crop_range" in config.model_fields_set:
+        raise ValueError(
+            f"crop_range={list(config.crop_range)} needs crop_sides, such as "
+            "crop_sides=[400,500,600]; without them, no window is cut out"
+        )
 
 
 def preprocess(model: DenseModel, config: DetectionConfig, in_chans: int) -> Preprocess:
