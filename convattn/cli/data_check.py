@@ -26,7 +26,7 @@ EPILOG = """examples:
   convattn data check folder:pets --json
 
 data:
-  coco:DIR, yolo:FILE.yaml, voc:DIR, ade20k:DIR, masks:DIR, folder:DIR, timm:NAME
+  coco:DIR, yolo:FILE.yaml, yolo:DIR, voc:DIR, ade20k:DIR, masks:DIR, folder:DIR, timm:NAME
 
 settings:
   json, images, classes, ignored, train_split, val_split, root and download, as in training"""

@@ -4,7 +4,14 @@ from convattn.data.folders.classes import UnknownClassesError
 from convattn.data.folders.listing import Listing, find_images, list_images, passed_over
 from convattn.data.images import BrokenImageError, check_image, load_image
 from convattn.data.inputs import AnyImage, Input, Inputs, Ranges, find_inputs
-from convattn.data.joint.padding import IGNORED, PAD_TO, collate_padded, padded_size, stack_masks
+from convattn.data.joint.padding import (
+    IGNORED,
+    PAD_TO,
+    collate_padded,
+    padded_groups,
+    padded_size,
+    stack_masks,
+)
 from convattn.data.joint.transforms import JointAugment, joint_eval_transform, joint_train_transform
 from convattn.data.loading import (
     BROKEN,
@@ -101,6 +108,7 @@ __all__ = [
     "nfc",
     "offered_targets",
     "open_dataset",
+    "padded_groups",
     "padded_size",
     "passed_over",
     "preprocess_for",

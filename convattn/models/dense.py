@@ -82,9 +82,16 @@ class DenseModel(nn.Module):
             unexpected=[name for name in state_dict if name not in used],
         )
 
+    def classifier(self) -> nn.Module:
+        """Return the classifier with the same backbone, on the meta device."""
+        weights = ("pretrained", "checkpoint_path")
+        arguments = {k: v for k, v in self.backbone_args.items() if k not in weights}
+        with torch.device("meta"):
+            return create_model(self.model, **arguments)
+
     def no_weight_decay(self) -> set[str]:
         """Return the names of the backbone's parameters that the classifier excludes from decay."""
-        classifier: Any = self._classifier()
+        classifier: Any = self.classifier()
         excluded = classifier.no_weight_decay() if hasattr(classifier, "no_weight_decay") else ()
         own = [name for name, _ in self.backbone.body.named_parameters()]
         return {f"backbone.body.{key}" for key in classifier_names(own, set(excluded))}
@@ -97,7 +104,7 @@ class DenseModel(nn.Module):
         Args:
             coarse: whether a layer is a stage instead of a block.
         """
-        classifier: Any = self._classifier()
+        classifier: Any = self.classifier()
         layers: dict[str, int] = {}
         if hasattr(classifier, "group_matcher"):
             matcher = classifier.group_matcher(coarse=coarse)
@@ -146,13 +153,6 @@ class DenseModel(nn.Module):
 
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (m for m in self.backbone.body.modules() if isinstance(m, _BatchNorm))
-
-    def _classifier(self) -> nn.Module:
-        """Return the classifier with the same backbone, on the meta device."""
-        weights = ("pretrained", "checkpoint_path")
-        arguments = {k: v for k, v in self.backbone_args.items() if k not in weights}
-        with torch.device("meta"):
-            return create_model(self.model, **arguments)
 
 
 def feature_extractor(name: str, *, levels: int = 4, **arguments: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
@@ -69,6 +69,11 @@ class Prediction(ABC):
         found = self._original() if image is None else to_8bit(image)
         found = found.convert("RGB")  # a copy: the caller's image stays as it is
         return self._drawn(found)
+
+    @classmethod
+    def of_nan(cls, size: tuple[int, int]) -> Self:
+        """Return the prediction of an image of this size for which the model computed NaN."""
+        return cls(path="", size=size, error="the model computed NaN for this image")
 
     @property
     def shown_labels(self) -> Sequence[int]:

@@ -84,11 +84,13 @@ class RunConfig(BaseModel):
     train_split: str = setting("train", "data sets in parts: name of the part to learn from")
     val_split: str = setting("validation", "data sets in parts: name of the held-out part")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.2, "folders without a validation split: share of the images that is held out"
+        0.2, "data without a held-out part: share of the images that is held out"
     )
-    split_seed: int = setting(0, "folders without a validation split: seed of the split")
+    split_seed: int = setting(0, "data without a held-out part: seed of the split")
     max_broken: Share = setting(
-        0.01, "largest share of unreadable images that is skipped; a larger one is an error"
+        0.01,
+        "largest share of unreadable images, and of entries with problems, that is left out; a "
+        "larger one is an error",
     )
     value_range: tuple[float, float] | None = setting(
         None,

@@ -97,14 +97,16 @@ def evaluate(
 
 def check_classes(checkpoint: Checkpoint, data: DataSource) -> None:
     """Raise `ValueError` unless the data has exactly the checkpoint's classes, if it has any."""
-    known, given = checkpoint.card.class_names, data.class_names
+    card = checkpoint.card
+    known, given = card.class_names, data.class_names
     if not known or known == given:
         return
     if len(known) != len(given):
+        how = f"--method {card.method}" if card.method else "--recipe finetune"
         raise ValueError(
             f"{checkpoint.path} has {len(known)} classes ({listed(known, 5)}), but {data.name} "
             f"has {len(given)} ({listed(given, 5)}); evaluate on data of the same classes, or "
-            "train the model on them: convattn train --recipe finetune init=CHECKPOINT"
+            f"train the model on them: convattn train {how} init=CHECKPOINT"
         )
     number = next(i for i, (a, b) in enumerate(zip(known, given, strict=True)) if a != b)
     raise ValueError(

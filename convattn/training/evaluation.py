@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from convattn.names import counted
 from convattn.runs.folder import RunFolder
+
+_MAX_CLASSES = 40  # rows of a table of classes
+RowT = TypeVar("RowT")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,29 @@ def nan_notes(images: int) -> list[str]:
     """Return a sentence on the images for which a model computed NaN, none for 0."""
     text = f"the model computed NaN for {counted(images, 'image')}, which count as all wrong"
     return [text] if images else []
+
+
+def worst_classes(rows: Sequence[RowT], value: Callable[[RowT], float]) -> tuple[str, list[RowT]]:
+    """Return the heading of a table of classes, and its rows: all, or the worst 40 of more.
+
+    Args:
+        rows: a row for each class.
+        value: returns the number of a row that is low for a bad class.
+    """
+    if len(rows) <= _MAX_CLASSES:
+        return "class", list(rows)
+    return f"worst {_MAX_CLASSES} classes", sorted(rows, key=value)[:_MAX_CLASSES]
+
+
+def csv_row(row: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as cells: floats with six digits, "" for None."""
+    return {key: _cell(value) for key, value in vars(row).items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "" if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)

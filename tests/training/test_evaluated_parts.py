@@ -79,6 +79,16 @@ def test_a_segmenter_is_evaluated_on_the_test_part(
     assert evaluate(run, data, workers=0, device="cpu").split == "val"
 
 
+def test_other_classes_are_an_error_with_the_command_to_train_on_them(
+    masks: Path, tmp_path: Path
+) -> None:
+    run = segmenter(masks, tmp_path / "run")
+    data = open_dataset(f"masks:{masks}", targets="segments", classes=[*CLASSES, "more"])
+    message = "convattn train --method semantic_fpn init=CHECKPOINT"
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, data, workers=0, device="cpu")
+
+
 def test_the_part_of_the_run_by_another_name_is_that_of_its_record(
     masks: Path, tmp_path: Path
 ) -> None:

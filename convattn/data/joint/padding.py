@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,27 @@ PAD_TO = 32  # height and width of a padded batch are multiples of it
 def padded_size(height: int, width: int) -> tuple[int, int]:
     """Return height and width rounded up to multiples of `PAD_TO`."""
     return -(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO
+
+
+def padded_groups(
+    images: Tensor, sizes: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the images of a batch by their own padded sizes, without the rest of the padding.
+
+    What a model computes for an image then does not depend on the other images of the batch.
+
+    Args:
+        images: (B, C, H, W), padded on the right and at the bottom.
+        sizes: height and width of each image without the padding.
+
+    Yields:
+        The numbers of the images of one padded size, and these images.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, size in enumerate(sizes):
+        groups.setdefault(padded_size(*size), []).append(number)
+    for (height, width), numbers in groups.items():
+        yield numbers, images[numbers, :, :height, :width]
 
 
 def pad_to(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:

@@ -15,9 +15,7 @@ from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
 from convattn.tasks.classification.report import PREDICTION_COLUMNS, PredictionRow
-from convattn.training.evaluation import Found, TaskEvaluation
-
-_MAX_ROWS = 40  # rows of the table of classes
+from convattn.training.evaluation import Found, TaskEvaluation, csv_row, worst_classes
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,8 @@ class Evaluation(TaskEvaluation):
 
     def table(self) -> str:
         """Return the accuracy of each class, or of the worst classes where there are many."""
-        rows = [(row.accuracy, row) for row in self.per_class if row.accuracy is not None]
-        title = "class"
-        if len(rows) > _MAX_ROWS:
-            rows = sorted(rows, key=lambda pair: pair[0])[:_MAX_ROWS]
-            title = f"worst {_MAX_ROWS} classes"
+        known = [(row.accuracy, row) for row in self.per_class if row.accuracy is not None]
+        title, rows = worst_classes(known, lambda pair: pair[0])
         names = [shown(row.name) for _, row in rows]
         width = max(map(len, [title, *names]))
         lines = [f"{title:{width}}  images  accuracy"]
@@ -92,9 +87,7 @@ class Evaluation(TaskEvaluation):
 
     def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of ``predictions.csv``."""
-        return [
-            {key: _short(value) for key, value in vars(row).items()} for row in self.predictions
-        ]
+        return [csv_row(row) for row in self.predictions]
 
 
 def summarise(card: ModelCard, data: DataSource, images: ImageSet, found: Found) -> Evaluation:
@@ -154,7 +147,3 @@ def _per_class(names: Sequence[str], labels: Tensor, right: Tensor) -> list[Clas
         ClassResult(name, count, hit / count if count else None)
         for name, count, hit in zip(names, images, hits, strict=True)
     ]
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6f}" if isinstance(value, float) else value

@@ -197,7 +197,7 @@ def _prediction(
     size: tuple[int, int], values: list[float], numbers: list[int], card: ModelCard
 ) -> ClassPrediction:
     if not all(map(math.isfinite, values)):
-        return ClassPrediction(path="", size=size, error="the model computed NaN for this image")
+        return ClassPrediction.of_nan(size)
     pairs = zip(numbers, values, strict=True)
     guesses = tuple(Guess(card.class_names[number], value) for number, value in pairs)
     return ClassPrediction(path="", size=size, guesses=guesses)

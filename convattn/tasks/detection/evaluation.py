@@ -22,10 +22,9 @@ from convattn.tasks.detection.config import MASK_METHODS
 from convattn.tasks.detection.matching import match
 from convattn.tasks.detection.meter import KINDS, PREFIXES, average_precision
 from convattn.tasks.detection.objects import Objects, finite
-from convattn.training.evaluation import Found, TaskEvaluation, nan_notes
+from convattn.training.evaluation import Found, TaskEvaluation, nan_notes, worst_classes
 
 RESULTS = "detections.json"  # the found objects as COCO results
-_MAX_ROWS = 40  # rows of the table of classes
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,8 @@ class DetectionEvaluation(TaskEvaluation):
 
     def table(self) -> str:
         """Return the average precision of each class, or of the worst classes of many."""
-        rows = [row for row in self.per_class if row.map is not None]
-        title = "class"
-        if len(rows) > _MAX_ROWS:
-            rows = sorted(rows, key=lambda row: row.map or 0.0)[:_MAX_ROWS]
-            title = f"worst {_MAX_ROWS} classes"
+        known = [row for row in self.per_class if row.map is not None]
+        title, rows = worst_classes(known, lambda row: row.map or 0.0)
         width = max(map(len, [title, *(shown(row.name) for row in rows)]))
         masks = f"  {'mask AP':>8}  {'mask AP50':>9}" if self.has_masks else ""
         lines = [f"{title:{width}}  objects  {'AP':>7}  {'AP50':>7}  {'recall':>7}{masks}"]

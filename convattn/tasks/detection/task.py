@@ -16,32 +16,31 @@ from convattn.data import (
     Batch,
     DataSource,
     ImageSet,
+    JointAugment,
     Preprocess,
-    Sample,
-    Transform,
-    collate_padded,
-    joint_eval_transform,
-    joint_train_transform,
-    padded_size,
+    padded_groups,
 )
+from convattn.models.dense import DenseModel
 from convattn.runs.card import ModelCard
 from convattn.runs.detections import SHOWN_SCORE, DetectionPrediction, FoundObject
 from convattn.runs.metrics import Column
 from convattn.runs.rle import Rle
 from convattn.tasks.detection import build
-from convattn.tasks.detection.config import MASK_METHODS, DetectionConfig
+from convattn.tasks.detection.config import MASK_METHODS, MODEL_SETTINGS, DetectionConfig
 from convattn.tasks.detection.evaluation import DetectionEvaluation, summarise
 from convattn.tasks.detection.meter import DetectionMeter
+from convattn.tasks.detection.models import build_detector, method_arguments
 from convattn.tasks.detection.objects import Found, found_objects, kept_found, kept_target
 from convattn.tasks.detection.report import NUMBERS, PARTS
+from convattn.training.dense import DenseTask, chosen_settings
 from convattn.training.evaluation import Found as Outputs
-from convattn.training.task import Built, Step, Task
+from convattn.training.task import Step
 
 _LOSSES = ("cls", "box")  # of the heads, in the order of the columns
 _OF_PROPOSALS = ("rpn_cls", "rpn_box")
 
 
-class Detection(Task[DetectionConfig]):
+class Detection(DenseTask[DetectionConfig]):
     """Detection with any of the methods: targets are objects, outputs are found objects."""
 
     name = "detection"
@@ -50,7 +49,7 @@ class Detection(Task[DetectionConfig]):
     best = ("val_map",)
     report = PARTS
     report_numbers = NUMBERS
-    images_at_once = 4
+    build_method = staticmethod(build_detector)
     fixed = (
         "method", "json", "images", "in_chans", "img_size", "short_side", "long_side", "channels",
         "norm_maps", "head_depth", "head_width", "box_head", "anchor_scale",
@@ -72,14 +71,19 @@ class Detection(Task[DetectionConfig]):
             *(masks if method in MASK_METHODS else ()),
         )
 
-    def build(self) -> Built:
-        """Build the detector with its initial weights."""
-        model, card, notes = build.build_model(self.config, self.source)
-        return Built(model, card, tuple(notes))
+    def model_settings(self) -> dict[str, Any]:
+        """Return the arguments of the detector that the configuration sets."""
+        build.check_sizes(self.config)
+        known = method_arguments(self.method)
+        return chosen_settings(self.config, MODEL_SETTINGS, known)
 
-    def train_transform(self, preprocess: Preprocess) -> Transform:
-        """Return the random transform of training images and their objects."""
-        return joint_train_transform(preprocess, build.augmentation(self.config, self.source))
+    def preprocess(self, model: DenseModel, in_chans: int) -> Preprocess:
+        """Return the input: a square of ``img_size``, or images of a length of the shorter side."""
+        return build.preprocess(model, self.config, in_chans)
+
+    def augmentation(self) -> JointAugment:
+        """Return the augmentation of training images."""
+        return build.augmentation(self.config, self.source)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
         """Compute the losses of a batch; those of the stages of a cascade are added."""
@@ -99,21 +103,6 @@ class Detection(Task[DetectionConfig]):
         model(images, [target] * len(images))
 
     @classmethod
-    def rebuild(cls, card: ModelCard) -> nn.Module:
-        """Return the detector that a card describes, without trained weights."""
-        return build.rebuild(card)
-
-    @classmethod
-    def eval_transform(cls, preprocess: Preprocess) -> Transform:
-        """Return the fixed transform of evaluation, which changes the image only."""
-        return joint_eval_transform(preprocess)
-
-    @classmethod
-    def collate(cls, samples: list[Sample]) -> Batch:
-        """Pad the images to one size; the targets are a list."""
-        return collate_padded(samples)
-
-    @classmethod
     def outputs(
         cls,
         model: nn.Module,
@@ -121,22 +110,14 @@ class Detection(Task[DetectionConfig]):
         sizes: Sequence[tuple[int, int]],
         card: ModelCard,
     ) -> list[Found]:
-        """Return the objects found in each image, in pixels of the original image.
-
-        Images of the same padded size are computed together, without the padding that other images
-        of the batch need, so that the result does not depend on them.
-        """
+        """Return the objects found in each image, in pixels of the original image."""
         resized = [card.preprocess.resized(size) for size in sizes]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, size in enumerate(resized):
-            groups.setdefault(padded_size(*size), []).append(index)
         found: dict[int, Found] = {}
-        for (height, width), indices in groups.items():
-            group = images[indices][..., :height, :width]
-            inner = [resized[index] for index in indices]
-            for index, objects in zip(indices, model(group, sizes=inner), strict=True):
-                found[index] = found_objects(objects, resized[index], sizes[index])
-        return [found[index] for index in range(len(sizes))]
+        for numbers, group in padded_groups(images, resized):
+            inner = [resized[number] for number in numbers]
+            for number, objects in zip(numbers, model(group, sizes=inner), strict=True):
+                found[number] = found_objects(objects, resized[number], sizes[number])
+        return [found[number] for number in range(len(sizes))]
 
     @classmethod
     def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -173,9 +154,7 @@ class Detection(Task[DetectionConfig]):
         return [
             replace(_prediction(_limited(found, score, nms), card), shown_score=shown)
             if found["scores"].isfinite().all()
-            else DetectionPrediction(
-                path="", size=found["size"], error="the model computed NaN for this image"
-            )
+            else DetectionPrediction.of_nan(found["size"])
             for found in cls.outputs(model, images, sizes, card)
         ]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -26,8 +25,6 @@ Multiple = Annotated[int, Field(ge=_MULTIPLE, multiple_of=_MULTIPLE)]
 
 class SegmentationConfig(RunConfig):
     """The settings of the training of a segmenter."""
-
-    model_arguments: ClassVar[Mapping[str, str]] = RunConfig.model_arguments
 
     task: Literal["segmentation"] = setting("segmentation", "what the model is trained for")
     method: Literal["semantic_fpn", "upernet"] = setting("semantic_fpn", "what the heads are")

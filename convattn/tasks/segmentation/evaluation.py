@@ -15,9 +15,8 @@ from convattn.names import shown
 from convattn.runs.card import ModelCard
 from convattn.runs.confusion import Confusion
 from convattn.tasks.segmentation.counts import confusion_of, metrics_of
-from convattn.training.evaluation import Found, TaskEvaluation, nan_notes
+from convattn.training.evaluation import Found, TaskEvaluation, csv_row, nan_notes, worst_classes
 
-_MAX_ROWS = 40  # rows of the table of classes
 _MAX_PAIRS = 5  # rows of the table of confused classes
 _MAX_WORST = 20  # images with the lowest mean IoU
 
@@ -114,14 +113,11 @@ class SegmentationEvaluation(TaskEvaluation):
 
     def prediction_rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of ``predictions.csv``."""
-        return [{key: _short(v) for key, v in vars(row).items()} for row in self.predictions]
+        return [csv_row(row) for row in self.predictions]
 
     def _class_lines(self) -> list[str]:
-        rows = [(row.iou, row) for row in self.per_class if row.iou is not None]
-        title = "class"
-        if len(rows) > _MAX_ROWS:
-            rows = sorted(rows, key=lambda pair: pair[0])[:_MAX_ROWS]
-            title = f"worst {_MAX_ROWS} classes"
+        known = [(row.iou, row) for row in self.per_class if row.iou is not None]
+        title, rows = worst_classes(known, lambda pair: pair[0])
         names = [shown(row.name) for _, row in rows]
         width = max(map(len, [title, *names]))
         lines = [f"{title:{width}}         pixels     IoU  accuracy"]
@@ -205,9 +201,3 @@ def _confusion(counts: Tensor) -> Confusion:
 
 def _share(value: Tensor) -> float | None:
     return None if math.isnan(value) else value.item()
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return "" if value is None else value

@@ -10,31 +10,30 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from convattn.data import (
+    IGNORED,
     Batch,
     DataSource,
     ImageSet,
     JointAugment,
     Preprocess,
-    Sample,
-    Transform,
-    joint_eval_transform,
-    joint_train_transform,
+    stack_masks,
 )
-from convattn.data.joint.padding import IGNORED, collate_padded, stack_masks
+from convattn.models.dense import DenseModel
 from convattn.runs.card import ModelCard
 from convattn.runs.metrics import Column
 from convattn.runs.segmentations import SegmentationPrediction
-from convattn.tasks.segmentation.build import build_model, rebuild
+from convattn.tasks.segmentation import build
 from convattn.tasks.segmentation.config import SegmentationConfig
 from convattn.tasks.segmentation.counts import SegmentationMeter, count_pixels
 from convattn.tasks.segmentation.evaluation import SegmentationEvaluation, summarise
-from convattn.tasks.segmentation.models import Inference, Segmenter, segment
+from convattn.tasks.segmentation.models import Inference, Segmenter, build_segmenter, segment
 from convattn.tasks.segmentation.report import NUMBERS, PARTS
+from convattn.training.dense import DenseTask
 from convattn.training.evaluation import Found
-from convattn.training.task import Built, Step, Task
+from convattn.training.task import Step
 
 
-class Segmentation(Task[SegmentationConfig]):
+class Segmentation(DenseTask[SegmentationConfig]):
     """A class per pixel: targets and outputs are masks of class numbers, at the original size."""
 
     name = "segmentation"
@@ -43,7 +42,7 @@ class Segmentation(Task[SegmentationConfig]):
     best = ("val_miou", "val_acc")
     report = PARTS
     report_numbers = NUMBERS
-    images_at_once = 4
+    build_method = staticmethod(build_segmenter)
     fixed = (
         "method", "classes", "ignored", "in_chans", "img_size", "crop", "short_side", "long_side",
         "channels", "head_channels", "pool_scales", "auxiliary", "norm_maps", "ignored_classes",
@@ -59,14 +58,17 @@ class Segmentation(Task[SegmentationConfig]):
             Column("val_macc", "class acc", "share", 10),
         )
 
-    def build(self) -> Built:
-        """Build the model with its initial weights."""
-        model, card, notes = build_model(self.config, self.source)
-        return Built(model, card, tuple(notes))
+    def model_settings(self) -> dict[str, Any]:
+        """Return the arguments of the segmenter that the configuration sets."""
+        return build.model_settings(self.config, self.source)
 
-    def train_transform(self, preprocess: Preprocess) -> Transform:
-        """Return the random transform of training: resize, crop, flip, colours."""
-        return joint_train_transform(preprocess, augmentation(self.config, self.source))
+    def preprocess(self, model: DenseModel, in_chans: int) -> Preprocess:
+        """Return the input: crops in training, images of a shorter side in evaluation."""
+        return build.preprocess(model, self.config, in_chans)
+
+    def augmentation(self) -> JointAugment:
+        """Return the augmentation of training images: resize, crop, flip, colours."""
+        return build.augmentation(self.config, self.source)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> Step:
         """Compute the cross-entropy of the head, and that of the auxiliary head."""
@@ -77,21 +79,6 @@ class Segmentation(Task[SegmentationConfig]):
     def train_forward(self, model: nn.Module, images: Tensor) -> None:
         """Compute the losses of blank images of the first class."""
         model(images, images.new_zeros(len(images), *images.shape[2:]).long())
-
-    @classmethod
-    def rebuild(cls, card: ModelCard) -> nn.Module:
-        """Return the model that a card describes, without trained weights."""
-        return rebuild(card)
-
-    @classmethod
-    def eval_transform(cls, preprocess: Preprocess) -> Transform:
-        """Return the transform of evaluation, which leaves targets at the original size."""
-        return joint_eval_transform(preprocess)
-
-    @classmethod
-    def collate(cls, samples: list[Sample]) -> Batch:
-        """Pad the images of samples to one size."""
-        return collate_padded(samples)
 
     @classmethod
     def outputs(
@@ -161,17 +148,6 @@ class Segmentation(Task[SegmentationConfig]):
         return summarise(card, data, images, found, ignored_of(card))
 
 
-def augmentation(config: SegmentationConfig, source: DataSource) -> JointAugment:
-    """Return the augmentation of training images; a horizontal flip only if the data allows it."""
-    return JointAugment(
-        scale=config.scale,
-        hflip=(0.5 if source.hflip else 0.0) if config.hflip is None else config.hflip,
-        color_jitter=0.0,
-        cat_max_ratio=config.cat_max_ratio,
-        photometric=config.photometric,
-    )
-
-
 def ignored_of(card: ModelCard) -> tuple[int, ...]:
     """Return the numbers of the classes that do not count."""
     return tuple(card.model_args.get("ignored", ()))
@@ -197,9 +173,7 @@ def _masks(
 
 def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:
     if (mask == IGNORED).any():
-        return SegmentationPrediction(
-            path="", size=size, error="the model computed NaN for this image"
-        )
+        return SegmentationPrediction.of_nan(size)
     return SegmentationPrediction(
         path="", size=size, class_names=card.class_names, mask=mask.cpu().numpy()
     )

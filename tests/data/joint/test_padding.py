@@ -15,6 +15,7 @@ from convattn.data import (
     READABLE,
     Sample,
     collate_padded,
+    padded_groups,
     padded_size,
     stack_masks,
 )
@@ -69,3 +70,15 @@ def test_stacked_masks_are_padded_with_ignored() -> None:
 def test_padded_sizes_are_multiples_of_32() -> None:
     assert padded_size(1, 32) == (32, 32)
     assert padded_size(33, 800) == (64, 800)
+
+
+def test_images_of_one_padded_size_are_a_group_without_the_padding_of_the_batch() -> None:
+    sizes = [(40, 20), (10, 70), (64, 1)]
+    batch = collate_padded([sample(*size, {}, number) for number, size in enumerate(sizes)])
+    groups = {
+        tuple(group.shape): numbers for numbers, group in padded_groups(batch["image"], sizes)
+    }
+    assert groups == {(2, 3, 64, 32): [0, 2], (1, 3, 32, 96): [1]}
+    [(_, first), _] = padded_groups(batch["image"], sizes)
+    assert first[1, :, :, 0].eq(3).all()
+    assert first[1, :, :, 1:].eq(0).all()

@@ -423,6 +423,7 @@ def test_masks_of_the_data_are_no_matter_for_a_method_without_masks(scenes: Path
         ({"short_side": 300}, "img_size=64 and short_side=300 contradict each other"),
         ({"crop_sides": [40, 60]}, r"img_size=64 and crop_sides=\[40, 60\] contradict each other"),
         ({"img_size": None, "scale": [0.5, 1]}, r"scale=\[0.5, 1.0\] needs img_size"),
+        ({"img_size": None, "crop_range": [32, 64]}, r"crop_range=\[32, 64\] needs crop_sides"),
     ],
 )
 def test_a_size_without_an_effect_is_an_error(

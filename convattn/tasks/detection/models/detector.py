@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -141,9 +141,9 @@ class Detector(DenseModel):
         doubtful = [number for number, objects in enumerate(found) if _is_doubtful(objects)]
         if not doubtful:
             return found
-        is_broken = not all(_is_finite(p) for p in self.parameters())
+        is_broken = not _are_finite(self.parameters())
         for number in doubtful:
-            if is_broken or not all(_is_finite(x[number]) for x in features.values()):
+            if is_broken or not _are_finite(x[number] for x in features.values()):
                 found[number] = self._not_a_number(sizes[number], features)
         return found
 
@@ -161,11 +161,12 @@ class Detector(DenseModel):
 
 def _is_doubtful(objects: Objects) -> bool:
     """Return whether there are no objects, or a number is NaN or infinite."""
-    return not len(objects["scores"]) or not all(_is_finite(x) for x in objects.values())
+    return not len(objects["scores"]) or not _are_finite(objects.values())
 
 
-def _is_finite(x: Tensor) -> bool:
-    return bool(x.isfinite().all())
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no number is NaN or infinite, with one transfer from the device."""
+    return bool(torch.stack([x.isfinite().all() for x in tensors]).all())
 
 
 def _checked_sizes(

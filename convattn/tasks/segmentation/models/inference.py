@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.checks import check_choice, check_positive
-from convattn.data.joint.padding import IGNORED, PAD_TO, padded_size
+from convattn.data.joint.padding import IGNORED, PAD_TO, padded_groups
 
 Logits = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B, K, H, W)
 
@@ -128,7 +128,7 @@ def segment(
         Class numbers, uint8 (H, W) for each image; 255 everywhere if a logit is NaN or infinite.
     """
     found: list[Tensor | None] = [None] * len(images)
-    for numbers, part in _groups(images, resized, inference):
+    for numbers, part in _parts(images, resized, inference):
         logits = inference.logits(model, part)
         for number, values in zip(numbers, logits, strict=True):
             height, width = resized[number]
@@ -201,18 +201,14 @@ def _candidates(logits: Tensor) -> Tensor:
     return can.flatten(1).any(1).nonzero()[:, 0]
 
 
-def _groups(
+def _parts(
     images: Tensor, resized: Sequence[tuple[int, int]], inference: Inference
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the numbers of images of one padded size, and the images in that size."""
-    numbers: dict[tuple[int, int], list[int]] = {}
-    for number, (height, width) in enumerate(resized):
-        numbers.setdefault(padded_size(height, width), []).append(number)
-    for (height, width), group in numbers.items():
-        count = inference.at_once(height, width)
-        for first in range(0, len(group), count):
-            chosen = group[first : first + count]
-            yield chosen, images[chosen, :, :height, :width]
+    """Yield the numbers of images that the model gets at a time, and these images."""
+    for numbers, group in padded_groups(images, resized):
+        count = inference.at_once(*group.shape[2:])
+        for first in range(0, len(numbers), count):
+            yield numbers[first : first + count], group[first : first + count]
 
 
 def _starts(side: int, window: int, step: int) -> list[int]:

@@ -65,11 +65,6 @@ class Segmenter(DenseModel):
         maps = self.backbone.maps(images)
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
-    @staticmethod
-    def is_of_classes(name: str) -> bool:
-        """Return whether the tensor of a name has a row per class."""
-        return ".classifier." in name
-
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Any:
         """Return the logits in evaluation mode, the losses in training mode.
 
