@@ -81,8 +81,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _table(found: TaskEvaluation) -> str:
+    method = getattr(found, "method", "")
+    model = f"{method} with {found.model}" if method else found.model
     rows = [
-        ("model", f"{shown(found.model)}, {found.parameters:,} parameters"),
+        ("model", f"{shown(model)}, {found.parameters:,} parameters"),
         ("data", f"{shown(found.data)} ({shown(found.split)}), {found.images:,} images"),
         *found.headline(),
         ("speed", f"{found.images_per_second:,.0f} images/s"),

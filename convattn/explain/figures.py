@@ -40,7 +40,7 @@ _DASHES: tuple[Any, ...] = (
 )  # fmt: skip
 _NOT_SHARES = ("epoch", "step", "images_per_second")
 _WORDS = {"train": "training", "val": "validation", "acc": "accuracy", "lr": "learning rate"}
-_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50"}
+_WORDS |= {"top1": "top-1", "top5": "top-5", "map": "AP", "map50": "AP50"}
 _WORDS |= {"miou": "mean IoU", "macc": "class accuracy"}
 
 
@@ -151,7 +151,7 @@ def precision_recall_figure(
         curves: precisions at recalls evenly spaced from 0 to 1, by name; "all" is drawn on top.
         colours: the colour of each class; up to ten classes are drawn in their colours.
     """
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     figure = _figure(width=5.2, height=3.6)
     axes = figure.subplots()
@@ -170,6 +170,7 @@ def precision_recall_figure(
     axes.set_xlabel("recall", color=MUTED, fontsize=_SMALL_TEXT)
     axes.set_ylabel("precision", color=MUTED, fontsize=_SMALL_TEXT)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(0.2))
         axis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(
         frameon=False,

@@ -216,13 +216,13 @@ def test_the_best_epoch_and_the_numbers_are_those_of_the_task(tmp_path: Path) ->
         "epoch,step,lr,train_loss,val_map,val_error\n1,9,.1,3,.25,7\n2,18,.1,2,.75,5\n3,27,.1,1,.5,4\n"
     )
     words = Page(write_report(tmp_path, best=("val_map",))).words
-    assert "Best epoch: 2 of 3, validation mAP 75.00%" in words
+    assert "Best epoch: 2 of 3, validation AP 75.00%" in words
     words = Page(write_report(tmp_path, best=("-val_error",))).words
     assert "Best epoch: 3 of 3, validation error 4" in words
     evaluation = {"model": "m", "map": 0.625, "loss": 0.5, "boxes": 1234.5, "images": 7}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     words = Page(write_report(tmp_path, best=("val_map",))).words
-    assert "mAP 62.50% validation loss 0.5000 boxes 1,23" in words
+    assert "AP 62.50% validation loss 0.5000 boxes 1,23" in words
 
 
 def test_images_that_cannot_be_read_are_listed_by_name(tmp_path: Path) -> None:
