@@ -24,7 +24,7 @@ from benchmarks.tables import (
     scaling_table,
     target_table,
 )
-from benchmarks.targets import Document
+from benchmarks.targets import TARGET_SCRIPTS, Document
 from convattn.bench.record import read_document
 
 SCRIPTS = ("ops", "backbones", "training", "scaling", "dense")
@@ -108,8 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _machine(name: str, found: dict[str, Document]) -> str:
     first = next(iter(found.values()))["machine"]
-    parts = [f"## {first['gpu'] or first['cpu']}", "### Targets", target_table(found)]
-    parts += [f"Values are ratios of speed{_threads(found)}. The targets are for {_scope(first)}"]
+    parts = [f"## {first['gpu'] or first['cpu']}"]
+    if found.keys() & TARGET_SCRIPTS:
+        values = f"Values are ratios of speed{_threads(found)}. The targets are for {_scope(first)}"
+        parts += ["### Targets", target_table(found), values]
     if "backbones" in found:
         parts += [
             "### Backbones, evaluation",

@@ -51,6 +51,7 @@ TARGETS = (
     Target("training", "GLNet and Swin", "glnet_stl", SWIN, 1.1, 1.4),
     Target("training", "ResNets", "acmix_resnet50", RESNET, 0.4, 0.8),
 )
+TARGET_SCRIPTS = frozenset({"ops", "scaling"}.union(target.script for target in TARGETS))
 _SLIDING = (("forward", 20, 50), ("forward + backward", 10, 25))
 _MEMORY = (8, 20)
 
