@@ -11,11 +11,7 @@ from __future__ import annotations
 from examples.demo import new_run, print_report, show
 
 SCENES = "--format coco --easy --count 2400 --val 150 --size 96"
-TRAINING = (
-    "--method retinanet --model xvolution_resnet_nano --recipe small img_size=96 epochs=24 "
-    "channels=64 head_depth=1 anchor_scale=3 lr=3e-3 warmup_steps=60 ema=false channels_last=true "
-    "scale=[0.8,1.25] color_jitter=0"
-)
+TRAINING = "--method retinanet --model xvolution_resnet_nano --recipe scenes"
 DRAWN = 6
 
 

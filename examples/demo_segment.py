@@ -11,11 +11,7 @@ from __future__ import annotations
 from examples.demo import new_run, print_report, show
 
 SCENES = "--format folder --easy --count 2400 --val 150 --size 96"
-TRAINING = (
-    "--method semantic_fpn --model xvolution_resnet_nano --recipe small img_size=96 epochs=24 "
-    "channels=64 dropout=0 lr=3e-3 warmup_epochs=0.3 channels_last=true scale=[0.8,1.25] "
-    "cat_max_ratio=1 photometric=false"
-)
+TRAINING = "--method semantic_fpn --model xvolution_resnet_nano --recipe scenes"
 DRAWN = 6
 
 

@@ -28,12 +28,12 @@ formats:
   folder    a class for each pixel, in PNG files; 0 is the background
   classes   one object in each picture, in a folder for each class, with masks beside them"""
 FORMATS = {
-    "coco": "--task detection --recipe small --data coco:{}",
-    "yolo": "--task detection --recipe small --data yolo:{}",
-    "voc": "--task detection --recipe small --data voc:{}",
-    "ade20k": "--task segmentation --recipe small --data ade20k:{}",
-    "folder": "--task segmentation --recipe small --data masks:{}",
-    "classes": "--data folder:{}/images",
+    "coco": "--task detection --recipe {recipe} --data coco:{folder}",
+    "yolo": "--task detection --recipe {recipe} --data yolo:{folder}",
+    "voc": "--task detection --recipe {recipe} --data voc:{folder}",
+    "ade20k": "--task segmentation --recipe {recipe} --data ade20k:{folder}",
+    "folder": "--task segmentation --recipe {recipe} --data masks:{folder}",
+    "classes": "--data folder:{folder}/images",
 }
 MIN_SIZE, MAX_SIZE = 64, 4096
 
@@ -66,10 +66,13 @@ def run(args: argparse.Namespace) -> int:
     from convattn.data.scenes import write_scenes  # imports torch
 
     write_scenes(folder, args.format, count=count, val=val, size=size, seed=seed, easy=args.easy)
+    words = FORMATS[args.format].format(
+        recipe="scenes" if args.easy else "small", folder=as_word(folder)
+    )
     print(
         f"{shown(folder)}: {count:,} training pictures and {val:,} held out"
         f"{', with few and large objects (--easy)' if args.easy else ''}\n\n"
-        f"Next:\n  convattn train {FORMATS[args.format].format(as_word(folder))} img_size={size}"
+        f"Next:\n  convattn train {words} img_size={size}"
     )
     return 0
 

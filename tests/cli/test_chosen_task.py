@@ -103,4 +103,4 @@ def test_each_task_has_its_settings_and_recipes(
     assert main(["train", "--settings", *words]) == 0
     assert "  nms=0.5\n" in capsys.readouterr().out
     assert main(["train", "--recipes", *words]) == 0
-    assert capsys.readouterr().out.split() == ["coco_1x", "coco_3x", "small"]
+    assert capsys.readouterr().out.split() == ["coco_1x", "coco_3x", "scenes", "small"]

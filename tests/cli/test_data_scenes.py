@@ -28,6 +28,14 @@ def test_the_output_names_the_next_command(
     assert sum(path.suffix == ".jpg" for path in out.rglob("*")) == 5
 
 
+@pytest.mark.parametrize(("words", "recipe"), [([], "small"), (["--easy"], "scenes")])
+def test_the_next_command_has_the_recipe_for_the_pictures(
+    words: list[str], recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "scenes", "--out", str(tmp_path / "out"), *SMALL, *words]) == 0
+    assert f" --recipe {recipe} --data coco:" in capsys.readouterr().out
+
+
 def test_the_command_knows_the_formats_and_sizes_of_the_data() -> None:
     """They stand there again, since the help imports no torch."""
     assert set(FORMATS) == set(WRITERS)

@@ -15,7 +15,13 @@ def config(recipe: str | None = None, **settings) -> SegmentationConfig:
 
 
 def test_recipes_are_listed():
-    assert list_recipes("segmentation") == ["ade20k_160k", "ade20k_40k", "ade20k_80k", "small"]
+    assert list_recipes("segmentation") == [
+        "ade20k_160k",
+        "ade20k_40k",
+        "ade20k_80k",
+        "scenes",
+        "small",
+    ]
 
 
 @pytest.mark.parametrize(
