@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +24,11 @@ def class_colour(number: int) -> Colour:
     """
     red, green, blue = _table()[number % CLASSES]
     return red, green, blue
+
+
+def backgrounds(class_names: Sequence[str]) -> list[int]:
+    """Return the numbers of classes named "background": their pixels are not coloured."""
+    return [number for number, name in enumerate(class_names) if name.casefold() == "background"]
 
 
 def ink_on(colour: Colour) -> Colour:

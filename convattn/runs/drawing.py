@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from convattn.names import shown
-from convattn.runs.colours import Colour, class_colour, ink_on
+from convattn.runs.colours import Colour, backgrounds, class_colour, ink_on
 from convattn.runs.labels import font_for, shortened
 
 Box = tuple[float, float, float, float]
@@ -92,18 +92,22 @@ def draw_objects(image: Image.Image, objects: Sequence[Drawn]) -> Image.Image:
     return drawn
 
 
-def draw_classes(image: Image.Image, mask: np.ndarray) -> Image.Image:
+def draw_classes(
+    image: Image.Image, mask: np.ndarray, class_names: Sequence[str] = ()
+) -> Image.Image:
     """Return a copy of an RGB image with the colour of each pixel's class and lines between them.
 
-    Pixels without a class, `IGNORED`, are darkened.
+    Pixels without a class, `IGNORED`, are darkened; those of a class named "background" stay.
 
     Args:
         image: in mode "RGB".
         mask: class numbers uint8 (H, W) of the size of the image.
+        class_names: in the order of the class numbers.
     """
     table = np.array([class_colour(number) for number in range(IGNORED)] + [(0, 0, 0)])
     opacity = np.full(IGNORED + 1, _CLASS_FILL)
     opacity[IGNORED] = _SHADE
+    opacity[backgrounds(class_names)] = 0
     pixels = np.array(image)
     for row in range(0, len(pixels), 256):  # in parts: a large image needs little memory
         part = mask[row : row + 256]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from convattn.names import first_of, shown
-from convattn.runs.colours import class_colour
+from convattn.runs.colours import backgrounds, class_colour
 from convattn.runs.drawing import (
     LegendEntry,
     draw_classes,
@@ -72,7 +72,7 @@ class SegmentationPrediction(Prediction):
         return [first_of(texts, _MOST_IN_CELL)]
 
     def _overlay(self, image: Image.Image) -> Image.Image:
-        return draw_classes(image, resized_mask(self.mask, image.size))
+        return draw_classes(image, resized_mask(self.mask, image.size), self.class_names)
 
     def _drawn(self, image: Image.Image) -> Image.Image:
         drawn = self._overlay(enlarged(image))
@@ -93,10 +93,10 @@ class SegmentationPrediction(Prediction):
 
 
 def class_legend(mask: np.ndarray, class_names: Sequence[str]) -> list[LegendEntry]:
-    """Return an entry per class that the mask (H, W) holds, in the order of the class numbers."""
+    """Return an entry per coloured class of the mask (H, W), in the order of the class numbers."""
     counts = np.bincount(mask.ravel(), minlength=len(class_names))
     return [
         LegendEntry(class_colour(label), name, f"{counts[label] / mask.size:.0%}")
         for label, name in enumerate(class_names)
-        if counts[label]
+        if counts[label] and label not in backgrounds(class_names)
     ]

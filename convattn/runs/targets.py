@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convattn.runs.colours import class_colour
+from convattn.runs.colours import backgrounds, class_colour
 from convattn.runs.drawing import (
     IGNORED,
     Drawn,
@@ -40,7 +40,7 @@ def draw_target(
         return draw_objects(image, target_objects(target, class_names, size, image.size))
     if np.ndim(target) == 0:
         return draw_label(image, class_names[int(target)], None)
-    return draw_classes(image, resized_mask(np.asarray(target, np.uint8), image.size))
+    return draw_classes(image, resized_mask(np.asarray(target, np.uint8), image.size), class_names)
 
 
 def target_objects(
@@ -90,5 +90,6 @@ def target_counts(target: Any) -> Counter[int]:
 
 
 def counts_legend(counts: Mapping[int, int], class_names: Sequence[str]) -> list[LegendEntry]:
-    """Return an entry per class with a count, in the order of the class numbers."""
-    return [LegendEntry(class_colour(n), class_names[n]) for n in sorted(counts) if counts[n]]
+    """Return an entry per class with a count and a colour, in the order of the class numbers."""
+    coloured = [n for n in sorted(counts) if counts[n] and n not in backgrounds(class_names)]
+    return [LegendEntry(class_colour(n), class_names[n]) for n in coloured]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from convattn.runs.colours import class_colour
+from convattn.runs.segmentations import class_legend
 from convattn.runs.targets import counts_legend, draw_target, target_counts, target_objects
 
 NAMES = ("cat", "dog", "кот")
@@ -63,3 +64,14 @@ def test_counts_are_objects_pixels_or_one_image() -> None:
 def test_the_legend_has_the_classes_that_occur() -> None:
     (entry,) = counts_legend({2: 3, 1: 0}, NAMES)
     assert (entry.colour, entry.name) == (class_colour(2), "кот")
+
+
+def test_the_pixels_of_a_background_keep_the_colours_of_the_image() -> None:
+    image, names = Image.new("RGB", (100, 50), (9, 99, 199)), ("Background", "cat")
+    target = torch.zeros(50, 100, dtype=torch.uint8)
+    target[20:40, 20:40] = 1
+    drawn = np.asarray(draw_target(image, target, names, image.size))
+    assert (drawn[:15] == (9, 99, 199)).all()
+    assert (drawn[25:35, 25:35] != (9, 99, 199)).all()
+    assert [entry.name for entry in counts_legend(target_counts(target), names)] == ["cat"]
+    assert [entry.name for entry in class_legend(target.numpy(), names)] == ["cat"]
