@@ -187,7 +187,10 @@ def _classes(results: Sequence[Result]) -> str:
 
 def _details(result: Result) -> str:
     """Return the machine and the commands of a result."""
-    place = ", ".join(result["gpus"]) or f"{result['processor']}, {counted(result['threads'], 'thread')}"
+    place = (
+        ", ".join(result["gpus"])
+        or f"{result['processor']}, {counted(result['threads'], 'thread')}"
+    )
     commands = "\n".join(result["commands"])
     return (
         f"`{result['name']}`: {place}, torch {result['torch']}, commit "
