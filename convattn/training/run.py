@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.text import Text
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -48,6 +47,7 @@ from convattn.training.start import (
     is_run_of,
 )
 from convattn.training.task import Task, all_columns
+from convattn.training.tensorboard import TensorBoard
 from convattn.training.trained import check_task, load_trained, named_model
 from convattn.training.trained_data import held_out_part, open_again, range_notes
 from convattn.training.trainer import (
@@ -384,9 +384,7 @@ class _Training:
             # Those that save come after the user's, whose states then include the batch at hand.
             cast(Any, self.trainer).callbacks += [lines, write, *callbacks, stop, self.keep]
             if self.config.tensorboard:
-                self.trainer.logger = TensorBoardLogger(
-                    self.folder.path, name="", version="tensorboard"
-                )
+                self.trainer.logger = TensorBoard(self.folder.path, self._note)
             if self.config.compile:
                 self.module.model.compile()
             try:
