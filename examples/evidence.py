@@ -60,7 +60,7 @@ class DataSet:
 DATA_SETS = (
     DataSet("bccd", ("map50",), 0.70, 0.80),
     DataSet("camvid", ("mean_iou",), 0.45, 0.55),
-    DataSet("coco128", ("map50", "mask_map50"), 0.9, 0.9),
+    DataSet("coco16", ("map50", "mask_map50"), 0.9, 0.9),
 )
 
 

@@ -94,7 +94,7 @@ def test_page_says_whether_the_target_is_reached(tmp_path, value, verdict):
 
 def test_lower_number_decides_for_boxes_and_masks(tmp_path):
     made = result(tmp_path, map50=0.95, mask_map50=0.85)
-    text = page([{**made, "data": "coco:coco128"}])
+    text = page([{**made, "data": "coco:coco16"}])
     assert "| 95.0% | 85.0% | missed (90%) |" in text
 
 
