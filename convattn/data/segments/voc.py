@@ -34,7 +34,7 @@ def open_voc_segments(
     Images are in ``JPEGImages``, masks in ``SegmentationClass``; the images of each part are listed
     in ``ImageSets/Segmentation/train.txt`` and ``val.txt``. Without lists, a part of all images
     with a mask is held out. Value 255 is ignored, value 0 is the background. The classes are the 21
-    of VOC, or those of ``classes.txt`` or ``labelmap.txt`` in the folder.
+    of VOC, or those of ``classes.txt``, ``labels.txt`` or ``labelmap.txt`` in the folder.
 
     Args:
         path: the folder, or one that holds ``VOCdevkit/VOC2012`` or ``VOC2012``.
