@@ -179,6 +179,6 @@ def _example(row: dict[str, str]) -> Example:
     lines = [Line("right", f"{right:,}", rest=f" of {int(row['objects']):,}")]
     lines += [Line("missed", f"{missed:,}", is_wrong=True)] if missed else []
     lines += [Line("false", f"{false:,}", is_wrong=True)] if false else []
-    # Of images without a mistake, those with many objects are the best.
+    # Among images without a mistake, those with the most objects are the best.
     quality = right / total + right * 1e-6 if total else 1.0
     return Example(int(row["index"]), row.get("path") or "", quality, lines)
