@@ -58,7 +58,10 @@ def open_coco(
     folders = pair("images", images, root) if images is not None else [None]
     jsons = [file for file in files[:2] if file is not None]
     if len(folders) > len(jsons):
-        raise ValueError(f"images={images} names two folders, but there is one annotation file")
+        raise ValueError(
+            f"images={images} names two folders, but there is one annotation file: give one "
+            "folder, or two files with json=TRAIN,VAL"
+        )
     folders = folders * len(jsons) if len(folders) == 1 else folders
     parts = [read_part(root, file, folder) for file, folder in zip(jsons, folders, strict=True)]
     top = _top(root, [part.folder for part in parts])

@@ -53,7 +53,10 @@ def open_voc_segments(
     """
     root = find_root(Path(path).expanduser(), _MASKS)
     if not (root / _IMAGES).is_dir():
-        raise FileNotFoundError(f"{shown(root)} has no folder {_IMAGES}")
+        raise FileNotFoundError(
+            f"{shown(root)} has no folder {_IMAGES}; voc:DIR needs the images in "
+            f"{shown(root / _IMAGES)}"
+        )
     images, masks = (files_by_stem(root / name, is_image_file) for name in (_IMAGES, _MASKS))
     first, second, notes = find_parts(root, _LISTS, list(masks), train_split, val_split)
     train = _part(root, first, images, masks)

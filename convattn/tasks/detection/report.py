@@ -105,8 +105,8 @@ def curves(run: Run, pictures: Pictures | None) -> Section | None:
     if not charts:
         return None
     text = (
-        "Precision at each recall, for objects that overlap a true one with an IoU of at least "
-        "0.5. The area below a line is the AP50 of its class."
+        "Precision at each recall; a found object is right if it overlaps a true one of its class "
+        "with an IoU of at least 0.5. The area below a line is the AP50 of its class."
     )
     return Section("curves-pr", "Precision and recall", [Text(text), Charts(charts)])
 
@@ -122,8 +122,8 @@ def confusions(run: Run, pictures: Pictures | None) -> Section | None:
         [*names, *map(str, range(len(names), len(confusion)))],
         unit="Objects",
         explained=f"Each row is a true class, each column the class of the object{least} that was "
-        "found there with an IoU of at least 0.5. The last column counts objects that were "
-        "missed, the last row found objects where there is none.",
+        "found there with an IoU of at least 0.5. The last column counts true objects that "
+        "were not found, the last row found objects without a true one.",
     )
 
 
@@ -136,8 +136,8 @@ def predictions(run: Run, pictures: Pictures | None) -> Section | None:
         examples or [],
         "Objects with a score of at least 0.25. An object is right if one of its class was found "
         "with an IoU of at least 0.5; dashed boxes count as neither right nor wrong. The worst "
-        "images are those with the smallest share of right ones among right, missed and false "
-        "objects.",
+        "images are those with the smallest share of right objects among right, missed and false "
+        "ones.",
     )
 
 
