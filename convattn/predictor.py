@@ -17,7 +17,8 @@ from convattn.runs.card import ModelCard
 from convattn.runs.predictions import Prediction
 from convattn.tasks.table import find_task, load_checkpoint
 from convattn.training.evaluate import best_device
-from convattn.training.predict import Predictions, options_of, ready
+from convattn.training.options import predict_options
+from convattn.training.predict import Predictions, ready
 from convattn.training.trained import Checkpoint
 
 # How each kind of file is loaded; "" is a run folder.
@@ -101,7 +102,7 @@ class Predictor:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that a call takes for this task, such as "top_k"."""
-        return tuple(options_of(self._task))
+        return tuple(predict_options(self._task))
 
     @property
     def preprocess(self) -> Preprocess:

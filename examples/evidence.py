@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convattn.names import counted
 from convattn.runs.files import write_json
 from convattn.runs.results import Run, read_run
 
@@ -186,7 +187,10 @@ def _classes(results: Sequence[Result]) -> str:
 
 def _details(result: Result) -> str:
     """Return the machine and the commands of a result."""
-    place = ", ".join(result["gpus"]) or f"{result['processor']}, {result['threads']} threads"
+    place = (
+        ", ".join(result["gpus"])
+        or f"{result['processor']}, {counted(result['threads'], 'thread')}"
+    )
     commands = "\n".join(result["commands"])
     return (
         f"`{result['name']}`: {place}, torch {result['torch']}, commit "

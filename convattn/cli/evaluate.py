@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from convattn.cli.data_settings import read_settings
 from convattn.cli.output import make_folder, print_json
-from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
+from convattn.cli.trained import (
+    EVALUATE_OPTIONS,
+    add_model,
+    add_options,
+    add_reading,
+    check_exists,
+    check_positive,
+    given_options,
+)
 from convattn.names import check_choice, shown
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ EPILOG = """examples:
   convattn eval runs/glnet_nano-pets-1 --data folder:new_pets
   convattn eval runs/upernet-streets-1 val_split=test
   convattn eval runs/mask_rcnn-coco-1 json=annotations/test.json images=test
+  convattn eval runs/upernet-streets-1 --inference slide --flip
 
 Without --data, the data is that of the training, and the images are its held-out images. With
 other data that has no held-out part, they are all images. --split chooses the images.
@@ -40,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="write evaluation.json and predictions.csv into it"
     )
+    add_options(parser, EVALUATE_OPTIONS)
     add_reading(parser)
 
 
@@ -49,15 +59,20 @@ def run(args: argparse.Namespace) -> int:
     chosen = read_settings(args.settings, "val_split=test")
     if args.value_range is not None:
         chosen["value_range"] = args.value_range
-    from convattn.tasks.table import evaluate
+    from convattn.tasks.table import evaluate, find_task, load_checkpoint
+    from convattn.training.options import evaluate_options
 
+    loaded = load_checkpoint(args.checkpoint)
+    task = find_task(loaded.card.task)
+    options = given_options(args, EVALUATE_OPTIONS, evaluate_options(task), task.name)
     found = evaluate(
-        args.checkpoint,
+        loaded,
         args.data,
         split=args.split,
         batch_size=args.batch_size,
         workers=args.workers,
         device=args.device,
+        options=options,
         **chosen,
     )
     try:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convattn.cli.output import print_json
-from convattn.cli.trained import add_model, add_reading, check_exists, check_positive
+from convattn.cli.trained import (
+    EVALUATE_OPTIONS,
+    add_model,
+    add_options,
+    add_reading,
+    check_exists,
+    check_positive,
+    given_options,
+)
 from convattn.names import shown
 from convattn.progress import Progress
 
@@ -40,26 +48,7 @@ examples:
   convattn predict runs/upernet-1 photos --masks masks --flip"""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `predict`
     "top_k": {"type": int, "help": "classification: number of classes per image [3]"},
-    "score": {
-        "type": float,
-        "help": "detection: objects of a lower score are left out [the training's]",
-    },
-    "nms": {
-        "type": float,
-        "help": "detection: of two boxes of a class whose IoU is higher, the one with the lower "
-        "score is left out [the training's]",
-    },
-    "inference": {
-        "metavar": "whole|slide",
-        "help": "segmentation: the whole image at once, or windows [the training's]",
-    },
-    "window": {"type": int, "help": "segmentation: height and width of a window"},
-    "window_stride": {"type": int, "help": "segmentation: distance of two windows"},
-    "flip": {
-        "action": "store_const",
-        "const": True,
-        "help": "segmentation: average with the result of the mirrored image",
-    },
+    **EVALUATE_OPTIONS,
 }
 _DEFAULTS = {"top_k": 3}
 
@@ -68,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_model(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images to predict")
-    for name, option in OPTIONS.items():
-        parser.add_argument(_flag(name), **option)
+    add_options(parser, OPTIONS)
     parser.add_argument(
         "--output",
         metavar="FOLDER",
@@ -131,20 +119,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _options(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:
     """Return the options of the task; raise `ValueError` for an option of another task."""
-    given = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
-    for name in given:
-        if name not in predictor.options:
-            known = ", ".join(map(_flag, predictor.options)) or "none"
-            raise ValueError(
-                f"{_flag(name)} is no option of {predictor.card.task}, the task of this model; "
-                f"its options are: {known}"
-            )
+    given = given_options(args, OPTIONS, predictor.options, predictor.card.task)
     return {**{k: v for k, v in _DEFAULTS.items() if k in predictor.options}, **given}
 
 

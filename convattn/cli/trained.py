@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from convattn.names import shown
+
+EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `outputs`
+    "score": {
+        "type": float,
+        "help": "detection: objects of a lower score are left out [the training's]",
+    },
+    "nms": {
+        "type": float,
+        "help": "detection: of two boxes of a class with a higher IoU one is left out "
+        "[the training's]",
+    },
+    "inference": {
+        "metavar": "whole|slide",
+        "help": "segmentation: the whole image at once, or windows [the training's]",
+    },
+    "window": {"type": int, "help": "segmentation: height and width of a window"},
+    "window_stride": {"type": int, "help": "segmentation: distance of two windows"},
+    "flip": {
+        "action": "store_const",
+        "const": True,
+        "help": "segmentation: average with the result of the mirrored image",
+    },
+}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +52,40 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="values of float images and those of more than 8 bits [the training's]",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_options(parser: argparse.ArgumentParser, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Declare the options of the tasks."""
+    for name, option in options.items():
+        parser.add_argument(_flag(name), **option)
+
+
+def given_options(
+    args: argparse.Namespace, options: Iterable[str], known: Collection[str], task: str
+) -> dict[str, Any]:
+    """Return the options that are given.
+
+    Args:
+        args: of the command line.
+        options: the names of all options of the tasks.
+        known: those of the task of the model.
+        task: the name of this task.
+
+    Raises:
+        ValueError: an option of another task is given.
+    """
+    given = {name: value for name in options if (value := getattr(args, name)) is not None}
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{_flag(name)} is no option of {task}, the task of this model; its options are: "
+                f"{', '.join(map(_flag, known)) or 'none'}"
+            )
+    return given
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_exists(checkpoint: str) -> None:

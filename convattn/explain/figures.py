@@ -148,21 +148,21 @@ def precision_recall_figure(
     """Draw precision by recall; of many classes, lines without names.
 
     Args:
-        curves: precisions at recalls evenly spaced from 0 to 1, by name; "all" is drawn on top.
+        curves: precisions at recalls evenly spaced from 0 to 1, by class; their mean is drawn on
+            top.
         colours: the colour of each class; up to ten classes are drawn in their colours.
     """
     from matplotlib.ticker import MultipleLocator, PercentFormatter
 
     figure = _figure(width=5.2, height=3.6)
     axes = figure.subplots()
-    single = {name: values for name, values in curves.items() if name != "all"}
-    is_named = len(single) <= _NAMED_CURVES
-    for name, values in single.items():
+    is_named = len(curves) <= _NAMED_CURVES
+    for name, values in curves.items():
         style = {"color": colours.get(name, MUTED), "lw": 1.4} if is_named else {"color": LINE}
         label = _shorten(shown(name)).replace("$", r"\$") if is_named else None
         axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
-    if "all" in curves and len(single) != 1:
-        values = curves["all"]
+    if len(curves) > 1:
+        values = np.mean([*curves.values()], 0)
         axes.plot(np.linspace(0, 1, len(values)), values, color=INK, lw=2.4, label="all classes")
     _style(axes)
     axes.set_xlim(0, 1)

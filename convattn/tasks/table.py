@@ -262,6 +262,7 @@ def evaluate(
     workers: int | None = None,
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
+    options: Mapping[str, Any] | None = None,
     **data_options: Any,
 ) -> Any:
     """Evaluate a trained model.
@@ -279,6 +280,8 @@ def evaluate(
         workers: loading processes.
         device: "auto" takes a GPU if there is one.
         max_broken: the largest share of unreadable images that is skipped without an error.
+        options: options of the task, by default those of the training: ``score`` and ``nms`` of
+            detection; ``inference``, ``window``, ``window_stride`` and ``flip`` of segmentation.
         **data_options: further arguments of `open_dataset`; ``val_split``, ``train_split``,
             ``json`` and ``images`` choose another part of the data of the training.
 
@@ -286,8 +289,8 @@ def evaluate(
         The task's `TaskEvaluation`, such as `Evaluation`.
 
     Raises:
-        ValueError: the classes of the data are not those of the checkpoint, or too many images
-            cannot be read.
+        ValueError: the classes of the data are not those of the checkpoint, too many images
+            cannot be read, or an option is unknown or out of range.
     """
     from convattn.training import evaluate as engine
     from convattn.training.trained import Checkpoint
@@ -302,5 +305,6 @@ def evaluate(
         workers=workers,
         device=device,
         max_broken=max_broken,
+        options=options,
         **data_options,
     )

@@ -29,6 +29,7 @@ from convattn.data import (
 )
 from convattn.progress import Progress
 from convattn.training.evaluation import Found, TaskEvaluation
+from convattn.training.options import check_options, evaluate_options
 from convattn.training.task import Task
 from convattn.training.trained import Checkpoint, folder_data, run_of
 from convattn.training.trained_data import is_same, open_for, range_notes
@@ -49,6 +50,7 @@ def evaluate(
     device: str | torch.device = "auto",
     max_broken: float = 0.01,
     console: Console | None = None,
+    options: Mapping[str, Any] | None = None,
     **data_options: Any,
 ) -> TaskEvaluation:
     """Evaluate a trained model; arguments and errors as in `convattn.tasks.table.evaluate`.
@@ -56,6 +58,8 @@ def evaluate(
     ``console`` shows the progress, by default standard error.
     """
     check_choice("split", split, ("auto", "train", "val", "all"))
+    options = dict(options or {})
+    check_options(task, options, evaluate_options(task))
     if isinstance(data, DataSource):
         trained_on = is_same(data.name, loaded.card.data)
         scale = loaded.card.value_range
@@ -78,7 +82,7 @@ def evaluate(
         collate=task.collate,
     )
     outputs, targets, numbers, broken, speed = _run(
-        task, loaded, loader, place, Progress("evaluating", len(images), console=console)
+        task, loaded, loader, place, Progress("evaluating", len(images), console=console), options
     )
     files = reread(images, broken)
     check_share(files, len(images), max_broken, data.name)
@@ -227,7 +231,12 @@ def _choose(data: OpenedData, split: Split) -> tuple[ImageSet, str]:
 
 @torch.inference_mode()
 def _run(
-    task: type[Task[Any]], loaded: Checkpoint, loader: Any, device: torch.device, progress: Progress
+    task: type[Task[Any]],
+    loaded: Checkpoint,
+    loader: Any,
+    device: torch.device,
+    progress: Progress,
+    options: Mapping[str, Any],
 ) -> tuple[list[Any], list[Any], list[int], list[int], float]:
     """Return outputs, targets, indices of readable images, indices of broken ones, the speed."""
     model, card = loaded.model.to(device).eval(), loaded.card
@@ -236,7 +245,7 @@ def _run(
     with progress:
         for batch in loader:
             images = batch["image"].to(device, non_blocking=True)
-            found = task.outputs(model, images, sizes_of(batch), card)
+            found = task.outputs(model, images, sizes_of(batch), card, **options)
             output, target, indices = readable(found, batch)
             output, target = task.kept(output, target)
             outputs.append(_on_cpu(output))

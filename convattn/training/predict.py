@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convattn.checks import check_choice, check_positive
+from convattn.checks import check_positive
 from convattn.data import (
     READABLE,
     SET_RANGE,
@@ -35,11 +34,11 @@ from convattn.data.value_range import named
 from convattn.names import counted, shown
 from convattn.runs.card import ModelCard
 from convattn.runs.predictions import Original, Prediction
+from convattn.training.options import check_options, predict_options
 from convattn.training.task import Task
 from convattn.training.trained_data import EARLIER_RANGE, no_range
 
 _SAMPLE_SIZE = 200  # images that are read for notes on the range of their values
-_NO_OPTIONS = ("model", "images", "sizes", "card")  # other arguments of `Task.predict`
 
 
 class Predictions(Iterator[Prediction]):
@@ -81,7 +80,7 @@ class Predictions(Iterator[Prediction]):
     ) -> None:
         batch_size = task.images_at_once if batch_size is None else batch_size
         check_positive("batch_size", batch_size)
-        _check_options(task, options)
+        check_options(task, options, predict_options(task))
         self._task, self._model, self._card, self._device = task, model, card, device
         self._options, self._batch_size = options, batch_size
         self._transform = task.eval_transform(card.preprocess)
@@ -186,17 +185,6 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
-
-
-def _check_options(task: type[Task[Any]], options: dict[str, Any]) -> None:
-    """Raise `ValueError` for an option that the task's ``predict`` does not have."""
-    for name in options:
-        check_choice(f"option of {task.name}", name, options_of(task))
-
-
-def options_of(task: type[Task[Any]]) -> list[str]:
-    """Return the names of the options that a task's ``predict`` has."""
-    return [name for name in inspect.signature(task.predict).parameters if name not in _NO_OPTIONS]
 
 
 class Reader:

@@ -191,14 +191,19 @@ class Task(ABC, Generic[ConfigT]):
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
         card: ModelCard,
+        **options: Any,
     ) -> Any:
         """Return the outputs of a model in evaluation mode: a tensor (B, ...) or a list of B.
+
+        Further keyword arguments of an implementation are options of an evaluation, and of a call
+        of `convattn.Predictor`.
 
         Args:
             model: on the device of the images.
             images: (B, C, H, W), as `eval_transform` and `collate` return them.
             sizes: width and height of each image before the transform.
             card: the model card.
+            **options: options of the task, such as ``flip``; by default those of the training.
         """
 
     @classmethod

@@ -11,8 +11,9 @@ from PIL import Image
 
 from convattn.cli import main
 from convattn.cli.predict import OPTIONS
+from convattn.cli.trained import EVALUATE_OPTIONS
 from convattn.tasks.table import find_task, list_tasks
-from convattn.training.predict import options_of
+from convattn.training.options import evaluate_options, predict_options
 from tests.data.class_folders import write_broken, write_image
 
 
@@ -142,8 +143,9 @@ def test_a_folder_of_other_files_is_an_error_that_counts_them(
 
 
 def test_every_option_of_every_task_is_an_option_of_the_command() -> None:
-    options = {name for task in list_tasks() for name in options_of(find_task(task))}
-    assert {*OPTIONS} == options
+    tasks = [find_task(task) for task in list_tasks()]
+    assert {*OPTIONS} == {name for task in tasks for name in predict_options(task)}
+    assert {*EVALUATE_OPTIONS} == {name for task in tasks for name in evaluate_options(task)}
 
 
 def test_an_option_of_another_task_is_an_error_that_lists_the_options_of_this_task(

@@ -137,3 +137,25 @@ def test_the_classes_of_all_pixels_are_written_as_png(
     shares = {entry["name"]: entry["share"] for entry in found["images"][1]["classes"]}
     assert shares == {CLASSES[n]: (mask == n).mean() for n in range(3) if (mask == n).any()}
     assert (tmp_path / "drawn" / "0007.png").is_file()
+
+
+def evaluate(folder: Path, model: str, *words: str | Path) -> int:
+    file = folder / f"{model}.safetensors"
+    return main(
+        ["eval", str(file), "--workers", "0", "--device", "cpu", "--json", *map(str, words)]
+    )
+
+
+def test_an_evaluation_has_the_options_of_its_task(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", f"coco:{folder / 'data'}", "--output", tmp_path)
+    assert evaluate(folder, "retinanet", *data) == 0
+    found = json.loads((tmp_path / "detections.json").read_text())
+    middle = sorted(entry["score"] for entry in found)[len(found) // 2]  # of five digits
+    assert evaluate(folder, "retinanet", *data, "--score", f"{middle + 5e-6:f}") == 0
+    fewer = json.loads((tmp_path / "detections.json").read_text())
+    assert fewer == [entry for entry in found if entry["score"] > middle]
+    assert 0 < len(fewer) < len(found)
+    assert evaluate(folder, "retinanet", *data, "--flip") == 2
+    assert "--flip is no option of detection" in capsys.readouterr().err

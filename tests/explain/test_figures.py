@@ -14,6 +14,7 @@ from convattn.explain.figures import (
     confusion_figure,
     curves_figure,
     panels,
+    precision_recall_figure,
     save_png,
     to_svg,
 )
@@ -146,3 +147,11 @@ def test_figures_do_not_import_pyplot_with_its_global_state(
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
     assert to_svg(curves_figure(panels(EPOCHS), EPOCHS)).startswith("<svg")
     assert to_svg(confusion_figure([[1]], ["one"])).startswith("<svg")
+
+
+def test_the_mean_of_the_classes_is_drawn_on_top_whatever_their_names() -> None:
+    figure = precision_recall_figure({"all": [1.0, 0.5], "cat": [0.5, 0.0]}, {})
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["all", "cat", "all classes"]
+    assert np.asarray(lines[-1].get_ydata()).tolist() == [0.75, 0.25]
+    assert len(precision_recall_figure({"cat": [1.0, 0.5]}, {}).axes[0].get_lines()) == 1

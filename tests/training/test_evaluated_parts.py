@@ -185,3 +185,15 @@ def test_a_word_that_is_no_setting_is_one_message(
     (tmp_path / "run").mkdir()
     assert main(["eval", str(tmp_path / "run"), word]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_replace_those_of_the_training(masks: Path, tmp_path: Path) -> None:
+    run = segmenter(masks, tmp_path / "run")
+    mirrored = segmenter(masks, tmp_path / "mirrored", flip=True)
+    found, expected = (evaluate(each, workers=0, device="cpu") for each in (run, mirrored))
+    chosen = evaluate(run, workers=0, device="cpu", options={"flip": True})
+    assert chosen.predictions == expected.predictions != found.predictions
+    with pytest.raises(ValueError, match="window has no effect on whole images"):
+        evaluate(run, workers=0, device="cpu", options={"window": 32})
+    with pytest.raises(ValueError, match="unknown option of segmentation 'mirror'"):
+        evaluate(run, workers=0, device="cpu", options={"mirror": True})

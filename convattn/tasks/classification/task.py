@@ -120,7 +120,7 @@ class Classification(Task[TrainConfig]):
         return ImageOnly(eval_transform(preprocess))
 
     @classmethod
-    def outputs(
+    def outputs(  # type: ignore[override]  # no options
         cls,
         model: nn.Module,
         images: Tensor,

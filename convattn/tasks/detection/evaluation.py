@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from convattn.data import DataSource, ImageSet
 from convattn.names import counted, shown
 from convattn.runs.card import ModelCard
@@ -66,8 +64,8 @@ class DetectionEvaluation(TaskEvaluation):
         objects: number of true objects, without crowds.
         crowds: number of crowds.
         per_class: the results of the classes.
-        curves: for each class the precision at IoU 0.5 at 101 recalls from 0 to 1, and for "all"
-            their mean; none for classes without objects.
+        curves: for each class the precision at IoU 0.5 at 101 recalls from 0 to 1; none for
+            classes without objects.
         mask_curves: the same of masks.
         confusion: ``confusion[true][found]`` is the number of objects; the last row and the last
             column are the background.
@@ -238,7 +236,7 @@ def _per_class(
 
 
 def _curves(names: Sequence[str], values: Mapping[str, Any], prefix: str) -> dict[str, list[float]]:
-    """Return the precision at IoU 0.5 by recall, of each class with objects and of all."""
+    """Return the precision at IoU 0.5 by recall, of each class with objects."""
     if f"{prefix}precision" not in values:
         return {}
     at50 = values[f"{prefix}precision"][0]
@@ -247,8 +245,6 @@ def _curves(names: Sequence[str], values: Mapping[str, Any], prefix: str) -> dic
         for place, label in enumerate(values["classes"])
         if (at50[:, place] >= 0).all()
     }
-    if curves:
-        curves = {"all": torch.stack([*curves.values()]).mean(0), **curves}
     return {name: [round(value, 4) for value in curve.tolist()] for name, curve in curves.items()}
 
 

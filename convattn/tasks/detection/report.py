@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from convattn.explain import figures
 from convattn.explain.page import (
     Cell,
@@ -167,7 +169,9 @@ def _class_entry(run: Run, entry: Any) -> Mapping[str, Any]:
 def _curves(run: Run, key: str) -> dict[str, list[float]]:
     found = run.evaluation.get(key, {})
     try:
-        return {str(name): [float(value) for value in values] for name, values in found.items()}
+        curves = {str(name): [float(value) for value in values] for name, values in found.items()}
+        np.asarray([*curves.values()])  # they have the same recalls
+        return curves
     except (AttributeError, TypeError, ValueError) as error:
         path = run.folder / "evaluation.json"
         raise DamagedFileError(path, f"its {key!r} has no lists of numbers") from error

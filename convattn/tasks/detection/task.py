@@ -103,29 +103,7 @@ class Detection(DenseTask[DetectionConfig]):
         model(images, [target] * len(images))
 
     @classmethod
-    def outputs(
-        cls,
-        model: nn.Module,
-        images: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        card: ModelCard,
-    ) -> list[Found]:
-        """Return the objects found in each image, in pixels of the original image."""
-        resized = [card.preprocess.resized(size) for size in sizes]
-        found: dict[int, Found] = {}
-        for numbers, group in padded_groups(images, resized):
-            inner = [resized[number] for number in numbers]
-            for number, objects in zip(numbers, model(group, sizes=inner), strict=True):
-                found[number] = found_objects(objects, resized[number], sizes[number])
-        return [found[number] for number in range(len(sizes))]
-
-    @classmethod
-    def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
-        """Return the objects on the CPU, their masks as run lengths."""
-        return [kept_found(found) for found in outputs], [kept_target(t) for t in targets]
-
-    @classmethod
-    def predict(  # type: ignore[override]  # named options
+    def outputs(  # type: ignore[override]  # named options
         cls,
         model: nn.Module,
         images: Tensor,
@@ -134,14 +112,14 @@ class Detection(DenseTask[DetectionConfig]):
         *,
         score: float | None = None,
         nms: float | None = None,
-    ) -> list[DetectionPrediction]:
-        """Return the objects of each image.
+    ) -> list[Found]:
+        """Return the objects found in each image, in pixels of the original image.
 
         Args:
-            model: see `Task.predict`.
-            images: see `Task.predict`.
-            sizes: see `Task.predict`.
-            card: see `Task.predict`.
+            model: see `Task.outputs`.
+            images: see `Task.outputs`.
+            sizes: see `Task.outputs`.
+            card: see `Task.outputs`.
             score: objects with a lower score are left out; at least that of the training.
             nms: of two objects of a class whose IoU is higher, the one with the lower score is left
                 out; at most that of the training.
@@ -150,12 +128,36 @@ class Detection(DenseTask[DetectionConfig]):
             ValueError: ``score`` or ``nms`` is out of range.
         """
         _check_limits(model, score, nms)
+        resized = [card.preprocess.resized(size) for size in sizes]
+        found: dict[int, Found] = {}
+        for numbers, group in padded_groups(images, resized):
+            inner = [resized[number] for number in numbers]
+            for number, objects in zip(numbers, model(group, sizes=inner), strict=True):
+                found[number] = found_objects(objects, resized[number], sizes[number])
+        return [_limited(found[number], score, nms) for number in range(len(sizes))]
+
+    @classmethod
+    def kept(cls, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return the objects on the CPU, their masks as run lengths."""
+        return [kept_found(found) for found in outputs], [kept_target(t) for t in targets]
+
+    @classmethod
+    def predict(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        **options: Any,
+    ) -> list[DetectionPrediction]:
+        """Return the objects of each image; options and errors of `outputs`."""
+        score = options.get("score")
         shown = SHOWN_SCORE if score is None else score
         return [
-            replace(_prediction(_limited(found, score, nms), card), shown_score=shown)
+            replace(_prediction(found, card), shown_score=shown)
             if found["scores"].isfinite().all()
             else DetectionPrediction.of_nan(found["size"])
-            for found in cls.outputs(model, images, sizes, card)
+            for found in cls.outputs(model, images, sizes, card, **options)
         ]
 
     def meter(self, card: ModelCard) -> Metric:
@@ -203,7 +205,12 @@ def _check_limits(model: Any, score: float | None, nms: float | None) -> None:
 
 
 def _limited(found: Found, score: float | None, nms: float | None) -> Found:
-    """Return the objects with a score of at least ``score`` that ``nms`` does not leave out."""
+    """Return the objects with a score of at least ``score`` that ``nms`` does not leave out.
+
+    The objects of an image for which the model computed NaN stay as they are.
+    """
+    if (score, nms) == (None, None) or not found["scores"].isfinite().all():
+        return found
     keep = torch.arange(len(found["scores"]), device=found["scores"].device)
     if nms is not None:
         keep = batched_nms(found["boxes"], found["scores"], found["labels"], nms)

@@ -81,24 +81,7 @@ class Segmentation(DenseTask[SegmentationConfig]):
         model(images, images.new_zeros(len(images), *images.shape[2:]).long())
 
     @classmethod
-    def outputs(
-        cls,
-        model: nn.Module,
-        images: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        card: ModelCard,
-    ) -> list[Tensor]:
-        """Return masks of class numbers, uint8 (H, W), at the sizes of the original images."""
-        return _masks(model, images, sizes, card, inference_of(model))
-
-    @classmethod
-    def kept(cls, outputs: list[Tensor], targets: Any) -> tuple[list[Tensor], list[None]]:
-        """Return the counts of pixels by true and predicted class of each image."""
-        counts = [count_pixels(mask, target) for mask, target in zip(outputs, targets, strict=True)]
-        return counts, [None] * len(counts)
-
-    @classmethod
-    def predict(  # type: ignore[override]  # named options
+    def outputs(  # type: ignore[override]  # named options
         cls,
         model: nn.Module,
         images: Tensor,
@@ -109,14 +92,14 @@ class Segmentation(DenseTask[SegmentationConfig]):
         window: int | None = None,
         window_stride: int | None = None,
         flip: bool | None = None,
-    ) -> list[SegmentationPrediction]:
-        """Return the class of each pixel of each image.
+    ) -> list[Tensor]:
+        """Return masks of class numbers, uint8 (H, W), at the sizes of the original images.
 
         Args:
-            model: see `Task.predict`.
-            images: see `Task.predict`.
-            sizes: see `Task.predict`.
-            card: see `Task.predict`.
+            model: see `Task.outputs`.
+            images: see `Task.outputs`.
+            sizes: see `Task.outputs`.
+            card: see `Task.outputs`.
             inference: "whole" or "slide"; by default, as all options, that of the training.
             window: slide: height and width of a window, a multiple of 32.
             window_stride: slide: distance of two windows.
@@ -133,7 +116,27 @@ class Segmentation(DenseTask[SegmentationConfig]):
         if how.mode != "slide" and (window, window_stride) != (None, None):
             name = "window_stride" if window is None else "window"
             raise ValueError(f"{name} has no effect on whole images: set inference=slide too")
-        masks = _masks(model, images, sizes, card, how)
+        resized = [card.preprocess.resized(size) for size in sizes]
+        originals = [(height, width) for width, height in sizes]
+        return segment(model, images, resized, originals, how)
+
+    @classmethod
+    def kept(cls, outputs: list[Tensor], targets: Any) -> tuple[list[Tensor], list[None]]:
+        """Return the counts of pixels by true and predicted class of each image."""
+        counts = [count_pixels(mask, target) for mask, target in zip(outputs, targets, strict=True)]
+        return counts, [None] * len(counts)
+
+    @classmethod
+    def predict(
+        cls,
+        model: nn.Module,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        card: ModelCard,
+        **options: Any,
+    ) -> list[SegmentationPrediction]:
+        """Return the class of each pixel of each image; options and errors of `outputs`."""
+        masks = cls.outputs(model, images, sizes, card, **options)
         return [_prediction(mask, size, card) for mask, size in zip(masks, sizes, strict=True)]
 
     def meter(self, card: ModelCard) -> Metric:
@@ -157,18 +160,6 @@ def inference_of(model: nn.Module) -> Inference:
     """Return how a segmenter is used on images."""
     assert isinstance(model, Segmenter)
     return model.inference
-
-
-def _masks(
-    model: nn.Module,
-    images: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    card: ModelCard,
-    inference: Inference,
-) -> list[Tensor]:
-    resized = [card.preprocess.resized(size) for size in sizes]
-    originals = [(height, width) for width, height in sizes]
-    return segment(model, images, resized, originals, inference)
 
 
 def _prediction(mask: Tensor, size: tuple[int, int], card: ModelCard) -> SegmentationPrediction:

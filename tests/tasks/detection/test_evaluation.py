@@ -84,7 +84,6 @@ def test_the_confusion_has_a_background(simple: DetectionEvaluation) -> None:
 
 def test_the_curves_are_precisions_at_101_recalls(simple: DetectionEvaluation) -> None:
     assert simple.curves["cat"] == [1.0] * 51 + [0.0] * 50
-    assert simple.curves["all"] == [1.0] * 51 + [0.5] * 50
     assert "owl" not in simple.curves
     assert simple.mask_curves.keys() == simple.curves.keys()
 
@@ -130,7 +129,7 @@ def test_the_file_of_the_numbers_is_small_for_many_objects(tmp_path: Path) -> No
 def test_data_of_one_class_has_a_curve() -> None:
     result = evaluated([objects_of([LEFT], [DOG], scores=[0.9])], [objects_of([LEFT], [DOG])])
     assert result.per_class[DOG].map == pytest.approx(1.0)
-    assert result.curves == {"all": [1.0] * 101, "dog": [1.0] * 101}
+    assert result.curves == {"dog": [1.0] * 101}
 
 
 def test_the_words_of_the_command(simple: DetectionEvaluation) -> None:

@@ -36,12 +36,16 @@ def write_detections(folder: Path, images: int = 30, *, masks: bool = False) -> 
         "map_large": 0.4, "mar_100": 0.45,
         "per_class": [{"name": NAMES[0], **entry}, {"name": NAMES[1], **entry, "map": 0.375},
                       {"name": NAMES[2], "objects": 0}],
-        "curves": {"all": precision, NAMES[0]: precision, NAMES[1]: precision},
+        "curves": {NAMES[0]: precision, NAMES[1]: precision},
         "confusion": [[30, 2, 0, 8], [1, 33, 0, 6], [0, 0, 0, 0], [5, 0, 0, 0]],
         "confusion_score": 0.25,
     }  # fmt: skip
     if masks:
-        evaluation |= {"mask_map": 0.1875, "mask_map50": 0.4375, "mask_curves": {"all": precision}}
+        evaluation |= {
+            "mask_map": 0.1875,
+            "mask_map50": 0.4375,
+            "mask_curves": {NAMES[0]: precision},
+        }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     rows = [(n, f"val/{n}.jpg", 5, 5 - n % 5, n % 5, n % 2) for n in range(images)]
     write_table(folder / "predictions.csv", "index path objects right missed false", rows)
@@ -149,6 +153,7 @@ def test_an_image_that_is_gone_leaves_its_name(tmp_path: Path) -> None:
         ("per_class", [{"objects": 3}]),
         ("confusion", [[1, 2]]),
         ("curves", {"cat": "x"}),
+        ("curves", {"cat": [1.0, 0.5], "dog": [1.0]}),
         ("curves", [1]),
     ],
 )
@@ -179,7 +184,7 @@ def test_many_classes_are_folded_and_their_curves_have_no_names(tmp_path: Path) 
     found |= {
         "class_names": names,
         "per_class": [{"name": name, **entry} for name in names],
-        "curves": {name: [1.0] * 101 for name in ("all", *names)},
+        "curves": {name: [1.0] * 101 for name in names},
         "confusion": {"classes": 81, "counts": [[0, 80, 3]]},
     }
     (run / "evaluation.json").write_text(json.dumps(found))
