@@ -2,8 +2,8 @@
 
 The detector is RetinaNet on a small ResNet with X-volution, trained from random weights. Each
 picture has one to three large objects (``--easy``), so that a few minutes are enough. The detector
-is evaluated on pictures over photographs that it has not seen; what it finds is drawn on some of
-these.
+is evaluated on held-out pictures, whose background photographs are in no training picture; the
+objects that it finds are drawn on six of the held-out pictures.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def count_classes(images: ImageSet, class_names: Sequence[str]) -> tuple[ClassCo
         for number in numbers:
             try:
                 counts.add(images.target(number))
-            except BrokenImageError:  # the images that are shown say so
+            except BrokenImageError:  # its picture on a page shows the reason
                 continue
             finally:
                 progress.advance()

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", metavar="N", default="400", help="training pictures [400]")
     parser.add_argument("--val", metavar="N", help="pictures held out [a quarter of --count]")
     parser.add_argument("--size", metavar="S", default="192", help="width and height [192]")
-    parser.add_argument("--seed", metavar="K", default="0", help="another seed: others [0]")
+    parser.add_argument(
+        "--seed", metavar="K", default="0", help="another seed gives other pictures [0]"
+    )
     parser.add_argument("--easy", action="store_true", help="few and large objects in each picture")
 
 

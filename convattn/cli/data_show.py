@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "draw images with their boxes and masks on contact sheets"
 DESCRIPTION = """Write pages (PNG) of images with their classes, boxes or masks drawn on them, and
-print how often each class occurs: a look at the pages finds wrong labels.
+print how often each class occurs. Wrong labels are visible on the pages.
 
 Boxes of crowds, and of objects that count as neither right nor wrong, are dashed. Pixels that have
 no class are dark."""
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="such as images=photos")
     parser.add_argument("--out", metavar="DIR", help="folder for the pages, new or empty")
     parser.add_argument("--split", default="train", help="train or val [train]")
-    parser.add_argument("--count", type=int, default=48, metavar="N", help="images [48]")
+    parser.add_argument("--count", type=int, default=48, metavar="N", help="number of images [48]")
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="only images with this class"
     )
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--augmented", action="store_true", help="as training sees them, with its random changes"
     )
-    parser.add_argument("--method", help="of the training, with --augmented")
-    parser.add_argument("--recipe", metavar="NAME|FILE.yaml", help="of the training")
+    parser.add_argument("--method", help="method of the training, with --augmented")
+    parser.add_argument("--recipe", metavar="NAME|FILE.yaml", help="recipe of the training")
     parser.add_argument(
         "--problems",
         action="store_true",

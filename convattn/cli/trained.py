@@ -16,8 +16,8 @@ EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {  # those of the tasks' `ou
     },
     "nms": {
         "type": float,
-        "help": "detection: of two boxes of a class with a higher IoU one is left out "
-        "[the training's]",
+        "help": "detection: of two boxes of a class whose IoU is higher, the one with the lower "
+        "score is left out [the training's]",
     },
     "inference": {
         "metavar": "whole|slide",

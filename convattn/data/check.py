@@ -158,7 +158,7 @@ class _Found:
         for part in (self.source.train, self.source.val):
             self._read(part)
         if self.used and len(self.used) < 2 <= self.source.num_classes:
-            reason = "the masks have fewer than two classes: see `ignored` and the class numbers"
+            reason = "the masks have fewer than two classes: correct `ignored` or the class numbers"
             self.problems.append(Problem(self.source.name, "", reason))
 
     def _read(self, part: ImageSet) -> None:

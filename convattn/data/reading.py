@@ -85,7 +85,7 @@ class SourceReader:
         return split_by_name([name(row) for row in range(count)], known)[:2]
 
     def split(self, rows: np.ndarray, name: Callable[[int], str]) -> list[np.ndarray]:
-        """Return the rows to learn from and those held out, by a seed or as they were before.
+        """Return the rows to learn from and those held out: a random split, or the split of before.
 
         Args:
             rows: of the images that can be used.

@@ -26,7 +26,7 @@ from convattn.runs.drawing import (
 from convattn.runs.predictions import Prediction
 from convattn.runs.rle import Rle, decode_mask
 
-SHOWN_SCORE = 0.25  # objects with a lower score are not drawn and count for no confusion
+SHOWN_SCORE = 0.25  # objects with a lower score are neither drawn nor counted as confusions
 _MOST_IN_CELL = 5
 _MOST_IN_PALETTE = 254  # object numbers of a mask of 8 bits
 
@@ -70,7 +70,7 @@ class DetectionPrediction(Prediction):
 
     Args:
         objects: the highest score first.
-        shown_score: objects with a lower score are not drawn, and not in the cells and masks.
+        shown_score: objects with a lower score are not in the drawing, the table and the mask.
     """
 
     task = "detection"

@@ -80,7 +80,7 @@ def target_objects(
 
 
 def target_counts(target: Any) -> Counter[int]:
-    """Return how many objects, images or pixels of each class number a target has."""
+    """Return the number of objects, images or pixels of each class number in a target."""
     if isinstance(target, Mapping):
         return Counter(np.asarray(target["labels"]).tolist())
     if np.ndim(target) == 0:

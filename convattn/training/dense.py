@@ -155,7 +155,7 @@ def chosen_settings(
 def _build(
     config: RunConfig, create: Callable[..., DenseModel]
 ) -> tuple[DenseModel, dict[str, Any], list[str]]:
-    """Build a model, with the published weights of timm if they are asked for.
+    """Build a model, with timm's published weights if ``config.pretrained`` is set.
 
     Args:
         config: has the name of the backbone and its arguments.
@@ -174,14 +174,14 @@ def _build(
     model, arguments, notes = build_supported(config, with_backbone)
     assert isinstance(model, DenseModel)
     if weights:
-        text = f"pretrained weights of {config.model} loaded into the backbone; all else is new"
-        notes.insert(0, text)
+        text = f"pretrained weights of {config.model} loaded into the backbone"
+        notes.insert(0, f"{text}; all other weights are random")
     return model, arguments, notes
 
 
 @torch.no_grad()
 def _check_forward(model: DenseModel, card: ModelCard) -> None:
-    """Compute a blank image: what does not fit is an error before anything is written.
+    """Run the model on a blank image: an error comes before anything is written.
 
     Args:
         model: is in training mode afterwards.

@@ -36,8 +36,8 @@ def jitter(pixels: Tensor, strength: float) -> Tensor:
 def distort(pixels: Tensor) -> Tensor:
     """Distort the colours: brightness, contrast, saturation and hue, each with probability 0.5.
 
-    The contrast is changed before or after saturation and hue, at random. Liu et al. 2016 (SSD,
-    arXiv 1512.02325), as the segmenters of the papers are trained.
+    The contrast is changed before or after saturation and hue, at random. The method is that of Liu
+    et al. 2016 (SSD, arXiv 1512.02325), with which the papers train their segmenters.
 
     Args:
         pixels: float, (C, H, W), in 0..255; it is overwritten. Grey images have no saturation and

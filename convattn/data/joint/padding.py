@@ -24,7 +24,7 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
 def padded_groups(
     images: Tensor, sizes: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the images of a batch by their own padded sizes, without the rest of the padding.
+    """Yield the images of a batch in groups of one padded size, without further padding.
 
     What a model computes for an image then does not depend on the other images of the batch.
 

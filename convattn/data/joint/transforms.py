@@ -42,8 +42,8 @@ class JointAugment:
         crop_sides: with ``short_sides``: half of the images are first resized to one of these
             lengths of the shorter side, and a random window is cut out.
         crop_range: least and greatest height and width of this window, as far as the image reaches.
-        cat_max_ratio: of a mask of class numbers: the share of the most frequent class in a random
-            window above which another window is tried, up to ten times.
+        cat_max_ratio: for masks of class numbers: if the most frequent class has a larger share of
+            a random window, another window is tried, up to ten times.
         photometric: whether brightness, contrast, saturation and hue are distorted, see
             `convattn.data.joint.colour`.
 
@@ -209,19 +209,19 @@ class _TrainTransform:
 
 
 def _interpolation(preprocess: Preprocess) -> InterpolationMode:
-    """Return the interpolation as torchvision has it for tensors."""
+    """Return torchvision's constant for the interpolation of tensors."""
     name = preprocess.interpolation
     check_choice("interpolation", name, ("bilinear", "bicubic", "nearest", "nearest-exact"))
     return InterpolationMode(name)
 
 
 def _multi_scale(preprocess: Preprocess, sides: tuple[int, ...]) -> list[Preprocess]:
-    """Return what gives the size of a resized image for each length of the shorter side."""
+    """Return a `Preprocess` for each length of the shorter side."""
     return [replace(preprocess, short_side=side) for side in sides]
 
 
 def _floats(pixels: Tensor) -> Tensor:
-    """Return the pixels (C, H, W) as new floats, channel by channel in memory."""
+    """Return a copy of the pixels (C, H, W) as floats, contiguous in memory channel by channel."""
     plain = pixels.as_subclass(Tensor)
     return plain.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 

@@ -32,14 +32,14 @@ Columns = Mapping[str, np.ndarray]
 class FileColumn:
     """A large column that is read from the file piece by piece.
 
-    A map of the file would count as memory of every process that reads pieces here and there, as
-    the system maps megabytes around each.
+    A memory map of the file would count as memory of every process that reads scattered pieces,
+    since the system maps megabytes around each piece.
 
     Args:
         path: the file.
         dtype: type of the values.
-        first: place of the column in the file.
-        size: its bytes.
+        first: offset of the column in the file, in bytes.
+        size: size of the column in bytes.
     """
 
     def __init__(self, path: Path, dtype: str, first: int, size: int) -> None:
@@ -68,11 +68,11 @@ def cache_folder() -> Path:
 
 
 def index_path(kind: str, files: Iterable[str | Path]) -> Path:
-    """Return where the index of these files is, which depends on their sizes and times of change.
+    """Return the path of the index of files; it depends on their sizes and modification times.
 
     Args:
         kind: the format of the data set.
-        files: the files that the index is read from, the first one names it.
+        files: the files that the index is read from; the index has the name of the first one.
     """
     paths = [os.path.abspath(file) for file in files]
     state = hashlib.sha256(f"{FORMAT_VERSION} {kind}\n".encode())
@@ -153,7 +153,7 @@ def _numbers(content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(header: Mapping[str, Any], columns: Columns) -> Iterable[bytes | memoryview]:
-    """Yield the parts of the file; the header has the places of the columns."""
+    """Yield the parts of the file; the header has the offsets of the columns."""
     arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
     sizes = {name: array.nbytes for name, array in arrays.items()}
     reserved = len(json.dumps(header)) + 128 * (len(arrays) + 1)

@@ -58,7 +58,10 @@ def open_coco(
     folders = pair("images", images, root) if images is not None else [None]
     jsons = [file for file in files[:2] if file is not None]
     if len(folders) > len(jsons):
-        raise ValueError(f"images={images} names two folders, but there is one annotation file")
+        raise ValueError(
+            f"images={images} names two folders, but there is one annotation file: give one "
+            "folder, or two files with json=TRAIN,VAL"
+        )
     folders = folders * len(jsons) if len(folders) == 1 else folders
     parts = [read_part(root, file, folder) for file, folder in zip(jsons, folders, strict=True)]
     top = _top(root, [part.folder for part in parts])
@@ -87,14 +90,14 @@ def read_part(root: Path, file: Path, images: str | None) -> ObjectPart:
 
 
 def _has_images(root: Path, file: Path, index: ObjectIndex, images: str | None) -> bool:
-    """Return whether one of the first images is there; else they may now have other names."""
+    """Return whether one of the first images exists; if not, the images may have new names."""
     names = [index.name(row) for row in range(min(_LOOKED_FOR, len(index)))]
     folder = find_images(root, file, names, images)[0]
     return not names or any(os.path.isfile(folder / name) for name in names)
 
 
 def _top(root: Path, folders: Sequence[str]) -> str:
-    """Return the folder that relative names start from: that of the data, if it has the images."""
+    """Return the folder that relative names start from: ``root``, if it has the images."""
     try:
         below = os.path.commonpath([root.absolute(), *map(os.path.abspath, folders)])
     except ValueError:  # several drives
@@ -105,7 +108,7 @@ def _top(root: Path, folders: Sequence[str]) -> str:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Read millions of lists without the garbage collector, which would look at them again."""
+    """Turn the garbage collector off, which would traverse millions of new lists repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:

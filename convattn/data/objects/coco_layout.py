@@ -86,7 +86,7 @@ def find_images(
 def names_on_disk(
     root: Path, json: Path, names: Sequence[str], images: str | None
 ) -> tuple[dict[str, str], str]:
-    """Return the names of the image files whose names in an annotation file are others.
+    """Return the names of the image files that an annotation file names differently.
 
     A name may be in another Unicode form. If no image has the path that the file gives, as after an
     export with the paths of another computer, images are found by their names without folders.

@@ -29,7 +29,7 @@ from convattn.names import shown
 
 _LARGEST_SIDE = 2**31 - 1
 _LARGEST_NUMBER = 2**62
-_CORNERS_SHARE = 1 / 3  # of the boxes leave their image where corners stand for width and height
+_CORNERS_SHARE = 1 / 3  # share of the boxes that leave their image in a file of corners
 _CORNERS_FIT = 0.95
 
 
@@ -297,8 +297,8 @@ class CocoParser:
         for number, name in enumerate(names):
             if name in above and number not in used:
                 self.built.notes.append(
-                    f"category {shown(name)!r} has no objects, it is the supercategory of others: "
-                    "it is a class too; delete it from the file if it shall be none"
+                    f"category {shown(name)!r} has no objects and is the supercategory of others: "
+                    "it is counted as a class; if it is not a class, delete it from the file"
                 )
 
     def _problem(self, entry: str, reason: str) -> None:
@@ -371,7 +371,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _side(value: Any) -> int:
-    """Return a width or height, 0 if it is none."""
+    """Return a width or height, 0 if the value is not a valid one."""
     if not _is_number(value) or not 0 < value <= _LARGEST_SIDE or value != int(value):
         return 0
     return int(value)

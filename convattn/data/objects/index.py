@@ -16,9 +16,9 @@ from convattn.data.objects.cache import read_index, write_index
 from convattn.data.problems import Problem
 
 NO_MASK, POLYGONS, RUN_LENGTHS, BROKEN_MASK = range(4)
-ROUNDING = 1.0  # pixels by which a box may reach beyond its image: it is clipped
+ROUNDING = 1.0  # a box that reaches so many pixels beyond its image is clipped
 _LEAST_INSIDE = 0.5  # share of an area in the image, below which a box or polygon is left out
-_SMALLEST = 1e-3  # pixels: a shorter side has no length in float32
+_SMALLEST = 1e-3  # pixels; a shorter side can have no length in float32
 _TYPES = {
     "name_ends": "q", "width": "i", "height": "i", "image_id": "q",
     "image": "i", "label": "i", "crowd": "B", "area": "f", "entry": "q", "mask_kind": "B",
@@ -110,7 +110,7 @@ class ObjectIndex:
             return None
 
     def stored(self, path: Path) -> ObjectIndex:
-        """Return this index, mapped from the file of the cache if it can be written."""
+        """Return this index, memory-mapped from the file of the cache if it can be written."""
         written = write_index(path, self.facts.to_dict(), self._columns)
         return (self.load(path) or self) if written else self
 

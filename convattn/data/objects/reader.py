@@ -211,7 +211,7 @@ class ObjectReader(SourceReader):
         return problem if problem.file else replace(problem, file=part.file)
 
     def _note_both(self, parts: Sequence[ObjectPart], rows: Sequence[np.ndarray]) -> None:
-        """Add a sentence on images that are learnt from and held out."""
+        """Add a sentence on images that are both in the training part and in the held-out part."""
         train, val = (
             {os.path.join(part.folder, part.index.name(row)) for row in chosen.tolist()}
             for part, chosen in zip(parts, rows, strict=True)
@@ -228,7 +228,7 @@ class ObjectReader(SourceReader):
         missing = [self._relative(part, name) for name in missing]
         self.problems += [Problem(name, "", why) for name in missing]
         raise UnusableDataError(
-            f"none of the {counted(len(missing), 'image')} of {shown(part.title)} is there: "
+            f"none of the {counted(len(missing), 'image')} of {shown(part.title)} exists: "
             f"{listed(missing, 3)} in {shown(self.root)}; "
             + (
                 "give the folder of the images with images=FOLDER"
@@ -253,7 +253,7 @@ class ObjectReader(SourceReader):
         return file in self._listing(folder) or os.path.isfile(path)
 
     def _listing(self, folder: str) -> set[str]:
-        """Return the names of the files in a folder; one listing is faster than many questions."""
+        """Return the names of the files in a folder; it is faster than a check of each file."""
         if folder not in self._listings:
             try:
                 with os.scandir(folder) as found:
@@ -274,7 +274,7 @@ def _category_ids(part: ObjectPart, numbers: np.ndarray, count: int) -> tuple[in
 
 
 def _upright(path: str, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of the upright image, of which the header is read only if it matters."""
+    """Return the size of the upright image; the header is read only if it can differ."""
     if size != stored[::-1]:
         return stored
     try:

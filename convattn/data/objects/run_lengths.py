@@ -53,10 +53,11 @@ def _runs(counts: Any) -> np.ndarray | None:
 
 
 def _decompressed(units: np.ndarray) -> np.ndarray | None:
-    """Return the lengths of which each character has five bits, and whether more follow.
+    """Return the lengths; None if they are damaged.
 
-    A number's last character says in its highest bit whether the number is negative. From the
-    fourth number on, a number is the difference from the number two places before.
+    Each character has five bits of a number; its sixth bit is set if more characters follow. In the
+    last character of a number, the highest of the five bits is the sign. From the fourth number on,
+    a number is the difference from the number two places before.
     """
     if not len(units) or units.min() < 0 or units.max() > 63 or units[-1] & 32:
         return None

@@ -154,7 +154,7 @@ class _Parser:
                 self.built.problems.append(Problem(file, f"object {number}", str(error)))
 
     def _picture(self, name: str, file: str, given: str) -> str:
-        """Return the image of an annotation file: by the name of this file, else as it says."""
+        """Return the image with the name of an annotation file, else the one named in the file."""
         found = self.pictures.get(name, "")
         folder = os.path.dirname(found or file)
         folder = IMAGES if not found and folder == ANNOTATIONS else folder

@@ -13,7 +13,7 @@ from convattn.data.images import is_image_file
 from convattn.names import listed, nfc, shown
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
-# Folders, in lower case, of which the names of images and annotation files are the same without.
+# Folders, in lower case, that say only which kind of file they hold: `_stem` leaves them out.
 _KINDS = frozenset([
     "annotations", "annotation", "annots", "labels", "xml", "xmls", "jpegimages", "images", "image",
     "imgs", "img", "photos",
@@ -158,8 +158,8 @@ def files_by_stem(
 ) -> dict[str, str]:
     """Return the files in a folder and below it by their names without the ending.
 
-    A name has the folders of the file, but not those that only say what the file is, as in
-    "train/images/1.jpg".
+    A name has the folders of the file, but not those that say only which kind of file they hold:
+    the name of "train/images/1.jpg" is "train/1".
 
     Args:
         folder: the folder.
@@ -183,7 +183,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the names in folders such as "train" and "valid" by their roles, {} without them."""
+    """Return the names in each folder such as "train" by its role, {} without such folders."""
     found: dict[str, list[str]] = {}
     for name in names:
         folder, slash, _ = name.partition("/")
@@ -192,7 +192,7 @@ def _by_folder(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _read_list(path: Path, known: set[str]) -> tuple[str, ...]:
-    """Return the names in a list, without flags and endings, as in "1 -1" and "1.jpg"."""
+    """Return the names in a list: "1" for a line "1 -1" or "1.jpg", with a flag or an ending."""
     text = path.read_bytes().decode("utf-8", "surrogateescape").lstrip("\ufeff")
     lines = [nfc(line.strip()) for line in text.splitlines() if line.strip()]
     return tuple(dict.fromkeys(_listed_name(line, known) for line in lines))

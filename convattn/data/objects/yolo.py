@@ -21,11 +21,11 @@ from convattn.data.scan import image_sizes
 from convattn.data.source import DataSource, relative_name
 from convattn.names import counted, shown
 
-_IN_PIXELS = 2.0  # a coordinate that is larger is no share of the image
+_IN_PIXELS = 2.0  # a larger coordinate is in pixels, not a share of the image
 _ROUNDING = 0.01  # share of the image by which a box may reach beyond it
-_FEW = 5  # boxes that leave their image in any data
-_LEAVING = 1 / 3  # share of the boxes that leave their image where other numbers are meant
-_FITTING = 0.95  # share of the boxes that then lie in it if the numbers are read in another way
+_FEW = 5  # so many boxes may leave their images in any data set
+_LEAVING = 1 / 3  # with a larger share of such boxes, the four numbers may have another meaning
+_FITTING = 0.95  # share of the boxes that lie in their images with the right meaning
 
 
 def open_yolo(
@@ -145,7 +145,7 @@ class _Parser:
         return bool(self.file.values.get("kpt_shape"))
 
     def _check_centres(self, title: str) -> None:
-        """Raise an error if the numbers of the boxes are corners where centres are meant."""
+        """Raise an error if the boxes have corners in place of centres."""
         x, y, width, height = np.array(self.boxes).reshape(-1, 4).T
         total = len(x)
         low, high = (

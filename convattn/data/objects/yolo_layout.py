@@ -16,7 +16,7 @@ from convattn.data.problems import Problem, UnusableDataError
 from convattn.names import listed, natural_key, nfc, shown
 
 _PARTS = ("train", "val", "test")
-_ABOVE = 3  # folders that the paths in a list may start from: its own, and those above
+_ABOVE = 3  # the paths in a list may start from its folder or from one of the folders above
 _USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -54,7 +54,8 @@ class YoloFile:
         """
         if not self.values.get("train") and train == "train":
             raise _unusable(
-                self.path, "the file has no train, the folder of the images to learn from"
+                self.path,
+                "the file has no train: add train: FOLDER, the folder of the training images",
             )
         if val == "validation":
             val = next((name for name in ("val", "valid", "test") if self.values.get(name)), "")
@@ -97,7 +98,7 @@ class YoloFile:
         return list(dict.fromkeys(base.absolute() for base in (*bases, beside)))
 
     def _places(self, entry: str) -> list[Path]:
-        """Return the existing paths that an entry may mean; "../" may stand too much."""
+        """Return the existing paths that an entry may mean; a leading "../" may be wrong."""
         entry = entry.replace("\\", "/")  # the file may come from Windows
         names = [entry, *([entry[3:]] if entry.startswith("../") else [])]
         places = [base / Path(name).expanduser() for name in names for base in self._bases()]
@@ -162,7 +163,9 @@ def _names(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
     if names is None and isinstance(values.get("nc"), int) and values["nc"] > 0:
         return tuple(str(number) for number in range(values["nc"]))
     if names is None:
-        raise _unusable(path, "the file has no names, the list of the classes")
+        raise _unusable(
+            path, "the file has no names: add names: [FIRST, SECOND, ...], the list of the classes"
+        )
     if isinstance(names, list):
         found = names
     elif isinstance(names, dict):
@@ -177,7 +180,9 @@ def _names(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(count, int) and count != len(found):
         raise _unusable(path, f"names has {len(found)} classes, but nc is {count}: correct one")
     if not found or len(set(map(str, found))) < len(found):
-        raise _unusable(path, f"names must be different names: {listed(list(map(str, found)))}")
+        raise _unusable(
+            path, f"names must hold different names, and holds {listed(list(map(str, found)))}"
+        )
     return tuple(map(str, found))
 
 

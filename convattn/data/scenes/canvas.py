@@ -74,7 +74,7 @@ def cut(outline: Outline, place: Place) -> Cut:
 
 
 def sum_of_four(values: np.ndarray) -> np.ndarray:
-    """Return the sums of squares of two by two values, (2H, 2W, ...) to (H, W, ...)."""
+    """Return the sum of each block of two by two values, (2H, 2W, ...) to (H, W, ...)."""
     rows = values[::2] + values[1::2]
     return rows[:, ::2] + rows[:, 1::2]
 

@@ -52,7 +52,8 @@ TEXTURES: Mapping[str, Texture] = {
     "gradient": _gradient,
     "grain": _grain,
 }
-# Each class prefers two textures and a fourth of the hues; one object of six has any others.
+# Each class prefers two textures and a fourth of the hues. One texture of six is chosen among all
+# textures, and one hue of six among all hues.
 PREFERRED: Mapping[str, tuple[str, str]] = {
     "disc": ("stripes", "checks"),
     "ball": ("plain", "stripes"),

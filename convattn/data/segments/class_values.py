@@ -36,7 +36,7 @@ class ClassValues:
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(map(nfc, self.names)).items() if count > 1]
         if twice:
-            raise ValueError(f"two classes have the same name: {listed(twice)}")
+            raise ValueError(f"two classes have the same name: {listed(twice)}; rename one of them")
         if not 0 < len(self.names) <= MOST_CLASSES or max(self.values) > MOST_CLASSES:
             raise ValueError(
                 f"{len(self.names)} classes: masks of 8 bits have 1 to {MOST_CLASSES} classes"

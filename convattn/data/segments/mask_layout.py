@@ -129,7 +129,9 @@ def _choose(
         learn = ""
     hold = _role(val_split)
     if hold == learn:
-        raise ValueError(f"train_split={train_split} and val_split={val_split} are the same part")
+        raise ValueError(
+            f"train_split={train_split} and val_split={val_split} are the same part: give two parts"
+        )
     if hold in parts:
         return learn, hold
     if hold != "val":
@@ -196,7 +198,11 @@ def _role(split: str) -> str:
 
 def _no_part(where: str, option: str, split: str, parts: dict[str, Folders]) -> str:
     names = [role for role in parts if role]
-    known = f"there are {listed(names)}" if names else "its images are not in parts"
+    known = (
+        f"there are {listed(names)}"
+        if names
+        else f"its images are not in parts: leave {option} out"
+    )
     return f"{where} has no part for {option}={shown(split)}; {known}"
 
 

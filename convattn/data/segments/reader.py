@@ -98,7 +98,7 @@ class SegmentReader(SourceReader):
     def _inspect(
         self, part: SegmentPart, *, decode: bool, few: bool
     ) -> dict[int, MaskInfo | BrokenImageError]:
-        """Return what is known of the masks of the images that are not left out at once."""
+        """Return the properties or the error of each mask, by the row of its image."""
         rows, known = self.unread(
             len(part.images), lambda row: relative_name(part.images[row], self.root)
         )

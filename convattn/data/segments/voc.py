@@ -34,7 +34,7 @@ def open_voc_segments(
     Images are in ``JPEGImages``, masks in ``SegmentationClass``; the images of each part are listed
     in ``ImageSets/Segmentation/train.txt`` and ``val.txt``. Without lists, a part of all images
     with a mask is held out. Value 255 is ignored, value 0 is the background. The classes are the 21
-    of VOC, or those of ``classes.txt`` or ``labelmap.txt`` in the folder.
+    of VOC, or those of ``classes.txt``, ``labels.txt`` or ``labelmap.txt`` in the folder.
 
     Args:
         path: the folder, or one that holds ``VOCdevkit/VOC2012`` or ``VOC2012``.
@@ -53,7 +53,10 @@ def open_voc_segments(
     """
     root = find_root(Path(path).expanduser(), _MASKS)
     if not (root / _IMAGES).is_dir():
-        raise FileNotFoundError(f"{shown(root)} has no folder {_IMAGES}")
+        raise FileNotFoundError(
+            f"{shown(root)} has no folder {_IMAGES}; voc:DIR needs the images in "
+            f"{shown(root / _IMAGES)}"
+        )
     images, masks = (files_by_stem(root / name, is_image_file) for name in (_IMAGES, _MASKS))
     first, second, notes = find_parts(root, _LISTS, list(masks), train_split, val_split)
     train = _part(root, first, images, masks)

@@ -1,4 +1,4 @@
-"""What the settings of a detector say on its images: their size and their augmentation."""
+"""The size and the augmentation of the images, as the settings of a detector define them."""
 
 from __future__ import annotations
 

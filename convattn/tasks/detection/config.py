@@ -37,7 +37,7 @@ with warnings.catch_warnings():
 
         json: str | tuple[str, ...] | None = setting(  # type: ignore[assignment]
             None,
-            "coco: the annotation file, or those of training and validation; default: those in "
+            "coco: the annotation file, or those of training and validation; default: the files in "
             "the folder annotations",
             example=["train.json", "val.json"],
         )
@@ -75,19 +75,21 @@ class DetectionConfig(_CocoFiles):
         "linear layers with one regression for all classes (linear); default: conv",
     )
     anchor_scale: Positive | None = setting(
-        None, "side of the anchors of a level, in its strides; default: 4 for retinanet, else 8"
+        None, "side of a level's anchors in strides of the level; default: 4 for retinanet, else 8"
     )
     proposals: Count | None = setting(
         None, "not retinanet: regions of an image in evaluation; default: 1000"
     )
     train_proposals: Count | None = setting(
-        None, "not retinanet: the same in training; default: 1000, cascade_mask_rcnn 2000"
+        None,
+        "not retinanet: regions of an image in training; default: 1000, cascade_mask_rcnn 2000",
     )
     candidates: Count | None = setting(
         None, "anchors of a level before the suppression, in evaluation; default: 1000"
     )
     train_candidates: Count | None = setting(
-        None, "not retinanet: the same in training; default: 2000"
+        None,
+        "not retinanet: anchors of a level before the suppression, in training; default: 2000",
     )
     samples: Count | None = setting(
         None, "not retinanet: regions of an image in the losses of the heads; default: 512"
@@ -99,9 +101,11 @@ class DetectionConfig(_CocoFiles):
     # Results
     score: Share = setting(0.05, "evaluation: objects with a lower score are left out")
     nms: PositiveShare = setting(
-        0.5, "evaluation: of two objects of a class with a higher IoU one is left out"
+        0.5,
+        "evaluation: of two objects of a class whose IoU is higher, the one with the lower score "
+        "is left out",
     )
-    detections: Count = setting(100, "evaluation: the most objects of an image")
+    detections: Count = setting(100, "evaluation: largest number of objects per image")
     backend: Literal["pycocotools", "faster_coco_eval"] = setting(
         "pycocotools", "package that computes the average precision"
     )
@@ -113,7 +117,7 @@ class DetectionConfig(_CocoFiles):
         "but short_side and long_side",
     )
     short_side: Count = setting(800, "shorter side of a resized image")
-    long_side: Count = setting(1333, "largest length of its longer side")
+    long_side: Count = setting(1333, "largest length of the longer side of a resized image")
     short_sides: _Sides = setting(
         (), "training: lengths of the shorter side to choose from; default: short_side"
     )
@@ -123,7 +127,7 @@ class DetectionConfig(_CocoFiles):
         "random window is cut out",
     )
     crop_range: tuple[Count, Count] = setting(
-        (384, 600), "training: least and greatest height and width of this window"
+        (384, 600), "with crop_sides: least and greatest height and width of the random window"
     )
 
     # Augmentation

@@ -19,9 +19,9 @@ class Matches:
     """The matched objects of an image.
 
     Args:
-        pairs: number of images objects by (true class, found class); ``background`` in place of
-            the true class are found objects without a true one, and in place of the found class
-            true objects that were not found.
+        pairs: number of objects by (true class, found class). A found object without a true one has
+            ``background`` as its true class; a true object that was not found has it as its found
+            class.
         right: number of objects found with their class.
         missed: number of true objects that were not found, or with another class.
         false: number of found objects without a true one of their class.

@@ -1,4 +1,4 @@
-"""The average precision of boxes and masks, computed by COCO's own program."""
+"""The average precision of boxes and masks, computed by pycocotools or faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _NAMES = {
 }
 Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
-# Those of COCO's program in float64; the defaults of torchmetrics have the rounding of float32.
+# The values of pycocotools in float64; the defaults of torchmetrics are rounded to float32.
 _IOUS = np.linspace(0.5, 0.95, 10).tolist()
 _RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
-PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # of the names of the results
+PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "mask_"}  # prefixes of the names of the results
 
 
 class DetectionMeter(Metric):
@@ -63,7 +63,7 @@ class DetectionMeter(Metric):
         self.targets += targets
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove all images."""
         super().reset()
         self.found, self.targets = [], []
 
@@ -114,7 +114,7 @@ def average_precision(
         if f"{start}precision" in values:
             results[f"{prefix}precision"] = values[f"{start}precision"][..., 0, -1]
             results[f"{prefix}recall"] = values[f"{start}recall"][..., 0, -1]
-    if curves:  # torchmetrics makes a number of the list of a single class
+    if curves:  # for a single class, torchmetrics returns a number in place of a list
         results["classes"] = values["classes"].flatten().tolist()
     return results
 
@@ -157,5 +157,5 @@ def _gathered(objects: list[Objects]) -> list[Objects]:
 
 
 def _or_nan(value: Tensor) -> Tensor:
-    """Return NaN for -1, which COCO's program returns where there is no true object."""
+    """Return NaN for -1, which pycocotools returns where there is no true object."""
     return torch.where(value < 0, math.nan, value.float())

@@ -34,7 +34,7 @@ class Found(TypedDict):
 
 
 class Objects(TypedDict):
-    """Found or true objects on the CPU; found ones are neither crowds nor have an area.
+    """Found or true objects on the CPU; for found objects, crowd is False and area is 0.
 
     Args:
         boxes: (N, 4) as left, top, right, bottom in pixels of the original image.
@@ -92,7 +92,7 @@ def kept_found(found: Found) -> Objects:
 
 
 def finite(objects: Objects) -> Objects:
-    """Return the found objects, none of an image for which the model computed NaN."""
+    """Return the found objects; no objects if the model computed NaN for the image."""
     if objects["scores"].isfinite().all():
         return objects
     tensors = {key: value[:0] for key, value in objects.items() if isinstance(value, Tensor)}

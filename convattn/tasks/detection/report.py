@@ -107,8 +107,8 @@ def curves(run: Run, pictures: Pictures | None) -> Section | None:
     if not charts:
         return None
     text = (
-        "Precision at each recall, for objects that overlap a true one with an IoU of at least "
-        "0.5. The area below a line is the AP50 of its class."
+        "Precision at each recall; a found object is right if it overlaps a true one of its class "
+        "with an IoU of at least 0.5. The area below a line is the AP50 of its class."
     )
     return Section("curves-pr", "Precision and recall", [Text(text), Charts(charts)])
 
@@ -124,8 +124,8 @@ def confusions(run: Run, pictures: Pictures | None) -> Section | None:
         [*names, *map(str, range(len(names), len(confusion)))],
         unit="Objects",
         explained=f"Each row is a true class, each column the class of the object{least} that was "
-        "found there with an IoU of at least 0.5. The last column counts objects that were "
-        "missed, the last row found objects where there is none.",
+        "found there with an IoU of at least 0.5. The last column counts true objects that "
+        "were not found, the last row found objects without a true one.",
     )
 
 
@@ -138,8 +138,8 @@ def predictions(run: Run, pictures: Pictures | None) -> Section | None:
         examples or [],
         "Objects with a score of at least 0.25. An object is right if one of its class was found "
         "with an IoU of at least 0.5; dashed boxes count as neither right nor wrong. The worst "
-        "images are those with the smallest share of right ones among right, missed and false "
-        "objects.",
+        "images are those with the smallest share of right objects among right, missed and false "
+        "ones.",
     )
 
 
@@ -183,6 +183,6 @@ def _example(row: dict[str, str]) -> Example:
     lines = [Line("right", f"{right:,}", rest=f" of {int(row['objects']):,}")]
     lines += [Line("missed", f"{missed:,}", is_wrong=True)] if missed else []
     lines += [Line("false", f"{false:,}", is_wrong=True)] if false else []
-    # Of images without a mistake, those with many objects are the best.
+    # Among images without a mistake, those with the most objects are the best.
     quality = right / total + right * 1e-6 if total else 1.0
     return Example(int(row["index"]), row.get("path") or "", quality, lines)

@@ -121,8 +121,8 @@ class Detection(DenseTask[DetectionConfig]):
             sizes: see `Task.outputs`.
             card: see `Task.outputs`.
             score: objects with a lower score are left out; at least that of the training.
-            nms: of two objects of a class with a higher IoU one is left out; at most that of the
-                training.
+            nms: of two objects of a class whose IoU is higher, the one with the lower score is left
+                out; at most that of the training.
 
         Raises:
             ValueError: ``score`` or ``nms`` is out of range.

@@ -1,4 +1,4 @@
-"""What the settings of a segmenter say on its model, and on the images and their augmentation."""
+"""The model, the images and the augmentation, as the settings of a segmenter define them."""
 
 from __future__ import annotations
 

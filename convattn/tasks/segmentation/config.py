@@ -27,7 +27,7 @@ class SegmentationConfig(RunConfig):
     """The settings of the training of a segmenter."""
 
     task: Literal["segmentation"] = setting("segmentation", "what the model is trained for")
-    method: Literal["semantic_fpn", "upernet"] = setting("semantic_fpn", "what the heads are")
+    method: Literal["semantic_fpn", "upernet"] = setting("semantic_fpn", "the segmenter")
     model: str = setting("glnet_nano", "backbone, a name that `convattn models` or timm lists")
     data: str = setting(..., "ade20k:DIR, masks:DIR or voc:DIR")
     classes: str | tuple[str, ...] | None = setting(
@@ -74,7 +74,7 @@ class SegmentationConfig(RunConfig):
         None, "shorter side of a resized image in evaluation; default: img_size, or 512"
     )
     long_side: Count | None = setting(
-        None, "largest length of its longer side; default: four times short_side"
+        None, "largest length of the longer side in evaluation; default: four times short_side"
     )
 
     # Inference
@@ -97,7 +97,7 @@ class SegmentationConfig(RunConfig):
         None, "probability of a horizontal flip; default: 0.5 if the data allows it"
     )
     cat_max_ratio: PositiveShare = setting(
-        0.75, "share of one class in a crop above which another crop is tried"
+        0.75, "another crop is tried if one class has a larger share of the crop"
     )
     photometric: bool = setting(True, "distort brightness, contrast, saturation and hue")
 

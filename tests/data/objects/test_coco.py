@@ -259,7 +259,7 @@ def test_a_group_of_categories_without_objects_is_named(tmp_path: Path) -> None:
     write_coco(tmp_path, [annotation(1, 1, category_id=1)], categories=categories)
     source = open_coco(tmp_path)
     assert source.class_names == ("cells", "red")
-    assert "category 'cells' has no objects, it is the supercategory of others" in source.notes[0]
+    assert "category 'cells' has no objects and is the supercategory of others" in source.notes[0]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

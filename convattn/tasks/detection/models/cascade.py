@@ -111,7 +111,7 @@ class CascadeRoIHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[Objects] | None = None,
     ) -> tuple[list[Objects], dict[str, Tensor]]:
-        """Return the objects found in each image and no losses, or in training the reverse.
+        """Return the objects found in each image and no losses; in training no objects, but losses.
 
         Args:
             features: the levels of the pyramid.

@@ -136,7 +136,7 @@ class Detector(DenseModel):
     ) -> list[Objects]:
         """Return the objects of each image, or one with the score NaN if a number is not finite.
 
-        NaN is above no limit of a score: without this mark, such images would have no objects.
+        NaN is never above the limit ``score``: without this mark, such an image would look empty.
         """
         doubtful = [number for number, objects in enumerate(found) if _is_doubtful(objects)]
         if not doubtful:
