@@ -36,15 +36,15 @@ def check_sizes(config: DetectionConfig) -> None:
             f"img_size={config.img_size} and {words[0]} contradict each other: with img_size, "
             "images are fitted into a square; leave one out, or set img_size=null"
         )
-    if not config.img_size and "scale" in config.model_fields_set:
-        raise ValueError(
-            f"scale={list(config.scale)} needs img_size; without it, short_sides=[480,640,800] "
-            "chooses the size of a training image"
-        )
     if not config.crop_sides and "crop_range" in config.model_fields_set:
         raise ValueError(
             f"crop_range={list(config.crop_range)} needs crop_sides, such as "
             "crop_sides=[400,500,600]; without them, no window is cut out"
+        )
+    if not config.img_size and "scale" in config.model_fields_set:
+        raise ValueError(
+            f"scale={list(config.scale)} needs img_size; without it, short_sides=[480,640,800] "
+            "chooses the size of a training image"
         )
 
 
