@@ -95,8 +95,9 @@ class SegmentationPrediction(Prediction):
 def class_legend(mask: np.ndarray, class_names: Sequence[str]) -> list[LegendEntry]:
     """Return an entry per coloured class of the mask (H, W), in the order of the class numbers."""
     counts = np.bincount(mask.ravel(), minlength=len(class_names))
+    clear = backgrounds(class_names)
     return [
         LegendEntry(class_colour(label), name, f"{counts[label] / mask.size:.0%}")
         for label, name in enumerate(class_names)
-        if counts[label] and label not in backgrounds(class_names)
+        if counts[label] and label not in clear
     ]

@@ -91,5 +91,6 @@ def target_counts(target: Any) -> Counter[int]:
 
 def counts_legend(counts: Mapping[int, int], class_names: Sequence[str]) -> list[LegendEntry]:
     """Return an entry per class with a count and a colour, in the order of the class numbers."""
-    coloured = [n for n in sorted(counts) if counts[n] and n not in backgrounds(class_names)]
+    clear = backgrounds(class_names)
+    coloured = [n for n in sorted(counts) if counts[n] and n not in clear]
     return [LegendEntry(class_colour(n), class_names[n]) for n in coloured]

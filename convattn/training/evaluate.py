@@ -29,7 +29,7 @@ from convattn.data import (
 )
 from convattn.progress import Progress
 from convattn.training.evaluation import Found, TaskEvaluation
-from convattn.training.options import check_options, evaluate_options
+from convattn.training.options import check_options, evaluate_options, option_notes
 from convattn.training.task import Task
 from convattn.training.trained import Checkpoint, folder_data, run_of
 from convattn.training.trained_data import is_same, open_for, range_notes
@@ -94,7 +94,11 @@ def evaluate(
         split=part,
         images_per_second=speed,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
-        notes=[*data.notes, *range_notes(loaded.card, data.value_range)],
+        notes=[
+            *data.notes,
+            *range_notes(loaded.card, data.value_range),
+            *option_notes(options),
+        ],
     )
     return task.summarise(loaded.card, data, images, found)
 

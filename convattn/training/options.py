@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from convattn.checks import check_choice
@@ -26,6 +26,13 @@ def check_options(task: type[Task[Any]], given: Iterable[str], known: Collection
     """Raise `ValueError` for an option that is not known."""
     for name in given:
         check_choice(f"option of {task.name}", name, known)
+
+
+def option_notes(given: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the options with which a model is evaluated, if there are any."""
+    words = [f"{k}={str(v).lower()}" for k, v in given.items() if v is not None]
+    text = f"evaluated with {', '.join(words)}, in place of the training's settings"
+    return [text] if words else []
 
 
 def _named(method: Callable[..., Any]) -> list[str]:

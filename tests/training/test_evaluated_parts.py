@@ -193,6 +193,8 @@ def test_options_replace_those_of_the_training(masks: Path, tmp_path: Path) -> N
     found, expected = (evaluate(each, workers=0, device="cpu") for each in (run, mirrored))
     chosen = evaluate(run, workers=0, device="cpu", options={"flip": True})
     assert chosen.predictions == expected.predictions != found.predictions
+    note = "evaluated with flip=true, in place of the training's settings"
+    assert (chosen.notes, found.notes) == ([*found.notes, note], found.notes)
     with pytest.raises(ValueError, match="window has no effect on whole images"):
         evaluate(run, workers=0, device="cpu", options={"window": 32})
     with pytest.raises(ValueError, match="unknown option of segmentation 'mirror'"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from convattn.data.folders.classes import ClassNumbers, UnknownClassesError
 from convattn.data.folders.listing import Level, Listing, list_images, read_level
 from convattn.data.folders.split import split_as_before, split_by_name, stratified_split
+from convattn.data.reading import BEFORE
 from convattn.data.scan import check_share, find_broken
 from convattn.data.source import BrokenFile, relative_name
 from convattn.data.survey import Survey
@@ -105,7 +106,7 @@ class PartReader:
     def _find_broken(self, paths: list[str]) -> list[BrokenFile]:
         names = [self.name(path) for path in paths]
         unread, known, _ = split_by_name(names, self.known_broken)
-        broken = [BrokenFile(paths[i], "it was unreadable before") for i in known]
+        broken = [BrokenFile(paths[i], BEFORE) for i in known]
         decode = None if self.check else False
         return broken + find_broken([paths[i] for i in unread], self.survey, decode=decode)
 
