@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from examples.demo import new_run, print_report, show
 
-SCENES = "--format folder --easy --count 8000 --val 300 --size 96"
+SCENES = "--format folder --easy --count 7200 --val 300 --size 96"
 TRAINING = "--method semantic_fpn --model xvolution_resnet_nano --recipe scenes"
 DRAWN = 6
 
